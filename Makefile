@@ -1,0 +1,48 @@
+# Every target makes what it needs. PYTHON is the interpreter the virtual environment is made with.
+PYTHON ?= python3
+VENV   := .venv
+PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-fast check bench bundle clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The core only: no torch, about a minute on a fresh machine.
+$(VENV)/core: requirements-core.txt constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --requirement requirements-core.txt hatchling editables
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Everything: the neural models, the tests and the linters.
+.venv: $(VENV)/full
+$(VENV)/full: $(VENV)/core
+	$(PIP) --editable ".[dev]"
+	touch $@
+.PHONY: .venv
+
+demo: $(VENV)/core
+	$(VENV)/bin/pgimgsearch demo
+
+test: $(VENV)/full
+	$(VENV)/bin/python -m pytest
+
+test-fast: $(VENV)/full
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+check: $(VENV)/full
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m pytest -q tests/unit/test_docs.py
+
+bench: $(VENV)/full
+	$(VENV)/bin/python -m benchmarks
+
+# Freeze sql/ as the functions of the newest revision.
+bundle: $(VENV)/core
+	$(VENV)/bin/python -m pgimgsearch.database.bundles
+
+clean:
+	rm -rf $(VENV) dist build benchmarks/results

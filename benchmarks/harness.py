@@ -1,0 +1,110 @@
+"""What the measurements share: a fresh server, clustered vectors, a filled database, and a report."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.database import store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.pipeline.copy_in import copy_block
+from pgimgsearch.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@contextmanager
+def fresh_database() -> Iterator[tuple[str, Connection]]:
+    """An embedded server of its own, upgraded and empty."""
+    with (
+        TemporaryDirectory() as home,
+        database_url(Settings(home=Path(home) / "home")) as url,
+        connect(url) as connection,
+    ):
+        yield url, connection
+
+
+def clustered(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:
+    """Unit vectors around one centre for each 100 rows, as embeddings of real photos lie."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(rows // 100, 1), dim), dtype=np.float32)
+    vectors = centres[rng.integers(len(centres), size=rows)]
+    vectors += 0.8 * rng.standard_normal((rows, dim), dtype=np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def add_model(connection: Connection, name: str, dim: int, storage: str = "halfvec") -> StoredModel:
+    """A stored model without an encoder."""
+    return store.add_model(
+        connection,
+        {"name": name, "dim": dim, "storage": storage, "backend": "timm", "checkpoint": name, "output": "pool",
+         "preprocess": {}, "fingerprint": name, "has_text": False, "near": 0.95},
+    )  # fmt: skip
+
+
+def add_images(connection: Connection, rows: int) -> None:
+    """So many images, each with a content of its own; content_id = image_id = 1 .. rows on a fresh database."""
+    connection.execute("insert into imgsearch.collection (name) values ('bench')")
+    connection.execute(
+        "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) "
+        "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, %s) n order by n",
+        [rows],
+    )
+    connection.execute(
+        "insert into imgsearch.image (content_id, collection_id, path, metadata) "
+        "select content_id, 1, content_id || '.jpg', jsonb_build_object('tenth', content_id % 10, 'hundredth', "
+        "content_id % 100) from imgsearch.content order by content_id"
+    )
+    connection.execute("vacuum analyze imgsearch.image, imgsearch.content")
+
+
+def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch: int = 20_000) -> None:
+    """COPY vectors into a table of (content_id, embedding), for contents 1 .. n."""
+    connection.execute(f"create temporary table load_{table} (content_id int4, like imgsearch.{table})".replace(  # type: ignore[call-overload]
+        f", like imgsearch.{table}", f", embedding halfvec({vectors.shape[1]})"))  # fmt: skip
+    for start in range(0, len(vectors), batch):
+        part = vectors[start : start + batch].astype(np.float16)
+        with connection.cursor().copy(f"copy load_{table} from stdin (format binary)") as copy:  # type: ignore[arg-type]
+            copy.write(copy_block(np.arange(start + 1, start + len(part) + 1), part, vectors.shape[1]))
+    connection.execute(f"insert into imgsearch.{table} select * from load_{table}")  # type: ignore[call-overload]
+    connection.execute(f"drop table load_{table}")  # type: ignore[call-overload]
+    connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]
+
+
+def median_ms(run: Callable[[int], object], times: int) -> float:
+    """The median time of a call, in milliseconds, after one call to warm up."""
+    run(0)
+    taken = []
+    for turn in range(times):
+        start = time.perf_counter()
+        run(turn)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1000
+
+
+def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str) -> dict[str, Any]:
+    """Print a table, write it as JSON, and return it."""
+    result = {"question": question, "ratio": round(ratio, 3), "target": target, "rows": rows,
+              "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"}  # fmt: skip
+    print(f"\n{question}\n  ratio {ratio:.3f}   target {target}")
+    for row in rows:
+        print(
+            "   ",
+            ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            ),
+        )
+    RESULTS.mkdir(exist_ok=True)
+    name = question.lower().split(":")[0].replace(" ", "_")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1))
+    return result

@@ -1,0 +1,733 @@
+-- Models: names and aliases, their typed tables, and who may read them.
+
+-- The model behind a name or an alias; raises PI001 when there is none.
+create or replace function imgsearch._resolve_model(model text) returns imgsearch.model
+language plpgsql stable parallel safe as $$
+declare
+    found_model imgsearch.model;
+    known text;
+begin
+    select m.* into found_model
+    from imgsearch.model m
+    where m.model_id = coalesce(
+        (select a.model_id from imgsearch.alias a where a.alias = _resolve_model.model),
+        (select x.model_id from imgsearch.model x where x.name = _resolve_model.model),
+        -- duplicates follows default until it is set
+        (select a.model_id from imgsearch.alias a where a.alias = 'default' and _resolve_model.model = 'duplicates'));
+    if not found then
+        select string_agg(m.name, ', ' order by m.name) into known from imgsearch.model m;
+        raise exception 'unknown model or alias: %', coalesce(_resolve_model.model, 'null') using
+            errcode = 'PI001',
+            hint = case when known is null then 'no model was added yet: run "pgimgsearch ingest DIR --model NAME"'
+                        else 'known models: ' || known || '; add one with "pgimgsearch models add NAME"' end;
+    end if;
+    return found_model;
+end $$;
+
+-- Whether the caller may see an image of this content: the policy of every embedding table.
+create or replace function imgsearch.visible(content_id bigint) returns boolean
+language plpgsql stable parallel safe as $$
+begin
+    return not row_security_active('imgsearch.image')
+        or exists (select from imgsearch.image i where i.content_id = visible.content_id);
+end $$;
+
+-- Register a model row's table and view, with the owner and grants of imgsearch.image. Returns the table.
+create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s' as $$
+declare
+    m imgsearch.model;
+    owner name;
+    table_name text;
+    view_name text;
+    privilege record;
+begin
+    select x.* into strict m from imgsearch.model x where x.model_id = create_embeddings.model_id;
+    table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
+    view_name := format('imgsearch.%I', 'images_' || m.slug);
+    execute format('create table %s (
+            content_id bigint primary key references imgsearch.content on delete cascade,
+            embedding %s(%s) not null
+        ) with (toast_tuple_target = 8160)', table_name, m.storage, m.dim);
+    execute format('alter table %s alter embedding set storage external, enable row level security', table_name);
+    execute format('create policy read on %s for select using (
+        (select not row_security_active(''imgsearch.image'')) or imgsearch.visible(content_id))', table_name);
+    execute format('create policy add on %s for insert with check (true)', table_name);
+    execute format('create policy change on %s for update using (true)', table_name);
+    execute format('create policy remove on %s for delete using (true)', table_name);
+    execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name);
+    execute format('create view %s with (security_invoker) as
+        select i.image_id, i.content_id, i.collection_id, i.path, i.external_id, i.modified_at, i.group_key,
+               i.caption, i.metadata, i.added_at, i.updated_at, e.embedding
+        from imgsearch.image i join %s e using (content_id)', view_name, table_name);
+    update imgsearch.model x set embeddings = table_name::regclass, images = view_name::regclass
+    where x.model_id = m.model_id;
+
+    select pg_get_userbyid(c.relowner) into owner from pg_class c where c.oid = 'imgsearch.image'::regclass;
+    for privilege in
+        select case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as grantee,
+               string_agg(distinct a.privilege_type, ', ') as privileges
+        from pg_class c, aclexplode(c.relacl) a
+        where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner
+            and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+        group by 1
+    loop
+        execute format('grant %s on %s to %s', privilege.privileges, table_name, privilege.grantee);
+        if privilege.privileges like '%SELECT%' then
+            execute format('grant select on %s to %s', view_name, privilege.grantee);
+        end if;
+    end loop;
+    if owner <> current_user then
+        execute format('alter table %s owner to %I', table_name, owner);
+        execute format('alter view %s owner to %I', view_name, owner);
+    end if;
+    return table_name::regclass;
+end $$;
+
+-- Drop a model with its table, view, index and cached text. Waits for its locks in short tries.
+create or replace function imgsearch.drop_model(model text) returns void
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '2s' as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(drop_model.model);
+    aliases text;
+begin
+    select string_agg(a.alias, ', ' order by a.alias) into aliases from imgsearch.alias a where a.model_id = m.model_id;
+    if aliases is not null then
+        raise exception 'model % is in use by alias %', m.name, aliases using
+            errcode = 'PI009', hint = 'move the alias first: select imgsearch.set_alias(''' || split_part(aliases, ',', 1)
+                || ''', ''another model''), or drop it with null';
+    end if;
+    for attempt in 1 .. 10 loop
+        begin
+            execute format('drop view if exists %s', m.images);
+            execute format('drop table if exists %s', m.embeddings);
+            exit;
+        exception when lock_not_available then
+            if attempt = 10 then raise; end if;
+            perform pg_sleep(0.2 * attempt);
+        end;
+    end loop;
+    delete from imgsearch.model x where x.model_id = m.model_id;
+end $$;
+
+-- Point an alias at a model, or drop it with null; every change is kept in alias_history.
+create or replace function imgsearch.set_alias(alias text, model text) returns void
+language plpgsql volatile as $$
+declare
+    m imgsearch.model;
+begin
+    if set_alias.model is null then
+        delete from imgsearch.alias a where a.alias = set_alias.alias;
+        if not found then return; end if;
+    else
+        m := imgsearch._resolve_model(set_alias.model);
+        if exists (select from imgsearch.model x where x.name = set_alias.alias) then
+            raise exception 'alias % is the name of a model', set_alias.alias using errcode = 'PI009',
+                hint = 'choose another alias';
+        end if;
+        if set_alias.alias = 'text' and not m.has_text then
+            raise exception 'model % cannot read text', m.name using errcode = 'PI007',
+                hint = 'point the alias text at a model that can';
+        end if;
+        insert into imgsearch.alias as a (alias, model_id) values (set_alias.alias, m.model_id)
+        on conflict on constraint alias_pkey do update set model_id = excluded.model_id;
+    end if;
+    insert into imgsearch.alias_history (alias, model_name) values (set_alias.alias, m.name);
+end $$;
+
+-- An image's stored vector, for hand-written SQL; raises PI004 or PI003 when there is none.
+create or replace function imgsearch.embedding(image_id bigint, model text default 'default')
+returns @vector@.vector
+language plpgsql stable parallel safe as $$
+begin
+    return imgsearch._stored_vector(image_id, imgsearch._resolve_model(model));
+end $$;
+
+-- An image's stored hash; raises PI004 or PI003 when there is none.
+create or replace function imgsearch.embedding_bits(image_id bigint, model text default 'default')
+returns bit varying
+language plpgsql stable parallel safe as $$
+begin
+    return imgsearch._stored_bits(image_id, imgsearch._resolve_model(model));
+end $$;
+
+-- The vector that a model stores of an image; raises PI002, PI003 or PI004.
+create or replace function imgsearch._stored_vector(image_id bigint, m imgsearch.model) returns @vector@.vector
+language plpgsql stable parallel safe as $$
+declare
+    result @vector@.vector;
+begin
+    if m.storage = 'bit' then
+        raise exception 'model % stores bits, not a vector', m.name using errcode = 'PI002',
+            hint = 'use imgsearch.embedding_bits()';
+    end if;
+    execute format('select e.embedding::@vector@.vector from %s e where e.content_id = $1', m.embeddings)
+        into result using imgsearch._content_of(image_id);
+    if result is null then
+        perform imgsearch._raise_not_embedded(image_id, m.name);
+    end if;
+    return result;
+end $$;
+
+-- The hash that a model stores of an image; raises PI002, PI003 or PI004.
+create or replace function imgsearch._stored_bits(image_id bigint, m imgsearch.model) returns bit varying
+language plpgsql stable parallel safe as $$
+declare
+    result bit varying;
+begin
+    if m.storage <> 'bit' then
+        raise exception 'model % stores vectors, not bits', m.name using errcode = 'PI002',
+            hint = 'use imgsearch.embedding()';
+    end if;
+    execute format('select e.embedding from %s e where e.content_id = $1', m.embeddings)
+        into result using imgsearch._content_of(image_id);
+    if result is null then
+        perform imgsearch._raise_not_embedded(image_id, m.name);
+    end if;
+    return result;
+end $$;
+
+-- The content of an image; raises PI004 when there is no such image, or none the caller may see.
+create or replace function imgsearch._content_of(image_id bigint) returns bigint
+language plpgsql stable parallel safe as $$
+declare
+    result bigint;
+begin
+    select i.content_id into result from imgsearch.image i where i.image_id = _content_of.image_id;
+    if not found then
+        raise exception 'no image with image_id %', coalesce(_content_of.image_id::text, 'null') using
+            errcode = 'PI004', hint = 'see imgsearch.image for the images that are stored';
+    end if;
+    return result;
+end $$;
+
+-- Raise PI003: the image is known, but the model has no vector of it.
+create or replace function imgsearch._raise_not_embedded(image_id bigint, model text) returns void
+language plpgsql stable parallel safe as $$
+begin
+    raise exception 'image % has no embedding of model %', _raise_not_embedded.image_id, _raise_not_embedded.model using
+        errcode = 'PI003', hint = format('run "pgimgsearch ingest DIR --model %s"; imgsearch.ingest_failure says '
+            'whether it was skipped', _raise_not_embedded.model);
+end $$;
+
+-- Search: images like an image, or like a vector the application brings.
+
+-- The condition that restricts images, over alias i, with $1 .. $3 for filter, collection_id and among.
+create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[]) returns text
+language sql immutable parallel safe
+return concat_ws(' and ',
+    'true',
+    case when filter is not null then 'i.metadata @> $1' end,
+    case when collection is not null then 'i.collection_id = $2' end,
+    case when among is not null then 'i.image_id = any($3)' end);
+
+-- The id of a collection, null for null; raises PI005 when there is none of that name.
+create or replace function imgsearch._collection_id(name text) returns integer
+language plpgsql stable parallel safe as $$
+declare
+    result integer;
+begin
+    if _collection_id.name is null then return null; end if;
+    select c.collection_id into result from imgsearch.collection c where c.name = _collection_id.name;
+    if not found then
+        raise exception 'unknown collection: %', _collection_id.name using
+            errcode = 'PI005', hint = 'see imgsearch.collection for the names';
+    end if;
+    return result;
+end $$;
+
+-- The engine of every search: the k images nearest to one operand, complete under any restriction.
+-- The operand is a vector or bits. Contents come from the index, from an iterative scan of it, or from all rows that
+-- match; the images that show them are looked up alike.
+create or replace function imgsearch._search(
+    m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, self bigint,
+    k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
+    after bigint, collapse boolean, ef_search integer
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    only_collection integer := imgsearch._collection_id(_search.collection);
+    condition text := imgsearch._condition(_search.filter, only_collection, _search.among);
+    restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
+    wanted bigint := _search.k::bigint + (_search.self is not null)::integer;
+    ef bigint := greatest(coalesce(_search.ef_search, m.ef_search), wanted);
+    exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
+    -- to length one, as the range of halfvec is small
+    query_halfvec @vector@.halfvec :=
+        case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
+    distance text := case m.storage
+        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $4'
+        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $5'
+        else format('e.embedding OPERATOR(@vector@.<~>) $6::bit(%s)', m.dim) end;
+    plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
+                      when restricted then 'iterative' else 'index' end;
+    near text;
+    near_contents bigint[];
+    near_distances double precision[];
+    candidates bigint;
+    old_ef text;
+    old_scan text;
+    result imgsearch.match[];
+begin
+    if _search.k is null or _search.k < 1 then
+        raise exception 'k must be at least 1, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of images wanted, for example k => 10';
+    end if;
+    if query_vector is not null and @vector@.vector_norm(query_vector) = 0 then
+        raise exception 'a zero vector is like nothing' using errcode = 'PI002',
+            hint = 'bring the vector of a picture or a text';
+    end if;
+    if _search.after is not null then
+        raise exception 'after is reserved for pages that are not built yet' using errcode = '0A000',
+            hint = 'ask for a larger k';
+    end if;
+    if plan = 'iterative' then
+        execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
+            into candidates using _search.filter, only_collection, _search.among;
+        if candidates <= 10000 then plan := 'exact'; end if;
+    end if;
+    loop
+        if plan = 'exact' then
+            -- adding zero keeps the order from the index, which is approximate
+            near := format(
+                'select e.content_id, %s as distance from %s e
+                 where e.content_id in (select i.content_id from imgsearch.image i where %s)
+                 order by (%s) + 0, e.content_id limit %s',
+                distance, m.embeddings, condition, distance, wanted);
+        elsif plan = 'iterative' then
+            -- limit 1 in the lateral holds the scan of the index outside and the test of the image inside
+            near := format(
+                'select e.content_id, %s as distance from %s e cross join lateral (
+                     select from imgsearch.image i where i.content_id = e.content_id and %s limit 1) v
+                 order by %s limit %s', distance, m.embeddings, condition, distance, 4 * wanted);
+        else
+            near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
+                           distance, m.embeddings, distance, wanted);
+        end if;
+        if plan <> 'exact' then
+            perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+            old_ef := current_setting('hnsw.ef_search');
+            old_scan := current_setting('hnsw.iterative_scan');
+            perform set_config('hnsw.ef_search', ef::text, true),
+                    set_config('hnsw.iterative_scan', case plan when 'index' then 'off' else 'relaxed_order' end, true);
+        end if;
+        execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
+            into near_contents, near_distances
+            using _search.filter, only_collection, _search.among,
+                  query_halfvec, query_vector, query_bits;
+        if plan <> 'exact' then
+            perform set_config('hnsw.ef_search', old_ef, true),
+                    set_config('hnsw.iterative_scan', old_scan, true);
+        end if;
+        -- not dynamic, so that its plan is kept
+        select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
+                                                        else least(1 - r.distance, 1) end,
+                             r.name, r.path, r.external_id, r.group_key, r.caption, r.metadata)::imgsearch.match
+                         order by r.distance, r.content_id, r.image_id)
+        into result
+        from (select i.*, n.distance, c.name
+              from unnest(near_contents, near_distances) as n (content_id, distance)
+              cross join lateral (
+                  select i.* from imgsearch.image i
+                  where i.content_id = n.content_id and i.image_id is distinct from _search.self
+                      and (_search.filter is null or i.metadata @> _search.filter)
+                      and (only_collection is null or i.collection_id = only_collection)
+                      and (_search.among is null or i.image_id = any(_search.among))
+                  order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
+              join imgsearch.collection c on c.collection_id = i.collection_id
+              order by n.distance, n.content_id, i.image_id limit _search.k) r;
+        exit when plan = 'exact' or cardinality(result) >= _search.k;
+        if plan = 'index' then
+            plan := 'iterative';
+            continue;
+        end if;
+        execute format('select count(*) from (select from imgsearch.image i join %s e on e.content_id = i.content_id
+                                              where %s limit %s) c', m.embeddings, condition, exact_limit + 1)
+            into candidates using _search.filter, only_collection, _search.among;
+        if candidates > exact_limit then
+            raise exception 'the index gave % of % images, and more than % images match',
+                coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
+                hint = 'raise the setting: set imgsearch.exact_limit = 1000000; or ask for fewer images';
+        end if;
+        plan := 'exact';
+    end loop;
+    return query select * from unnest(result) r
+        where _search.min_similarity is null or r.similarity >= _search.min_similarity;
+end $$;
+
+-- Images like this one. The image itself is never among the answers; its copies are.
+create or replace function imgsearch.similar(
+    image_id bigint, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    query_vector @vector@.vector;
+    query_bits bit varying;
+begin
+    if m.storage = 'bit' then
+        query_bits := imgsearch._stored_bits(image_id, m);
+    else
+        query_vector := imgsearch._stored_vector(image_id, m);
+    end if;
+    return query select * from imgsearch._search(m, query_vector, query_bits, image_id, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a vector that the application brings; a view's halfvec needs ::vector.
+create or replace function imgsearch.similar_to(
+    embedding @vector@.vector, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+begin
+    if m.storage = 'bit' or @vector@.vector_dims(embedding) is distinct from m.dim then
+        raise exception 'model % takes % of dimension %, not a vector of dimension %', m.name,
+            case m.storage when 'bit' then 'bits' else 'a vector' end, m.dim,
+            coalesce(@vector@.vector_dims(embedding)::text, 'null') using errcode = 'PI002',
+            hint = 'bring a vector of the same model, or name the model it comes from';
+    end if;
+    return query select * from imgsearch._search(m, embedding, null, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a hash that the application brings.
+create or replace function imgsearch.similar_to_bits(
+    embedding bit varying, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+begin
+    if m.storage <> 'bit' or length(embedding) is distinct from m.dim then
+        raise exception 'model % takes % of dimension %, not % bits', m.name,
+            case m.storage when 'bit' then 'bits' else 'a vector' end, m.dim,
+            coalesce(length(embedding)::text, 'null') using errcode = 'PI002',
+            hint = 'bring a hash of the same model, or name the model it comes from';
+    end if;
+    return query select * from imgsearch._search(m, null, embedding, null, k,
+        filter, collection, among, min_similarity,
+        exact, after, collapse, ef_search);
+end $$;
+
+-- Text: queries are embedded once by a command, cached, and searched for in SQL from then on.
+
+-- The cache key of a query in a template.
+create or replace function imgsearch.text_key(query text, template text default '{}') returns bytea
+language sql immutable parallel safe
+return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
+
+-- The cached vector of a text; raises PI007 when the model has no text tower or the text is not cached.
+create or replace function imgsearch.text_vector(query text, model text default 'text') returns @vector@.vector
+language plpgsql stable parallel safe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(text_vector.model);
+    result @vector@.vector;
+    able text;
+begin
+    if not m.has_text then
+        select string_agg(x.name, ', ' order by x.name) into able from imgsearch.model x where x.has_text;
+        raise exception 'model % cannot read text', m.name using errcode = 'PI007',
+            hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
+    end if;
+    select t.embedding into result from imgsearch.text_embedding t
+    where t.model_id = m.model_id and t.key = imgsearch.text_key(text_vector.query);
+    if not found then
+        raise exception 'the text "%" is not embedded yet for model %', coalesce(text_vector.query, 'null'), m.name
+            using errcode = 'PI007',
+            hint = format('run: pgimgsearch embed-text --model %s %s', quote_literal(m.name),
+                          quote_literal(coalesce(text_vector.query, 'a text')));
+    end if;
+    return result;
+end $$;
+
+-- Keep the vector of a text; the least recently used leave beyond imgsearch.text_cache_limit (100,000) a model.
+create or replace function imgsearch.cache_text(
+    query text, embedding @vector@.vector, model text default 'text', template text default '{}'
+) returns void
+language plpgsql volatile as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(cache_text.model);
+    cache_limit integer :=
+        coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
+begin
+    if @vector@.vector_dims(cache_text.embedding) is distinct from m.dim then
+        raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
+            coalesce(@vector@.vector_dims(cache_text.embedding)::text, 'null') using errcode = 'PI002',
+            hint = 'bring a vector of the same model';
+    end if;
+    insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding)
+    values (m.model_id, imgsearch.text_key(cache_text.query, cache_text.template), btrim(cache_text.query),
+            cache_text.template, cache_text.embedding)
+    on conflict on constraint text_embedding_pkey
+        do update set embedding = excluded.embedding, used_at = clock_timestamp();
+    delete from imgsearch.text_embedding t
+    where t.model_id = m.model_id and t.key in (
+        select o.key from imgsearch.text_embedding o where o.model_id = m.model_id
+        order by o.used_at desc, o.key offset cache_limit);
+end $$;
+
+-- Text to image, in one SELECT.
+create or replace function imgsearch.search_text(
+    query text, k integer default 10, model text default 'text', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+begin
+    return query select * from imgsearch._search(imgsearch._resolve_model(model), imgsearch.text_vector(query, model), null,
+        null, k, filter, collection, among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Duplicates: identical (same bytes or same pixels) and near (above the model's threshold), by exact search.
+-- Images with equal pixels form a picture, shown by its first image, so a picture of 2,000 copies costs 1,999 pairs.
+
+-- The threshold to use; raises PI007 when neither the caller nor the model has one.
+create or replace function imgsearch._threshold(m imgsearch.model, threshold double precision)
+returns double precision
+language plpgsql immutable parallel safe as $$
+begin
+    if coalesce(threshold, m.near) is null then
+        raise exception 'model % has no threshold for duplicates', m.name using errcode = 'PI007',
+            hint = 'give one, for example threshold => 0.95';
+    end if;
+    return coalesce(threshold, m.near);
+end $$;
+
+-- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
+create or replace function imgsearch.duplicates(
+    threshold double precision default null, model text default 'duplicates', filter jsonb default null,
+    collection text default null, among bigint[] default null
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text)
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(duplicates.model);
+    cut double precision := imgsearch._threshold(m, duplicates.threshold);
+    collection_id integer := imgsearch._collection_id(duplicates.collection);
+    distance text := case m.storage
+        when 'bit' then format('(a.embedding OPERATOR(@vector@.<~>) b.embedding) / %s', m.dim)
+        else 'a.embedding OPERATOR(@vector@.<=>) b.embedding' end;
+begin
+    return query execute format(
+        'with scope as materialized (
+             select i.image_id, i.content_id, first_value(i.image_id) over same_pixels as first_id
+             from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
+             where %s
+             window same_pixels as (partition by c.pixel_sha256 order by i.image_id)),
+         picture as materialized (
+             select distinct on (s.first_id) s.first_id as image_id, e.embedding
+             from scope s join %s e on e.content_id = s.content_id order by s.first_id, s.image_id)
+         select s.first_id, s.image_id, 1::double precision, ''identical''
+         from scope s where s.image_id <> s.first_id
+         union all
+         select a.image_id, b.image_id, 1 - (%s), case when 1 - (%s) >= $5 then ''near'' else ''similar'' end
+         from picture a join picture b on a.image_id < b.image_id and %s <= 1 - $4
+         order by 3 desc, 1, 2',
+        imgsearch._condition(duplicates.filter, collection_id, duplicates.among), m.embeddings,
+        distance, distance, distance)
+        using duplicates.filter, collection_id, duplicates.among, cut, coalesce(m.near, cut);
+end $$;
+
+-- One image's copies, nearest first.
+create or replace function imgsearch.duplicates_of(
+    image_id bigint, threshold double precision default null, model text default 'duplicates',
+    filter jsonb default null, collection text default null, among bigint[] default null
+) returns setof imgsearch.duplicate
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(duplicates_of.model);
+    cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
+    content bigint := imgsearch._content_of(duplicates_of.image_id);
+    collection_id integer := imgsearch._collection_id(duplicates_of.collection);
+    query_vector @vector@.vector :=
+        case when m.storage <> 'bit' then imgsearch._stored_vector(duplicates_of.image_id, m) end;
+    query_bits bit varying := case m.storage when 'bit' then imgsearch._stored_bits(duplicates_of.image_id, m) end;
+    distance text := case m.storage
+        when 'bit' then format('(e.embedding OPERATOR(@vector@.<~>) $9::bit(%s)) / %s', m.dim, m.dim)
+        else format('e.embedding OPERATOR(@vector@.<=>) $8::@vector@.%s', m.storage) end;
+begin
+    return query execute format(
+        'with near as materialized (
+             select e.content_id, %s as distance from %s e where %s <= 1 - $5)
+         select i.image_id,
+                case when c.pixel_sha256 = q.pixel_sha256 then 1 else 1 - n.distance end,
+                case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
+                     when 1 - n.distance >= $6 then ''near'' else ''similar'' end,
+                l.name, i.path, i.external_id, c.width, c.height, c.bytes
+         from imgsearch.content q
+         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
+              or c.content_id in (select x.content_id from near x)
+         left join near n on n.content_id = c.content_id
+         join imgsearch.image i on i.content_id = c.content_id
+         join imgsearch.collection l on l.collection_id = i.collection_id
+         where q.content_id = $4 and i.image_id <> $7 and %s
+         order by 2 desc, 1',
+        distance, m.embeddings, distance, imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
+        using duplicates_of.filter, collection_id, duplicates_of.among, content, cut, coalesce(m.near, cut),
+              duplicates_of.image_id, query_vector, query_bits;
+end $$;
+
+-- Groups of duplicates without chains: every member is within the threshold of its group's keeper.
+-- Pictures are taken in the order of pixels, bytes and age: each becomes a keeper unless an earlier one took it.
+-- A group's id is its keeper's image_id.
+create or replace function imgsearch.duplicate_groups(
+    threshold double precision default null, model text default 'duplicates', filter jsonb default null,
+    collection text default null, among bigint[] default null
+) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
+                 path text, width integer, height integer, bytes bigint, reason text)
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    pairs_a bigint[];
+    pairs_b bigint[];
+    pairs_similarity double precision[];
+    pairs_kind text[];
+    picture record;
+    taken bigint[] := '{}';
+    taken_by bigint[] := '{}';
+begin
+    select array_agg(d.image_a), array_agg(d.image_b), array_agg(d.similarity), array_agg(d.kind)
+    into pairs_a, pairs_b, pairs_similarity, pairs_kind
+    from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
+                              duplicate_groups.collection, duplicate_groups.among) d;
+
+    for picture in
+        with pair as (
+            select * from unnest(pairs_a, pairs_b, pairs_kind) as p (a, b, kind)),
+        shown_by as (  -- a picture, named by its first image, and the images that show it
+            select p.a as id, p.a as image_id from pair p
+            union select case p.kind when 'identical' then p.a else p.b end, p.b from pair p),
+        neighbour as (
+            select p.a as id, p.b as other from pair p where p.kind <> 'identical'
+            union all select p.b, p.a from pair p where p.kind <> 'identical')
+        select s.id, array(select n.other from neighbour n where n.id = s.id) as others
+        from shown_by s
+        join imgsearch.image i on i.image_id = s.image_id
+        join imgsearch.content c on c.content_id = i.content_id
+        where s.id in (select n.id from neighbour n)  -- the others keep their own copies, see below
+        group by s.id
+        order by max(c.width::bigint * c.height) desc, max(c.bytes) desc, min(i.modified_at), s.id
+    loop
+        continue when picture.id = any(taken);
+        select taken || array_agg(x), taken_by || array_agg(picture.id) into taken, taken_by
+        from unnest(picture.id || picture.others) x where x <> all(taken);
+    end loop;
+
+    return query
+        with pair as (
+            select * from unnest(pairs_a, pairs_b, pairs_similarity, pairs_kind) as p (a, b, similarity, kind)),
+        kept as (
+            select * from unnest(taken, taken_by) as t (id, keeper)
+            union all
+            select distinct p.a, p.a from pair p
+            where p.kind = 'identical' and not exists (select from unnest(taken) t where t = p.a)),
+        member as (
+            select t.keeper, t.id as image_id, t.id as picture from kept t
+            union all
+            select t.keeper, p.b, t.id from kept t join pair p on p.a = t.id and p.kind = 'identical'),
+        measured as (
+            select m.keeper as keeper_picture, m.image_id, coalesce(p.similarity, 1) as similarity,
+                   coalesce(p.kind, 'identical') as kind,
+                   i.path, c.width, c.height, c.bytes, c.width::bigint * c.height as pixels,
+                   row_number() over (partition by m.keeper order by m.picture <> m.keeper, c.bytes desc,
+                                      i.modified_at, m.image_id) = 1 as keeper,
+                   count(*) over (partition by m.keeper) as size
+            from member m
+            join imgsearch.image i on i.image_id = m.image_id
+            join imgsearch.content c on c.content_id = i.content_id
+            left join pair p on p.kind <> 'identical' and (p.a, p.b) in ((m.keeper, m.picture), (m.picture, m.keeper)))
+        select min(m.image_id) filter (where m.keeper) over g, m.image_id, m.keeper, m.similarity,
+               case when not m.keeper then m.kind end, m.path, m.width, m.height, m.bytes,
+               case when not m.keeper then null
+                    when m.pixels > min(m.pixels) over g then 'most pixels'
+                    when m.bytes > min(m.bytes) over g then 'most bytes'
+                    else 'oldest' end
+        from measured m
+        where m.size > 1
+        window g as (partition by m.keeper_picture)
+        order by 1, m.keeper desc, m.similarity desc, m.image_id;
+end $$;
+
+-- Operations: what is embedded, what is missing, and who may use it.
+
+-- What each model covers. Without exact, large counts come from the planner's statistics.
+-- missing = contents - embedded - skipped; failed counts files that could not be read for any model.
+create or replace function imgsearch.coverage(exact boolean default false)
+returns table (model text, status text, images bigint, contents bigint, embedded bigint, skipped bigint,
+               failed bigint, missing bigint)
+language plpgsql stable parallel safe as $$
+#variable_conflict use_column
+declare
+    m imgsearch.model;
+begin
+    images := imgsearch._count('imgsearch.image', coverage.exact);
+    contents := imgsearch._count('imgsearch.content', coverage.exact);
+    for m in select x.* from imgsearch.model x order by x.name loop
+        model := m.name;
+        status := m.status;
+        embedded := imgsearch._count(m.embeddings, coverage.exact);
+        select count(*) into failed from imgsearch.ingest_failure f
+        where f.kind = 'failed' and (f.model_id is null or f.model_id = m.model_id);
+        select count(distinct i.content_id) into skipped
+        from imgsearch.ingest_failure f
+        join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
+        where f.kind = 'skipped' and f.model_id = m.model_id;
+        missing := greatest(contents - embedded - skipped, 0);
+        return next;
+    end loop;
+end $$;
+
+-- Rows of a table: counted when asked for or when small, else estimated by the planner.
+create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint
+language plpgsql stable parallel safe as $$
+declare
+    result bigint;
+begin
+    select c.reltuples::bigint into result from pg_class c where c.oid = relation;
+    if exact or result < 100000 or row_security_active('imgsearch.image') then
+        execute format('select count(*) from %s', relation) into result;
+    end if;
+    return result;
+end $$;
+
+-- Give a role what an application needs: 'reader' searches, 'writer' ingests as well.
+create or replace function imgsearch.grant_access(role_name name, access text default 'reader') returns void
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp as $$
+declare
+    writable text;
+begin
+    if access not in ('reader', 'writer') then
+        raise exception 'unknown access: %', access using errcode = 'PI008', hint = 'reader or writer';
+    end if;
+    if not exists (select from pg_roles r where r.rolname = role_name) then
+        raise exception 'there is no role %', role_name using errcode = 'PI008',
+            hint = format('create it first: create role %I login password ''...''', role_name);
+    end if;
+    execute format('grant usage on schema imgsearch to %I', role_name);
+    if not exists (select from pg_extension e where e.extname = 'vector'
+                   and has_schema_privilege(role_name, e.extnamespace, 'usage')) then
+        execute format('grant usage on schema @vector@ to %I', role_name);
+    end if;
+    execute format('grant select on all tables in schema imgsearch to %I', role_name);
+    if access = 'writer' then
+        for writable in
+            select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
+                                             'text_embedding']) t
+            union all select m.embeddings::text from imgsearch.model m
+        loop
+            execute format('grant insert, update, delete on %s to %I', writable, role_name);
+        end loop;
+    end if;
+end $$;

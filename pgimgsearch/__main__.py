@@ -1,0 +1,5 @@
+"""Run the command line with ``python -m pgimgsearch``."""
+
+from pgimgsearch.cli.app import main
+
+main()

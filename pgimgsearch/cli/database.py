@@ -1,0 +1,152 @@
+"""``db``: the database itself."""
+
+import os
+from typing import Annotated
+
+import typer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgimgsearch.cli.terminal import Group, terminal_of
+from pgimgsearch.database import bundles, store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect, current_revision, pgvector_version
+from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.database.programs import binaries
+from pgimgsearch.errors import DatabaseError, UsageError
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, help="The database: prepare it, start the embedded one, grant access."
+)
+Revision = Annotated[str, typer.Argument(help="A revision: head, or its number.")]
+
+
+@app.command()
+def upgrade(context: typer.Context, revision: Revision = "head") -> None:
+    """Prepare a database, or bring it to the newest revision."""
+    from pgimgsearch.database import migrate  # imports Alembic
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url:
+        before, after = migrate.upgrade(url, revision)
+    terminal.show_one({"before": before, "after": after})
+
+
+@app.command()
+def downgrade(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="An older revision, or base: nothing of ours.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take the database back to an older revision; base drops all our tables."""
+    from pgimgsearch.database import migrate
+
+    terminal = terminal_of(context)
+    if not yes:
+        typer.confirm(f"Downgrade to {revision}? Tables that it does not have are dropped.", abort=True, err=True)
+    with database_url(terminal.settings) as url:
+        before, after = migrate.downgrade(url, revision)
+    terminal.show_one({"before": before, "after": after})
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """Show where the database is and what it holds."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url, check=False) as connection:
+        version, revision = pgvector_version(connection), current_revision(connection)
+        shown: dict[str, object] = {
+            "database": connection.info.dbname,
+            "host": connection.info.host,
+            "postgres": f"{connection.info.server_version // 10000}.{connection.info.server_version % 10000}",
+            "pgvector": ".".join(map(str, version)) if version else None,
+            "revision": revision,
+            "newest": bundles.head_revision(),
+        }
+        if revision == bundles.head_revision():
+            shown["models"] = len(store.models(connection))
+    terminal.show_one(shown)
+
+
+@app.command("sql")
+def sql_script(context: typer.Context, revision: Revision = "head") -> None:
+    """Print the SQL that upgrade would run, for a database that someone else changes."""
+    from pgimgsearch.database import migrate
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url, check=False) as connection:
+        terminal.write(migrate.script(connection, revision))
+
+
+@app.command()
+def grant(
+    context: typer.Context,
+    access: Annotated[str, typer.Argument(help="reader (searches) or writer (ingests as well).")],
+    role: Annotated[str, typer.Argument(help="An existing role.")],
+) -> None:
+    """Give an application's role what it needs, and nothing else."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
+    terminal.talk(f"{role} is a {access} now")
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="Also listen on 127.0.0.1 at this port.")
+    ] = None,
+) -> None:
+    """Start the embedded Postgres for other programs, and keep it running; prints its URL."""
+    terminal = terminal_of(context)
+    server = _embedded(terminal.settings.db, terminal.settings.home)
+    server.keep(port)
+    with database_url(terminal.settings) as url:  # prepares it
+        terminal.write(url)
+
+
+@app.command()
+def stop(context: typer.Context) -> None:
+    """Stop the embedded Postgres."""
+    terminal = terminal_of(context)
+    was_running = _embedded(terminal.settings.db, terminal.settings.home).stop()
+    terminal.talk("stopped" if was_running else "it was not running")
+
+
+@app.command("url")
+def show_url(context: typer.Context) -> None:
+    """Print the address for other programs, with its password; the embedded server has to be kept by db start."""
+    terminal = terminal_of(context)
+    if terminal.settings.db:
+        terminal.write(terminal.settings.db)
+        return
+    server = _embedded(None, terminal.settings.home)
+    if not server.kept.exists() or not server.is_running():
+        raise DatabaseError("the embedded Postgres is not kept running", hint="run: pgimgsearch db start --port 5544")
+    terminal.write(server.url())
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def psql(
+    context: typer.Context,
+    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this and leave.")] = None,
+) -> None:
+    """Open psql on the database; what follows -- is passed on."""
+    import subprocess
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url:
+        # its password goes by the environment: arguments are in the process list
+        address = conninfo_to_dict(url)
+        secret = {"PGPASSWORD": str(address.pop("password"))} if "password" in address else {}
+        arguments = [make_conninfo(**address), *(["-c", command] if command else []), *context.args]  # type: ignore[arg-type]
+        done = subprocess.run([str(binaries() / "psql"), *arguments], env=os.environ | secret, check=False)
+    raise typer.Exit(done.returncode)
+
+
+def _embedded(db: str | None, home: "os.PathLike[str]") -> Embedded:
+    if db:
+        raise UsageError("this command is for the embedded Postgres", hint="leave --db and PGIMGSEARCH_DB out")
+    from pathlib import Path
+
+    return Embedded(Path(home))

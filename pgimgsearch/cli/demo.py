@@ -1,0 +1,82 @@
+"""``demo``: the main job on drawn pictures, or on one's own, offline."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgimgsearch.cli.terminal import Terminal, terminal_of
+from pgimgsearch.errors import InterruptedRun
+
+if TYPE_CHECKING:
+    from pgimgsearch.demo.tour import Answer
+
+MODELS = ("palette", "pdq")
+PICTURES = 240
+TEXTS = ("red", "navy", "yellow")
+
+
+def demo(
+    context: typer.Context,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Your own photos. Without it, pictures are drawn.", metavar="DIR")
+    ] = None,
+    sheet: Annotated[Path, typer.Option(help="Where to write the contact sheet.")] = Path("contact-sheet.html"),
+) -> None:
+    """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
+    terminal = terminal_of(context)
+    from pgimgsearch.database import index, store
+    from pgimgsearch.database.address import database_url
+    from pgimgsearch.database.connection import connect
+    from pgimgsearch.demo import contact_sheet, pictures, tour
+    from pgimgsearch.pipeline import register, run, scan
+
+    sheet.touch()  # fails now rather than at the end
+    home = terminal.settings.home / "demo"
+    shutil.rmtree(home / "pictures", ignore_errors=True)
+    if folder is None:
+        drawn, copies = pictures.make(home / "pictures", PICTURES)
+        terminal.talk(f"drew {drawn} pictures, {copies} of them near-copies of others")
+    source = scan.folder_source(folder or home / "pictures")
+    total = source.count()
+    with database_url(replace(terminal.settings, db=None, home=home)) as url:
+        with connect(url) as connection:
+            connection.execute("truncate imgsearch.image, imgsearch.content, imgsearch.collection cascade")
+            models = [register.open_model(connection, name, weights=None, device="cpu") for name in MODELS]
+            store.cache_texts(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
+        with terminal.progress("ingest", total) as bar:
+            report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
+        run.finish(url, models, memory_limit=index.machine_memory())
+        if report.status == "interrupted":
+            raise InterruptedRun(hint="run the demo again")
+        counts = report.counts["palette"]
+        terminal.talk(f"ingested {counts['embedded']} pictures with {' and '.join(MODELS)} in {report.seconds:.1f} s")
+        with connect(url) as connection:
+            answers = tour.ask(connection, TEXTS)
+            sections = tour.sections(connection, answers)
+    _print(terminal, answers)
+    contact_sheet.write(sheet, "pgimgsearch: pictures and SQL", sections)
+    terminal.talk(f"\ncontact sheet: {sheet.resolve()} (open it in a browser)")
+    terminal.talk(
+        "next, with your own photos and a strong model:\n"
+        "  pgimgsearch ingest ./photos --model dinov3\n"
+        "  pgimgsearch search ./photos/one.jpg\n"
+        "  pgimgsearch db start --port 5544     # then connect any program to what it prints"
+    )
+
+
+def _print(terminal: Terminal, answers: "list[Answer]") -> None:
+    """The SQL and its answers, as an application would see them."""
+    if terminal.settings.json:
+        terminal.show_one({answer.sql: answer.rows for answer in answers})
+        return
+    for answer in answers:
+        terminal.write(f"\n-- {answer.title}\n{answer.sql};\n")
+        if answer.rows:
+            terminal.show(answer.rows[:12], list(answer.rows[0]))
+        else:
+            terminal.write("none")
+        if len(answer.rows) > 12:
+            terminal.write(f"... and {len(answer.rows) - 12} more rows")

@@ -1,0 +1,212 @@
+"""``pgimgsearch ingest``: pictures into the database."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgimgsearch.cli.terminal import DeviceOption, Terminal, WeightsOption, terminal_of
+from pgimgsearch.database import index
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import InterruptedRun, UsageError
+
+if TYPE_CHECKING:
+    from pgimgsearch.pipeline.register import LoadedModel
+    from pgimgsearch.pipeline.run import Refine, Report
+    from pgimgsearch.pipeline.scan import Source
+
+LONG = 600  # seconds to go after which one wants to know what would be faster
+ENOUGH, ENOUGH_SECONDS = 64, 10  # files and seconds from which a pace can be told
+
+
+def ingest(
+    context: typer.Context,
+    sources: Annotated[list[Path] | None, typer.Argument(help="Folders or pictures.", metavar="SOURCE...")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model; several share one decoding. Default: the alias default."),
+    ] = None,
+    weights: WeightsOption = None,
+    list_file: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            envvar="PGIMGSEARCH_INGEST_LIST",
+            help="A file of paths and URLs: lines, CSV or JSONL; - is stdin.",
+        ),
+    ] = None,
+    from_sql: Annotated[
+        str | None,
+        typer.Option(help="A query of paths and URLs: path or url, external_id, group, caption, metadata."),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="The collection. Default: the folder's.")
+    ] = None,
+    caption_from: Annotated[Path | None, typer.Option(help="Captions by path: CSV or JSONL.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="Metadata by path: CSV or JSONL.")] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="folder, a metadata key, or a pattern with one group over the path.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove images whose files are gone.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try files again that failed or were skipped.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at so many files only.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a forward pass. Default: the model's.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read and decode. Default: all cores.")
+    ] = None,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger pictures fail, undecoded.")] = 100,
+    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
+    index_after: Annotated[
+        bool,
+        typer.Option("--index/--no-index", envvar="PGIMGSEARCH_INGEST_INDEX", help="Build missing indexes at the end."),
+    ] = True,
+) -> None:
+    """Embed pictures and store their vectors. A second run does only what is new."""
+    terminal = terminal_of(context)
+    if not (sources or list_file or from_sql):
+        raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
+    if prune and (list_file or from_sql) and (sources or (list_file and from_sql) or not collection):
+        raise UsageError(
+            "--prune with a list or a query needs it to be the only source, and --collection",
+            hint="what is not listed is removed from that collection",
+        )
+    if weights is not None and len(model or []) != 1:
+        raise UsageError("--weights belongs to exactly one --model", hint="add the others with: pgimgsearch models add")
+    from pgimgsearch.pipeline import preview, register, run  # Pillow and NumPy
+    from pgimgsearch.pipeline.run import Options
+
+    found, refine = _sources(sources or [], list_file), _refinements(caption_from, metadata, group_by)
+    defaults = Options()
+    options = Options(
+        collection=collection, workers=workers or defaults.workers, limit=limit, prune=prune, retry_failed=retry_failed,
+        max_pixels=int(max_megapixels * 1e6), max_bytes=int(max_megabytes * 1e6),
+    )  # fmt: skip
+    with database_url(terminal.settings) as url:
+        if from_sql:
+            found.append(_query(url, from_sql))
+        totals = [source.count() for source in found]
+        with connect(url) as connection:
+            names = model or _default_model(connection)
+            if dry_run:
+                for source in found:
+                    _tell(terminal, preview.preview(url, source, names, options, refine=refine))
+                return
+            opened = [register.open_model(connection, name, weights=weights, device=device) for name in names]
+            models = list({model.stored.model_id: model for model in opened}.values())
+        if batch_size:
+            models = [register.LoadedModel(m.stored, m.encoder, batch_size) for m in models]
+        for source, total in zip(found, totals, strict=True):
+            with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
+                show = _pace(terminal, models, total, bar)
+                report = run.ingest(url, source, models, options, refine=refine, progress=show)
+            _tell(terminal, report)
+            if report.status == "interrupted":
+                raise InterruptedRun(hint="run the same command again to go on")
+        if index_after:
+            _build_indexes(terminal, url, models)
+
+
+def _sources(folders: list[Path], list_file: str | None) -> "list[Source]":
+    from pgimgsearch.pipeline import scan
+
+    found = [scan.folder_source(folder) for folder in folders]
+    return [*found, scan.list_source(list_file)] if list_file else found
+
+
+def _query(url: str, query: str) -> "Source":
+    from psycopg.rows import dict_row
+
+    from pgimgsearch.pipeline.scan import query_source
+
+    def rows(text: str) -> Iterator[dict[str, object]]:
+        with connect(url) as connection, connection.transaction():
+            connection.execute("set transaction read only")
+            with connection.cursor("ingest", row_factory=dict_row) as cursor:
+                yield from cursor.execute(text)
+
+    return query_source(query, rows)
+
+
+def _refinements(caption_from: Path | None, metadata: Path | None, group_by: str | None) -> "Refine":
+    """Captions, metadata and groups, in the order in which one may need the other."""
+    from pgimgsearch.pipeline import scan, sidecar
+
+    captions = sidecar.read_sidecar(caption_from) if caption_from else None
+    about = sidecar.read_sidecar(metadata) if metadata else None
+
+    def refine(files: "Iterator[scan.ScannedFile]") -> "Iterator[scan.ScannedFile]":
+        if captions is not None:
+            files = sidecar.with_captions(files, captions)
+        if about is not None:
+            files = sidecar.with_metadata(files, about)
+        return sidecar.with_groups(files, group_by) if group_by else files
+
+    return refine
+
+
+def _default_model(connection: object) -> list[str]:
+    from pgimgsearch.database import store
+
+    if store.find_model(connection, "default") is None:  # type: ignore[arg-type]
+        raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")
+    return ["default"]
+
+
+def _pace(
+    terminal: Terminal, models: "list[LoadedModel]", total: int | None, bar: Callable[[int, int | None], None]
+) -> Callable[[int], None]:
+    """Move the bar; where a CPU has long to go, say so once and name a lighter model."""
+    start, said = time.monotonic(), False
+    slowest = max(models, key=lambda model: model.stored.dim)
+    lighter = "clip-vit-b-32" if slowest.stored.has_text else "resnet50"
+
+    def show(done: int) -> None:
+        nonlocal said
+        bar(done, None)
+        gone = time.monotonic() - start
+        left = gone / done * (total - done) if total and done >= ENOUGH and gone > ENOUGH_SECONDS else 0
+        if not said and left > LONG and slowest.encoder.device == "cpu":
+            said = True
+            terminal.talk(f"about {left / 3600:.1f} h to go on this CPU; a GPU or a lighter model ({lighter}) helps")
+
+    return show
+
+
+def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") -> None:
+    from pgimgsearch.pipeline import run
+
+    limit = index.memory_limit(remote=bool(terminal.settings.db))
+    with terminal.progress("index", None) as bar:
+        built = run.finish(url, models, memory_limit=limit, report=lambda _, done, total: bar(done, total))
+    for name, what in built.items():
+        if what == "built":
+            terminal.talk(f"index built: {name}")
+        else:
+            terminal.talk(f"no index yet; ask the owner of the database to run: pgimgsearch index build {name}")
+
+
+def _tell(terminal: Terminal, report: "Report") -> None:
+    """The counts on stdout, the rest as talk."""
+    rows = [{"collection": report.collection, "model": name, **counts} for name, counts in report.counts.items()]
+    terminal.show(rows, ["collection", "model", "scanned", "embedded", "reused", "unchanged", "skipped", "failed"])
+    embedded = max((counts["embedded"] for counts in report.counts.values()), default=0)
+    rate = f", {embedded / report.seconds:.1f} embedded a second" if embedded and report.stages else ""
+    terminal.talk(f"{report.status} in {report.seconds:.1f} s{rate}")
+    if report.stages:
+        ordered = sorted(report.stages.items(), key=lambda stage: -stage[1])
+        terminal.talk("busy seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in ordered))
+    if report.left_out:
+        terminal.talk(f"{report.left_out} files with other extensions were left out")
+    if report.pruned:
+        terminal.talk(f"{report.pruned} images removed, whose files are gone")
+    if any(counts["failed"] or counts["skipped"] for counts in report.counts.values()) and report.status != "dry run":
+        terminal.talk("why files failed or were skipped: select * from imgsearch.ingest_failure")

@@ -1,0 +1,211 @@
+"""``search``, ``embed-text`` and ``duplicates``: questions from the shell; each prints what SQL would answer."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.cli.terminal import (
+    CollectionOption,
+    CountOption,
+    DeviceOption,
+    ModelOption,
+    terminal_of,
+)
+from pgimgsearch.database import store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError, SourceError, UsageError
+
+MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
+ThresholdOption = Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")]
+
+
+def search(
+    context: typer.Context,
+    image: Annotated[Path | None, typer.Argument(help="A picture, which need not be in the database.")] = None,
+    text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
+    image_id: Annotated[
+        int | None,
+        typer.Option("--id", envvar="PGIMGSEARCH_SEARCH_ID", max=2**63 - 1, help="An image of the database."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the alias default, or text.")] = None,
+    count: CountOption = 10,
+    collection: CollectionOption = None,
+    filter_json: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", envvar="PGIMGSEARCH_SEARCH_FILTER", help='Metadata to hold, as JSON: {"colour": "red"}.'
+        ),
+    ] = None,
+    min_similarity: Annotated[float | None, typer.Option(help="Leave out what is less similar.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find images like a picture, like an image of the database, or by words."""
+    terminal = terminal_of(context)
+    if sum(given is not None for given in (image, text, image_id)) != 1:
+        raise UsageError(
+            "give one of a picture, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
+        )
+    limits = {"k": count, "filter": _json_filter(filter_json), "collection": collection,
+              "min_similarity": min_similarity, "exact": exact}  # fmt: skip
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, model or ("text" if text is not None else "default"))
+        if text is not None:
+            rows = _ask_with_text(connection, text, stored, limits, device)
+        elif image_id is not None:
+            rows = _ask(connection, "similar", image_id, stored, limits)
+        else:
+            assert image is not None
+            rows = _ask_with_picture(connection, image, stored, limits, device)
+    terminal.show(rows, MATCH_COLUMNS)
+
+
+def embed_text(
+    context: typer.Context,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.", metavar="TEXT...")] = None,
+    model: ModelOption = "text",
+    from_file: Annotated[
+        Path | None, typer.Option("--from", envvar="PGIMGSEARCH_EMBED_TEXT_FROM", help="A file with one text a line.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Embed texts and keep their vectors, so that imgsearch.search_text() finds them in SQL."""
+    terminal = terminal_of(context)
+    wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
+    if not wanted:
+        raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, model)
+        embedded = _cache_missing(connection, stored, wanted, device)
+    terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
+
+
+def duplicates(
+    context: typer.Context,
+    threshold: ThresholdOption = None,
+    model: ModelOption = "duplicates",
+    collection: CollectionOption = None,
+    of: Annotated[int | None, typer.Option(help="Only the copies of this image_id.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Pairs instead of groups.")] = False,
+) -> None:
+    """Find identical and nearly identical images, in groups with a suggested keeper."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, model)
+        cut = threshold if threshold is not None else stored.near
+        terminal.talk(f"model {stored.name}, threshold {cut if cut is None else round(cut, 4)}")
+        named: dict[str, Any] = {"threshold": threshold, "model": stored.name, "collection": collection}
+        cursor = connection.cursor(row_factory=dict_row)
+        if of is not None:
+            rows = cursor.execute(
+                "select * from imgsearch.duplicates_of(%(of)s, threshold => %(threshold)s, model => %(model)s, "
+                "collection => %(collection)s)", named | {"of": of},
+            ).fetchall()  # fmt: skip
+            columns = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
+        elif pairs:
+            rows = cursor.execute(
+                "select d.*, a.path as path_a, b.path as path_b from imgsearch.duplicates(threshold => %(threshold)s, "
+                "model => %(model)s, collection => %(collection)s) d join imgsearch.image a on a.image_id = d.image_a "
+                "join imgsearch.image b on b.image_id = d.image_b order by d.similarity desc, 1, 2", named,
+            ).fetchall()  # fmt: skip
+            columns = ["image_a", "image_b", "similarity", "kind", "path_a", "path_b"]
+        else:
+            rows = cursor.execute(
+                "select * from imgsearch.duplicate_groups(threshold => %(threshold)s, model => %(model)s, "
+                "collection => %(collection)s)", named,
+            ).fetchall()  # fmt: skip
+            columns = [
+                "group_id",
+                "image_id",
+                "keeper",
+                "similarity",
+                "kind",
+                "path",
+                "width",
+                "height",
+                "bytes",
+                "reason",
+            ]
+    terminal.show(rows, columns)
+
+
+def _ask(
+    connection: Connection, function: str, what: object, model: StoredModel, limits: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One of our search functions, with the limits that the command line offers."""
+    functions = {
+        "similar": "select * from imgsearch.similar(%(what)s, ",
+        "search_text": "select * from imgsearch.search_text(%(what)s, ",
+        "similar_to": "select * from imgsearch.similar_to(%(what)s, ",
+        "similar_to_bits": "select * from imgsearch.similar_to_bits(%(what)s, ",
+    }
+    named = (
+        "model => %(model)s, k => %(k)s, filter => %(filter)s, collection => %(collection)s, "
+        "min_similarity => %(min_similarity)s, exact => %(exact)s)"
+    )
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(functions[function] + named, limits | {"what": what, "model": model.name}).fetchall()
+
+
+def _ask_with_picture(
+    connection: Connection, path: Path, model: StoredModel, limits: dict[str, Any], device: str
+) -> list[dict[str, Any]]:
+    from pgimgsearch.pipeline.query import embed_picture
+
+    vector = embed_picture(connection, model, path, device)
+    return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
+
+
+def _ask_with_text(
+    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], device: str
+) -> list[dict[str, Any]]:
+    """Through the cache; a role that may not write to it asks with the vector itself."""
+    if model.has_text and not store.can_cache(connection) and store.missing_texts(connection, model, [text]):
+        from pgimgsearch.pipeline.query import embed_text
+
+        return _ask(connection, "similar_to", embed_text(connection, model, text, device), model, limits)
+    _cache_missing(connection, model, [text], device)
+    return _ask(connection, "search_text", text, model, limits)
+
+
+def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], device: str) -> int:
+    """Embed the texts that are not cached; the model is loaded only if there are any. Returns their number."""
+    if not model.has_text:
+        able = [found.name for found in store.models(connection) if found.has_text]
+        raise ModelError(
+            f"model {model.name} cannot read text",
+            hint=f"models here that can: {', '.join(able)}"
+            if able
+            else "add one that can: pgimgsearch models add clip-vit-b-32",
+        )
+    missing = store.missing_texts(connection, model, texts)
+    if missing:
+        from pgimgsearch.pipeline import register
+
+        loaded = register.open_model(connection, model.name, weights=None, device=device)
+        store.cache_texts(connection, model, missing, loaded.encoder.embed_text(missing))
+    return len(missing)
+
+
+def _json_filter(text: str | None) -> Jsonb | None:
+    if text is None:
+        return None
+    try:
+        return Jsonb(json.loads(text))
+    except ValueError as error:
+        raise UsageError(
+            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
+        ) from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {path}: {error}", hint="give a text file in UTF-8") from error

@@ -1,0 +1,157 @@
+"""The terminal: results on stdout as tables or JSON, talk on stderr, and errors in one form."""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from pgimgsearch.errors import PgImgSearchError
+from pgimgsearch.settings import Settings
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="A local checkpoint, file or folder, to load instead of a download.")
+]
+CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Only this collection.")]
+CountOption = Annotated[int, typer.Option("--count", "-k", min=1, help="How many answers.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """Where a command writes; ``ctx.obj`` of every command."""
+
+    settings: Settings
+
+    def talk(self, message: str) -> None:
+        """Say something to a person, unless quiet."""
+        if not self.settings.quiet:
+            _stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Show rows: a table of the columns for people, all that is in them as JSON."""
+        if self.settings.json:
+            self.write(json.dumps(rows, default=_plain, ensure_ascii=False))
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            numeric = any(isinstance(row.get(column), int | float) for row in rows)
+            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        console.print(table)
+
+    def show_one(self, row: Mapping[str, Any]) -> None:
+        """Show one thing: a line a field for people, an object as JSON."""
+        if self.settings.json:
+            self.write(json.dumps(row, default=_plain, ensure_ascii=False))
+            return
+        width = max(len(key) for key in row)
+        for key, value in row.items():
+            self.write(f"{key.replace('_', ' '):<{width}}  {_cell(value)}")
+
+    def write(self, text: str) -> None:
+        """Write a result as it is."""
+        typer.echo(text)
+
+    @contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
+        """A bar with rate and time left on stderr; yields a function that takes (done, total)."""
+        from rich.progress import (  # only commands that take long need it
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=_stderr(), disable=self.settings.quiet, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class Group(TyperGroup):
+    """A group of commands whose errors end as ``error:`` and ``hint:`` with an exit code of their own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; the one place where errors of ours are shown."""
+        try:
+            return super().invoke(ctx)
+        except PgImgSearchError as error:
+            raise typer.Exit(show_error(error, debug=_debugs(ctx))) from error
+        except OSError as error:
+            raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_debugs(ctx))) from error
+
+
+def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
+    """Show an error of ours and its hint on stderr, with a traceback if wanted. Returns its exit code."""
+    if debug:
+        traceback.print_exception(error)
+    stderr = _stderr()
+    stderr.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    if error.hint:
+        stderr.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+    return error.exit_code
+
+
+def _debugs(context: Any) -> bool:
+    found = context.find_root().obj
+    return isinstance(found, Terminal) and found.settings.debug
+
+
+def terminal_of(context: typer.Context) -> Terminal:
+    """The terminal of a command."""
+    found = context.find_root().obj
+    assert isinstance(found, Terminal), "the root callback made it"
+    return found
+
+
+def hush_libraries() -> None:
+    """Libraries log to the root logger while they load; what matters of it is raised as an error of ours."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    for name in ("huggingface_hub", "transformers", "timm", "open_clip"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=_plain, ensure_ascii=False) if value else ""
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")

@@ -1,0 +1,77 @@
+"""What a doctor looks at: each finding says how it is and what mends it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pgimgsearch.database import index, store
+from pgimgsearch.database.connection import SAFE_PGVECTOR, Connection, check_database, pgvector_version
+from pgimgsearch.errors import SchemaError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    check: str
+    state: Literal["good", "warn", "bad"]
+    finding: str
+    mend: str = ""
+
+
+def examine(connection: Connection) -> list[Finding]:
+    """Look at server, schema, models and indexes. Stops at the schema where that does not fit."""
+    number = connection.info.server_version
+    findings = [Finding("postgres", "good", f"{number // 10000}.{number % 10000}")]
+    try:
+        check_database(connection)
+    except SchemaError as error:
+        return [*findings, Finding("schema", "bad", str(error), error.hint or "")]
+    findings.append(Finding("schema", "good", "fits this program"))
+    findings.append(_pgvector(connection))
+    return [*findings, *_models(connection), *_indexes(connection), *_failures(connection)]
+
+
+def _pgvector(connection: Connection) -> Finding:
+    version = pgvector_version(connection) or ()
+    shown = ".".join(map(str, version))
+    if version < SAFE_PGVECTOR:
+        return Finding("pgvector", "warn", f"{shown}: vacuum may corrupt HNSW indexes before 0.8.5",
+                       "install 0.8.5 or newer, then: alter extension vector update")  # fmt: skip
+    return Finding("pgvector", "good", shown)
+
+
+def _models(connection: Connection) -> Iterator[Finding]:
+    for row in store.coverage(connection, exact=True):
+        name = row["model"]
+        if row["status"] == "building":
+            yield Finding(
+                f"model {name}",
+                "warn",
+                "its first ingest did not end",
+                f"pgimgsearch ingest ... --model {name}",
+            )
+        elif row["missing"]:
+            yield Finding(f"model {name}", "warn", f"{row['missing']} contents have no vector",
+                          f"pgimgsearch ingest ... --model {name}")  # fmt: skip
+        else:
+            yield Finding(f"model {name}", "good", f"{row['embedded']} vectors")
+
+
+def _indexes(connection: Connection) -> Iterator[Finding]:
+    for row in index.status(connection):
+        name = f"index {row['model']}"
+        mend = f"pgimgsearch index build {row['model']}"
+        if row["method"] != "none" and not row["valid"]:
+            yield Finding(name, "bad", "recorded, but invalid or gone", mend)
+        elif row["method"] == "none" and row["rows"] > 10_000:
+            yield Finding(name, "warn", f"none, and {row['rows']} rows: searches read them all", mend)
+        else:
+            yield Finding(name, "good", row["method"])
+
+
+def _failures(connection: Connection) -> Iterator[Finding]:
+    row = connection.execute("select count(*) from imgsearch.ingest_failure where kind = 'failed'").fetchone()
+    if row and row[0]:
+        yield Finding("failures", "warn", f"{row[0]} files failed", "select * from imgsearch.ingest_failure; "
+                      "once they are mended: pgimgsearch ingest ... --retry-failed")  # fmt: skip

@@ -1,0 +1,176 @@
+"""HNSW indexes: built after the load, in one go, with the memory that the graph needs."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError
+
+MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
+OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
+NEIGHBOURS, CANDIDATES = 16, 64  # pgvector's m and ef_construction
+MEGABYTE = 1 << 20
+REMOTE_MEMORY = 2048
+BUILDING = "_new"  # the end of an index's name while it is built
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+def index_name(model: StoredModel) -> str:
+    """The name of a model's index, without the schema."""
+    return f"{model.table_name}_hnsw"
+
+
+def graph_bytes(rows: int, model: StoredModel) -> int:
+    """The memory in which the whole graph is built: vectors, neighbour lists and pgvector's bookkeeping."""
+    vector = {"halfvec": 2 * model.dim, "vector": 4 * model.dim, "bit": model.dim // 8}[model.storage]
+    return rows * (vector + NEIGHBOURS * 2 * 16 + 256)
+
+
+def memory_for(rows: int, model: StoredModel, limit: int) -> int:
+    """Megabytes of maintenance_work_mem for a build: the graph and a fifth, at least 64 and at most ``limit``."""
+    return max(64, min(limit, graph_bytes(rows, model) * 6 // 5 // MEGABYTE))
+
+
+def memory_limit(*, remote: bool) -> int:
+    """Megabytes that a build may take where nobody says: of a server elsewhere we cannot see the size."""
+    return REMOTE_MEMORY if remote else machine_memory()
+
+
+def machine_memory() -> int:
+    """A quarter of this machine's memory, in megabytes: what a build on the embedded server may take."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // MEGABYTE
+
+
+def can_index(model: StoredModel) -> bool:
+    """Whether pgvector can index so many dimensions."""
+    return model.dim <= MOST_DIMENSIONS[model.storage]
+
+
+def build(
+    connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
+    report: Progress | None = None,
+) -> int:  # fmt: skip
+    """Build a model's index and record it; ANALYZE included. Returns the megabytes of memory it was given.
+
+    ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first; ``concurrently`` keeps the old
+    index in use until the new one is there. Where shared memory
+    is too small for parallel workers, as in a container, it is built without them.
+    """
+    if not can_index(model):
+        raise ModelError(
+            f"pgvector cannot index {model.dim} dimensions of {model.storage}",
+            hint="searches stay exact; choose a smaller model for a large collection",
+        )
+    row = connection.execute(sql.SQL("select count(*) from {}").format(model.table)).fetchone()
+    memory = memory_for(row[0] if row else 0, model, memory_limit)
+    statement = sql.SQL(
+        "create index {} {} on {} using hnsw (embedding {}) with (m = {}, ef_construction = {})"
+    ).format(
+        sql.SQL("concurrently" if concurrently else ""),
+        sql.Identifier(index_name(model) + BUILDING),
+        model.table,
+        sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[model.storage]}"),
+        sql.Literal(NEIGHBOURS),
+        sql.Literal(CANDIDATES),
+    )
+    _drop_leftover(connection, model)
+    if not concurrently:
+        drop(connection, model)
+    with _settings(connection, memory), _reported(connection, report):
+        try:
+            connection.execute(statement)
+        except (pg.DiskFull, pg.OutOfMemory) as error:
+            if "shared memory" not in str(error):
+                raise
+            _drop_leftover(connection, model)
+            connection.execute("set max_parallel_maintenance_workers = 0")
+            connection.execute(statement)
+    with connection.transaction():
+        drop(connection, model)
+        built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
+        connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
+        connection.execute(
+            "update imgsearch.model set index_method = 'hnsw', "
+            "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
+            [NEIGHBOURS, CANDIDATES, model.model_id],
+        )
+    connection.execute(sql.SQL("analyze {}").format(model.table))
+    return memory
+
+
+def _drop_leftover(connection: Connection, model: StoredModel) -> None:
+    leftover = sql.Identifier("imgsearch", index_name(model) + BUILDING)
+    connection.execute(sql.SQL("drop index if exists {}").format(leftover))
+
+
+def drop(connection: Connection, model: StoredModel) -> None:
+    """Drop a model's index, if there is one; searches are exact from then on."""
+    with connection.transaction():
+        connection.execute("update imgsearch.model set index_method = 'none' where model_id = %s", [model.model_id])
+        connection.execute(sql.SQL("drop index if exists {}").format(sql.Identifier("imgsearch", index_name(model))))
+
+
+def status(connection: Connection) -> list[dict[str, Any]]:
+    """Each model's index: method, validity, rows, sizes in bytes."""
+    return (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) as valid, "
+            "greatest(t.reltuples, 0)::bigint as rows, pg_total_relation_size(m.embeddings) as table_bytes, "
+            "coalesce(pg_relation_size(x.indexrelid), 0) as index_bytes, m.ef_search "
+            "from imgsearch.model m join pg_class t on t.oid = m.embeddings "
+            "left join pg_class i on i.relnamespace = t.relnamespace and i.relname = t.relname || '_hnsw' "
+            "left join pg_index x on x.indexrelid = i.oid order by m.name"
+        )
+        .fetchall()
+    )
+
+
+@contextmanager
+def _settings(connection: Connection, memory: int) -> Iterator[None]:
+    """Memory and workers for a build, put back afterwards."""
+    connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("reset maintenance_work_mem")
+            connection.execute("reset max_parallel_maintenance_workers")
+
+
+@contextmanager
+def _reported(connection: Connection, report: Progress | None) -> Iterator[None]:
+    """Watch pg_stat_progress_create_index from a second connection while the block runs."""
+    if report is None:
+        yield
+        return
+    done = threading.Event()
+    pid = connection.info.backend_pid
+
+    def watch() -> None:
+        with psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as watcher:
+            while not done.wait(0.5):
+                row = watcher.execute(
+                    "select phase, greatest(tuples_done, blocks_done), greatest(tuples_total, blocks_total) "
+                    "from pg_stat_progress_create_index where pid = %s", [pid],
+                ).fetchone()  # fmt: skip
+                if row:
+                    report(*row)
+
+    thread = threading.Thread(target=watch, name="index-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""From a source to the database: scan, plan, read, decode, embed, copy in; each stage bounded and timed."""

@@ -1,0 +1,45 @@
+"""A dry run: what an ingest would do, without doing it."""
+
+import itertools
+import time
+from collections.abc import Sequence
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.models import catalog
+from pgimgsearch.pipeline.item import Counts, Item
+from pgimgsearch.pipeline.plan import Planner
+from pgimgsearch.pipeline.run import Options, Refine, Report
+from pgimgsearch.pipeline.scan import Source
+
+
+def preview(
+    url: str, source: Source, names: Sequence[str], options: Options, *, refine: Refine = lambda files: files
+) -> Report:
+    """What ``ingest`` would do by names, sizes and times, without reading, loading or writing anything.
+
+    A model that is not stored yet would embed every file.
+    """
+    start = time.perf_counter()
+    counts = Counts(list(names))
+    with connect(url) as connection, connection.transaction(force_rollback=True):
+        found = [store.find_model(connection, name) or _find_resolved(connection, name) for name in names]
+        collection_id, collection, root = store.open_collection(
+            connection, options.collection, source.root, source.default_collection
+        )
+        files = list(itertools.islice(refine(source.files(root)), options.limit))
+        for position, model in enumerate(found):
+            own = Counts([names[position]])
+            planner = Planner(connection, collection_id, [model] if model else [], own, options.retry_failed)
+            items = planner.plan(iter(files)) if model else (Item(f, frozenset([0])) for f in files)
+            for item in items:
+                own.add(0, "failed" if item.file.problem else "embedded")
+            for outcome, number in own.by_model[names[position]].items():
+                counts.add(position, outcome, number)
+    return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, {}, "dry run")
+
+
+def _find_resolved(connection: Connection, name: str) -> StoredModel | None:
+    """A stored model by the name that the catalog makes of another; raises ModelError for one that nobody knows."""
+    return store.find_model(connection, catalog.resolve(name).name)

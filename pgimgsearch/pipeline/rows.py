@@ -1,0 +1,83 @@
+"""Rows about pictures, from JSONL, CSV or plain lines: read, checked, and split into what is ours and metadata."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.errors import SourceError
+
+ATTRIBUTES = ("external_id", "group_key", "caption")
+COLUMNS = {"url": "path", "group": "group_key"}  # what people call the columns -> what they are here
+
+
+def parse_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of JSONL, of CSV with a header that names ``path`` or ``url``, or of one path a line."""
+    text = text.removeprefix("\ufeff")
+    lines = text.split("\n")  # not splitlines, which also splits at characters that JSON may hold
+    first = lines[0].strip()
+    if first.startswith("{"):
+        rows = (_json_row(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
+    elif {"path", "url"} & {cell.strip() for cell in first.split(",")}:
+        rows = (dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
+    else:
+        rows = ({"path": line.strip()} for line in lines if line.strip())
+    for number, row in enumerate(rows, 1):
+        _check(row, name, number)
+        yield row
+
+
+def split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of a row is ours by name, and the rest, which is metadata (a metadata column is merged into it)."""
+    named = {COLUMNS.get(key, key): value for key, value in row.items() if key is not None}
+    own = {key: named.pop(key) for key in ("path", *ATTRIBUTES) if key in named}
+    given = named.pop("metadata", None)
+    if isinstance(given, str) and given.strip():
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise SourceError(
+                f"a metadata column holds no JSON: {given[:80]}", hint='write {"key": "value"}'
+            ) from error
+    if given and not isinstance(given, dict):
+        raise SourceError(f"metadata is no JSON object: {str(given)[:80]}", hint='write {"key": "value"}')
+    rest = {key: _plain(value) for key, value in named.items() if value not in (None, "")} | (given or {})
+    return {key: None if value in (None, "") else str(value) for key, value in own.items()}, rest
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {path}: {error}", hint="give a CSV or JSONL file in UTF-8") from error
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | list | dict) else str(value)
+
+
+def _check(row: Mapping[str, Any], name: str, number: int) -> None:
+    """Refuse what Postgres cannot store, before anything is done: NUL, half surrogates, metadata that are no object."""
+    try:
+        told = json.dumps(split(row), ensure_ascii=False)
+        told.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{name}, row {number} holds half a character: {error.reason}", hint="write UTF-8") from error
+    if "\\u0000" in told:
+        raise SourceError(f"{name}, row {number} holds a NUL character", hint="remove it")
+
+
+def _json_row(line: str, name: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line, parse_constant=_no_constant)
+    except ValueError as error:
+        raise SourceError(f"{name}, line {number}: {error}", hint="write one JSON object a line") from error
+    if not isinstance(row, dict):
+        raise SourceError(f"{name}, line {number} is no JSON object", hint="write one JSON object a line")
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

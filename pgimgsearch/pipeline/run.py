@@ -1,0 +1,271 @@
+"""One ingest run: the stages joined by bounded queues, each timed, and its books kept in the database."""
+
+import itertools
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.database import index, store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import DatabaseError, UsageError
+from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.pipeline import fetch
+from pgimgsearch.pipeline.copy_in import Writer
+from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.pipeline.embed import embed
+from pgimgsearch.pipeline.item import Counts, Item
+from pgimgsearch.pipeline.plan import Planner, digest
+from pgimgsearch.pipeline.register import LoadedModel
+from pgimgsearch.pipeline.scan import ScannedFile, Source
+from pgimgsearch.pipeline.stages import Stopwatch, batched, ordered_map, prefetch, stop_signals
+
+FILES_A_CHUNK, SECONDS_A_CHUNK = 1000, 1.0
+FILES_IN_QUEUE = 256
+BYTES_IN_FLIGHT = 64 << 20
+
+Refine = Callable[[Iterator[ScannedFile]], Iterator[ScannedFile]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run goes."""
+
+    collection: str | None = None
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    limit: int | None = None
+    prune: bool = False
+    retry_failed: bool = False
+    max_pixels: int = 100_000_000
+    max_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did. ``counts`` is model -> outcome -> files; ``stages`` is busy seconds."""
+
+    source: str
+    collection: str
+    counts: dict[str, dict[str, int]]
+    seconds: float
+    stages: dict[str, float]
+    status: str
+    pruned: int = 0
+    left_out: int = 0
+
+
+def ingest(
+    url: str, source: Source, models: Sequence[LoadedModel], options: Options,
+    *, refine: Refine = lambda files: files, progress: Callable[[int], None] = lambda _: None,
+) -> Report:  # fmt: skip
+    """Bring a source into the database for all models. ``refine`` adds captions and the like to the files.
+
+    On Ctrl-C or SIGTERM, what is finished is written and the report's status is ``interrupted``.
+    """
+    if options.prune and options.limit is not None:
+        raise UsageError("--prune needs the whole source, and --limit cuts it", hint="leave one of them out")
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
+        stored = [model.stored for model in models]
+        counts, watch = Counts([model.name for model in stored]), Stopwatch()
+        collection_id, collection, root = store.open_collection(
+            writer, options.collection, source.root, source.default_collection
+        )
+        _lock(writer, collection_id, collection)
+        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, remember=options.prune)
+        stopped = stack.enter_context(stop_signals())
+        files = _checked(itertools.islice(refine(source.files(root)), options.limit), planner, stopped, progress)
+        run_id = _begin(writer, collection_id, source, models)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
+        status, pruned = "failed", 0
+        sink = Writer(writer, collection_id, run_id, stored)
+        try:
+            _work(sink, planner, files, models, options, watch, progress, stopped)
+            status = "interrupted" if stopped.is_set() else "complete"
+            gone = _prune(planner, source, root) if status == "complete" and options.prune else []
+            pruned = len(gone)
+            sink.drop_orphans({*sink.replaced, *gone})
+        finally:
+            if not writer.closed:
+                _end(writer, run_id, status, counts, watch)
+    return Report(
+        source.label, collection, counts.as_dict(), time.perf_counter() - start, dict(watch.seconds), status, pruned,
+        source.left_out[0],
+    )  # fmt: skip
+
+
+def finish(
+    url: str, models: Sequence[LoadedModel], *, memory_limit: int, report: index.Progress | None = None
+) -> dict[str, str]:
+    """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
+
+    Returns what happened by model: ``built``, or ``left`` where the role is not the owner.
+    """
+    told: dict[str, str] = {}
+    with connect(url) as connection:
+        for model in models:
+            stored = store.get_model(connection, model.stored.name)
+            missing = stored.index_method == "none" and index.can_index(stored)
+            if not store.owns(connection, stored):
+                told |= {stored.name: "left"} if missing else {}
+                continue
+            if missing:
+                index.build(connection, stored, memory_limit=memory_limit, report=report)
+                told[stored.name] = "built"
+            if stored.status == "building":
+                store.set_status(connection, stored, "ready")
+    return told
+
+
+def _work(
+    writer: Writer, planner: Planner, files: Iterator[ScannedFile], models: Sequence[LoadedModel], options: Options,
+    watch: Stopwatch, progress: Callable[[int], None], stopped: threading.Event,
+) -> None:  # fmt: skip
+    """Run the stages, and write in the calling thread, until the files end or ``stopped`` is set."""
+    finished: list[Item] = []
+    with (
+        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as pool,
+        closing(_stages(pool, planner, files, models, options, watch)) as items,
+    ):
+        last = time.monotonic()
+        for item in items:
+            finished.append(item)
+            if stopped.is_set():
+                break
+            if len(finished) >= FILES_A_CHUNK or time.monotonic() - last > SECONDS_A_CHUNK:
+                _write(writer, planner, finished, watch)
+                progress(planner.counts.done())
+                finished, last = [], time.monotonic()
+        _write(writer, planner, finished, watch)
+        progress(planner.counts.done())
+
+
+def _stages(
+    pool: ThreadPoolExecutor, planner: Planner, files: Iterator[ScannedFile], models: Sequence[LoadedModel],
+    options: Options, watch: Stopwatch,
+) -> Generator[Item, None, None]:  # fmt: skip
+    """Plan, read and decode in one thread with a pool, embed in a second; this generator runs in a third."""
+    limit_pixels(options.max_pixels)
+    register_formats()
+
+    def read(item: Item) -> Item:
+        if item.failure is None:
+            with watch.time("read"):
+                try:
+                    item.data = fetch.read(item.file.location, options.max_bytes)
+                    digest(item)
+                except Exception as error:  # a broken or vanished file never stops a run
+                    item.fail(error)
+        return item
+
+    def prepare(item: Item) -> Item:
+        if item.data:
+            with watch.time("decode"):
+                _prepare(item, models, options.max_pixels)
+        return item
+
+    ahead = options.workers * 2
+    read_items = ordered_map(pool, read, planner.plan(files), ahead)
+    fresh = itertools.chain.from_iterable(
+        planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
+    )
+    decoded = prefetch(ordered_map(pool, prepare, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
+    yield from prefetch(embed(decoded, models, watch), FILES_IN_QUEUE, "embed")
+
+
+def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
+    """Decode once, prepare for every model that wants it, and let the pixels go."""
+    try:
+        image, facts = decode(item.data, max_pixels)
+        for position in item.wanted - item.reused:
+            try:
+                item.prepared[position] = models[position].encoder.prepare(image)
+            except SkippedPicture as why:
+                item.reasons[position] = str(why)
+        item.picture = facts
+    except Exception as error:  # hostile bytes raise anything; MemoryError included
+        item.prepared.clear()
+        item.fail(error)
+    item.data = b""
+
+
+def _write(writer: Writer, planner: Planner, items: list[Item], watch: Stopwatch) -> None:
+    if not items:
+        return
+    for item in items:
+        item.resolve_twin()
+        planner.counts.add_item(item)
+    try:
+        with watch.time("write"):
+            writer.write(items, planner.counts)
+    except BaseException:  # nothing of the chunk is stored, so none of it counts
+        for item in items:
+            planner.counts.add_item(item, -1)
+        raise
+    for item in items:
+        planner.forget(item)
+
+
+def _checked(
+    files: Iterator[ScannedFile], planner: Planner, stopped: threading.Event, progress: Callable[[int], None]
+) -> Iterator[ScannedFile]:
+    """The files until ``stopped`` is set; to prune with a folder that could not be read would remove all of it."""
+    for number, file in enumerate(files):
+        if stopped.is_set():
+            return
+        if file.unlisted and planner.remember:
+            raise UsageError(
+                f"cannot prune: {file.location} could not be read ({file.problem})",
+                hint="mend its permissions, or run without --prune",
+            )
+        if number % FILES_A_CHUNK == 0:  # files that need no work never reach the writer
+            progress(planner.counts.done())
+        yield file
+
+
+def _prune(planner: Planner, source: Source, root: str) -> list[int]:
+    if source.scope is None:
+        return planner.prune(None)
+    return planner.prune("" if source.scope == root else os.path.relpath(source.scope, root).rstrip("/") + "/")
+
+
+def _lock(connection: Connection, collection_id: int, name: str) -> None:
+    """One run a collection at a time, and what a killed run left open is closed."""
+    row = connection.execute(
+        "select pg_try_advisory_lock(hashtext('pgimgsearch.ingest'), %s)", [collection_id]
+    ).fetchone()
+    if row != (True,):
+        raise DatabaseError(
+            f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
+        )
+    connection.execute(
+        "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",
+        [collection_id],
+    )
+
+
+def _begin(connection: Connection, collection_id: int, source: Source, models: Sequence[LoadedModel]) -> int:
+    row = connection.execute(
+        "insert into imgsearch.ingest_run (collection_id, source, models, device) "
+        "values (%s, %s, %s, %s) returning run_id",
+        [collection_id, source.label, [m.stored.name for m in models], models[0].encoder.device],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
+    values: list[Any] = [status, Jsonb(counts.as_dict()), Jsonb(dict(watch.seconds)), run_id]
+    connection.execute(
+        "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, ended_at = now() where run_id = %s",
+        values,
+    )

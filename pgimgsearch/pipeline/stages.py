@@ -1,0 +1,135 @@
+"""The joints between stages: bounded, ordered, and quick to stop."""
+
+import queue
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+_END = object()
+
+
+def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, at most ``depth`` items ahead; its errors are raised here."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: object) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        last: object = _END
+        try:
+            with _closing(items):
+                for item in items:
+                    put(item)
+                    if stopped.is_set():
+                        return
+        except BaseException as error:  # handed over and raised in the consumer's thread
+            last = _Raised(error)
+        put(last)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, _Raised):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def ordered_map(pool: Executor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Generator[R, None, None]:
+    """Map in a pool, in order, with at most ``ahead`` calls under way."""
+    pending: deque[Future[R]] = deque()
+    try:
+        with _closing(items):
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def batched(items: Iterable[T], count: int, weight: Callable[[T], int], limit: int) -> Generator[list[T], None, None]:
+    """Lists of at most ``count`` items whose weights stay below ``limit`` (a single item may exceed it)."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and (len(batch) >= count or total + weight(item) > limit):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += weight(item)
+    if batch:
+        yield batch
+
+
+class Stopwatch:
+    """Busy seconds of each stage, summed over its threads."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a chunk is never torn; a second one interrupts at once."""
+    stopped = threading.Event()
+
+    def handle(*_: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Raised:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _closing(items: Iterator[T]) -> Any:
+    return closing(items) if hasattr(items, "close") else _nothing()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,56 @@
+"""What the user set once for every command, and where our own files live."""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from pgimgsearch.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every command needs to know: flag > environment > config file > default."""
+
+    db: str | None = None
+    home: Path = Path()
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def default_home() -> Path:
+    """The folder of the embedded database.
+
+    As root it lies outside any home: the server runs as another user, and the folders above
+    its data have to be opened for that user.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/pgimgsearch")
+    return platformdirs.user_data_path("pgimgsearch")
+
+
+def config_path() -> Path:
+    """The config file: PGIMGSEARCH_CONFIG, else the user's config folder."""
+    named = os.environ.get("PGIMGSEARCH_CONFIG")
+    return Path(named) if named else platformdirs.user_config_path("pgimgsearch") / "config.toml"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Defaults by command, as the command line's parser takes them; an absent file is empty."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read the config file {path}: {error}", hint=f"mend or remove {path}") from error
+
+
+def package_folder(name: str) -> Path:
+    """``sql`` or ``migrations``: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    packaged = package / name
+    return packaged if packaged.is_dir() else package.parent / name

@@ -1,0 +1,210 @@
+-- Search: images like an image, or like a vector the application brings.
+
+-- The condition that restricts images, over alias i, with $1 .. $3 for filter, collection_id and among.
+create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[]) returns text
+language sql immutable parallel safe
+return concat_ws(' and ',
+    'true',
+    case when filter is not null then 'i.metadata @> $1' end,
+    case when collection is not null then 'i.collection_id = $2' end,
+    case when among is not null then 'i.image_id = any($3)' end);
+
+-- The id of a collection, null for null; raises PI005 when there is none of that name.
+create or replace function imgsearch._collection_id(name text) returns integer
+language plpgsql stable parallel safe as $$
+declare
+    result integer;
+begin
+    if _collection_id.name is null then return null; end if;
+    select c.collection_id into result from imgsearch.collection c where c.name = _collection_id.name;
+    if not found then
+        raise exception 'unknown collection: %', _collection_id.name using
+            errcode = 'PI005', hint = 'see imgsearch.collection for the names';
+    end if;
+    return result;
+end $$;
+
+-- The engine of every search: the k images nearest to one operand, complete under any restriction.
+-- The operand is a vector or bits. Contents come from the index, from an iterative scan of it, or from all rows that
+-- match; the images that show them are looked up alike.
+create or replace function imgsearch._search(
+    m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, self bigint,
+    k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
+    after bigint, collapse boolean, ef_search integer
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    only_collection integer := imgsearch._collection_id(_search.collection);
+    condition text := imgsearch._condition(_search.filter, only_collection, _search.among);
+    restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
+    wanted bigint := _search.k::bigint + (_search.self is not null)::integer;
+    ef bigint := greatest(coalesce(_search.ef_search, m.ef_search), wanted);
+    exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
+    -- to length one, as the range of halfvec is small
+    query_halfvec @vector@.halfvec :=
+        case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
+    distance text := case m.storage
+        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $4'
+        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $5'
+        else format('e.embedding OPERATOR(@vector@.<~>) $6::bit(%s)', m.dim) end;
+    plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
+                      when restricted then 'iterative' else 'index' end;
+    near text;
+    near_contents bigint[];
+    near_distances double precision[];
+    candidates bigint;
+    old_ef text;
+    old_scan text;
+    result imgsearch.match[];
+begin
+    if _search.k is null or _search.k < 1 then
+        raise exception 'k must be at least 1, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of images wanted, for example k => 10';
+    end if;
+    if query_vector is not null and @vector@.vector_norm(query_vector) = 0 then
+        raise exception 'a zero vector is like nothing' using errcode = 'PI002',
+            hint = 'bring the vector of a picture or a text';
+    end if;
+    if _search.after is not null then
+        raise exception 'after is reserved for pages that are not built yet' using errcode = '0A000',
+            hint = 'ask for a larger k';
+    end if;
+    if plan = 'iterative' then
+        execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
+            into candidates using _search.filter, only_collection, _search.among;
+        if candidates <= 10000 then plan := 'exact'; end if;
+    end if;
+    loop
+        if plan = 'exact' then
+            -- adding zero keeps the order from the index, which is approximate
+            near := format(
+                'select e.content_id, %s as distance from %s e
+                 where e.content_id in (select i.content_id from imgsearch.image i where %s)
+                 order by (%s) + 0, e.content_id limit %s',
+                distance, m.embeddings, condition, distance, wanted);
+        elsif plan = 'iterative' then
+            -- limit 1 in the lateral holds the scan of the index outside and the test of the image inside
+            near := format(
+                'select e.content_id, %s as distance from %s e cross join lateral (
+                     select from imgsearch.image i where i.content_id = e.content_id and %s limit 1) v
+                 order by %s limit %s', distance, m.embeddings, condition, distance, 4 * wanted);
+        else
+            near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
+                           distance, m.embeddings, distance, wanted);
+        end if;
+        if plan <> 'exact' then
+            perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+            old_ef := current_setting('hnsw.ef_search');
+            old_scan := current_setting('hnsw.iterative_scan');
+            perform set_config('hnsw.ef_search', ef::text, true),
+                    set_config('hnsw.iterative_scan', case plan when 'index' then 'off' else 'relaxed_order' end, true);
+        end if;
+        execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
+            into near_contents, near_distances
+            using _search.filter, only_collection, _search.among,
+                  query_halfvec, query_vector, query_bits;
+        if plan <> 'exact' then
+            perform set_config('hnsw.ef_search', old_ef, true),
+                    set_config('hnsw.iterative_scan', old_scan, true);
+        end if;
+        -- not dynamic, so that its plan is kept
+        select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
+                                                        else least(1 - r.distance, 1) end,
+                             r.name, r.path, r.external_id, r.group_key, r.caption, r.metadata)::imgsearch.match
+                         order by r.distance, r.content_id, r.image_id)
+        into result
+        from (select i.*, n.distance, c.name
+              from unnest(near_contents, near_distances) as n (content_id, distance)
+              cross join lateral (
+                  select i.* from imgsearch.image i
+                  where i.content_id = n.content_id and i.image_id is distinct from _search.self
+                      and (_search.filter is null or i.metadata @> _search.filter)
+                      and (only_collection is null or i.collection_id = only_collection)
+                      and (_search.among is null or i.image_id = any(_search.among))
+                  order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
+              join imgsearch.collection c on c.collection_id = i.collection_id
+              order by n.distance, n.content_id, i.image_id limit _search.k) r;
+        exit when plan = 'exact' or cardinality(result) >= _search.k;
+        if plan = 'index' then
+            plan := 'iterative';
+            continue;
+        end if;
+        execute format('select count(*) from (select from imgsearch.image i join %s e on e.content_id = i.content_id
+                                              where %s limit %s) c', m.embeddings, condition, exact_limit + 1)
+            into candidates using _search.filter, only_collection, _search.among;
+        if candidates > exact_limit then
+            raise exception 'the index gave % of % images, and more than % images match',
+                coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
+                hint = 'raise the setting: set imgsearch.exact_limit = 1000000; or ask for fewer images';
+        end if;
+        plan := 'exact';
+    end loop;
+    return query select * from unnest(result) r
+        where _search.min_similarity is null or r.similarity >= _search.min_similarity;
+end $$;
+
+-- Images like this one. The image itself is never among the answers; its copies are.
+create or replace function imgsearch.similar(
+    image_id bigint, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    query_vector @vector@.vector;
+    query_bits bit varying;
+begin
+    if m.storage = 'bit' then
+        query_bits := imgsearch._stored_bits(image_id, m);
+    else
+        query_vector := imgsearch._stored_vector(image_id, m);
+    end if;
+    return query select * from imgsearch._search(m, query_vector, query_bits, image_id, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a vector that the application brings; a view's halfvec needs ::vector.
+create or replace function imgsearch.similar_to(
+    embedding @vector@.vector, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+begin
+    if m.storage = 'bit' or @vector@.vector_dims(embedding) is distinct from m.dim then
+        raise exception 'model % takes % of dimension %, not a vector of dimension %', m.name,
+            case m.storage when 'bit' then 'bits' else 'a vector' end, m.dim,
+            coalesce(@vector@.vector_dims(embedding)::text, 'null') using errcode = 'PI002',
+            hint = 'bring a vector of the same model, or name the model it comes from';
+    end if;
+    return query select * from imgsearch._search(m, embedding, null, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a hash that the application brings.
+create or replace function imgsearch.similar_to_bits(
+    embedding bit varying, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, min_similarity double precision default null,
+    exact boolean default false, after bigint default null, collapse boolean default false,
+    ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+begin
+    if m.storage <> 'bit' or length(embedding) is distinct from m.dim then
+        raise exception 'model % takes % of dimension %, not % bits', m.name,
+            case m.storage when 'bit' then 'bits' else 'a vector' end, m.dim,
+            coalesce(length(embedding)::text, 'null') using errcode = 'PI002',
+            hint = 'bring a hash of the same model, or name the model it comes from';
+    end if;
+    return query select * from imgsearch._search(m, null, embedding, null, k,
+        filter, collection, among, min_similarity,
+        exact, after, collapse, ef_search);
+end $$;

@@ -1,0 +1,133 @@
+"""Real Postgres for every test: one embedded server a session, a template database, a clone a test."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgimgsearch.database import migrate
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.pipeline import register, run, scan
+from tests.pictures import photo
+
+ROOT = Path(__file__).parent.parent
+counter = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The socket folder of a running server."""
+    home = tmp_path_factory.mktemp("server") / "home"
+    embedded = Embedded(home)
+    with embedded.running():
+        yield str(embedded._socket_folder())
+
+
+@pytest.fixture(scope="session")
+def admin(server: str) -> Iterator[Connection]:
+    """A superuser's connection."""
+    with psycopg.connect(host=server, user="postgres", dbname="postgres", autocommit=True) as connection:
+        print(f"PostgreSQL {connection.info.server_version}")
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def empty_template(admin: Connection, server: str) -> str:
+    """A database with the extension and nothing of ours."""
+    admin.execute("create database empty_template owner pgimgsearch")
+    with psycopg.connect(host=server, user="postgres", dbname="empty_template", autocommit=True) as connection:
+        connection.execute("create extension vector")
+    return "empty_template"
+
+
+@pytest.fixture(scope="session")
+def template(admin: Connection, server: str, empty_template: str) -> str:
+    """A database at the newest revision."""
+    admin.execute(f"create database full_template template {empty_template} owner pgimgsearch")
+    migrate.upgrade(f"postgresql://pgimgsearch@/full_template?host={server}")
+    return "full_template"
+
+
+def clone(admin: Connection, server: str, template: str) -> Iterator[str]:
+    name = f"test_{next(counter)}"
+    admin.execute(f"create database {name} template {template} owner pgimgsearch")
+    yield f"postgresql://pgimgsearch@/{name}?host={server}"
+    admin.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def url(admin: Connection, server: str, template: str) -> Iterator[str]:
+    """The address of a fresh database at the newest revision."""
+    yield from clone(admin, server, template)
+
+
+@pytest.fixture
+def empty_url(admin: Connection, server: str, empty_template: str) -> Iterator[str]:
+    """The address of a fresh database with the extension alone."""
+    yield from clone(admin, server, empty_template)
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """A connection to the fresh database, whose errors are the driver's own."""
+    with psycopg.connect(url, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real photos and weights; tests that need it skip without it."""
+    folder = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set PGIMGSEARCH_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def ingest(url: str) -> Callable[..., run.Report]:
+    """Ingest a folder with built-in models; options as in run.Options."""
+
+    def ingest_folder(folder: Path, *names: str, refine: Any = lambda files: files, **options: Any) -> run.Report:
+        with connect(url) as opened:
+            models = [register.open_model(opened, name, weights=None, device="cpu") for name in names or ("palette",)]
+        source = folder if isinstance(folder, scan.Source) else scan.folder_source(folder)
+        report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine)
+        run.finish(url, models, memory_limit=256)
+        return report
+
+    return ingest_folder
+
+
+@pytest.fixture
+def cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line as a user would, against the fresh database."""
+
+    def run_cli(*arguments: str, db: str | None = url, **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {key: value for key, value in os.environ.items() if not key.startswith("PGIMGSEARCH_")}
+        known |= {"PGIMGSEARCH_HOME": str(tmp_path / "home"), "PGIMGSEARCH_CONFIG": str(tmp_path / "config.toml"),
+                  "COLUMNS": "200"} | ({"PGIMGSEARCH_DB": db} if db else {}) | environment  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "pgimgsearch", *arguments],
+            env=known,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_cli
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 12 different pictures, in two subfolders."""
+    folder = tmp_path / "photos"
+    for number in range(12):
+        photo(folder / ("a" if number < 8 else "b") / f"{number:02}.png", seed=number)
+    return folder

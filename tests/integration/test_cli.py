@@ -1,0 +1,231 @@
+"""The command line as a user meets it: results, talk, errors with a way out, and what it does not import."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pgimgsearch.database.connection import Connection
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        (["ingest", "{tmp}/nowhere", "-m", "palette"], 6, "No such file", "exists"),
+        (["ingest", "{tmp}/empty", "-m", "palette"], 6, "there are no pictures", "some"),
+        (["ingest"], 2, "nothing to ingest", "--model dinov3"),
+        (["ingest", "{photos}"], 2, "no model was named", "--model"),
+        (["ingest", "{photos}", "-m", "dinov4"], 5, "unknown model: dinov4", "did you mean dinov3"),
+        (
+            ["ingest", "{photos}", "-m", "pdq", "-m", "palette", "--weights", "x"],
+            2,
+            "exactly one",
+            "models add",
+        ),
+        (
+            ["ingest", "--from-sql", "select 1 as nothing", "-m", "palette"],
+            6,
+            "neither path nor url",
+            "column",
+        ),
+        (["ingest", "--from-sql", "selekt", "-m", "palette"], 3, "syntax error", ""),
+        (["search", "--text", "red"], 5, "unknown model or alias: text", "ingest"),
+        (["search"], 2, "give one of", "--text"),
+        (["ingest", "{photos}", "-m", "palett", "--dry-run"], 5, "unknown model: palett", "palette"),
+        (["ingest", "{photos}", "--list", "-", "--prune", "-m", "palette"], 2, "--prune with a list", "removed"),
+        (["search", "--id", "1", "--filter", "{oops"], 2, "no JSON", "--filter"),
+        (["models", "show", "dinov4"], 5, "unknown model: dinov4", "dinov3"),
+        (["models", "remove", "x", "-y"], 5, "unknown model or alias: x", "added"),
+        (["db", "grant", "reader", "nobody"], 2, "there is no role nobody", "create role"),
+        (["db", "start"], 2, "embedded", "--db"),
+        (["index", "build", "x"], 5, "unknown model or alias: x", ""),
+    ],
+)
+def test_bad_input_gets_one_line_and_a_hint(
+    cli: Run, tmp_path: Path, photos: Path, arguments: list[str], code: int, message: str, hint: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    done = cli(
+        *(argument.format(tmp=tmp_path, photos=photos) if argument != "{oops" else argument for argument in arguments)
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert len(lines) <= 2
+    assert hint in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("db", "code", "message", "hint"),
+    [
+        ("postgresql://someone@127.0.0.1:1/x", 3, "cannot reach the database", "--db"),
+        ("this is no address", 2, "not a database address", "postgresql://"),
+        ("postgres:/user:sEcReT@host/db", 2, "not a database address", "%XX"),
+        ("postgresql://user:p@sEcReT/w#rd@127.0.0.1/x", 3, "cannot reach", "%XX"),
+        ("postgresql://user:sEcReT@127.0.0.1:1/x", 3, "cannot reach", "--db"),
+    ],
+)
+def test_a_wrong_address_is_said_without_its_password(cli: Run, db: str, code: int, message: str, hint: str) -> None:
+    done = cli("stats", db=db)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert hint in done.stderr
+    assert "sEcReT" not in done.stderr
+
+
+def test_databases_that_do_not_fit(
+    cli: Run, empty_url: str, url: str, admin: Connection, server: str, connection: Connection
+) -> None:
+    unprepared = cli("stats", db=empty_url)
+    assert unprepared.returncode == 4
+    assert "pgimgsearch db upgrade" in unprepared.stderr
+    admin.execute("create database without owner pgimgsearch")
+    without = cli("db", "upgrade", db=f"postgresql://pgimgsearch@/without?host={server}")
+    admin.execute("drop database without")
+    assert without.returncode == 4
+    assert "has no pgvector" in without.stderr
+    assert "create extension vector" in without.stderr
+    connection.execute("update imgsearch.alembic_version set version_num = '9999'")
+    newer = cli("stats", db=url)
+    assert newer.returncode == 4
+    assert "upgraded by a newer release" in newer.stderr
+    assert '"state": "bad"' in cli("--json", "doctor", db=url).stdout
+
+
+def test_results_are_json_and_talk_is_not_among_them(cli: Run, photos: Path) -> None:
+    done = cli("--json", "ingest", str(photos), "-m", "palette", "-m", "pdq")
+    rows = json.loads(done.stdout)
+    assert [row["model"] for row in rows] == ["palette", "pdq"]
+    assert all(row["scanned"] == row["embedded"] == 12 for row in rows)
+    assert "busy seconds" in done.stderr
+    assert cli("-q", "ingest", str(photos), "-m", "palette").stderr == ""
+    assert json.loads(cli("--json", "stats").stdout)["models"][0]["embedded"] == 12
+    assert len(json.loads(cli("--json", "search", "--id", "1", "-k", "3").stdout)) == 3
+    assert json.loads(cli("--json", "index", "status").stdout)[0]["valid"] is True
+    assert cli("doctor").returncode == 0
+
+
+def test_search_takes_every_limit(cli: Run, photos: Path) -> None:
+    cli("ingest", str(photos), "-m", "palette", "--group-by", "folder")
+    assert "no such" not in cli("search", str(photos / "a" / "00.png"), "-k", "1").stderr
+    top = json.loads(
+        cli(
+            "--json",
+            "search",
+            str(photos / "a" / "00.png"),
+            "-k",
+            "2",
+            "-c",
+            "photos",
+            "--exact",
+            "--filter",
+            "{}",
+        ).stdout
+    )
+    assert top[0]["path"] == "a/00.png"
+    assert top[0]["similarity"] > 0.99
+    missing = cli("search", "--id", "777")
+    assert missing.returncode == 8
+    assert "no image with image_id 777" in missing.stderr
+
+
+def test_ingest_from_a_query(cli: Run, photos: Path, connection: Connection) -> None:
+    connection.execute("create table product (id int, picture text, title text, colour text)")
+    connection.execute(
+        "insert into product values (1, %s, 'shirt', 'red'), (2, %s, 'hat', null)",
+        [str(photos / "a/00.png"), str(photos / "a/01.png")],
+    )
+    query = "select picture as path, id as external_id, title as caption, colour from product order by id"
+    done = cli("--json", "ingest", "--from-sql", query, "-m", "palette", "--collection", "shop")
+    assert json.loads(done.stdout)[0]["embedded"] == 2, done.stderr
+    rows = connection.execute(
+        "select external_id, caption, metadata from imgsearch.image order by external_id"
+    ).fetchall()
+    assert rows == [("1", "shirt", {"colour": "red"}), ("2", "hat", {})]
+
+
+def test_settings_by_variable_and_by_config_file(cli: Run, photos: Path, tmp_path: Path) -> None:
+    assert (
+        json.loads(
+            cli("ingest", str(photos), "-m", "palette", PGIMGSEARCH_INGEST_LIMIT="3", PGIMGSEARCH_JSON="1").stdout
+        )[0]["scanned"]
+        == 3
+    )
+    (tmp_path / "config.toml").write_text("json = true\n[ingest]\nlimit = 5\nmodel = ['palette']\n")
+    assert json.loads(cli("ingest", str(photos)).stdout)[0]["scanned"] == 5
+    assert json.loads(cli("ingest", str(photos), PGIMGSEARCH_INGEST_LIMIT="4").stdout)[0]["scanned"] == 4
+    assert (
+        json.loads(cli("ingest", str(photos), "--limit", "2", PGIMGSEARCH_INGEST_LIMIT="4").stdout)[0]["scanned"] == 2
+    )
+    (tmp_path / "config.toml").write_text("= broken")
+    broken = cli("stats")
+    assert broken.returncode == 2
+    assert "cannot read the config file" in broken.stderr
+
+
+def test_the_embedded_database_from_scratch(cli: Run, photos: Path) -> None:
+    done = cli("--json", "ingest", str(photos), "-m", "palette", db=None)
+    assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
+    assert '"revision": "0001"' in cli("--json", "db", "status", db=None).stdout
+    assert cli("db", "url", db=None).returncode == 3
+    counted = cli("db", "psql", "-c", "select count(*) from imgsearch.image", db=None)
+    assert "12" in counted.stdout
+    assert cli("db", "sql", db=None).stdout.strip() == ""
+    assert cli("db", "downgrade", "base", "--yes", db=None).returncode == 0
+
+
+HEAVY = "import sys; print(sorted({'torch', 'transformers', 'timm', 'open_clip', 'alembic', 'sqlalchemy', 'PIL', 'numpy'} & set(sys.modules)))"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], []),
+        (["models", "list"], []),
+        (["stats"], []),
+        (["search", "--id", "1"], []),
+        (["doctor"], []),
+        (["db", "status"], []),
+    ],
+)
+def test_admin_commands_import_nothing_heavy(
+    cli: Run, url: str, photos: Path, tmp_path: Path, arguments: list[str], allowed: list[str]
+) -> None:
+    cli("ingest", str(photos), "-m", "palette")
+    code = f"import sys, atexit\nsys.argv = ['pgimgsearch', *{arguments!r}]\natexit.register(lambda: exec({HEAVY!r}))\nfrom pgimgsearch.cli.app import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PATH": "/usr/bin"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(allowed)
+
+
+def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp_path: Path) -> None:
+    """As on a host with requirements-core.txt alone: built-in models work, others name the command to run."""
+    blocked = (
+        "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'transformers', 'safetensors', 'huggingface_hub'}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import importlib.util as u\nreal = u.find_spec\n"
+        "u.find_spec = lambda n, p=None: None if n in {'timm', 'open_clip', 'transformers'} else real(n, p)\n"
+        "from pgimgsearch.cli.app import main\nmain()"
+    )
+    env = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PATH": "/usr/bin"}
+
+    def core(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, check=False, env=env
+        )
+
+    assert core("ingest", str(photos), "-m", "palette", "-m", "pdq").returncode == 0
+    assert "a/00.png" in core("search", str(photos / "a/00.png"), "-k", "1").stdout
+    refused = core("ingest", str(photos), "-m", "dinov3")
+    assert refused.returncode == 5
+    assert "pip install pgimgsearch" in refused.stderr

@@ -1,0 +1,431 @@
+"""Ingest: every file is counted, nothing is done twice, nothing is lost."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.pipeline import preview, run, scan, sidecar
+from pgimgsearch.pipeline.copy_in import Writer, copy_block
+from pgimgsearch.pipeline.embed import storable, why_not
+from pgimgsearch.pipeline.item import Counts, Item
+from pgimgsearch.pipeline.plan import Planner
+from tests.pictures import photo
+
+Ingest = Callable[..., run.Report]
+ZERO = {"embedded": 0, "reused": 0, "unchanged": 0, "skipped": 0, "failed": 0}
+
+
+def counts(report: run.Report, model: str = "palette") -> dict[str, int]:
+    found = dict(report.counts[model])
+    assert found.pop("scanned") == sum(found.values())
+    return found
+
+
+def one(connection: Connection, query: str, *parameters: Any) -> Any:
+    row = connection.execute(query, parameters).fetchone()  # type: ignore[call-overload]
+    return row if row is None or len(row) > 1 else row[0]
+
+
+def test_a_second_run_does_nothing(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    assert counts(ingest(photos, "palette", "pdq")) == ZERO | {"embedded": 12}
+    again = ingest(photos, "palette", "pdq")
+    assert counts(again) == counts(again, "pdq") == ZERO | {"unchanged": 12}
+    assert "read" not in again.stages
+    assert one(
+        connection,
+        "select (select count(*) from imgsearch.image), (select count(*) from imgsearch.embedding_pdq_256)",
+    ) == (12, 12)
+    assert one(connection, "select array_agg(status order by run_id) from imgsearch.ingest_run") == [
+        "complete",
+        "complete",
+    ]
+    assert one(
+        connection,
+        "select (select status from imgsearch.model where name = 'pdq'), (select index_method from imgsearch.model where name = 'pdq')",
+    ) == ("ready", "hnsw")
+
+
+def test_a_second_model_needs_no_second_row(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    ingest(photos, "palette")
+    both = ingest(photos, "palette", "pdq")
+    assert counts(both) == ZERO | {"unchanged": 12}
+    assert counts(both, "pdq") == ZERO | {"embedded": 12}
+    assert one(connection, "select count(*) from imgsearch.content") == 12
+
+
+def test_equal_bytes_are_embedded_once(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    for number in range(40):  # twins of one file, more than a batch of lookups
+        (photos / f"twin-{number}.png").write_bytes((photos / "a" / "00.png").read_bytes())
+    assert counts(ingest(photos)) == ZERO | {"embedded": 12, "reused": 40}
+    photo(photos / "new.png", seed=99)
+    (photos / "late-twin.png").write_bytes((photos / "b" / "08.png").read_bytes())
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 52, "embedded": 1, "reused": 1}
+    assert one(
+        connection, "select (select count(*) from imgsearch.image), (select count(*) from imgsearch.content)"
+    ) == (54, 13)
+
+
+def test_broken_twins_fail_alike(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    for number in range(5):
+        (photos / f"broken-{number}.jpg").write_bytes(b"no picture at all")
+    assert counts(ingest(photos)) == ZERO | {"embedded": 12, "failed": 5}
+    assert (
+        one(
+            connection,
+            "select count(*) from imgsearch.ingest_failure where error_class = 'UnidentifiedImageError'",
+        )
+        == 5
+    )
+
+
+def test_failures_are_recorded_and_retried_when_asked(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    (photos / "empty.png").touch()
+    whole = (photos / "a" / "00.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "gone.png").symlink_to("nowhere")
+    photo(photos / "huge.png", seed=50, size=(2000, 1000))
+    assert counts(ingest(photos, max_pixels=1_000_000)) == ZERO | {"embedded": 12, "failed": 4}
+    failures = connection.execute(
+        "select path, error_class, attempts from imgsearch.ingest_failure order by path"
+    ).fetchall()
+    assert failures == [
+        ("cut.png", "OSError", 1),
+        ("empty.png", "EmptyFile", 1),
+        ("gone.png", "FileNotFoundError", 1),
+        ("huge.png", "TooManyPixels", 1),
+    ]
+    # unchanged failures are left alone; a file that is not there is looked for again
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 12, "skipped": 3, "failed": 1}
+    assert counts(ingest(photos, retry_failed=True)) == ZERO | {"unchanged": 12, "embedded": 1, "failed": 3}
+    assert one(connection, "select array_agg(attempts order by path) from imgsearch.ingest_failure") == [
+        2,
+        2,
+        3,
+    ]
+    # a file that was mended is tried by itself
+    photo(photos / "empty.png", seed=51)
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 13, "embedded": 1, "skipped": 1, "failed": 1}
+    assert one(connection, "select array_agg(path order by path) from imgsearch.ingest_failure") == [
+        "cut.png",
+        "gone.png",
+    ]
+
+
+def test_skips_belong_to_one_model(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    Image.new("RGB", (300, 300), "red").save(photos / "flat.png")
+    report = ingest(photos, "palette", "pdq")
+    assert counts(report) == ZERO | {"embedded": 13}
+    assert counts(report, "pdq") == ZERO | {"embedded": 12, "skipped": 1}
+    assert "hash quality" in one(connection, "select message from imgsearch.ingest_failure")
+    assert connection.execute("select model, embedded, skipped, failed, missing from imgsearch.coverage(exact => true) order by 1").fetchall() == [
+        ("palette", 13, 0, 0, 0), ("pdq", 12, 1, 0, 0),
+    ]  # fmt: skip
+
+
+def test_a_changed_file_replaces_its_content(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    ingest(photos)
+    image_id = one(connection, "select image_id from imgsearch.image where path = 'a/00.png'")
+    photo(photos / "a" / "00.png", seed=77, size=(50, 60))
+    assert counts(ingest(photos)) == ZERO | {"embedded": 1, "unchanged": 11}
+    assert one(
+        connection,
+        "select image_id, width, height from imgsearch.image join imgsearch.content using (content_id) where path = 'a/00.png'",
+    ) == (image_id, 50, 60)
+    assert one(connection, "select count(*) from imgsearch.content") == 12
+    os.utime(photos / "a" / "01.png", (1, 1))
+    assert counts(ingest(photos)) == ZERO | {"reused": 1, "unchanged": 11}
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 12}
+
+
+def test_prune_removes_what_is_gone_and_only_below_the_source(
+    ingest: Ingest, photos: Path, connection: Connection
+) -> None:
+    ingest(photos)
+    (photos / "a" / "00.png").unlink()
+    (photos / "b" / "08.png").unlink()
+    assert ingest(photos / "a", prune=True).pruned == 1
+    assert one(connection, "select count(*) from imgsearch.image") == 11
+    assert ingest(photos, prune=True).pruned == 1
+    assert one(
+        connection,
+        "select (select count(*) from imgsearch.content), (select count(*) from imgsearch.embedding_palette_32)",
+    ) == (10, 10)
+    with pytest.raises(UsageError, match="--limit"):
+        ingest(photos, prune=True, limit=3)
+    (photos / "a" / "dangling.png").symlink_to("nowhere")  # is seen, so it blocks nothing
+    assert ingest(photos, prune=True).pruned == 0
+
+
+def test_prune_of_a_folder_leaves_what_a_list_added(
+    ingest: Ingest, photos: Path, tmp_path: Path, connection: Connection
+) -> None:
+    outside = photo(tmp_path / "elsewhere.png", seed=200)
+    (photos / "list.txt").write_text(f"{outside}\na/00.png\n")
+    ingest(scan.list_source(str(photos / "list.txt")))
+    assert ingest(photos, prune=True).pruned == 0
+    assert one(connection, "select count(*) from imgsearch.image where path = %s", str(outside)) == 1
+    assert (
+        ingest(scan.list_source(str(photos / "list.txt")), prune=True).pruned == 11
+    )  # all that the list does not name
+
+
+def test_an_unreadable_folder_blocks_pruning(
+    ingest: Ingest, photos: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(photos)
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match="cannot prune"):
+        ingest(photos, prune=True)
+    assert one(connection, "select count(*) from imgsearch.image") == 12
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 8, "failed": 1}
+
+
+def test_shifted_names_keep_their_pictures(
+    ingest: Ingest, photos: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0..6 become 1..7 and a new 0 arrives, each file a chunk of its own: no content is dropped that is still promised."""
+    monkeypatch.setattr(run, "FILES_A_CHUNK", 1)
+    ingest(photos)
+    for number in range(6, -1, -1):
+        (photos / "a" / f"{number:02}.png").rename(photos / "a" / f"{number + 1:02}.png")
+    photo(photos / "a" / "00.png", seed=300)
+    assert counts(ingest(photos)) == ZERO | {"embedded": 1, "reused": 7, "unchanged": 4}
+    for path, digest in connection.execute(
+        "select path, encode(sha256, 'hex') from imgsearch.image join imgsearch.content using (content_id)"
+    ):
+        assert hashlib.sha256((photos / path).read_bytes()).hexdigest() == digest, path
+    assert one(connection, "select count(*) from imgsearch.content") == 12  # that of the old 07 is gone
+
+
+def test_a_twin_of_a_skipped_file_is_skipped_too(ingest: Ingest, tmp_path: Path, connection: Connection) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (300, 300), "red").save(flat / "a.png")
+    assert counts(ingest(flat, "pdq"), "pdq") == ZERO | {"skipped": 1}
+    (flat / "b.png").write_bytes((flat / "a.png").read_bytes())
+    report = ingest(flat, "palette", "pdq")
+    assert counts(report) == ZERO | {"embedded": 1, "reused": 1}
+    assert counts(report, "pdq") == ZERO | {"skipped": 2}
+    assert one(connection, "select array_agg(path order by path) from imgsearch.ingest_failure") == ["a.png", "b.png"]
+
+
+def test_a_twin_is_known_though_its_first_is_written_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer commits and forgets an item between the planner's two looks: its twin is not embedded again."""
+    first, twin = (Item(scan.ScannedFile(name, name), frozenset([0]), data=b"x", sha256=b"1" * 32) for name in "ab")
+    planner = Planner(None, 1, [], Counts([]))  # type: ignore[arg-type]
+    monkeypatch.setattr(planner, "_contents", lambda _: {})
+    list(planner.deduplicate([first]))
+
+    def written_meanwhile(_: list[bytes]) -> dict[bytes, frozenset[int]]:
+        planner.forget(first)
+        return {}
+
+    monkeypatch.setattr(planner, "_contents", written_meanwhile)
+    assert next(iter(planner.deduplicate([twin]))).twin is first
+    assert twin.data == b""
+
+
+def test_contents_in_use_survive_the_dropping_of_others(
+    ingest: Ingest, photos: Path, url: str, connection: Connection
+) -> None:
+    ingest(photos, "palette")
+    connection.execute("delete from imgsearch.image where path <> 'a/00.png'")
+    every = [row[0] for row in connection.execute("select content_id from imgsearch.content").fetchall()]
+    with connect(url) as opened:
+        Writer(opened, 1, 1, []).drop_orphans(every)
+    assert one(connection, "select count(*) from imgsearch.content") == 1
+
+
+def test_a_time_beyond_the_calendar_fails_one_file(ingest: Ingest, photos: Path) -> None:
+    try:
+        os.utime(photos / "a" / "00.png", (3e11, 3e11))
+    except OverflowError:
+        pytest.skip("this file system has no such times")
+    if (photos / "a" / "00.png").stat().st_mtime < 2.9e11:
+        pytest.skip("this file system has no such times")
+    assert counts(ingest(photos)) == ZERO | {"embedded": 11, "failed": 1}
+
+
+def test_a_stop_during_unchanged_files_is_heard(ingest: Ingest, photos: Path, url: str) -> None:
+    ingest(photos)
+
+    def interrupting(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+        for number, file in enumerate(files):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield file
+
+    report = ingest(photos, refine=interrupting)
+    assert report.status == "interrupted"
+    assert counts(report)["unchanged"] < 12
+
+
+def test_subfolders_and_collections(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    assert ingest(photos / "a").collection == "a"
+    assert ingest(photos).collection == "photos"
+    assert ingest(photos / "b").collection == "photos"  # it lies below that root
+    assert one(connection, "select array_agg(name order by name) from imgsearch.collection") == [
+        "a",
+        "photos",
+    ]
+    with pytest.raises(SourceError, match="has its root at"):
+        ingest(photos.parent / photos.name / "b", collection="a")
+    assert counts(ingest(photos, collection="named")) == ZERO | {"reused": 12}
+
+
+def test_limit_and_preview(ingest: Ingest, photos: Path, url: str, connection: Connection) -> None:
+    assert counts(ingest(photos, limit=5)) == ZERO | {"embedded": 5}
+    (photos / "dangling.png").symlink_to("nowhere")
+    report = preview.preview(url, scan.folder_source(photos), ["palette", "dinov3"], run.Options())
+    assert counts(report) == ZERO | {"unchanged": 5, "embedded": 7, "failed": 1}
+    assert counts(report, "dinov3") == ZERO | {"embedded": 12, "failed": 1}
+    assert one(
+        connection,
+        "select (select count(*) from imgsearch.image), (select count(*) from imgsearch.ingest_failure)",
+    ) == (5, 0)
+
+
+def test_new_captions_reach_unchanged_files(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    ingest(photos)
+    about = {"a/00.png": [{"caption": "a red thing", "price": 3, "external_id": "X1"}]}
+
+    def refine(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+        return sidecar.with_groups(sidecar.with_metadata(sidecar.with_captions(files, about), about), "folder")
+
+    assert counts(ingest(photos, refine=refine)) == ZERO | {"unchanged": 12}
+    assert one(
+        connection,
+        "select caption, metadata, external_id, group_key from imgsearch.image where path = 'a/00.png'",
+    ) == ("a red thing", {"price": 3}, "X1", "a")
+    assert (
+        one(connection, "select path from imgsearch.image where search @@ plainto_tsquery('simple', 'thing')")
+        == "a/00.png"
+    )
+    assert one(connection, "select count(*) from imgsearch.image where group_key = 'b'") == 4
+    ingest(photos)  # without a sidecar, what is stored stays
+    assert one(connection, "select caption from imgsearch.image where path = 'a/00.png'") == "a red thing"
+
+
+@pytest.fixture
+def web(photos: Path) -> Iterator[tuple[str, list[str]]]:
+    """The photos over HTTP on this machine, and the paths asked for; /busy answers 503 twice, then a picture."""
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path == "/busy.png" and asked.count("/busy.png") < 3:
+                self.send_error(503)
+                return
+            self.path = "/a/00.png" if self.path == "/busy.png" else self.path
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(photos))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_urls_from_a_list(ingest: Ingest, photos: Path, web: tuple[str, list[str]], connection: Connection) -> None:
+    address, asked = web
+    rows = [f"{address}/a/01.png,1", f"{address}/busy.png,2", f"{address}/missing.png,3", "b/08.png,4"]
+    (photos / "list.csv").write_text("url,external_id\n" + "\n".join(rows))
+    source = scan.list_source(str(photos / "list.csv"))
+    assert counts(ingest(source)) == ZERO | {"embedded": 3, "failed": 1}
+    assert asked.count("/busy.png") == 3
+    assert asked.count("/missing.png") == 1
+    assert one(connection, "select error_class from imgsearch.ingest_failure") == "HTTPError"
+    assert connection.execute("select path, external_id from imgsearch.image order by external_id").fetchall() == [
+        (f"{address}/a/01.png", "1"), (f"{address}/busy.png", "2"), ("b/08.png", "4"),
+    ]  # fmt: skip
+    asked.clear()
+    assert counts(ingest(source)) == ZERO | {"unchanged": 3, "skipped": 1}
+    assert asked == []
+
+
+def test_the_same_path_twice_in_a_list(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    (photos / "list.txt").write_text("a/00.png\na/00.png\na/01.png\n")
+    assert counts(ingest(scan.list_source(str(photos / "list.txt")))) == ZERO | {"embedded": 2, "reused": 1}
+    assert one(connection, "select count(*) from imgsearch.image") == 2
+
+
+def test_two_runs_at_once_into_one_collection(ingest: Ingest, photos: Path, url: str) -> None:
+    ingest(photos)
+    with connect(url) as other:
+        other.execute(
+            "select pg_advisory_lock(hashtext('pgimgsearch.ingest'), collection_id) from imgsearch.collection"
+        )
+        with pytest.raises(DatabaseError, match="another ingest into collection photos"):
+            ingest(photos)
+
+
+def test_a_failed_write_counts_nothing(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    ingest(photos, limit=1)
+    connection.execute("alter table imgsearch.content add constraint small check (width < 90) not valid")
+    with pytest.raises(DatabaseError):
+        ingest(photos)
+    status, stored = one(connection, "select status, counts from imgsearch.ingest_run order by run_id desc limit 1")
+    assert status == "failed"
+    assert stored["palette"] == ZERO | {"scanned": 1, "unchanged": 1}
+    connection.execute("alter table imgsearch.content drop constraint small")
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 1, "embedded": 11}
+
+
+@given(
+    st.lists(st.lists(st.floats(width=16, allow_nan=True), min_size=3, max_size=3), min_size=1, max_size=5),
+    st.sampled_from(["halfvec", "vector"]),
+)
+def test_stored_vectors_are_finite_units(rows: list[list[float]], storage: str) -> None:
+    for vector in storable(np.array(rows, dtype=np.float32), storage, normalize=True):
+        if why_not(vector) is None:
+            assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(1, abs=2e-3)
+        else:
+            assert not vector.any() or not np.isfinite(vector).all()
+
+
+@pytest.mark.parametrize(("storage", "dim"), [("halfvec", 5), ("vector", 5), ("bit", 16)])
+def test_copy_blocks_mean_what_postgres_reads(connection: Connection, storage: str, dim: int) -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 2, (40, dim)) if storage == "bit" else rng.standard_normal((40, dim)).astype(np.float32)
+    vectors = storable(raw.astype(np.uint8) if storage == "bit" else raw, storage, normalize=False)
+    connection.execute(f"create temporary table t (ordinal int4, embedding {storage}({dim}))")  # type: ignore[call-overload]
+    with connection.cursor().copy("copy t from stdin (format binary)") as copy:
+        copy.write(copy_block(np.arange(40), vectors, dim))
+    for ordinal, text in connection.execute("select ordinal, embedding::text from t").fetchall():
+        read = [float(c) for c in text] if storage == "bit" else json.loads(text)
+        expected = raw[ordinal] if storage == "bit" else vectors[ordinal].astype(np.float64)
+        assert np.allclose(read, expected, rtol=1e-3)
+
+
+def test_disk_full_is_said(ingest: Ingest, photos: Path) -> None:
+    from pgimgsearch.database.connection import translate
+
+    error = translate(psycopg.errors.DiskFull("could not extend file: No space left on device"))
+    assert (type(error).__name__, error.exit_code) == ("DiskFullError", 7)
+    assert "free some space" in str(error.hint)

@@ -1,0 +1,227 @@
+"""Fresh equals upgraded equals downgraded-and-upgraded; grants and data survive; what cannot be done changes nothing."""
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from benchmarks.harness import add_model
+from pgimgsearch.database import bundles, migrate
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
+from pgimgsearch.settings import package_folder
+
+# Everything of the catalogs that makes our schema what it is, in a form that two databases share.
+CATALOG = """
+select 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull::text || a.attidentity::text || a.attgenerated::text
+       || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+where c.relnamespace = 'imgsearch'::regnamespace
+union all select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid), '' from pg_constraint
+where connamespace = 'imgsearch'::regnamespace
+union all select 'index', tablename, indexname, indexdef, '' from pg_indexes where schemaname = 'imgsearch'
+union all select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid), coalesce(p.proacl::text, ''), '' from pg_proc p
+where pronamespace = 'imgsearch'::regnamespace
+union all select 'type', typname, typtype::text, '', '' from pg_type where typnamespace = 'imgsearch'::regnamespace
+union all select 'comment', d.objoid::regclass::text, d.description, '', '' from pg_description d
+join pg_class c on c.oid = d.objoid and d.classoid = 'pg_class'::regclass where c.relnamespace = 'imgsearch'::regnamespace
+order by 1, 2, 3, 4
+"""
+
+
+def catalog(url: str) -> list[tuple[str, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(CATALOG).fetchall()
+
+
+def run(url: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)  # type: ignore[call-overload]
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_fresh_equals_downgraded_and_upgraded(empty_url: str) -> None:
+    assert migrate.upgrade(empty_url) == (None, bundles.head_revision())
+    fresh = catalog(empty_url)
+    assert len(fresh) > 100
+    assert migrate.downgrade(empty_url, "base") == (bundles.head_revision(), "base")
+    assert {row[1] for row in catalog(empty_url) if row[0] == "column"} <= {
+        "alembic_version",
+        "alembic_version_pkc",
+    }
+    assert not [row for row in catalog(empty_url) if row[0] == "function"]
+    migrate.upgrade(empty_url)
+    assert catalog(empty_url) == fresh
+
+
+def test_upgrading_twice_changes_nothing(url: str) -> None:
+    before = catalog(url)
+    assert migrate.upgrade(url) == (bundles.head_revision(), bundles.head_revision())
+    assert catalog(url) == before
+
+
+def test_the_printed_sql_does_what_upgrade_does(empty_url: str, url: str) -> None:
+    with connect(empty_url, check=False) as connection:
+        script = migrate.script(connection)
+        assert "BEGIN" in script
+        assert "COMMIT" in script
+        connection.execute(script)  # type: ignore[call-overload]
+        assert migrate.script(connection) == ""
+    assert catalog(empty_url) == catalog(url)
+
+
+def test_downgrade_to_base_takes_the_models_along(url: str, connection: Connection) -> None:
+    add_model(connection, "some", 8)
+    migrate.downgrade(url, "base")
+    assert run(url, "select to_regclass('imgsearch.embedding_some_8')") == [(None,)]
+
+
+def test_the_newest_bundle_is_what_sql_says() -> None:
+    frozen = bundles.bundle_path(bundles.head_revision()).read_text()
+    assert frozen == bundles.current_functions(), (
+        "sql/ changed: run make bundle, or add a revision once this one is released"
+    )
+
+
+def test_every_function_is_seen_by_the_parser(connection: Connection) -> None:
+    """The drop list comes from headers, so the parser must see each function with its true types."""
+    found = {
+        (name, types.replace("@vector@.", ""))
+        for name, types in bundles.signatures(bundles.current_functions()).values()
+    }
+    rows = connection.execute(
+        "select 'imgsearch.' || proname, pg_get_function_identity_arguments(oid) from pg_proc where pronamespace = 'imgsearch'::regnamespace"
+    ).fetchall()
+    assert len(found) == len(rows)
+    for name, types in found:
+        assert connection.execute("select to_regprocedure(%s)", [f"{name}({types})"]).fetchone() != (None,)
+
+
+@pytest.fixture
+def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A later release: a revision that adds a column, a function whose default is gone, one that is new, one that left."""
+    for name in ("migrations", "sql"):
+        shutil.copytree(package_folder(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "migrations" / "versions" / "0002_next.py").write_text(
+        "from alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+        "def upgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image add starred boolean')\n"
+        "def downgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image drop starred')\n"
+    )
+    text = tmp_path / "sql" / "30_text.sql"
+    changed = text.read_text().replace("query text, template text default '{}'", "query text, template text")
+    changed = changed.replace("imgsearch.text_key(text_vector.query)", "imgsearch.text_key(text_vector.query, '{}')")
+    text.write_text(
+        changed
+        + "\ncreate or replace function imgsearch.starred() returns bigint\nlanguage sql stable\nreturn (select count(*) from imgsearch.image where starred);\n"
+    )
+    labels = tmp_path / "sql" / "60_operations.sql"
+    labels.write_text(re.sub(r"-- Give a role.*", "", labels.read_text(), flags=re.DOTALL))
+    monkeypatch.setattr(bundles, "package_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(migrate, "package_folder", lambda name: tmp_path / name)
+    bundles.freeze()
+    yield tmp_path
+    monkeypatch.undo()
+
+
+def test_a_later_release_upgrades_and_downgrades(
+    url: str, empty_url: str, admin: Connection, next_release: Path
+) -> None:
+    old = catalog(url)
+    admin.execute("drop role if exists app")
+    admin.execute("create role app")
+    run(url, "grant execute on function imgsearch.text_key(text, text) to app")
+    assert migrate.upgrade(url) == ("0001", "0002")
+    granted = run(url, "select proacl::text from pg_proc where proname = 'text_key'")[0][0]
+    assert "app=X/pgimgsearch" in str(granted)
+    run(url, "revoke execute on function imgsearch.text_key(text, text) from app")
+    migrate.upgrade(empty_url)
+    without_grants = [[row[:3] for row in catalog(which)] for which in (url, empty_url)]
+    assert without_grants[0] == without_grants[1]
+    assert run(url, "select imgsearch.starred()") == [(0,)]
+    assert run(url, "select count(*) from pg_proc where proname = 'grant_access'") == [(0,)]
+    assert migrate.downgrade(url, "0001") == ("0002", "0001")
+    assert [row[:3] for row in catalog(url)] == [row[:3] for row in old]
+    admin.execute("drop role app")
+
+
+def test_what_users_built_stops_the_run_and_nothing_changes(url: str, next_release: Path) -> None:
+    run(url, "create view public.mine as select imgsearch.text_key('x')")
+    before = catalog(url)
+    with pytest.raises(DatabaseError, match="mine") as raised:
+        migrate.upgrade(url)
+    assert "nothing was changed" in str(raised.value.hint)
+    assert catalog(url) == before
+
+
+def test_a_newer_database_is_refused(url: str) -> None:
+    run(url, "update imgsearch.alembic_version set version_num = '9999'")
+    for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url)):
+        with pytest.raises(SchemaError, match="does not know") as raised:
+            attempt()
+        assert "pip install --upgrade" in str(raised.value.hint)
+
+
+def test_an_unprepared_database_is_refused(empty_url: str) -> None:
+    with pytest.raises(SchemaError, match="not prepared") as raised, connect(empty_url):
+        pass
+    assert "pgimgsearch db upgrade" in str(raised.value.hint)
+
+
+def test_unknown_revisions_are_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="unknown revision: 0777"):
+        migrate.upgrade(url, "0777")
+
+
+def test_two_upgrades_at_once(empty_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def upgrade() -> None:
+        try:
+            migrate.upgrade(empty_url)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=upgrade) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with connect(empty_url) as connection:
+        assert connection.execute("select count(*) from imgsearch.model").fetchone() == (0,)
+
+
+def test_the_extension_may_live_elsewhere(admin: Connection, server: str) -> None:
+    admin.execute("create database elsewhere owner pgimgsearch")
+    with psycopg.connect(host=server, user="postgres", dbname="elsewhere", autocommit=True) as superuser:
+        superuser.execute('create schema "Ext Schema"')
+        superuser.execute('create extension vector schema "Ext Schema"')
+        superuser.execute('grant usage on schema "Ext Schema" to public')
+    url = f"postgresql://pgimgsearch@/elsewhere?host={server}"
+    try:
+        migrate.upgrade(url)
+        with connect(url) as connection:
+            model = add_model(connection, "some", 3)
+            connection.execute("insert into imgsearch.collection (name) values ('c')")
+            for number in range(1, 4):
+                connection.execute(
+                    "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) values (sha256(%s::text::bytea), sha256('x'), 1, 1, 1, 'P')",
+                    [number],
+                )
+                connection.execute(
+                    "insert into imgsearch.image (content_id, collection_id, path) values (%s, 1, %s)",
+                    [number, str(number)],
+                )
+                connection.execute(
+                    f'insert into imgsearch.{model.table_name} values (%s, %s::"Ext Schema".vector)',
+                    [number, f"[1,{number},0]"],
+                )  # type: ignore[call-overload]
+            assert connection.execute("select image_id from imgsearch.similar(1)").fetchall() == [(2,), (3,)]
+            assert connection.execute("select count(*) from imgsearch.duplicates()").fetchone() == (2,)
+    finally:
+        admin.execute("drop database elsewhere with (force)")

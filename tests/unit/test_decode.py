@@ -1,0 +1,102 @@
+"""Decoding: upright, on white, eight bits, and safe."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pgimgsearch.pipeline.decode import TooManyPixels, decode, register_formats
+
+LIMIT = 10_000_000
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def asymmetric(width: int = 40, height: int = 24) -> Image.Image:
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[: height // 2, : width // 2] = (250, 0, 0)
+    pixels[: height // 2, width // 2 :] = (0, 250, 0)
+    pixels[height // 2 :, : width // 2] = (0, 0, 250)
+    return Image.fromarray(pixels)
+
+
+# How a camera held that way would have stored the upright picture (CIPA DC-008, orientation)
+STORED = {
+    1: lambda i: i,
+    2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda i: i.transpose(Image.Transpose.ROTATE_180),
+    4: lambda i: i.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda i: i.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda i: i.transpose(Image.Transpose.ROTATE_90),
+    7: lambda i: i.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda i: i.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_every_orientation_ends_upright(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    stored = encoded(STORED[orientation](asymmetric()), kind, exif=exif, **options)
+    image, facts = decode(stored, LIMIT)
+    assert np.array_equal(np.asarray(image), np.asarray(asymmetric()))
+    assert (facts.width, facts.height) == (40, 24)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert decode(encoded(image, "PNG"), LIMIT)[0].getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 0)
+    assert decode(encoded(palette, "PNG", transparency=0), LIMIT)[0].getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16)), 255),
+        (Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)), 128),
+        (Image.fromarray(np.full((4, 4), 200, dtype=np.uint8)), 200),
+        (Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), 128),
+    ],
+    ids=["16 bit white", "16 bit grey", "8 bit", "float in 0..1"],
+)
+def test_depths_are_scaled_not_clipped(image: Image.Image, expected: int) -> None:
+    assert abs(decode(encoded(image, "TIFF"), LIMIT)[0].getpixel((0, 0))[0] - expected) <= 1
+
+
+def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
+    digests = {decode(encoded(asymmetric(), kind), LIMIT)[1].pixel_sha256 for kind in ("PNG", "BMP", "TIFF", "PPM")}
+    assert len(digests) == 1
+    other = asymmetric()
+    other.putpixel((0, 0), (249, 0, 0))
+    assert decode(encoded(other, "PNG"), LIMIT)[1].pixel_sha256 not in digests
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    with pytest.raises(TooManyPixels, match="2000 x 2000"):
+        decode(encoded(Image.new("1", (2000, 2000)), "PNG"), 3_999_999)
+    assert decode(encoded(Image.new("1", (2000, 2000)), "PNG"), 4_000_000)[1].width == 2000
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 600), st.binary(min_size=1, max_size=4), st.booleans())
+def test_damaged_files_decode_or_raise_but_never_hang(position: int, patch: bytes, cut: bool) -> None:
+    good = encoded(asymmetric(), "JPEG", quality=90)
+    position %= len(good)
+    damaged = good[:position] + (b"" if cut else patch + good[position + len(patch) :])
+    with suppress(Exception):  # any error is fine: it becomes a row of ingest_failure
+        assert decode(damaged, LIMIT)[0].mode == "RGB"
+
+
+def test_heic_avif_and_mpo_are_known() -> None:
+    assert {".heic", ".avif", ".mpo", ".jpg", ".jp2", ".tif", ".webp"} <= register_formats()

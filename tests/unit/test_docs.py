@@ -1,0 +1,153 @@
+"""The documents say what is there: every command and function, snippets that run, data files that are right."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from pgimgsearch.cli.app import app
+from pgimgsearch.database import store
+from pgimgsearch.database.bundles import current_functions, signatures
+from pgimgsearch.database.connection import connect
+from pgimgsearch.database.programs import binaries
+from pgimgsearch.models import catalog
+from pgimgsearch.pipeline import register, run, scan, sidecar
+from tests.pictures import photo
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_every_command_is_documented_and_helpful() -> None:
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    root = typer.main.get_command(app)
+    found = list(commands(root))
+    assert len(found) > 20
+    for name in found:
+        assert f"| `{name}` |" in operations, name
+    for row in re.findall(r"^\| `([a-z -]+)` \|", operations, re.MULTILINE):
+        assert row in found, row
+
+
+def test_every_function_is_documented() -> None:
+    text = (ROOT / "docs" / "sql-api.md").read_text()
+    for name, _ in signatures(current_functions()).values():
+        assert name.startswith("imgsearch._") or f"`{name}(" in text, name
+    for file in (ROOT / "sql").glob("*.sql"):
+        for before in re.findall(r"(.*)\ncreate or replace function", file.read_text()):
+            assert before.startswith("-- "), f"{file.name}: a function without a purpose line: {before}"
+
+
+def test_every_model_is_documented_as_it_is() -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    for spec in catalog.CATALOG:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{spec.name}` |"))
+        assert f"| {spec.dim} |" in row
+        assert spec.licence in row
+        assert spec.good_for in row
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_command_lines_are_ones_the_program_takes(path: Path) -> None:
+    lines = [line for block in blocks(path, "sh") for line in block.splitlines() if "pgimgsearch " in line]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if not words[0].endswith("pgimgsearch"):
+            continue
+        command, arguments = typer.main.get_command(app), words[1:]
+        while hasattr(command, "commands"):
+            name = next(word for word in arguments if not word.startswith("-"))
+            assert name in command.commands, line
+            command, arguments = command.commands[name], arguments[arguments.index(name) + 1 :]
+        command.make_context(name, arguments)  # raises on what it does not know
+
+
+@pytest.fixture(scope="module")
+def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database as the documents assume it: pictures with palette and pdq, metadata, and the text red."""
+    admin.execute(f"create database documents template {template} owner pgimgsearch")
+    url = f"postgresql://pgimgsearch@/documents?host={server}"
+    folder = tmp_path_factory.mktemp("documents") / "photos"
+    for number in range(12):
+        photo(folder / f"{number}.png", seed=number, size=(200, 160))
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    with connect(url) as connection:
+        models = [register.open_model(connection, name, weights=None, device="cpu") for name in ("palette", "pdq")]
+        store.cache_texts(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
+
+    def in_summer(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+        about = {f"{number}.png": [{"season": "summer"}] for number in range(12)}
+        return sidecar.with_metadata(files, about)
+
+    run.ingest(url, scan.folder_source(folder), models, run.Options(workers=1), refine=in_summer)
+    run.finish(url, models, memory_limit=64)
+    yield url
+    admin.execute("drop database documents with (force)")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_sql_snippets_run_in_psql_and_answer(path: Path, filled: str) -> None:
+    for block in blocks(path, "sql"):
+        code = re.sub(r"--.*", "", block)
+        for statement in [part.strip() for part in code.split(";") if part.strip()]:
+            psql = [str(binaries() / "psql"), filled, "-X", "-v", "ON_ERROR_STOP=1", "-tA", "-c", statement]
+            done = subprocess.run(psql, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            void = "set_alias" in statement or "cache_text" in statement
+            assert void or done.stdout.strip(), f"no answer: {statement}"
+
+
+def test_the_compose_file_keeps_data_where_the_image_wants_them() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    db = compose["services"]["db"]
+    assert db["image"] == "pgvector/pgvector:pg18"
+    assert db["volumes"] == ["pgdata:/var/lib/postgresql"]
+    assert "pgdata" in compose["volumes"]
+    assert all(port.startswith("127.0.0.1:") for port in db["ports"])
+    memory = next(word for word in db["command"] if word.startswith("maintenance_work_mem"))
+    gigabytes = int(re.findall(r"\d+", memory)[0])
+    assert int(re.findall(r"\d+", db["shm_size"])[0]) >= gigabytes
+
+
+def test_no_placeholder_is_left() -> None:
+    for path in [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
+        assert not re.findall(r"\b[A-Z]+_(?:OURS|REF|HAND|RATIO)\b|TODO|TBD|FIXME", path.read_text()), path.name
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_core_requirements_are_a_part_of_the_dependencies() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.split(r"[<>=]", dependency)[0] for dependency in project["dependencies"]}
+    core = {
+        line for line in (ROOT / "requirements-core.txt").read_text().splitlines() if line and not line.startswith("#")
+    }
+    assert core <= named
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    assert {re.sub(r"\[.*", "", name) for name in named} <= pinned

@@ -1,0 +1,113 @@
+"""Sources: what is found, left out, or told as a problem."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pgimgsearch.errors import SourceError
+from pgimgsearch.pipeline import scan, sidecar
+from pgimgsearch.pipeline.scan import ScannedFile
+from tests.pictures import photo
+
+
+def paths(source: scan.Source) -> list[str]:
+    return [file.path for file in source.files(source.root or "")]
+
+
+def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path) -> None:
+    for name in ("b/two.PNG", "one.png", ".hidden/three.png", "b/.four.png", "b/c/five.png"):
+        photo(tmp_path / name.replace("PNG", "png")).rename(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    source = scan.folder_source(tmp_path)
+    assert source.count() == 3
+    assert paths(source) == ["b/c/five.png", "b/two.PNG", "one.png"]
+    assert source.left_out == [1]
+
+
+def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="No such file"):
+        scan.folder_source(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="no pictures"):
+        scan.folder_source(tmp_path).count()
+
+
+def test_links_pipes_and_odd_names(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    photo(folder / "real.png")
+    (folder / "dangling.png").symlink_to("nowhere.png")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    os.rename(folder / "real.png", os.fsencode(folder) + b"/caf\xe9.png")  # noqa: PTH104
+    found = {file.path: file.problem for file in scan.folder_source(folder).files(str(folder))}
+    assert set(found) == {"caf\\xe9.png", "dangling.png", "pipe.png"}
+    assert found["caf\\xe9.png"] is None
+    assert isinstance(found["dangling.png"], FileNotFoundError)
+    assert "regular" in str(found["pipe.png"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one.png\nhttps://example.org/two.jpg\n",
+        "path,caption\none.png,a cat\nhttps://example.org/two.jpg,\n",
+        '{"path": "one.png"}\n\n{"url": "https://example.org/two.jpg"}\n',
+        "\ufeffone.png\r\nhttps://example.org/two.jpg\r\n",
+        '{"path": "one.png", "caption": "a\u2028b"}\n{"url": "https://example.org/two.jpg"}',
+    ],
+    ids=["lines", "csv", "jsonl", "lines of another system", "jsonl with a line separator"],
+)
+def test_lists_in_all_forms(tmp_path: Path, text: str) -> None:
+    photo(tmp_path / "one.png")
+    (tmp_path / "list.txt").write_text(text)
+    source = scan.list_source(str(tmp_path / "list.txt"))
+    assert source.count() == 2
+    assert paths(source) == ["one.png", "https://example.org/two.jpg"]
+
+
+def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        'url,external_id,group,caption,metadata,colour\nhttp://x/a.jpg,7,SKU1,red,"{""size"": 4}",blue\n'
+    )
+    (file,) = scan.list_source(str(tmp_path / "list.csv")).files("")
+    assert (file.external_id, file.group_key, file.caption) == ("7", "SKU1", "red")
+    assert file.metadata == {"size": 4, "colour": "blue"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ('{"path": "a.png"}\n{oops', "line 2"),
+        ("path,metadata\na.png,{oops\n", "no JSON"),
+        ("caption,path\nx,\n", "neither path nor url"),
+        ('{"path": "a.png", "metadata": [1]}', "no JSON object"),
+        ('{"path": "a.png", "x": NaN}', "NaN"),
+        ('{"path": "a.png", "caption": "a\\u0000b"}', "NUL"),
+    ],
+)
+def test_broken_lists_are_errors(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    source = scan.list_source(str(tmp_path / "list.csv"))
+    with pytest.raises(SourceError, match=message):
+        source.count()
+        list(source.files(""))
+
+
+def test_sidecars_join_captions_and_fill_metadata(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("path,caption\na.png,one\na.png,two\na.png,one\n")
+    (tmp_path / "about.jsonl").write_text('{"path": "a.png", "group": "G", "price": 3, "caption": "left out"}\n')
+    files = iter([ScannedFile("a.png", "a.png"), ScannedFile("b.png", "b.png")])
+    captioned = sidecar.with_captions(files, sidecar.read_sidecar(tmp_path / "captions.csv"))
+    first, second = sidecar.with_metadata(captioned, sidecar.read_sidecar(tmp_path / "about.jsonl"))
+    assert (first.caption, first.metadata, first.group_key) == ("one\ntwo", {"price": 3}, "G")
+    assert (second.caption, second.metadata) == (None, None)
+
+
+def test_groups_by_folder_key_and_pattern() -> None:
+    file = ScannedFile("shoes/123_4.jpg", "x", metadata={"brand": "acme"})
+    assert [next(sidecar.with_groups([file], by)).group_key for by in ("folder", "brand", r"(\d+)_\d", "colour")] == [
+        "shoes", "acme", "123", None,
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match="no pattern"):
+        list(sidecar.with_groups([file], "(["))
