@@ -75,7 +75,7 @@ def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch
     for start in range(0, len(vectors), batch):
         part = vectors[start : start + batch].astype(np.float16)
         with connection.cursor().copy(f"copy load_{table} from stdin (format binary)") as copy:  # type: ignore[arg-type]
-            copy.write(copy_block(np.arange(start + 1, start + len(part) + 1), part, vectors.shape[1]))
+            copy.write(copy_block(np.arange(start + 1, start + len(part) + 1, dtype=np.int32), part, vectors.shape[1]))
     connection.execute(f"insert into imgsearch.{table} select * from load_{table}")  # type: ignore[call-overload]
     connection.execute(f"drop table load_{table}")  # type: ignore[call-overload]
     connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]

@@ -42,7 +42,7 @@ def main() -> dict[str, object]:
         folder = Path(name)
         make_pictures(folder)
         with connect(url) as connection:
-            models = [register.open_model(connection, m, weights=None, device="cpu") for m in ("palette", "pdq")]
+            models = [register.open_model(connection, m) for m in ("palette", "pdq")]
 
         def note(done: int) -> None:
             seen[done] = resident_megabytes()

@@ -54,3 +54,9 @@ def package_folder(name: str) -> Path:
     package = Path(__file__).parent
     packaged = package / name
     return packaged if packaged.is_dir() else package.parent / name
+
+
+def cache_folder() -> Path:
+    """Where downloads and exports of ours are kept: PGIMGSEARCH_CACHE, else the user's cache folder."""
+    named = os.environ.get("PGIMGSEARCH_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("pgimgsearch")

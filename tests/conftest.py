@@ -96,7 +96,7 @@ def ingest(url: str) -> Callable[..., run.Report]:
 
     def ingest_folder(folder: Path, *names: str, refine: Any = lambda files: files, **options: Any) -> run.Report:
         with connect(url) as opened:
-            models = [register.open_model(opened, name, weights=None, device="cpu") for name in names or ("palette",)]
+            models = [register.open_model(opened, name) for name in names or ("palette",)]
         source = folder if isinstance(folder, scan.Source) else scan.folder_source(folder)
         report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine)
         run.finish(url, models, memory_limit=256)

@@ -428,8 +428,10 @@ create or replace function imgsearch.text_key(query text, template text default 
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
--- The cached vector of a text; raises PI007 when the model has no text tower or the text is not cached.
-create or replace function imgsearch.text_vector(query text, model text default 'text') returns @vector@.vector
+-- The cached vector of a text in a template; raises PI007 when the model has no text tower or the text is not cached.
+create or replace function imgsearch.text_vector(
+    query text, model text default 'text', template text default '{}'
+) returns @vector@.vector
 language plpgsql stable parallel safe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(text_vector.model);
@@ -442,11 +444,13 @@ begin
             hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
     end if;
     select t.embedding into result from imgsearch.text_embedding t
-    where t.model_id = m.model_id and t.key = imgsearch.text_key(text_vector.query);
+    where t.model_id = m.model_id and t.key = imgsearch.text_key(text_vector.query, text_vector.template);
     if not found then
         raise exception 'the text "%" is not embedded yet for model %', coalesce(text_vector.query, 'null'), m.name
             using errcode = 'PI007',
-            hint = format('run: pgimgsearch embed-text --model %s %s', quote_literal(m.name),
+            hint = format('run: pgimgsearch embed-text --model %s%s %s', quote_literal(m.name),
+                          (select string_agg(' --template ' || quote_literal(t), '')
+                           from string_to_table(nullif(text_vector.template, '{}'), chr(10)) t),
                           quote_literal(coalesce(text_vector.query, 'a text')));
     end if;
     return result;
@@ -483,12 +487,12 @@ create or replace function imgsearch.search_text(
     query text, k integer default 10, model text default 'text', filter jsonb default null,
     collection text default null, among bigint[] default null, min_similarity double precision default null,
     exact boolean default false, after bigint default null, collapse boolean default false,
-    ef_search integer default null
+    ef_search integer default null, template text default '{}'
 ) returns setof imgsearch.match
 language plpgsql stable parallel unsafe as $$
 begin
-    return query select * from imgsearch._search(imgsearch._resolve_model(model), imgsearch.text_vector(query, model), null,
-        null, k, filter, collection, among, min_similarity, exact, after, collapse, ef_search);
+    return query select * from imgsearch._search(imgsearch._resolve_model(model),
+        imgsearch.text_vector(query, model, template), null, null, k, filter, collection, among, min_similarity, exact, after, collapse, ef_search);
 end $$;
 
 -- Duplicates: identical (same bytes or same pixels) and near (above the model's threshold), by exact search.

@@ -67,6 +67,7 @@ create table imgsearch.model (
     logit_scale real,
     logit_bias real,
     fingerprint text not null,
+    full_dim integer,
     has_text boolean not null default false,
     licence text,
     embeddings regclass,
@@ -80,6 +81,27 @@ create table imgsearch.model (
     check ((storage = 'bit') = (metric = 'hamming'))
 );
 comment on table imgsearch.model is 'a model, its typed table of embeddings and how that is indexed';
+comment on column imgsearch.model.full_dim is 'the dimension before a reduction (imgsearch.reduction), else null';
+
+-- Large, so not in model, whose rows the functions pass around.
+create table imgsearch.reduction (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    kind text not null check (kind in ('pca', 'whiten', 'truncate')),
+    matrix bytea not null,
+    mean bytea not null,
+    recall real
+);
+comment on table imgsearch.reduction is 'v becomes (v - mean) * matrix, before it is normalised again; float32, little '
+    'endian, matrix by rows of the full dimension; recall is that of the ten true neighbours when it was fitted';
+
+create table imgsearch.canary (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    embeddings real[] not null,
+    made_with jsonb not null,
+    added_at timestamptz not null default now()
+);
+comment on table imgsearch.canary is 'vectors of four drawn pictures, and what made them: what they '
+    'become later tells whether a model drifted';
 
 create table imgsearch.alias (
     alias text primary key,
@@ -110,15 +132,15 @@ create table imgsearch.ingest_run (
     collection_id integer references imgsearch.collection on delete set null,
     source text not null,
     models text[] not null,
-    device text,
+    placement jsonb not null default '{}',
     started_at timestamptz not null default now(),
     ended_at timestamptz,
     status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
     counts jsonb not null default '{}',
     timings jsonb not null default '{}'
 );
-comment on table imgsearch.ingest_run is 'counts and timings of each run; scanned = embedded + reused + '
-    'unchanged + skipped + failed, for each model';
+comment on table imgsearch.ingest_run is 'counts and timings of each run, and the device, dtype and runtime of '
+    'each model; scanned = embedded + reused + unchanged + skipped + failed';
 
 create table imgsearch.ingest_failure (
     collection_id integer not null references imgsearch.collection on delete cascade,
@@ -149,7 +171,8 @@ DOWNGRADE = """
 drop type imgsearch.duplicate;
 drop type imgsearch.match;
 drop table imgsearch.ingest_failure, imgsearch.ingest_run, imgsearch.text_embedding, imgsearch.alias_history,
-    imgsearch.alias, imgsearch.model, imgsearch.image, imgsearch.content, imgsearch.collection;
+    imgsearch.alias, imgsearch.canary, imgsearch.reduction, imgsearch.model, imgsearch.image,
+    imgsearch.content, imgsearch.collection;
 """
 
 

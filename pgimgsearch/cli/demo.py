@@ -44,7 +44,7 @@ def demo(
     with database_url(replace(terminal.settings, db=None, home=home)) as url:
         with connect(url) as connection:
             connection.execute("truncate imgsearch.image, imgsearch.content, imgsearch.collection cascade")
-            models = [register.open_model(connection, name, weights=None, device="cpu") for name in MODELS]
+            models = [register.open_model(connection, name) for name in MODELS]
             store.cache_texts(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
         with terminal.progress("ingest", total) as bar:
             report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))

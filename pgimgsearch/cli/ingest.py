@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgimgsearch.cli.terminal import DeviceOption, Terminal, WeightsOption, terminal_of
+from pgimgsearch.cli.terminal import (
+    DeviceOption,
+    DimOption,
+    DtypeOption,
+    PreprocessOption,
+    ReductionOption,
+    RevisionOption,
+    RuntimeOption,
+    Terminal,
+    TrustOption,
+    WeightsOption,
+    terminal_of,
+)
 from pgimgsearch.database import index
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
-    from pgimgsearch.pipeline.register import LoadedModel
+    from pgimgsearch.pipeline.loaded import LoadedModel
     from pgimgsearch.pipeline.run import Refine, Report
     from pgimgsearch.pipeline.scan import Source
 
@@ -29,7 +41,16 @@ def ingest(
         list[str] | None,
         typer.Option("--model", "-m", help="A model; several share one decoding. Default: the alias default."),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="The model's outputs, with commas: projection,hidden. Each is a model of its own."),
+    ] = None,
+    dim: DimOption = None,
+    reduction: ReductionOption = None,
     weights: WeightsOption = None,
+    revision: RevisionOption = None,
+    preprocess: PreprocessOption = None,
+    trust: TrustOption = False,
     list_file: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +78,11 @@ def ingest(
     limit: Annotated[int | None, typer.Option(min=1, help="Look at so many files only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    runtime: RuntimeOption = "torch",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures a forward pass. Default: the model's.")
+        int | None,
+        typer.Option(min=1, help="Pictures a forward pass; halved when they do not fit. Default: the best found."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read and decode. Default: all cores.")
@@ -79,9 +103,14 @@ def ingest(
             "--prune with a list or a query needs it to be the only source, and --collection",
             hint="what is not listed is removed from that collection",
         )
-    if weights is not None and len(model or []) != 1:
-        raise UsageError("--weights belongs to exactly one --model", hint="add the others with: pgimgsearch models add")
-    from pgimgsearch.pipeline import preview, register, run  # Pillow and NumPy
+    for option, value in {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim}.items():
+        if value is not None and len(model or []) != 1:
+            raise UsageError(
+                f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
+            )
+    from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.pipeline import opening, preview, run  # Pillow and NumPy
     from pgimgsearch.pipeline.run import Options
 
     found, refine = _sources(sources or [], list_file), _refinements(caption_from, metadata, group_by)
@@ -100,10 +129,11 @@ def ingest(
                 for source in found:
                     _tell(terminal, preview.preview(url, source, names, options, refine=refine))
                 return
-            opened = [register.open_model(connection, name, weights=weights, device=device) for name in names]
-            models = list({model.stored.model_id: model for model in opened}.values())
-        if batch_size:
-            models = [register.LoadedModel(m.stored, m.encoder, batch_size) for m in models]
+        wish = opening.Wish(
+            names, tuple(output.split(",")) if output else (), dim, reduction,
+            Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
+        )  # fmt: skip
+        models = opening.open_models(url, wish, found[0], options, terminal.talk)
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
                 show = _pace(terminal, models, total, bar)
@@ -202,8 +232,9 @@ def _tell(terminal: Terminal, report: "Report") -> None:
     rate = f", {embedded / report.seconds:.1f} embedded a second" if embedded and report.stages else ""
     terminal.talk(f"{report.status} in {report.seconds:.1f} s{rate}")
     if report.stages:
-        ordered = sorted(report.stages.items(), key=lambda stage: -stage[1])
-        terminal.talk("busy seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in ordered))
+        ordered = sorted(report.stages.items(), key=lambda stage: -stage[1].seconds)
+        told = (f"{name} {stage.seconds:.1f} ({stage.pictures})" for name, stage in ordered)
+        terminal.talk("busy seconds (pictures): " + ", ".join(told))
     if report.left_out:
         terminal.talk(f"{report.left_out} files with other extensions were left out")
     if report.pruned:

@@ -1,18 +1,34 @@
-"""``models``: what there is, what is stored, adding and removing."""
+"""``models``: what there is, what is stored, adding, fetching, verifying and removing."""
 
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pgimgsearch.cli.terminal import DeviceOption, Group, WeightsOption, terminal_of
+from pgimgsearch.cli.terminal import (
+    DeviceOption,
+    DimOption,
+    DtypeOption,
+    Group,
+    PreprocessOption,
+    ReductionOption,
+    RevisionOption,
+    TrustOption,
+    WeightsOption,
+    terminal_of,
+)
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
-from pgimgsearch.errors import UsageError
-from pgimgsearch.models import catalog
+from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.models import catalog, table
 
-app = typer.Typer(cls=Group, no_args_is_help=True, help="Models: list, show, add, remove, and point aliases at them.")
+LEAST_COSINE = 0.99999
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Models: list, show, add, fetch, verify, remove, and point aliases at them."
+)
 
 
 @app.command("list")
@@ -30,7 +46,7 @@ def list_models(
         covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
         names = store.aliases(connection)
     rows: list[dict[str, object]] = [
-        {
+        _about(model.name) | {
             "model": model.name, "dim": model.dim, "storage": model.storage, "text": model.has_text,
             "licence": model.licence, "status": model.status, "index": model.index_method,
             "embedded": covered[model.name]["embedded"], "missing": covered[model.name]["missing"],
@@ -38,41 +54,50 @@ def list_models(
         }
         for model in stored.values()
     ]  # fmt: skip
-    columns = [
-        "model",
-        "dim",
-        "storage",
-        "text",
-        "licence",
-        "status",
-        "index",
-        "embedded",
-        "missing",
-        "aliases",
-    ]
+    columns = ["model", "dim", "storage", "text", "licence", "status", "index", "embedded", "missing", "aliases"]
     if catalog_too:
         rows += [
-            {"model": spec.name, "dim": spec.dim, "storage": spec.storage, "text": spec.text, "licence": spec.licence,
-             "status": "gated" if spec.gated else "available", "good_for": spec.good_for}
+            _about(spec.name) | {"status": "gated" if spec.gated else "available"}
             for spec in catalog.CATALOG
             if spec.name not in stored
-        ]  # fmt: skip
-        columns = ["model", "dim", "text", "licence", "status", "embedded", "good_for"]
+        ]
+        columns = ["model", "dim", "text", "licence", "size", "status", "embedded", "good_for"]
     terminal.show(rows, columns)
     if not rows:
         terminal.talk('no model is stored yet; "pgimgsearch models list --all" shows what there is')
 
 
+def _about(name: str) -> dict[str, object]:
+    """What the catalog says of a model; of one outside it, nothing."""
+    spec = catalog.find(name.partition("@")[0])
+    if spec is None:
+        return {"model": name, "size": "", "gated": False, "good_for": ""}
+    return {"model": spec.name, "dim": spec.dim, "storage": spec.storage, "text": spec.text, "licence": spec.licence,
+            "size": table.size_of(spec), "gated": spec.gated, "proof": spec.proof,
+            "good_for": spec.good_for}  # fmt: skip
+
+
 @app.command()
 def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A stored or a catalog model.")]) -> None:
-    """Show all that is known of a model; its table and view for SQL of one's own."""
+    """Show all that is known of a model, how it was verified, and its table and view for SQL of one's own."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.find_model(connection, name)
+        canary = None if stored is None else store.canary_of(connection, stored)
+        reduction = None if stored is None else store.reduction_of(connection, stored)
+    spec = catalog.find(name.partition("@")[0]) if stored is None else catalog.find(stored.name.partition("@")[0])
     if stored is None:
-        terminal.show_one(asdict(catalog.resolve(name)))
+        spec = catalog.resolve(name)
+    verified = {"verified": table.PROOFS[spec.proof if spec else "none"]}
+    if stored is None:
+        assert spec is not None
+        terminal.show_one(asdict(spec) | {"size": table.size_of(spec)} | verified)
         return
-    shown = {field.name: getattr(stored, field.name) for field in fields(stored)}
+    shown = {field.name: getattr(stored, field.name) for field in fields(stored)} | verified
+    if reduction is not None:
+        shown |= {"reduction": reduction.kind, "reduction_recall": reduction.recall}
+    if canary is not None:
+        shown |= {"canary_made_with": canary.made_with}
     terminal.show_one(shown | {"table": f"imgsearch.{stored.table_name}", "view": stored.view_name})
 
 
@@ -80,28 +105,109 @@ def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A sto
 def add(
     context: typer.Context,
     name: Annotated[
-        str, typer.Argument(help="A catalog name, or timm:NAME, open_clip:ARCH/TAG, hf:REPO, PREFIX:/folder.")
+        str,
+        typer.Argument(help="A catalog name, or timm:NAME, open_clip:ARCH/TAG, hf:REPO, onnx:FILE, PREFIX:/folder."),
     ],
     weights: WeightsOption = None,
+    revision: RevisionOption = None,
+    preprocess: PreprocessOption = None,
+    trust: TrustOption = False,
+    output: Annotated[str | None, typer.Option(help="Another output than the main one: NAME@OUTPUT.")] = None,
+    dim: DimOption = None,
+    reduction: ReductionOption = None,
     stored_name: Annotated[
         str | None, typer.Option("--as", envvar="PGIMGSEARCH_MODELS_ADD_AS", help="The name to store it under.")
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length one.")] = True,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
-    """Load a model and make its table, empty; ingest fills it."""
+    """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
     terminal = terminal_of(context)
-    spec = catalog.resolve(name, weights)
-    if not normalize:
-        spec = replace(spec, normalize=False)
-    with database_url(terminal.settings) as url, connect(url) as connection:
-        if store.find_model(connection, stored_name or spec.name):
-            raise UsageError(f"{stored_name or spec.name} is already there", hint="choose another name with --as NAME")
-        from pgimgsearch.pipeline.register import add_model
+    from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.pipeline import opening
 
-        added = add_model(connection, spec, device=device, name=stored_name).stored
+    spec = catalog.resolve(f"{name}@{output}" if output else name, Checkpoint(weights, revision, preprocess, trust))
+    spec = replace(spec, normalize=normalize)
+    wish = opening.Wish([name], dim=dim, reduction=reduction, placement=Placement(device, dtype))
+    wanted = stored_name or (f"{spec.name}@{dim}" if dim else spec.name)
+    with database_url(terminal.settings) as url:
+        with connect(url) as connection:
+            if store.find_model(connection, wanted):
+                raise UsageError(f"{wanted} is already there", hint="choose another name with --as NAME")
+        added = opening.add(url, spec, stored_name, wish, terminal.talk).stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
                        "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip
+
+
+@app.command()
+def fetch(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Models, by any name that ingest takes.", metavar="NAME...")],
+    to: Annotated[Path | None, typer.Option(help="A bundle for machines without a network.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--from", envvar="PGIMGSEARCH_MODELS_FETCH_FROM", help="A bundle to take them from."),
+    ] = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Download models ahead of use, into a bundle, or out of one; every file is checked."""
+    terminal = terminal_of(context)
+    if to is not None and bundle is not None:
+        raise UsageError("--to makes a bundle and --from uses one", hint="leave one of them out")
+    from pgimgsearch.models import bundle as bundles
+    from pgimgsearch.models.spec import Checkpoint
+
+    specs = [catalog.resolve(name, Checkpoint(revision=revision)) for name in names]
+    rows = []
+    for spec in specs:
+        if spec.licence.startswith("CC-BY-NC"):
+            terminal.talk(f"{spec.name}: {spec.licence}")
+        entry = bundles.fetch(spec, to) if bundle is None else bundles.install(spec, bundle)
+        size = sum(file["bytes"] for file in entry["files"].values())
+        rows.append({"model": spec.name, "revision": entry["revision"], "files": len(entry["files"]),
+                     "megabytes": round(size / 1e6, 1), "licence": spec.licence})  # fmt: skip
+    terminal.show(rows, ["model", "revision", "files", "megabytes", "licence"])
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model, by any name that ingest takes.")],
+    weights: WeightsOption = None,
+    revision: RevisionOption = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of pictures to compare on. Default: drawn ones.")
+    ] = None,
+) -> None:
+    """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
+    terminal = terminal_of(context)
+    from itertools import islice
+
+    from pgimgsearch.models.encoder import require
+    from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.pipeline.run import Options
+    from pgimgsearch.pipeline.sample import sample_pictures
+    from pgimgsearch.pipeline.scan import folder_source
+
+    spec = catalog.resolve(name, Checkpoint(weights, revision))
+    require(spec)
+    pictures = list(islice(sample_pictures(folder_source(images), 64, Options()), 64)) if images else None
+    from pgimgsearch.models import reference
+
+    found = reference.compare(spec, pictures)
+    if found is None:
+        raise ModelError(f"no library here has a reference for {spec.name}", hint=table.PROOFS[spec.proof])
+    lowest = min(found.cosines.values())
+    good = lowest >= LEAST_COSINE and found.grey_levels <= 1.0
+    terminal.show_one({"model": spec.name, "reference": found.how, "pictures": found.pictures,
+                       "cosines": found.cosines, "grey_levels": found.grey_levels, "equal": good})  # fmt: skip
+    if not good:
+        raise ModelError(
+            f"{spec.name} is not equal to its reference: cosine {lowest:.6f}, {found.grey_levels:.2f} grey levels",
+            hint=f"at least {LEAST_COSINE} and at most one grey level are needed",
+        )
 
 
 @app.command()

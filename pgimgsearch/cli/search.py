@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from psycopg.rows import dict_row
@@ -13,6 +13,7 @@ from pgimgsearch.cli.terminal import (
     CountOption,
     DeviceOption,
     ModelOption,
+    TemplateOption,
     terminal_of,
 )
 from pgimgsearch.database import store
@@ -20,6 +21,9 @@ from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from pgimgsearch.pipeline.loaded import LoadedModel
 
 MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
 ThresholdOption = Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")]
@@ -44,6 +48,7 @@ def search(
     ] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Leave out what is less similar.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
+    template: TemplateOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Find images like a picture, like an image of the database, or by words."""
@@ -54,10 +59,12 @@ def search(
         )
     limits = {"k": count, "filter": _json_filter(filter_json), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
+    from pgimgsearch.pipeline.loaded import template_of
+
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model or ("text" if text is not None else "default"))
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, device)
+            rows = _ask_with_text(connection, text, stored, limits, template_of(template), device)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
@@ -73,6 +80,7 @@ def embed_text(
     from_file: Annotated[
         Path | None, typer.Option("--from", envvar="PGIMGSEARCH_EMBED_TEXT_FROM", help="A file with one text a line.")
     ] = None,
+    template: TemplateOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Embed texts and keep their vectors, so that imgsearch.search_text() finds them in SQL."""
@@ -80,9 +88,12 @@ def embed_text(
     wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
     if not wanted:
         raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
+    from pgimgsearch.pipeline.loaded import template_of
+
+    form = template_of(template)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        embedded = _cache_missing(connection, stored, wanted, device)
+        embedded = _cache_missing(connection, stored, wanted, form, device)
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
 
 
@@ -141,7 +152,7 @@ def _ask(
     """One of our search functions, with the limits that the command line offers."""
     functions = {
         "similar": "select * from imgsearch.similar(%(what)s, ",
-        "search_text": "select * from imgsearch.search_text(%(what)s, ",
+        "search_text": "select * from imgsearch.search_text(%(what)s, template => %(template)s, ",
         "similar_to": "select * from imgsearch.similar_to(%(what)s, ",
         "similar_to_bits": "select * from imgsearch.similar_to_bits(%(what)s, ",
     }
@@ -158,23 +169,25 @@ def _ask_with_picture(
 ) -> list[dict[str, Any]]:
     from pgimgsearch.pipeline.query import embed_picture
 
-    vector = embed_picture(connection, model, path, device)
+    vector = embed_picture(_load(connection, model, device), path)
     return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
 
 
 def _ask_with_text(
-    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], device: str
+    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, device: str
 ) -> list[dict[str, Any]]:
     """Through the cache; a role that may not write to it asks with the vector itself."""
-    if model.has_text and not store.can_cache(connection) and store.missing_texts(connection, model, [text]):
-        from pgimgsearch.pipeline.query import embed_text
+    missing = model.has_text and bool(store.missing_texts(connection, model, [text], template))
+    if missing and not store.can_cache(connection):
+        from pgimgsearch.pipeline.query import literal
 
-        return _ask(connection, "similar_to", embed_text(connection, model, text, device), model, limits)
-    _cache_missing(connection, model, [text], device)
-    return _ask(connection, "search_text", text, model, limits)
+        vector = _load(connection, model, device).embed_texts([text], template)[0]
+        return _ask(connection, "similar_to", literal(vector), model, limits)
+    _cache_missing(connection, model, [text], template, device)
+    return _ask(connection, "search_text", text, model, limits | {"template": template})
 
 
-def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], device: str) -> int:
+def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], template: str, device: str) -> int:
     """Embed the texts that are not cached; the model is loaded only if there are any. Returns their number."""
     if not model.has_text:
         able = [found.name for found in store.models(connection) if found.has_text]
@@ -184,13 +197,18 @@ def _cache_missing(connection: Connection, model: StoredModel, texts: list[str],
             if able
             else "add one that can: pgimgsearch models add clip-vit-b-32",
         )
-    missing = store.missing_texts(connection, model, texts)
+    missing = store.missing_texts(connection, model, texts, template)
     if missing:
-        from pgimgsearch.pipeline import register
-
-        loaded = register.open_model(connection, model.name, weights=None, device=device)
-        store.cache_texts(connection, model, missing, loaded.encoder.embed_text(missing))
+        vectors = _load(connection, model, device).embed_texts(missing, template)
+        store.cache_texts(connection, model, missing, vectors, template)
     return len(missing)
+
+
+def _load(connection: Connection, model: StoredModel, device: str) -> "LoadedModel":
+    from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.pipeline import register
+
+    return register.open_model(connection, model.name, placement=Placement(device))
 
 
 def _json_filter(text: str | None) -> Jsonb | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,6 +21,25 @@ from pgimgsearch.settings import Settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+DtypeOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="auto: half on a GPU, else fp32.")
+]
+RuntimeOption = Annotated[
+    Literal["torch", "onnx"], typer.Option(help="onnx exports once and checks itself on your pictures.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="A commit or tag of the model's repository.")]
+PreprocessOption = Annotated[
+    str | None, typer.Option(help="How pictures are prepared, where a checkpoint does not say: imagenet, clip, siglip.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust", help="Load TorchScript, which runs the code it holds.")]
+DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to so many dimensions: NAME@DIM.")]
+ReductionOption = Annotated[
+    Literal["pca", "whiten", "truncate"] | None, typer.Option(help="How to reduce. Default: pca.")
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(help='What to put the text into: "a photo of a {}". Several are averaged.'),
+]
 WeightsOption = Annotated[
     str | None, typer.Option(help="A local checkpoint, file or folder, to load instead of a download.")
 ]

@@ -36,6 +36,7 @@ class StoredModel:
     logit_scale: float | None
     logit_bias: float | None
     fingerprint: str
+    full_dim: int | None
     has_text: bool
     licence: str | None
     index_method: str
@@ -58,6 +59,24 @@ class StoredModel:
     def view_name(self) -> str:
         """The qualified name of its view."""
         return f"imgsearch.images_{self.slug}"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Vectors of the four drawn pictures, and what made them: device, dtype, runtime and versions of software."""
+
+    embeddings: list[list[float]]
+    made_with: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReduction:
+    """A row of imgsearch.reduction; ``matrix`` and ``mean`` are float32, little endian."""
+
+    kind: str
+    matrix: bytes
+    mean: bytes
+    recall: float | None
 
 
 MODEL_COLUMNS = sql.SQL(", ").join(sql.Identifier("m", name) for name in StoredModel.__slots__)
@@ -93,8 +112,13 @@ def get_model(connection: Connection, name: str) -> StoredModel:
     return found
 
 
-def add_model(connection: Connection, fields: dict[str, Any]) -> StoredModel:
-    """Insert a model row, make its table and view, and give it the aliases that fit it and nobody has yet."""
+def add_model(
+    connection: Connection,
+    fields: dict[str, Any],
+    canary: Canary | None = None,
+    reduction: StoredReduction | None = None,
+) -> StoredModel:
+    """Insert a model row with what belongs to it, make its table and view, and give it the aliases nobody has yet."""
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(hashtext('pgimgsearch.add_model'))")
         present = find_model(connection, fields["name"])
@@ -110,6 +134,16 @@ def add_model(connection: Connection, fields: dict[str, Any]) -> StoredModel:
         row = connection.execute(insert, values).fetchone()
         assert row is not None
         connection.execute("select imgsearch.create_embeddings(%s)", row)
+        if canary is not None:
+            connection.execute(
+                "insert into imgsearch.canary (model_id, embeddings, made_with) values (%s, %s, %s)",
+                [row[0], canary.embeddings, Jsonb(canary.made_with)],
+            )
+        if reduction is not None:
+            connection.execute(
+                "insert into imgsearch.reduction (model_id, kind, matrix, mean, recall) values (%s, %s, %s, %s, %s)",
+                [row[0], reduction.kind, reduction.matrix, reduction.mean, reduction.recall],
+            )
         wanted = {"default": True, "text": fields["has_text"], "duplicates": fields["backend"] in COPY_DETECTORS}
         for alias in [alias for alias, fits in wanted.items() if fits]:
             connection.execute(
@@ -117,6 +151,18 @@ def add_model(connection: Connection, fields: dict[str, Any]) -> StoredModel:
                 [alias, fields["name"], alias],
             )
     return get_model(connection, fields["name"])
+
+
+def canary_of(connection: Connection, model: StoredModel) -> Canary | None:
+    """The canary of a model; none where it was added without one."""
+    query = "select embeddings, made_with from imgsearch.canary where model_id = %s"
+    return connection.cursor(row_factory=class_row(Canary)).execute(query, [model.model_id]).fetchone()
+
+
+def reduction_of(connection: Connection, model: StoredModel) -> StoredReduction | None:
+    """What reduces a model's vectors, if anything."""
+    query = "select kind, matrix, mean, recall from imgsearch.reduction where model_id = %s"
+    return connection.cursor(row_factory=class_row(StoredReduction)).execute(query, [model.model_id]).fetchone()
 
 
 def remove_model(connection: Connection, name: str) -> StoredModel:
@@ -196,27 +242,29 @@ def can_cache(connection: Connection) -> bool:
     return row == (True,)
 
 
-def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[str]) -> list[str]:
+def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
     """Those texts whose vectors are not cached, each once; the others count as used just now, where we may say so."""
     if can_cache(connection):
         connection.execute(
             "update imgsearch.text_embedding t set used_at = clock_timestamp() "
-            "where t.model_id = %s and t.key in (select imgsearch.text_key(q) from unnest(%s::text[]) q)",
-            [model.model_id, list(texts)],
+            "where t.model_id = %s and t.key in (select imgsearch.text_key(q, %s) from unnest(%s::text[]) q)",
+            [model.model_id, template, list(texts)],
         )
     rows = connection.execute(
         "select q from unnest(%s::text[]) with ordinality as n (q, number) where not exists (select "
-        "from imgsearch.text_embedding t where t.model_id = %s and t.key = imgsearch.text_key(q)) order by number",
-        [list(texts), model.model_id],
+        "from imgsearch.text_embedding t where t.model_id = %s and t.key = imgsearch.text_key(q, %s)) order by number",
+        [list(texts), model.model_id, template],
     ).fetchall()
     return list(dict.fromkeys(row[0] for row in rows))
 
 
-def cache_texts(connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any) -> None:
-    """Keep the vectors of texts; ``vectors`` is (n, dim) float32."""
-    statement = sql.SQL("select imgsearch.cache_text(%s, %s::real[]::{}.vector, %s)").format(
+def cache_texts(
+    connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}"
+) -> None:
+    """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32."""
+    statement = sql.SQL("select imgsearch.cache_text(%s, %s::real[]::{}.vector, %s, %s)").format(
         sql.SQL(vector_schema(connection))
     )
     with connection.transaction():
         for text, vector in zip(texts, vectors, strict=True):
-            connection.execute(statement, [text, vector.tolist(), model.name])
+            connection.execute(statement, [text, vector.tolist(), model.name, template])

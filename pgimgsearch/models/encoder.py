@@ -2,72 +2,131 @@
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.spec import ModelSpec
-from pgimgsearch.models.weights import settle_hub_access
 
-# backend -> (module of ours, the package it needs)
+# backend -> (module of ours, the package it needs, the extra that brings it)
 BACKENDS = {
-    "timm": ("pgimgsearch.models.backends.timm", "timm"),
-    "open_clip": ("pgimgsearch.models.backends.open_clip", "open_clip"),
-    "transformers": ("pgimgsearch.models.backends.transformers", "transformers"),
-    "pdq": ("pgimgsearch.models.backends.pdq", "pdqhash"),
-    "palette": ("pgimgsearch.models.backends.palette", "numpy"),
+    "timm": ("pgimgsearch.models.backends.timm", "timm", ""),
+    "open_clip": ("pgimgsearch.models.backends.open_clip", "open_clip", ""),
+    "transformers": ("pgimgsearch.models.backends.transformers", "transformers", ""),
+    "imagebind": ("pgimgsearch.models.backends.imagebind", "open_clip", ""),
+    "sscd": ("pgimgsearch.models.backends.sscd", "torchvision", ""),
+    "onnx": ("pgimgsearch.models.backends.onnx", "onnxruntime", "[onnx]"),
+    "pdq": ("pgimgsearch.models.backends.pdq", "pdqhash", ""),
+    "palette": ("pgimgsearch.models.backends.palette", "numpy", ""),
 }
+TORCH_BACKENDS = {"timm", "open_clip", "transformers", "imagebind", "sscd"}
 
 
 class SkippedPicture(Exception):  # noqa: N818  (a verdict on one picture, not an error)
     """This picture has no useful vector under this model; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs, which is no part of its fingerprint.
+
+    ``device`` is auto, cpu, cuda, cuda:N or mps; ``dtype`` auto, fp32, bf16, fp16 or int8; ``runtime`` torch or onnx.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    runtime: str = "torch"
+
+
 class Encoder(Protocol):
-    """A loaded model.
+    """A loaded network.
 
     ``prepare`` runs in several threads at once, on upright RGB pictures; ``embed`` and ``embed_text`` run in one.
-    ``spec`` is complete: the true dimension, and the revision that was loaded.
+    ``spec`` is complete, with the output chosen and the revision that was loaded. ``dims`` is output -> dimension;
+    texts meet the first output, where the network reads any.
     """
 
     spec: ModelSpec
-    fingerprint: str
+    dims: Mapping[str, int]
     preprocess: dict[str, Any]
     device: str
+    dtype: str
+    runtime: str
+    reads_text: bool
     logit_scale: float | None
     logit_bias: float | None
+
+    def fingerprint(self, output: str) -> str:
+        """What two vectors must share to be comparable: weights, preprocessing and output."""
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
         """What ``embed`` takes of one picture; raises SkippedPicture."""
 
-    def embed(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """(n, dim): float32, not yet normalised; or uint8 bits, 0 or 1, for a hash."""
+    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """One forward pass. Output -> (n, dim): float32, not yet normalised; or uint8 bits, 0 or 1, for a hash."""
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised; raises ModelError for a model without a text tower."""
 
 
-def load(spec: ModelSpec, device: str = "auto") -> Encoder:
+def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     """Load a model. Raises ModelError when a package, the weights or the network is missing."""
-    module, package = BACKENDS[spec.backend]
-    if importlib.util.find_spec(package) is None:
-        raise ModelError(
-            f"model {spec.name} needs the package {package}, which is not installed",
-            hint="run: pip install pgimgsearch (this host has only requirements-core.txt)",
-        )
-    if package not in {"pdqhash", "numpy"}:
-        settle_hub_access()
-    encoder: Encoder = importlib.import_module(module).load(spec, device)
-    if spec.dim and encoder.spec.dim != spec.dim:
-        raise ModelError(
-            f"{spec.checkpoint} gives vectors of dimension {encoder.spec.dim}, {spec.name} has {spec.dim}",
-            hint="the weights belong to another model: check the checkpoint",
-        )
-    return encoder
+    placement = placement or Placement()
+    require(spec)
+    if placement.dtype == "int8" and placement.runtime != "onnx":
+        raise UsageError("int8 runs on ONNX Runtime only", hint="add --runtime onnx")
+    exported = placement.runtime == "onnx" and spec.backend in TORCH_BACKENDS
+    if exported:
+        _require("onnxruntime", spec, "[onnx]")
+        _require("onnxscript", spec, "[onnx]")
+    settled = replace(placement, dtype="fp32", device="cpu") if exported else placement
+    encoder: Encoder = importlib.import_module(BACKENDS[spec.backend][0]).load(spec, settled)
+    check_outputs(spec, encoder)
+    if not exported:
+        return encoder
+    from pgimgsearch.models import export
+
+    return export.on_onnx_runtime(encoder, placement)  # type: ignore[arg-type]
+
+
+def require(spec: ModelSpec) -> None:
+    """Raise ModelError with the command that installs what a model's backend needs."""
+    _, package, extra = BACKENDS[spec.backend]
+    _require(package, spec, extra)
+
+
+def cannot_read(name: str) -> ModelError:
+    """The error of a model without a text tower, with models that have one."""
+    from pgimgsearch.models.catalog import CATALOG
+
+    able = [spec.name for spec in CATALOG if spec.text]
+    return ModelError(f"model {name} cannot read text", hint=f"models that can: {', '.join(able)}")
+
+
+def check_outputs(spec: ModelSpec, encoder: Encoder) -> None:
+    """Raise ModelError unless a network gives what a spec promises; that of another family or size does not."""
+    output = encoder.spec.output if spec.output == "auto" else spec.output
+    for wanted, dim in {output: spec.dim, **spec.also}.items():
+        if wanted not in encoder.dims:
+            raise ModelError(
+                f"{spec.name} has no output {wanted}: its checkpoint gives {', '.join(encoder.dims)}",
+                hint="choose one of these with --output, or check that checkpoint and model belong together",
+            )
+        if dim and encoder.dims[wanted] != dim:
+            raise ModelError(
+                f"the checkpoint gives vectors of dimension {encoder.dims[wanted]}, {spec.name} has {dim}",
+                hint="the weights belong to another model: check the checkpoint",
+            )
+
+
+def reads_text(encoder: Encoder, output: str) -> bool:
+    """Whether texts meet this output: the first one, of a network with a text tower."""
+    return encoder.reads_text and output == next(iter(encoder.dims))
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -76,3 +135,12 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         scaled = np.divide(vectors, lengths, out=vectors.astype(np.float64), where=lengths != 0)
     return np.asarray(scaled, dtype=np.float32)
+
+
+def _require(package: str, spec: ModelSpec, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        why = "" if extra else " (this host has only requirements-core.txt)"
+        raise ModelError(
+            f"model {spec.name} needs the package {package}, which is not installed",
+            hint=f"run: pip install 'pgimgsearch{extra}'{why}",
+        )

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def fingerprint(weights: Iterable[tuple[str, memoryview | bytes]], preprocess: dict[str, Any], output: str) -> str:
-    """Hash named weights (in any order), preprocessing and output. Device and dtype of a run are no part of it."""
-    digest = hashlib.sha256()
+def digest(weights: Iterable[tuple[str, memoryview | bytes]]) -> str:
+    """Hash named weights, in any order."""
+    hashed = hashlib.sha256()
     for name, data in sorted(weights, key=lambda item: item[0]):
-        digest.update(name.encode())
-        digest.update(data)
-    digest.update(json.dumps([preprocess, output], sort_keys=True).encode())
-    return digest.hexdigest()
+        hashed.update(name.encode())
+        hashed.update(data)
+    return hashed.hexdigest()
+
+
+def fingerprint(weights: str, preprocess: Mapping[str, Any], output: str) -> str:
+    """Hash the digest of the weights, preprocessing and output. Device and dtype of a run are no part of it."""
+    return hashlib.sha256(json.dumps([weights, preprocess, output], sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """A model as data: the row that a command prints, a test loops over and the database stores."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Storage = Literal["halfvec", "vector", "bit"]
@@ -29,22 +30,36 @@ class Preprocess:
         return asdict(self)
 
 
+def preprocess_from(stored: Mapping[str, Any]) -> Preprocess:
+    """The inverse of ``as_dict``, also of what JSON made of it."""
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+    return Preprocess(**fields)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model.
 
-    ``checkpoint`` is the backend's own full name (architecture and tag, or repository); ``weights`` is a local
-    file or folder to load instead of a download; ``dim`` is 0 where only loading tells. ``near`` is the
-    similarity from which two pictures count as near-duplicates.
+    ``checkpoint`` is the backend's own full name (architecture and tag, repository, or address); ``weights`` is a local
+    file or folder to load instead of a download. ``output`` is what is taken of a forward pass, ``dim`` its
+    dimension (0 where only loading tells), and ``also`` the model's other outputs with theirs: ``NAME@OUTPUT``.
+    ``size`` is the side of the input in pixels, ``parameters`` their number in millions, as the model's card says.
+    ``preprocess`` is given where the checkpoint does not carry it. ``near`` is the similarity from which two pictures
+    count as near-duplicates. ``proof`` is how the row is known to be right (docs/models.md).
     """
 
     name: str
     backend: str
     checkpoint: str
-    output: str = "pool"
+    output: str = "auto"
     dim: int = 0
+    also: Mapping[str, int] = field(default_factory=dict)
+    size: int = 0
+    parameters: float = 0
     revision: str | None = None
     weights: str | None = None
+    preprocess: Preprocess | None = None
+    trust: bool = False
     storage: Storage = "halfvec"
     text: bool = False
     normalize: bool = True
@@ -54,3 +69,24 @@ class ModelSpec:
     batch_size: int = DEFAULT_BATCH_SIZE
     near: float = 0.95
     good_for: str = ""
+    proof: Literal["exact", "architecture", "none"] = "none"
+
+    def with_output(self, output: str) -> "ModelSpec":
+        """The same network, another output; text vectors meet the main output alone."""
+        return replace(
+            self, name=f"{self.name}@{output}", output=output, dim=self.also.get(output, 0), text=False, also={}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the user says of a model's weights beyond its name; see ``catalog.resolve``.
+
+    ``weights`` is a local file or folder, ``revision`` a commit or tag of the hub's repository, ``preprocess`` a name
+    of ``families.PREPROCESS`` and ``trust`` the leave to run TorchScript.
+    """
+
+    weights: str | None = None
+    revision: str | None = None
+    preprocess: str | None = None
+    trust: bool = False

@@ -1,6 +1,7 @@
-"""What every torch backend shares: the device, batches, normalised text, and the hash of the weights."""
+"""What every torch backend shares: the device, the precision, batches, normalised text, and the hash of the weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,23 +11,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.encoder import unit
-from pgimgsearch.models.fingerprint import fingerprint
+from pgimgsearch.models.encoder import Placement, cannot_read, unit
+from pgimgsearch.models.fingerprint import digest, fingerprint
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.spec import ModelSpec, Preprocess
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Towers:
-    """What a backend finds: a network in eval mode, how it sees and reads, and how its pictures are prepared.
+    """What a backend finds: a network, how it sees and reads, and how its pictures are prepared.
 
-    ``image`` takes (n, 3, height, width) and ``text`` a list of strings; both give (n, dim), not normalised.
+    ``image`` takes (n, 3, height, width) and gives output -> (n, dim), not normalised, all of one forward pass.
+    ``tokenize`` makes of strings what ``text`` takes, which gives (n, dim) in the space of the first output.
     """
 
     network: torch.nn.Module
-    image: Callable[[torch.Tensor], torch.Tensor]
+    image: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
     preprocess: Preprocess
-    text: Callable[[list[str]], torch.Tensor] | None = None
+    tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]] | None = None
+    text: Callable[..., torch.Tensor] | None = None
     logit_scale: float | None = None
     logit_bias: float | None = None
     revision: str | None = None
@@ -35,39 +40,58 @@ class Towers:
 class TorchEncoder:
     """An Encoder around two towers."""
 
-    def __init__(self, spec: ModelSpec, towers: Towers, device: str) -> None:
-        self.device = device
+    runtime = "torch"
+
+    def __init__(self, spec: ModelSpec, towers: Towers, placement: Placement) -> None:
+        self.device = choose_device(placement.device)
+        self.dtype = choose_dtype(placement.dtype, self.device)
         self.towers = towers
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+        self.reads_text = towers.text is not None
         self.preprocess = towers.preprocess.as_dict()
-        towers.network.to(device).eval().requires_grad_(False)
+        network = towers.network.eval().requires_grad_(False)
+        self._digest = digest(_weights(network.named_parameters(), network.named_buffers()))
+        _narrow(network, DTYPES[self.dtype])
+        network.to(self.device)
         height, width = towers.preprocess.size
-        dim = self.embed([np.zeros((3, height, width), dtype=np.float32)]).shape[1]
-        self.spec = replace(spec, dim=dim, text=towers.text is not None, revision=towers.revision or spec.revision)
-        self.fingerprint = fingerprint(
-            _weights(towers.network.named_parameters(), towers.network.named_buffers()),
-            self.preprocess,
-            spec.output,
+        outputs = self.embed([np.zeros((3, height, width), dtype=np.float32)])
+        self.dims: Mapping[str, int] = {name: vectors.shape[1] for name, vectors in outputs.items()}
+        output = next(iter(outputs)) if spec.output == "auto" else spec.output
+        self.spec = replace(
+            spec, output=output, dim=self.dims.get(output, 0), revision=towers.revision or spec.revision
         )
+
+    def fingerprint(self, output: str) -> str:
+        """Of the weights as they were loaded, preprocessing and output."""
+        return fingerprint(self._digest, self.preprocess, output)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """(3, height, width) float32."""
         return to_array(image, self.towers.preprocess)
 
     @torch.inference_mode()
-    def embed(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """(n, dim) float32."""
+    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Output -> (n, dim) float32."""
         batch = torch.from_numpy(np.stack(prepared)).to(self.device)
-        return np.asarray(self.towers.image(batch).float().cpu().numpy())
+        with self._precision():
+            outputs = self.towers.image(batch)
+        return {name: np.asarray(vectors.float().cpu().numpy()) for name, vectors in outputs.items()}
 
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised."""
-        if self.towers.text is None:
-            raise ModelError(
-                f"model {self.spec.name} cannot read text", hint="use one that can, for example clip-vit-b-32"
-            )
-        return unit(self.towers.text(list(texts)).float().cpu().numpy())
+        if self.towers.text is None or self.towers.tokenize is None:
+            raise cannot_read(self.spec.name)
+        tokens = {name: tensor.to(self.device) for name, tensor in self.towers.tokenize(list(texts)).items()}
+        with self._precision():
+            vectors = self.towers.text(**tokens)
+        return unit(vectors.float().cpu().numpy())
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Autocast keeps norms, softmax and rotary embeddings in fp32, which a plain cast of the network would not."""
+        if self.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.partition(":")[0], DTYPES[self.dtype])
 
 
 def choose_device(device: str) -> str:
@@ -84,6 +108,24 @@ def choose_device(device: str) -> str:
             hint="use --device auto or --device cpu",
         ) from error
     return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """``auto`` is fp32 on a CPU, on a GPU bf16 where it has that, else fp16."""
+    if dtype != "auto":
+        return dtype
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "fp16" if device == "mps" else "fp32"
+
+
+def _narrow(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Hold the large weights in half precision: those of linear layers and convolutions, which autocast casts."""
+    if dtype == torch.float32:
+        return
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(dtype)
 
 
 def _weights(*groups: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, memoryview]]:

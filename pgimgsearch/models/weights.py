@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import socket
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,9 @@ from pgimgsearch.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
+
+LIBRARIES = ("timm", "open_clip", "transformers", "huggingface_hub")
+SERIOUS = re.compile(r"QuickGELU mismatch|initialized partially|Multiple checkpoints", re.IGNORECASE)
 
 
 def read_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
@@ -79,13 +84,43 @@ def settle_hub_access() -> None:
 
 @contextmanager
 def loading(spec: ModelSpec) -> Iterator[None]:
-    """Turn what the libraries raise while they fetch and load into a ModelError with the way out."""
+    """Turn what the libraries raise while they fetch and load into a ModelError with the way out.
+
+    What they only warn of, though the vectors would be wrong, is an error too.
+    """
     try:
-        yield
+        with _listening() as heard:
+            yield
     except ModelError:
         raise
     except Exception as error:  # each library has errors of its own, and chains those of the hub
         raise _explain(spec, error) from error
+    serious = [message for message in heard if SERIOUS.search(message)]
+    if serious:
+        raise ModelError(
+            f"loading {spec.name} gave a warning: {serious[0].splitlines()[0]}",
+            hint="its vectors would be wrong: check that checkpoint and model belong together",
+        )
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Collect, instead of showing, the warnings of the libraries and what they log."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in (None, *LIBRARIES)]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            for logger in loggers:
+                logger.handlers, logger.level, logger.propagate = [handler], logging.WARNING, False
+            yield heard
+        finally:
+            for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+            heard += [str(warning.message) for warning in caught]
 
 
 def _explain(spec: ModelSpec, error: BaseException) -> ModelError:

@@ -158,7 +158,9 @@ class Writer:
                     ordinals, vectors = zip(*having, strict=True)
                     statement = sql.SQL("copy {} (ordinal, embedding) from stdin (format binary)").format(staging)
                     with cursor.copy(statement) as copy:
-                        copy.write(copy_block(np.array(ordinals), np.stack(vectors), self.models[position].dim))
+                        copy.write(
+                            copy_block(np.array(ordinals, np.int32), np.stack(vectors), self.models[position].dim)
+                        )
 
     def _upsert(self, count: int, *, replacing: bool) -> None:
         execute = self.connection.execute
@@ -210,20 +212,21 @@ def _row(ordinal: int, item: Item) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def copy_block(ordinals: NDArray[Any], vectors: NDArray[Any], dim: int) -> bytes:
-    """Rows of (int4, vector) in the binary format of COPY, made in one piece.
+def copy_block(keys: NDArray[Any], vectors: NDArray[Any], dim: int) -> bytes:
+    """Rows of (key, vector) in the binary format of COPY, made in one piece.
 
-    ``vectors`` is (n, dim) float16 for halfvec, (n, dim) float32 for vector, (n, dim / 8) uint8 for bit.
+    ``keys`` are int32 for int4, int64 for int8; ``vectors`` is (n, dim) float16 for halfvec,
+    (n, dim) float32 for vector, (n, dim / 8) uint8 for bit.
     (PostgreSQL: sql-copy, "Binary Format"; pgvector: halfvec_recv, vector_recv; bit_recv.)
     """
     bits = vectors.dtype == np.uint8
     head = [("dim", ">i4")] if bits else [("dim", ">i2"), ("unused", ">i2")]
     width = vectors.shape[1]
     row = np.dtype(
-        [("fields", ">i2"), ("length_1", ">i4"), ("ordinal", ">i4"), ("length_2", ">i4"), *head,
+        [("fields", ">i2"), ("length_1", ">i4"), ("key", keys.dtype.newbyteorder(">")), ("length_2", ">i4"), *head,
          ("values", vectors.dtype.newbyteorder(">"), (width,))]
     )  # fmt: skip
-    rows = np.zeros(len(ordinals), dtype=row)
-    rows["fields"], rows["length_1"], rows["ordinal"] = 2, 4, ordinals
+    rows = np.zeros(len(keys), dtype=row)
+    rows["fields"], rows["length_1"], rows["key"] = 2, keys.itemsize, keys
     rows["length_2"], rows["dim"], rows["values"] = 4 + width * vectors.itemsize, dim, vectors
     return COPY_HEADER + rows.tobytes() + COPY_TRAILER

@@ -3,55 +3,49 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.models.encoder import unit
+from pgimgsearch.models.batches import Batches
 from pgimgsearch.pipeline.item import Item
-from pgimgsearch.pipeline.register import LoadedModel
+from pgimgsearch.pipeline.loaded import LoadedModel, why_not
 from pgimgsearch.pipeline.stages import Stopwatch, batched
 
 
 def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
-    """Embed in batches, every model from the same decoded pictures; order is kept."""
+    """Embed in batches, every network once for all models that are its outputs; order is kept."""
+    networks = [
+        (Batches(models[positions[0]].encoder, models[positions[0]].batch_size), positions)
+        for positions in by_network(models)
+    ]
     size = min(model.batch_size for model in models)
     for batch in batched(items, size, lambda _: 0, 1):
-        for position, model in enumerate(models):
-            chosen = [item for item in batch if position in item.prepared]
+        for number, (network, positions) in enumerate(networks):
+            chosen = [item for item in batch if number in item.prepared]
             if chosen:
-                with watch.time(f"embed {model.stored.name}"):
-                    _embed_batch(chosen, position, model)
+                name = "+".join(models[position].stored.name for position in positions)
+                with watch.time(f"embed {name}", len(chosen)):
+                    outputs = network.embed([item.prepared[number] for item in chosen])
+                    for position in positions:
+                        _assign(chosen, position, models[position].storable(outputs))
         for item in batch:
             item.prepared.clear()
         yield from batch
 
 
-def _embed_batch(items: list[Item], position: int, model: LoadedModel) -> None:
-    vectors = storable(
-        model.encoder.embed([item.prepared[position] for item in items]),
-        model.stored.storage, normalize=model.stored.normalize,
-    )  # fmt: skip
+def by_network(models: Sequence[LoadedModel]) -> list[list[int]]:
+    """The positions of models that share a network, network by network."""
+    networks: dict[int, list[int]] = {}
+    for position, model in enumerate(models):
+        networks.setdefault(id(model.encoder), []).append(position)
+    return list(networks.values())
+
+
+def _assign(items: Sequence[Item], position: int, vectors: NDArray[Any]) -> None:
     for item, vector in zip(items, vectors, strict=True):
+        if position not in item.wanted - item.reused:
+            continue
         reason = why_not(vector)
         if reason:
             item.reasons[position] = reason
         else:
             item.vectors[position] = vector
-
-
-def storable(vectors: NDArray[Any], storage: str, *, normalize: bool) -> NDArray[Any]:
-    """Vectors in the type of their column: packed bits (uint8), float16 or float32."""
-    if storage == "bit":
-        return np.packbits(vectors, axis=1)
-    scaled = unit(vectors) if normalize else vectors
-    with np.errstate(over="ignore"):
-        return scaled.astype(np.float16 if storage == "halfvec" else np.float32)
-
-
-def why_not(vector: NDArray[Any]) -> str | None:
-    """Why a vector must not be stored: it has no direction, so it is like nothing or like everything."""
-    if vector.dtype == np.uint8:
-        return None
-    if not np.isfinite(vector).all():
-        return "the vector is not finite"
-    return None if vector.any() else "the vector is zero"

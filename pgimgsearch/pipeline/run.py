@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -20,12 +20,12 @@ from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.copy_in import Writer
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
-from pgimgsearch.pipeline.embed import embed
+from pgimgsearch.pipeline.embed import by_network, embed
 from pgimgsearch.pipeline.item import Counts, Item
+from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.plan import Planner, digest
-from pgimgsearch.pipeline.register import LoadedModel
 from pgimgsearch.pipeline.scan import ScannedFile, Source
-from pgimgsearch.pipeline.stages import Stopwatch, batched, ordered_map, prefetch, stop_signals
+from pgimgsearch.pipeline.stages import Stage, Stopwatch, batched, ordered_map, prefetch, stop_signals
 
 FILES_A_CHUNK, SECONDS_A_CHUNK = 1000, 1.0
 FILES_IN_QUEUE = 256
@@ -49,13 +49,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did. ``counts`` is model -> outcome -> files; ``stages`` is busy seconds."""
+    """What a run did. ``counts`` is model -> outcome -> files; ``stages`` what each stage did."""
 
     source: str
     collection: str
     counts: dict[str, dict[str, int]]
     seconds: float
-    stages: dict[str, float]
+    stages: dict[str, Stage]
     status: str
     pruned: int = 0
     left_out: int = 0
@@ -98,7 +98,7 @@ def ingest(
             if not writer.closed:
                 _end(writer, run_id, status, counts, watch)
     return Report(
-        source.label, collection, counts.as_dict(), time.perf_counter() - start, dict(watch.seconds), status, pruned,
+        source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status, pruned,
         source.left_out[0],
     )  # fmt: skip
 
@@ -183,14 +183,16 @@ def _stages(
 
 
 def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
-    """Decode once, prepare for every model that wants it, and let the pixels go."""
+    """Decode once, prepare for every network that is wanted, and let the pixels go."""
     try:
         image, facts = decode(item.data, max_pixels)
-        for position in item.wanted - item.reused:
+        for number, positions in enumerate(by_network(models)):
+            wanted = [position for position in positions if position in item.wanted - item.reused]
             try:
-                item.prepared[position] = models[position].encoder.prepare(image)
+                if wanted:
+                    item.prepared[number] = models[wanted[0]].encoder.prepare(image)
             except SkippedPicture as why:
-                item.reasons[position] = str(why)
+                item.reasons |= dict.fromkeys(wanted, str(why))
         item.picture = facts
     except Exception as error:  # hostile bytes raise anything; MemoryError included
         item.prepared.clear()
@@ -205,7 +207,7 @@ def _write(writer: Writer, planner: Planner, items: list[Item], watch: Stopwatch
         item.resolve_twin()
         planner.counts.add_item(item)
     try:
-        with watch.time("write"):
+        with watch.time("write", len(items)):
             writer.write(items, planner.counts)
     except BaseException:  # nothing of the chunk is stored, so none of it counts
         for item in items:
@@ -254,17 +256,26 @@ def _lock(connection: Connection, collection_id: int, name: str) -> None:
 
 
 def _begin(connection: Connection, collection_id: int, source: Source, models: Sequence[LoadedModel]) -> int:
+    placement = {
+        m.stored.name: {"device": m.encoder.device, "dtype": m.encoder.dtype, "runtime": m.encoder.runtime}
+        for m in models
+    }
     row = connection.execute(
-        "insert into imgsearch.ingest_run (collection_id, source, models, device) "
+        "insert into imgsearch.ingest_run (collection_id, source, models, placement) "
         "values (%s, %s, %s, %s) returning run_id",
-        [collection_id, source.label, [m.stored.name for m in models], models[0].encoder.device],
+        [collection_id, source.label, [m.stored.name for m in models], Jsonb(placement)],
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
-    values: list[Any] = [status, Jsonb(counts.as_dict()), Jsonb(dict(watch.seconds)), run_id]
+    values: list[Any] = [
+        status,
+        Jsonb(counts.as_dict()),
+        Jsonb({name: asdict(stage) for name, stage in watch.stages.items()}),
+        run_id,
+    ]
     connection.execute(
         "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, ended_at = now() where run_id = %s",
         values,

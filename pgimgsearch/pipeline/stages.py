@@ -4,10 +4,11 @@ import queue
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -82,22 +83,32 @@ def batched(items: Iterable[T], count: int, weight: Callable[[T], int], limit: i
         yield batch
 
 
+@dataclass(slots=True)
+class Stage:
+    """What a stage did: busy seconds, summed over its threads, and pictures that went through."""
+
+    seconds: float = 0.0
+    pictures: int = 0
+
+
 class Stopwatch:
-    """Busy seconds of each stage, summed over its threads."""
+    """The stages of a run by name."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.stages: dict[str, Stage] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
+    def time(self, name: str, pictures: int = 1) -> Iterator[None]:
+        """Add the time of a block to a stage, and the pictures it worked on."""
         start = time.perf_counter()
         try:
             yield
         finally:
             with self._lock:
-                self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
+                stage = self.stages.setdefault(name, Stage())
+                stage.seconds += time.perf_counter() - start
+                stage.pictures += pictures
 
 
 @contextmanager

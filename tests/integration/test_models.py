@@ -14,7 +14,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog, encoder
 from pgimgsearch.models.encoder import unit
-from pgimgsearch.models.spec import ModelSpec
+from pgimgsearch.models.spec import Checkpoint, ModelSpec
 from pgimgsearch.pipeline import register
 from tests.pictures import photo
 
@@ -216,12 +216,12 @@ def two_resnets(tmp_path: Path) -> list[str]:
 def test_other_weights_never_mix_with_those_stored(url: str, two_resnets: list[str]) -> None:
     first, second = two_resnets
     with connect(url) as connection:
-        added = register.open_model(connection, "timm:resnet10t", weights=first, device="cpu")
-        again = register.open_model(connection, "timm:resnet10t", weights=None, device="cpu")
+        added = register.open_model(connection, "timm:resnet10t", Checkpoint(first))
+        again = register.open_model(connection, "timm:resnet10t")
         assert again.stored.fingerprint == added.stored.fingerprint
         assert again.stored.weights == first
         with pytest.raises(ModelError, match="the weights differ") as raised:
-            register.open_model(connection, "timm:resnet10t", weights=second, device="cpu")
+            register.open_model(connection, "timm:resnet10t", Checkpoint(second))
         assert "models add" in str(raised.value.hint)
 
 

@@ -44,9 +44,7 @@ def test_titles_find_their_products(url: str, data: Path, ingest: Callable[..., 
         return (file for file in files if file.path in paths)
 
     with connect(url) as connection:
-        model = register.open_model(
-            connection, f"open_clip:{data}/weights/openclip-mbv2-tiny", weights=None, device="cpu"
-        )
+        model = register.open_model(connection, f"open_clip:{data}/weights/openclip-mbv2-tiny")
         assert model.stored.name == "open_clip:openclip-mbv2-tiny"
         run.ingest(url, source, [model], run.Options(workers=2), refine=only_those)
         texts = list(dict.fromkeys(row["caption"] for row in rows))

@@ -52,7 +52,7 @@ def test_search_from_the_shell_fills_the_cache(swatches: Path, cli: Callable[...
 
 def test_the_least_recently_used_texts_leave(swatches: Path, connection: Connection, url: str) -> None:
     with connect(url) as opened:
-        loaded = register.open_model(opened, "palette", weights=None, device="cpu")
+        loaded = register.open_model(opened, "palette")
         names = list(COLOURS)[:6]
         store.cache_texts(opened, loaded.stored, names, loaded.encoder.embed_text(names))
         assert store.missing_texts(opened, loaded.stored, [names[0]]) == []  # used just now
@@ -70,7 +70,7 @@ def test_a_wrong_dimension_is_refused(swatches: Path, connection: Connection) ->
 
 def test_search_text_equals_numpy(swatches: Path, connection: Connection, url: str) -> None:
     with connect(url) as opened:
-        loaded = register.open_model(opened, "palette", weights=None, device="cpu")
+        loaded = register.open_model(opened, "palette")
         query = loaded.encoder.embed_text(["pink and green"])
         store.cache_texts(opened, loaded.stored, ["pink and green"], query)
     rows = connection.execute(

@@ -90,7 +90,7 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
         photo(folder / f"{number}.png", seed=number, size=(200, 160))
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     with connect(url) as connection:
-        models = [register.open_model(connection, name, weights=None, device="cpu") for name in ("palette", "pdq")]
+        models = [register.open_model(connection, name) for name in ("palette", "pdq")]
         store.cache_texts(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
 
     def in_summer(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:

@@ -5,55 +5,92 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import load_checkpoint
 from open_clip.pretrained import get_pretrained_cfg
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models import files
+from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers, choose_device
+from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
 
+SAFE, OTHER = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 
-def load(spec: ModelSpec, device: str) -> TorchEncoder:
+
+def origin(spec: ModelSpec) -> files.Origin:
+    """The repository of a tag: ``organisation/name/``, or with the name of a file in it."""
+    architecture, _, tag = spec.checkpoint.partition("/")
+    repository, _, file = config_of(architecture, tag)["hf_hub"].rpartition("/")
+    if not file:
+        return files.Origin(repository, SAFE, OTHER, revision=spec.revision)
+    safe = (str(Path(file).with_suffix(".safetensors")),) if file.endswith((".bin", ".pth")) else (file,)
+    return files.Origin(repository, safe, (file,), revision=spec.revision)
+
+
+def companions(spec: ModelSpec) -> list[files.Origin]:
+    """Other repositories that an architecture needs: its tokenizer's, and that of its text tower's configuration."""
+    text = open_clip.get_model_config(spec.checkpoint.partition("/")[0])["text_cfg"]
+    named = [text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")]
+    describing = ("*.json", "*.txt", "*.model")
+    return [files.Origin(name, describing) for name in dict.fromkeys(named) if name]
+
+
+def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load both towers; the activation comes from the tag's own config, where the library only warns."""
-    device = choose_device(device)
+    architecture, _, tag = spec.checkpoint.partition("/")
     with loading(spec):
-        if spec.weights and Path(spec.weights).is_dir():
-            name = f"local-dir:{spec.weights}"
-            network = open_clip.create_model(name)
+        path = files.local(spec)
+        if path and path.is_dir():
+            architecture = f"local-dir:{path}"
+            network = open_clip.create_model(architecture, pretrained_image=False, pretrained_text=False)
         else:
-            name, _, tag = spec.checkpoint.partition("/")
-            network = _create(spec, name, tag)
-        tokenizer = open_clip.get_tokenizer(name)
+            network = create(architecture, tag)
+            if path is None:
+                found = origin(spec)
+                folder = files.download(found)
+                path = files.first(folder, (*found.weights, *found.otherwise))
+                load_checkpoint(network, str(path), strict=True, weights_only=True)
+                path = folder
+            else:
+                load_strictly(network, read_state_dict(path), spec.name)
+        tokenizer = open_clip.get_tokenizer(architecture)
     bias = getattr(network, "logit_bias", None)
 
-    def text(texts: list[str]) -> torch.Tensor:
-        encoded: torch.Tensor = network.encode_text(tokenizer(texts).to(device))
-        return encoded
+    def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
+        return {"text": tokenizer(texts)}
 
     towers = Towers(
-        network, network.encode_image, preprocess_of(network), text,
-        logit_scale=network.logit_scale.detach().exp().item(),
-        logit_bias=None if bias is None else bias.detach().item(),
+        network, lambda pixels: {"projection": network.encode_image(pixels)}, preprocess_of(network), tokenize,
+        network.encode_text, logit_scale=network.logit_scale.detach().exp().item(),
+        logit_bias=None if bias is None else bias.detach().item(), revision=files.revision_of(path),
     )  # fmt: skip
-    return TorchEncoder(spec, towers, device)
+    return TorchEncoder(spec, towers, placement)
 
 
-def _create(spec: ModelSpec, name: str, tag: str) -> Any:
-    if name not in open_clip.list_models():
+def config_of(architecture: str, tag: str) -> dict[str, Any]:
+    """What the library knows of a pair; raises ModelError with the pairs there are."""
+    if architecture not in open_clip.list_models():
         raise ModelError(
-            f"open_clip has no architecture {name}",
+            f"open_clip has no architecture {architecture}",
             hint="write open_clip:ARCHITECTURE/TAG, for example open_clip:ViT-B-32/laion2b_s34b_b79k",
         )
-    config = get_pretrained_cfg(name, tag) if tag else None
-    if not config and not spec.weights:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: give --weights PATH"
-        raise ModelError(f"open_clip has no weights {tag or '(no tag)'} for {name}", hint=f"tags: {tags}")
-    quick = bool((config or {}).get("quick_gelu", False))
-    if not spec.weights:
-        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick)
-    network = open_clip.create_model(name, force_quick_gelu=quick)
-    load_strictly(network, read_state_dict(Path(spec.weights)), spec.name)
-    return network
+    config: dict[str, Any] = get_pretrained_cfg(architecture, tag) if tag else {}
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: give --weights PATH"
+        raise ModelError(f"open_clip has no weights {tag or '(no tag)'} for {architecture}", hint=f"tags: {tags}")
+    return config
+
+
+def create(architecture: str, tag: str, device: str = "cpu") -> Any:
+    """A network without weights, with the activation and the preprocessing of its tag; none is the library's."""
+    known = architecture in open_clip.list_models()
+    config = config_of(architecture, tag) if tag or not known else {}
+    own = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+    return open_clip.create_model(
+        architecture, device=device, force_quick_gelu=bool(config.get("quick_gelu")), force_preprocess_cfg=own,
+        pretrained_image=False, pretrained_text=False,
+    )  # fmt: skip
 
 
 def preprocess_of(network: Any) -> Preprocess:

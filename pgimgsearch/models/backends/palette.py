@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.encoder import unit
-from pgimgsearch.models.fingerprint import fingerprint
+from pgimgsearch.models.algorithm import Algorithm
+from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.fingerprint import digest
 from pgimgsearch.models.spec import ModelSpec
 
 # sRGB anchors; the names are those people use for products, and their order is the vector's.
@@ -53,29 +53,13 @@ def shares(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float32)
 
 
-@dataclass
-class Palette:
+class Palette(Algorithm):
     """An Encoder of colours. Square roots make the cosine of two histograms their overlap (Bhattacharyya)."""
 
-    spec: ModelSpec
-    device: str = "cpu"
-    preprocess: dict[str, Any] = field(default_factory=lambda: {"side": SIDE, "softness": SOFTNESS})
-    logit_scale: float | None = None
-    logit_bias: float | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the anchors and the preprocessing; there are no weights."""
-        return fingerprint([("anchors", ANCHORS.tobytes())], self.preprocess, "palette-1")
-
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """The histogram of a picture: (32,)."""
+        """The roots of a picture's histogram: (32,)."""
         small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-        return np.asarray(shares(to_lab(np.asarray(small).reshape(-1, 3))).mean(0))
-
-    def embed(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """Stack the roots of the histograms: (n, 32)."""
-        return np.asarray(np.sqrt(np.stack(prepared)), dtype=np.float32)
+        return np.asarray(np.sqrt(shares(to_lab(np.asarray(small).reshape(-1, 3))).mean(0)), dtype=np.float32)
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The colours a text names, in equal parts: (n, 32), normalised. Raises ModelError where it names none."""
@@ -93,6 +77,7 @@ def _histogram(text: str) -> NDArray[np.float32]:
     return np.asarray(shares(ANCHORS[named]).mean(0))
 
 
-def load(spec: ModelSpec, device: str) -> Palette:  # noqa: ARG001  (NumPy needs no device)
+def load(spec: ModelSpec, placement: Placement) -> Palette:  # noqa: ARG001  (NumPy needs no device)
     """Nothing to load."""
-    return Palette(spec)
+    anchors = digest([("anchors", ANCHORS.tobytes())])
+    return Palette(spec, {"side": SIDE, "softness": SOFTNESS}, f"palette-1 {anchors}")

@@ -3,35 +3,65 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models import files
+from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers, choose_device
+from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
 
-POOLING = {"cls": {"global_pool": "token"}, "pool": {}}
+
+def origin(spec: ModelSpec) -> files.Origin:
+    """Where the weights of a timm tag are."""
+    if not timm.is_model(spec.checkpoint):
+        raise ModelError(
+            f"timm has no model {spec.checkpoint}",
+            hint="list them: python -c 'import timm; print(timm.list_models())'",
+        )
+    config = timm.get_pretrained_cfg(spec.checkpoint, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        raise ModelError(
+            f"timm has no weights for {spec.checkpoint}",
+            hint="give a tag that has some (timm.list_pretrained()), or --weights PATH",
+        )
+    repository = config.hf_hub_id.rstrip("/")
+    return files.Origin(repository, ("model.safetensors",), ("pytorch_model.bin",), ("config.json",), spec.revision)
 
 
-def load(spec: ModelSpec, device: str) -> TorchEncoder:
-    """Load without the classifier; a local checkpoint may hold one, which is left out."""
-    device = choose_device(device)
+def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
+    """Load without the classifier; a checkpoint may hold one, which is left out."""
     with loading(spec):
-        path = Path(spec.weights) if spec.weights else None
-        architecture, weights = _local_folder(path) if path and path.is_dir() else (spec.checkpoint, path)
+        path = files.local(spec) or files.download(origin(spec))
+        architecture, weights, config = spec.checkpoint, path, None
+        if path.is_dir():
+            weights = files.first(path, ("model.safetensors", "pytorch_model.bin"))
+            if spec.weights:
+                architecture, config = _described(path, spec.checkpoint)
         if not timm.is_model(architecture):
             raise ModelError(
-                f"timm has no model {architecture}",
-                hint="list them: python -c 'import timm; print(timm.list_models())'",
+                f"timm has no model {architecture}", hint="name the architecture: --model timm:NAME --weights PATH"
             )
-        network = timm.create_model(architecture, pretrained=weights is None, num_classes=0, **POOLING[spec.output])
-        if weights is not None:
-            classifier = network.pretrained_cfg.get("classifier") or ()
-            heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-            load_strictly(network, read_state_dict(weights), spec.name, drop=[f"{head}." for head in heads])
-    return TorchEncoder(spec, Towers(network, network, preprocess_of(network)), device)
+        network, output = create(architecture, config)
+        classifier = network.pretrained_cfg.get("classifier") or ()
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        load_strictly(network, read_state_dict(weights), spec.name, drop=[f"{head}." for head in heads])
+    towers = Towers(network, lambda pixels: {output: network(pixels)}, preprocess_of(network),
+                    revision=files.revision_of(path))  # fmt: skip
+    return TorchEncoder(spec, towers, placement)
+
+
+def create(architecture: str, config: dict[str, Any] | None = None) -> tuple[Any, str]:
+    """A network without classifier and without weights, and what its vector is."""
+    # timm averages the patches of DINOv3's transformers by default; their paper's vector is the class token
+    token = "dinov3" in architecture and architecture.startswith("vit")
+    pooling = {"global_pool": "token"} if token else {}
+    network = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=config, **pooling)
+    return network, "cls" if token else "pool"
 
 
 def preprocess_of(network: object) -> Preprocess:
@@ -52,10 +82,12 @@ def preprocess_of(network: object) -> Preprocess:
     )
 
 
-def _local_folder(folder: Path) -> tuple[str, Path]:
-    """The architecture and the weights of a folder in the layout of the hub."""
-    config = json.loads((folder / "config.json").read_text())
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return config["architecture"], folder / name
-    raise ModelError(f"{folder} holds no weights", hint="it should hold model.safetensors or pytorch_model.bin")
+def _described(folder: Path, otherwise: str) -> tuple[str, dict[str, Any] | None]:
+    """The architecture, and what its checkpoint says of preprocessing, of a folder in the layout of the hub."""
+    file = folder / "config.json"
+    if not file.exists():
+        return otherwise, None
+    config = json.loads(file.read_text())
+    known = {"input_size", "test_input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "classifier"}
+    own = {key: value for key, value in config.get("pretrained_cfg", {}).items() if key in known}
+    return config.get("architecture", otherwise), own or None

@@ -1,114 +1,117 @@
 """Models of transformers: ``hf:REPOSITORY``, or a local folder in the same layout."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers, choose_device
+from pgimgsearch.models import files
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.processor import preprocess_of
+from pgimgsearch.models.spec import ModelSpec
+from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.weights import loading
 
 DUAL = {"clip", "siglip", "siglip2"}  # an image and a text tower that meet in one space
+SIGLIP_TEXT_LENGTH = 64
 
 
-def load(spec: ModelSpec, device: str) -> TorchEncoder:
-    """Load a dual encoder (projection) or a vision model (class token, or the mean of all tokens)."""
-    device = choose_device(device)
-    source, revision = spec.weights or spec.checkpoint, spec.revision
+def origin(spec: ModelSpec) -> files.Origin:
+    """A repository of the hub."""
+    describing = ("*.json", "*.txt", "*.model")
+    return files.Origin(
+        spec.checkpoint, ("model*.safetensors",), ("pytorch_model*.bin",), describing, spec.revision
+    )  # fmt: skip
+
+
+def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
+    """Load a dual encoder or a vision model from a folder in the layout of the hub."""
     with loading(spec):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        folder = files.local(spec) or files.download(origin(spec))
+        if not folder.is_dir():
+            raise ModelError(f"{folder} is a file", hint="give the folder that holds it, with its config.json")
+        config = AutoConfig.from_pretrained(folder)
         network, report = AutoModel.from_pretrained(
-            source, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
+            folder, config=config, dtype=torch.float32, output_loading_info=True
         )
-        _refuse_incomplete(spec, network, report)
-        preprocess = preprocess_of(AutoImageProcessor.from_pretrained(source, revision=revision))
-        dual = config.model_type in DUAL
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if dual else None
+        _refuse_misfits(spec, network, report)
+        preprocess = preprocess_of(AutoImageProcessor.from_pretrained(folder).to_dict())
+        tokenizer = AutoTokenizer.from_pretrained(folder) if config.model_type in DUAL else None
+    revision = files.revision_of(folder)
+    if tokenizer is None:
+        return TorchEncoder(spec, Towers(network, vision(network), preprocess, revision=revision), placement)
+    bias = getattr(network, "logit_bias", None)
     towers = Towers(
-        network,
-        _dual_image(network) if dual else _image(network, spec.output),
-        preprocess,
-        _text(network, tokenizer, config, device) if dual else None,
-        logit_scale=network.logit_scale.detach().exp().item() if dual else None,
-        logit_bias=network.logit_bias.detach().item() if hasattr(network, "logit_bias") else None,
-        revision=getattr(config, "_commit_hash", None),
-    )
-    return TorchEncoder(spec, towers, device)
+        network, vision(network), preprocess, tokenize=tokenize(tokenizer, config),
+        text=lambda **tokens: network.get_text_features(**tokens).pooler_output,
+        logit_scale=network.logit_scale.detach().exp().item(),
+        logit_bias=None if bias is None else bias.detach().item(), revision=revision,
+    )  # fmt: skip
+    return TorchEncoder(spec, towers, placement)
 
 
-def _refuse_incomplete(spec: ModelSpec, network: Any, report: dict[str, Any]) -> None:
-    """The library fills missing weights with noise and only warns; a pooler that is not used may be missing."""
-    missing = [key for key in report["missing_keys"] if "pooler" not in key or network.config.model_type in DUAL]
-    broken = missing + [str(key) for key in report.get("mismatched_keys", ())]
+def _refuse_misfits(spec: ModelSpec, network: Any, report: dict[str, Any]) -> None:
+    """The library fills missing weights with noise and only warns.
+
+    A pooler that is not used may be missing; a classifier's head may be there, and is left out.
+    """
+    dual = network.config.model_type in DUAL
+    missing = [key for key in report["missing_keys"] if "pooler" not in key or dual]
+    broken = [f"{key} is missing" for key in missing]
+    broken += [f"{key} does not fit" for key in map(str, report.get("mismatched_keys", ()))]
+    broken += [
+        f"{key} is not expected"
+        for key in report.get("unexpected_keys", ())
+        if not key.startswith(("classifier.", "head.", "lm_head."))
+    ]
     if broken:
+        listed = "; ".join(sorted(broken)[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise ModelError(
-            f"the checkpoint of {spec.name} lacks weights: {', '.join(sorted(broken)[:3])}",
-            hint="it belongs to another architecture, or is truncated: fetch it again",
+            f"the weights do not fit {spec.name}: {listed}",
+            hint="the checkpoint belongs to another architecture, or is truncated: fetch it again",
         )
 
 
-def _dual_image(network: Any) -> Any:
-    def image(pixels: torch.Tensor) -> Any:
-        return network.get_image_features(pixel_values=pixels).pooler_output
-
-    return image
-
-
-def _image(network: Any, output: str) -> Any:
-    def image(pixels: torch.Tensor) -> Any:
-        answer = network(pixel_values=pixels)
-        tokens = answer.last_hidden_state
-        if tokens.ndim == 4:  # a convolutional network: its pooled map
-            return answer.pooler_output.flatten(1)
-        return tokens.mean(1) if output == "mean" else tokens[:, 0]
-
-    return image
+def vision(network: Any) -> Callable[[torch.Tensor], Mapping[str, torch.Tensor]]:
+    """How the network sees: its outputs by name, the main one first."""
+    kind = network.config.model_type
+    if kind == "clip":
+        return lambda pixels: _clip_outputs(network, pixels)
+    if kind in DUAL:  # SigLIP: the attention-pooling head is the last layer
+        return lambda pixels: {"projection": network.get_image_features(pixel_values=pixels).pooler_output}
+    return lambda pixels: _vision_outputs(network(pixel_values=pixels))
 
 
-def _text(network: Any, tokenizer: Any, config: Any, device: str) -> Any:
+def _clip_outputs(network: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    hidden = network.vision_model(pixel_values=pixels).pooler_output
+    return {"projection": network.visual_projection(hidden), "hidden": hidden}
+
+
+def _vision_outputs(answer: Any) -> dict[str, torch.Tensor]:
+    tokens = answer.last_hidden_state
+    if tokens.ndim == 4:  # a convolutional network: its pooled map
+        return {"pool": answer.pooler_output.flatten(1)}
+    return {"cls": tokens[:, 0], "mean": tokens.mean(1)}
+
+
+def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, torch.Tensor]]:
+    """Strings to tokens as in training: CLIP pads to the longest, SigLIP to 64, and SigLIP 2 lower-cases."""
     length = config.text_config.max_position_embeddings
-    siglip = config.model_type != "clip"
-    lower = "gemma" in type(tokenizer).__name__.lower()  # SigLIP 2 was trained on lower-cased text
+    if config.model_type == "clip":
 
-    def text(texts: list[str]) -> Any:
-        tokens = tokenizer(
-            [text.lower() for text in texts] if lower else texts,
-            padding="max_length" if siglip else True, truncation=True, max_length=length, return_tensors="pt",
-        )  # fmt: skip
-        inputs = {"input_ids": tokens["input_ids"].to(device)}
-        if not siglip:  # SigLIP attends to its padding, as it did in training
-            inputs["attention_mask"] = tokens["attention_mask"].to(device)
-        return network.get_text_features(**inputs).pooler_output
+        def clip(texts: list[str]) -> Mapping[str, torch.Tensor]:
+            tokens = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
-    return text
+        return clip
+    lower = "gemma" in type(tokenizer).__name__.lower()
+    length = min(length, SIGLIP_TEXT_LENGTH)
 
+    def siglip(texts: list[str]) -> Mapping[str, torch.Tensor]:
+        texts = [text.lower() for text in texts] if lower else texts
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return {"input_ids": tokens["input_ids"]}  # it attends to its padding, as it did in training
 
-def preprocess_of(processor: Any) -> Preprocess:
-    """What the checkpoint's image processor does, from its own settings."""
-    unusual = [name for name in ("do_resize", "do_rescale", "do_normalize") if getattr(processor, name, True) is False]
-    if unusual or abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        raise ModelError(
-            f"this image processor is not supported: {unusual or 'its rescale_factor'}", hint="use another"
-        )
-    size = dict(processor.size)
-    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) and processor.crop_size else None
-    if "shortest_edge" in size and crop:
-        shape, resize, resize_to = (crop["height"], crop["width"]), "shortest", size["shortest_edge"]
-    elif "height" in size and (crop is None or crop == size):
-        shape, resize, resize_to = (size["height"], size["width"]), "squash", size["height"]
-    else:
-        raise ModelError(
-            f"this image processor is not supported: size {size}, crop {crop}", hint="use another checkpoint"
-        )
-    return Preprocess(
-        size=shape,
-        resize=resize,  # type: ignore[arg-type]
-        resize_to=resize_to,
-        interpolation=Image.Resampling(processor.resample).name.lower(),  # type: ignore[arg-type]
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
-        centre="floor",
-    )
+    return siglip

@@ -1,0 +1,151 @@
+"""ONNX exports: ``onnx:FILE``, ``onnx:REPOSITORY``; an image tower whose output is a vector or tokens."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgimgsearch.errors import ModelError
+from pgimgsearch.models import files
+from pgimgsearch.models.encoder import Placement, cannot_read
+from pgimgsearch.models.fingerprint import fingerprint
+from pgimgsearch.models.onnx_session import open_session, run
+from pgimgsearch.models.preprocess import to_array
+from pgimgsearch.models.processor import read_processor
+from pgimgsearch.models.spec import ModelSpec, Preprocess
+from pgimgsearch.models.weights import loading
+
+VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
+CLASSES = {"logits", "probabilities", "scores", "probs"}
+IMAGENET_CLASSES = {1000, 21841, 21843}
+
+
+class OnnxEncoder:
+    """An Encoder around a session."""
+
+    runtime = "onnx"
+    reads_text = False
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def __init__(self, spec: ModelSpec, path: Path, how: Preprocess, placement: Placement) -> None:
+        self.session, self.device = open_session(path, placement.device)
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise ModelError(f"{path} does not take pictures alone", hint="export the image tower by itself")
+        batch, _, *sides = inputs[0].shape
+        self.dtype = "fp16" if inputs[0].type == "tensor(float16)" else "fp32"
+        self._fixed_batch = batch if isinstance(batch, int) else None
+        self._how = _at_size(how, sides, path)
+        self.preprocess = self._how.as_dict()
+        self._digest = "onnx " + " ".join(files.sha256_of(part) for part in _parts(path))
+        probe = np.zeros((3, *self._how.size), dtype=np.float32)
+        shapes = [output.shape for output in run(self.session, [probe] * (self._fixed_batch or 1))]
+        names = [output.name for output in self.session.get_outputs()]
+        chosen = choose_output(names, shapes)
+        self._position, self._tokens = names.index(chosen), len(shapes[names.index(chosen)]) == 3
+        self._output = spec.output if spec.output != "auto" else "cls" if self._tokens else "vector"
+        self.dims = {self._output: shapes[self._position][-1 if self._tokens else 1]}
+        self.spec = replace(spec, output=self._output, dim=self.dims[self._output],
+                            revision=files.revision_of(path.parent) or spec.revision)  # fmt: skip
+
+    def fingerprint(self, output: str) -> str:
+        """Of the file with its data, preprocessing and output."""
+        return fingerprint(self._digest, self.preprocess, output)
+
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """(3, height, width) float32."""
+        return to_array(image, self._how)
+
+    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Output -> (n, dim) float32; an export with a fixed batch gets its batches filled up."""
+        size = self._fixed_batch or len(prepared)
+        parts = [list(prepared[start : start + size]) for start in range(0, len(prepared), size)]
+        answers = [run(self.session, part + part[-1:] * (size - len(part)))[self._position] for part in parts]
+        vectors = np.concatenate(answers)[: len(prepared)]
+        return {self._output: vectors[:, 0] if self._tokens else vectors.reshape(len(vectors), -1)}
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002
+        """Refuse: an export of an image tower reads no text."""
+        raise cannot_read(self.spec.name)
+
+
+def origin(spec: ModelSpec) -> files.Origin:
+    """A repository with an export."""
+    return files.Origin(spec.checkpoint, ("*.onnx", "*.onnx_data"), describing=("*.json",), revision=spec.revision)
+
+
+def load(spec: ModelSpec, placement: Placement) -> OnnxEncoder:
+    """Load an export; its preprocessing is the catalog's, the user's, or that of a preprocessor_config.json near it."""
+    with loading(spec):
+        path = files.local(spec) or files.download(origin(spec))
+        if path.is_dir():
+            path = _export_in(path)
+        return OnnxEncoder(spec, path, spec.preprocess or _described(path), placement)
+
+
+def choose_output(names: list[str], shapes: list[tuple[int, ...]]) -> str:
+    """The output that is an embedding; classes and bare patch tokens are refused."""
+    known = dict(zip(names, shapes, strict=True))
+    ordered = [name for name in VECTORS if name in known] + [name for name in names if name not in VECTORS]
+    usable = [name for name in ordered if name.lower() not in CLASSES]
+    if not usable or (len(known[usable[0]]) == 2 and known[usable[0]][1] in IMAGENET_CLASSES):
+        raise ModelError(
+            f"this is a classifier: its output is {', '.join(names)}",
+            hint="export the network without its classification layer; class scores are no embedding",
+        )
+    shape = known[usable[0]]
+    if len(shape) == 3 and math.isqrt(shape[1]) ** 2 == shape[1]:
+        raise ModelError(
+            f"this export gives {shape[1]} patch tokens and no class token",
+            hint="export the class token or a pooled vector",
+        )
+    if len(shape) not in {2, 3} and not (len(shape) == 4 and shape[2:] == (1, 1)):
+        raise ModelError(f"this export gives a tensor of shape {shape}, no vector", hint="export a pooled vector")
+    return usable[0]
+
+
+def _at_size(how: Preprocess, sides: Sequence[Any], path: Path) -> Preprocess:
+    """The preprocessing at the size that the export is fixed to, in proportion."""
+    if not all(isinstance(side, int) for side in sides) or tuple(sides) == how.size:
+        return how
+    if sides[0] != sides[1]:
+        raise ModelError(f"{path} takes pictures of {sides[0]} x {sides[1]}", hint="export it for square pictures")
+    scaled = round(how.resize_to * sides[0] / how.size[0])
+    return replace(how, size=(int(sides[0]), int(sides[1])), resize_to=scaled)
+
+
+def _export_in(folder: Path) -> Path:
+    """The image tower of a folder: the full-precision export, in the layout of the hub too."""
+    wanted = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
+    for name in wanted:
+        if (folder / name).exists():
+            return folder / name
+    found = sorted(folder.rglob("*.onnx"))
+    if len(found) == 1:
+        return found[0]
+    raise ModelError(
+        f"{folder} holds {len(found)} ONNX files, none of them called model.onnx",
+        hint="name the file: onnx:FOLDER/FILE.onnx",
+    )
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, and the weights that lie outside it."""
+    return [path, *sorted(path.parent.glob(f"{path.name}_data*")), *sorted(path.parent.glob(f"{path.name}.data"))]
+
+
+def _described(path: Path) -> Preprocess:
+    for folder in (path.parent, path.parent.parent):
+        file = folder / "preprocessor_config.json"
+        if file.exists():
+            return read_processor(file)
+    raise ModelError(
+        f"nothing says how pictures are prepared for {path}",
+        hint="put its preprocessor_config.json beside it, or say --preprocess imagenet, clip or siglip",
+    )

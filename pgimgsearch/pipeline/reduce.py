@@ -1,0 +1,113 @@
+"""Models of fewer dimensions: fitted on stored vectors or on a sample of pictures, and filled from stored vectors."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError
+from pgimgsearch.models.batches import Batches
+from pgimgsearch.models.encoder import Encoder, SkippedPicture
+from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
+from pgimgsearch.pipeline.copy_in import COPY_HEADER, copy_block
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.run import Options
+from pgimgsearch.pipeline.sample import sample_pictures
+from pgimgsearch.pipeline.scan import Source
+
+LEAST_SAMPLE, LARGEST_SAMPLE = 1024, 20_000
+QUERIES = 500
+ROWS_AT_ONCE = 10_000
+
+
+def sample_size(dim: int) -> int:
+    """Vectors to fit and to measure with."""
+    return max(LEAST_SAMPLE, 4 * dim)
+
+
+def stored_sample(connection: Connection, model: StoredModel) -> NDArray[np.float32]:
+    """Vectors of a stored model, at random: (n, dim)."""
+    rows = [vectors for _, vectors in read_vectors(connection, model, LARGEST_SAMPLE)]
+    return np.concatenate(rows) if rows else np.zeros((0, model.dim), dtype=np.float32)
+
+
+def embedded_sample(
+    encoder: Encoder, output: str, batch_size: int, source: Source, dim: int, options: Options
+) -> NDArray[np.float32]:
+    """Vectors of a sample of pictures: (n, dim)."""
+    prepared = []
+    for picture in sample_pictures(source, sample_size(dim), options):
+        try:
+            prepared.append(encoder.prepare(picture))
+        except SkippedPicture:
+            continue
+    if not prepared:
+        raise ModelError("there are no pictures to fit on", hint="give a folder that holds some")
+    return Batches(encoder, batch_size).embed(prepared)[output].astype(np.float32)
+
+
+def measured(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduction, float]:
+    """Fit on three quarters of some vectors, and measure with the others how many true neighbours are kept."""
+    shuffled = np.random.default_rng(dim).permutation(vectors[np.isfinite(vectors).all(1)])
+    held_out = len(shuffled) // 4
+    reduction = fit(shuffled[held_out:], dim, kind)
+    return reduction, recall_kept(shuffled, reduction, queries=min(held_out, QUERIES))
+
+
+def fill(connection: Connection, reader: Connection, base: StoredModel, reduced: LoadedModel) -> int:
+    """Give the reduced model a vector for every stored vector of the full one, without the pictures. Returns how many.
+
+    ``reader`` is a second connection, as one cannot read and write a COPY at once.
+    """
+    kind = sql.SQL(f"{vector_schema(connection)}.{reduced.stored.storage}")
+    total = 0
+    with connection.transaction():
+        connection.execute(
+            sql.SQL("create temporary table filling (content_id int8, embedding {}({})) on commit drop").format(
+                kind, sql.Literal(reduced.stored.dim)
+            )
+        )
+        for content_ids, vectors in read_vectors(reader, base):
+            rows = reduced.storable({base.output: vectors})
+            with connection.cursor().copy("copy filling from stdin (format binary)") as copy:
+                copy.write(copy_block(content_ids, rows, reduced.stored.dim))
+            total += len(rows)
+        insert = "insert into {} select * from filling order by content_id on conflict do nothing"
+        connection.execute(sql.SQL(insert).format(reduced.stored.table))
+        store.set_status(connection, reduced.stored, base.status)
+    return total
+
+
+def read_vectors(
+    connection: Connection, model: StoredModel, limit: int | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Rows of a model's table as (content_id, (n, dim)), read by binary COPY; at random with a limit."""
+    order = sql.SQL("order by random() limit {}").format(sql.Literal(limit)) if limit else sql.SQL("")
+    number = ">f2" if model.storage == "halfvec" else ">f4"
+    row = np.dtype([("fields", ">i2"), ("length_1", ">i4"), ("content_id", ">i8"), ("length_2", ">i4"), ("dim", ">i2"),
+                    ("unused", ">i2"), ("values", number, (model.dim,))])  # fmt: skip
+    query = sql.SQL("copy (select content_id, embedding from {} {}) to stdout (format binary)").format(
+        model.table, order
+    )
+    kept = bytearray()
+    with connection.cursor().copy(query) as copy:
+        to_skip = len(COPY_HEADER)
+        for data in copy:
+            kept += bytes(data)[to_skip:]
+            to_skip = max(0, to_skip - len(data))
+            if len(kept) >= ROWS_AT_ONCE * row.itemsize:
+                yield _parse(kept, row)
+    if len(kept) >= row.itemsize:
+        yield _parse(kept, row)
+
+
+def _parse(kept: bytearray, row: np.dtype[np.void]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Take the whole rows out of a buffer."""
+    size = len(kept) // row.itemsize * row.itemsize
+    rows = np.frombuffer(bytes(kept[:size]), row)
+    del kept[:size]
+    return rows["content_id"].astype(np.int64), rows["values"].astype(np.float32)

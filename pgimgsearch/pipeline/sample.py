@@ -1,0 +1,32 @@
+"""A fair sample of a source's pictures, for what has to be fitted or checked before a run."""
+
+import random
+from collections.abc import Iterator
+
+from PIL import Image
+
+from pgimgsearch.pipeline import fetch
+from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.pipeline.run import Options
+from pgimgsearch.pipeline.scan import Source
+
+SEED = 20
+
+
+def sample_pictures(source: Source, count: int, options: Options) -> Iterator[Image.Image]:
+    """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
+    limit_pixels(options.max_pixels)
+    register_formats()
+    chosen: list[str] = []
+    generator = random.Random(SEED)  # noqa: S311  (a sample, no secret)
+    for number, file in enumerate(source.files(source.root or "")):  # a reservoir: one pass, whatever the size
+        if number < count:
+            chosen.append(file.location)
+        elif (place := generator.randint(0, number)) < count:
+            chosen[place] = file.location
+    generator.shuffle(chosen)
+    for location in chosen:
+        try:
+            yield decode(fetch.read(location, options.max_bytes), options.max_pixels)[0]
+        except Exception:  # noqa: S112  (the run that follows reads it again, and records why it fails)
+            continue
