@@ -35,6 +35,10 @@ class ModelError(PgImgSearchError):
     exit_code = 5
 
 
+class DriftError(ModelError):
+    """The model is not the one whose vectors are stored."""
+
+
 class SourceError(PgImgSearchError):
     """The pictures could not be found or listed."""
 

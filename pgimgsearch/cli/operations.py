@@ -38,11 +38,23 @@ def stats(
     terminal.show(runs, ["run_id", "source", "models", "status", "started_at", "ended_at"])
 
 
-def doctor(context: typer.Context) -> None:
+def doctor(
+    context: typer.Context,
+    canary: Annotated[
+        bool,
+        typer.Option(
+            "--canary/--no-canary", envvar="PGIMGSEARCH_DOCTOR_CANARY", help="Load each model and see if it drifted."
+        ),
+    ] = True,
+) -> None:
     """Check the server, the schema, the models and the indexes; each finding names the command that mends it."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
         findings = diagnosis.examine(connection)
+        if canary and findings[-1].check != "schema":  # where that does not fit, there is nothing more to see
+            from pgimgsearch.pipeline import canaries
+
+            findings += canaries.examine(connection)
     terminal.show([{"check": f.check, "state": f.state, "finding": f.finding, "mend": f.mend} for f in findings],
                   ["check", "state", "finding", "mend"])  # fmt: skip
     if any(finding.state == "bad" for finding in findings):

@@ -59,12 +59,10 @@ def search(
         )
     limits = {"k": count, "filter": _json_filter(filter_json), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
-    from pgimgsearch.pipeline.loaded import template_of
-
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model or ("text" if text is not None else "default"))
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, template_of(template), device)
+            rows = _ask_with_text(connection, text, stored, limits, _form(template), device)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
@@ -88,9 +86,7 @@ def embed_text(
     wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
     if not wanted:
         raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
-    from pgimgsearch.pipeline.loaded import template_of
-
-    form = template_of(template)
+    form = _form(template)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
         embedded = _cache_missing(connection, stored, wanted, form, device)
@@ -209,6 +205,14 @@ def _load(connection: Connection, model: StoredModel, device: str) -> "LoadedMod
     from pgimgsearch.pipeline import register
 
     return register.open_model(connection, model.name, placement=Placement(device))
+
+
+def _form(templates: list[str] | None) -> str:
+    """Several templates as one text, a line each, as it is stored; without any it is the text itself."""
+    for template in templates or ():
+        if "{}" not in template:
+            raise UsageError(f'the template "{template}" has no place for the text', hint='write "a photo of a {}"')
+    return "\n".join(templates) if templates else "{}"
 
 
 def _json_filter(text: str | None) -> Jsonb | None:

@@ -34,31 +34,44 @@ def _grid(width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return columns.astype(np.int64), rows.astype(np.int64)
 
 
+def _noise(cells: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """A grey level for each cell number: two steps of a linear congruential generator (Numerical Recipes)."""
+    state = (cells * 2654435761 + seed) % 2**32
+    for _ in range(2):
+        state = (state * 1664525 + 1013904223) % 2**32
+        state ^= state >> 13
+    return state >> 24 & 255
+
+
 def _picture(*channels: NDArray[np.int64]) -> Image.Image:
     return Image.fromarray((np.stack(channels, axis=-1) % 256).astype(np.uint8))
 
 
 def _rings(width: int, height: int) -> Image.Image:
+    """Rings over a mosaic."""
     x, y = _grid(width, height)
-    far = (x - 100) ** 2 + (y - 130) ** 2
-    return _picture(255 - far // 250, far // 120, 200 - x // 2)
+    ring = ((x - 100) ** 2 + (y - 130) ** 2) // 900 % 2 * 90
+    mosaic = _noise(x // 32 + 100 * (y // 32), 1)
+    return _picture(mosaic * 5 // 8 + ring, mosaic * 3 // 8 + ring // 2 + 30, 200 - x // 2)
 
 
 def _patches(width: int, height: int) -> Image.Image:
+    """Plain colours side by side."""
     x, y = _grid(width, height)
     cell = x // 40 + 6 * (y // 40)
-    return _picture(cell * 97, cell * 57 + 40, cell * 31 + 90)
+    return _picture(_noise(cell, 2), _noise(cell, 3), _noise(cell, 4))
 
 
 def _stripes(width: int, height: int) -> Image.Image:
+    """Slanting stripes, of a width of their own in each band."""
     x, y = _grid(width, height)
-    wave = abs((x + 2 * y) % 64 - 32) * 7
-    return _picture(wave + 20, 220 - wave // 2, 40 + y * 3 // 4)
+    band = _noise(y // 50, 5) % 40 + 20
+    wave = (x + y // 2) // band % 2 * 150
+    return _picture(wave + 20, wave * 4 // 3 + 30, 40 + y * 3 // 4)
 
 
 def _grain(width: int, height: int) -> Image.Image:
-    """A coarse grain from a linear congruential generator (Numerical Recipes), over a slope."""
+    """A coarse grain over a slope."""
     x, y = _grid(width, height)
-    seeds = (x // 12 + 40 * (y // 12)) * 1664525 + 1013904223
-    noise = (seeds * 1664525 + 1013904223) % 2**32 >> 24
+    noise = _noise(x // 12 + 100 * (y // 12), 6)
     return _picture(noise // 2 + x * 100 // width, noise // 3 + 60, noise // 2 + y // 2)

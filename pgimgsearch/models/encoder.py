@@ -139,8 +139,8 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _require(package: str, spec: ModelSpec, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        why = "" if extra else " (this host has only requirements-core.txt)"
+        command = f"'pgimgsearch{extra}'" if extra else "pgimgsearch (this host has only requirements-core.txt)"
         raise ModelError(
             f"model {spec.name} needs the package {package}, which is not installed",
-            hint=f"run: pip install 'pgimgsearch{extra}'{why}",
+            hint=f"run: pip install {command}",
         )

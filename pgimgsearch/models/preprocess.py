@@ -18,7 +18,11 @@ RESAMPLING = {
 
 def to_array(image: Image.Image, how: Preprocess) -> NDArray[np.float32]:
     """Resize, crop and standardise an upright RGB picture. Returns (3, height, width) float32."""
-    pixels = np.asarray(center_crop(resize(image, how), how), dtype=np.float32) / 255.0
+    if how.whole:
+        pixels = np.asarray(center_crop(resize(image, how), how), dtype=np.float32) / 255.0
+    else:
+        bands = [band.convert("F") for band in image.split()]
+        pixels = np.stack([np.asarray(center_crop(resize(band, how), how)) for band in bands], axis=-1) / 255.0
     standard = (pixels - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
     return np.ascontiguousarray(standard.transpose(2, 0, 1), dtype=np.float32)
 

@@ -44,6 +44,7 @@ def preprocess_of(settings: Mapping[str, Any]) -> Preprocess:
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
         centre="floor",
+        whole=not settings.get("image_processor_type", "").startswith("DINOv3ViT"),
     )
 
 

@@ -77,7 +77,9 @@ def _timm(spec: ModelSpec) -> Reference:
 
     path = files.local(spec) or files.download(backend.origin(spec))
     file = files.first(path, ("model.safetensors", "pytorch_model.bin")) if path.is_dir() else path
-    network = timm.create_model(spec.checkpoint, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
+    network = timm.create_model(
+        spec.checkpoint, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)}
+    ).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
 
     def embed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ class Preprocess:
 
     ``resize`` is ``shortest`` (the short side becomes ``resize_to``, the centre is cropped to ``size``) or
     ``squash`` (both sides are scaled to ``size``). ``mean`` and ``std`` are of values in 0..1. ``centre`` is how half a
-    pixel of the crop's offset is dealt with: torchvision rounds it, transformers cuts it off.
+    pixel of the crop's offset is dealt with: torchvision rounds it, transformers cuts it off. ``whole`` is whether
+    pixels are whole grey levels again after they were resized; DINOv3's own processor resizes fractions.
     """
 
     size: tuple[int, int]
@@ -24,6 +25,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     centre: Literal["round", "floor"] = "round"
+    whole: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""

@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import Encoder, cannot_read, unit
 from pgimgsearch.models.reduction import Reduction
-
-PLAIN_TEMPLATE = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +32,9 @@ class LoadedModel:
 
     def storable(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The same in the type of the column: packed bits (uint8), float16 or float32."""
-        vectors = self.vectors(outputs)
-        if self.stored.storage == "bit":
-            return np.packbits(vectors, axis=1)
-        with np.errstate(over="ignore"):
-            return vectors.astype(np.float16 if self.stored.storage == "halfvec" else np.float32)
+        return as_column(self.vectors(outputs), self.stored.storage)
 
-    def embed_texts(self, texts: Sequence[str], template: str = PLAIN_TEMPLATE) -> NDArray[np.float32]:
+    def embed_texts(self, texts: Sequence[str], template: str = "{}") -> NDArray[np.float32]:
         """(n, dim) float32, normalised: of each text in each line of ``template``, averaged."""
         if not self.stored.has_text:
             raise cannot_read(self.stored.name)
@@ -54,12 +47,12 @@ class LoadedModel:
         return replace(self, batch_size=size)
 
 
-def template_of(lines: Sequence[str] | None) -> str:
-    """Several templates as one text, as it is stored; raises UsageError for one without a place for the text."""
-    for line in lines or ():
-        if "{}" not in line:
-            raise UsageError(f'the template "{line}" has no place for the text', hint='write {}: "a photo of a {}"')
-    return "\n".join(lines) if lines else PLAIN_TEMPLATE
+def as_column(vectors: NDArray[Any], storage: str) -> NDArray[Any]:
+    """Vectors in the type of their column: packed bits (uint8), float16 or float32."""
+    if storage == "bit":
+        return np.packbits(vectors, axis=1)
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float16 if storage == "halfvec" else np.float32)
 
 
 def why_not(vector: NDArray[Any]) -> str | None:

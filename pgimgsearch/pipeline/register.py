@@ -9,7 +9,7 @@ import numpy as np
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import Canary, StoredModel, StoredReduction
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import DriftError
 from pgimgsearch.models import canary, catalog, encoder
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.fingerprint import digest, fingerprint
@@ -64,7 +64,7 @@ def open_model(
 ) -> LoadedModel:  # fmt: skip
     """Load a model by name or alias, and store it on first use.
 
-    Raises ModelError where the weights that were loaded are not those whose vectors are stored.
+    Raises DriftError where the weights that were loaded are not those whose vectors are stored.
     """
     loader = loader or Loader(placement or Placement())
     stored = find_stored(connection, name)
@@ -119,7 +119,7 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
         if _comparable(loaded.preprocess.get(key)) != _comparable(value)
     ]
     what = "; ".join(changed) or "the weights differ"
-    raise ModelError(
+    raise DriftError(
         f"model {stored.name} is not the one whose vectors are stored: {what}",
         hint=f"load the old weights again, or add these beside them: "
         f"pgimgsearch models add {stored.name} --as {stored.name}-2",
@@ -127,7 +127,7 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
 
 
 def check_canary(connection: Connection, model: LoadedModel) -> float | None:
-    """The cosine distance of the canary from what is stored; raises ModelError beyond what rounding explains.
+    """The cosine distance of the canary from what is stored; raises DriftError beyond what rounding explains.
 
     None where the model was added without one.
     """
@@ -144,7 +144,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
         for key in sorted({*kept.made_with, *now.made_with})
         if kept.made_with.get(key) != now.made_with.get(key)
     ]
-    raise ModelError(
+    raise DriftError(
         f"model {model.stored.name} has drifted: the same pictures are now {distance:.4f} away from what they were "
         f"({allowed} is allowed), with the same weights; changed: {', '.join(changed) or 'nothing that is recorded'}",
         hint=f"go back to what it was, or add the model anew and ingest again: "

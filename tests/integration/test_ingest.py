@@ -20,10 +20,11 @@ from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.models.encoder import unit
 from pgimgsearch.pipeline import preview, run, scan, sidecar
 from pgimgsearch.pipeline.copy_in import Writer, copy_block
-from pgimgsearch.pipeline.embed import storable, why_not
 from pgimgsearch.pipeline.item import Counts, Item
+from pgimgsearch.pipeline.loaded import as_column, why_not
 from pgimgsearch.pipeline.plan import Planner
 from tests.pictures import photo
 
@@ -404,7 +405,7 @@ def test_a_failed_write_counts_nothing(ingest: Ingest, photos: Path, connection:
     st.sampled_from(["halfvec", "vector"]),
 )
 def test_stored_vectors_are_finite_units(rows: list[list[float]], storage: str) -> None:
-    for vector in storable(np.array(rows, dtype=np.float32), storage, normalize=True):
+    for vector in as_column(unit(np.array(rows, dtype=np.float32)), storage):
         if why_not(vector) is None:
             assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(1, abs=2e-3)
         else:
@@ -415,10 +416,10 @@ def test_stored_vectors_are_finite_units(rows: list[list[float]], storage: str) 
 def test_copy_blocks_mean_what_postgres_reads(connection: Connection, storage: str, dim: int) -> None:
     rng = np.random.default_rng(0)
     raw = rng.integers(0, 2, (40, dim)) if storage == "bit" else rng.standard_normal((40, dim)).astype(np.float32)
-    vectors = storable(raw.astype(np.uint8) if storage == "bit" else raw, storage, normalize=False)
+    vectors = as_column(raw.astype(np.uint8) if storage == "bit" else raw, storage)
     connection.execute(f"create temporary table t (ordinal int4, embedding {storage}({dim}))")  # type: ignore[call-overload]
     with connection.cursor().copy("copy t from stdin (format binary)") as copy:
-        copy.write(copy_block(np.arange(40), vectors, dim))
+        copy.write(copy_block(np.arange(40, dtype=np.int32), vectors, dim))
     for ordinal, text in connection.execute("select ordinal, embedding::text from t").fetchall():
         read = [float(c) for c in text] if storage == "bit" else json.loads(text)
         expected = raw[ordinal] if storage == "bit" else vectors[ordinal].astype(np.float64)

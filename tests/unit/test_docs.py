@@ -16,7 +16,6 @@ from pgimgsearch.database import store
 from pgimgsearch.database.bundles import current_functions, signatures
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.programs import binaries
-from pgimgsearch.models import catalog
 from pgimgsearch.pipeline import register, run, scan, sidecar
 from tests.pictures import photo
 
@@ -54,15 +53,6 @@ def test_every_function_is_documented() -> None:
     for file in (ROOT / "sql").glob("*.sql"):
         for before in re.findall(r"(.*)\ncreate or replace function", file.read_text()):
             assert before.startswith("-- "), f"{file.name}: a function without a purpose line: {before}"
-
-
-def test_every_model_is_documented_as_it_is() -> None:
-    text = (ROOT / "docs" / "models.md").read_text()
-    for spec in catalog.CATALOG:
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{spec.name}` |"))
-        assert f"| {spec.dim} |" in row
-        assert spec.licence in row
-        assert spec.good_for in row
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -87,10 +87,11 @@ def create(architecture: str, tag: str, device: str = "cpu") -> Any:
     known = architecture in open_clip.list_models()
     config = config_of(architecture, tag) if tag or not known else {}
     own = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
-    return open_clip.create_model(
-        architecture, device=device, force_quick_gelu=bool(config.get("quick_gelu")), force_preprocess_cfg=own,
-        pretrained_image=False, pretrained_text=False,
-    )  # fmt: skip
+    with torch.device(device):
+        return open_clip.create_model(
+            architecture, device=device, force_quick_gelu=bool(config.get("quick_gelu")), force_preprocess_cfg=own,
+            pretrained_image=False, pretrained_text=False,
+        )  # fmt: skip
 
 
 def preprocess_of(network: Any) -> Preprocess:

@@ -106,7 +106,8 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
             return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
         return clip
-    lower = "gemma" in type(tokenizer).__name__.lower()
+    # the tokenizer of SigLIP 2 is called Gemma's in most checkpoints
+    lower = any(name in type(tokenizer).__name__.lower() for name in ("gemma", "siglip2"))
     length = min(length, SIGLIP_TEXT_LENGTH)
 
     def siglip(texts: list[str]) -> Mapping[str, torch.Tensor]:

@@ -1,0 +1,24 @@
+"""Whether stored models still give the vectors they gave: the part of a doctor's work that loads them."""
+
+from collections.abc import Iterator
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.diagnosis import Finding
+from pgimgsearch.errors import DriftError, ModelError
+from pgimgsearch.pipeline import register
+
+
+def examine(connection: Connection) -> Iterator[Finding]:
+    """Load every stored model and compare its canary; one that cannot be loaded here is said to be unchecked."""
+    for model in store.models(connection):
+        name = f"canary {model.name}"
+        try:
+            distance = register.check_canary(connection, register.open_model(connection, model.name))
+        except DriftError as error:
+            yield Finding(name, "bad", str(error), error.hint or "")
+        except ModelError as error:
+            yield Finding(name, "warn", f"not checked: {error}", error.hint or "")
+        else:
+            told = "it was added without one" if distance is None else f"cosine distance {distance:.1e}"
+            yield Finding(name, "good", told)
