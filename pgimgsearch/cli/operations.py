@@ -51,7 +51,7 @@ def doctor(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
         findings = diagnosis.examine(connection)
-        if canary and findings[-1].check != "schema":  # where that does not fit, there is nothing more to see
+        if canary and not any(finding.check == "schema" and finding.state == "bad" for finding in findings):
             from pgimgsearch.pipeline import canaries
 
             findings += canaries.examine(connection)

@@ -116,6 +116,9 @@ def _export(original: TorchEncoder, path: Path) -> None:
 
 def _quantize(source: Path, path: Path) -> None:
     """Eight bits for the weights of matrix products, with scales found at run time."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(str(source), str(path), op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # it is inferred anew, and what the exporter noted may contradict that
+    quantize_dynamic(model, str(path), op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)

@@ -191,7 +191,7 @@ HEAVY = "import sys; print(sorted({'torch', 'transformers', 'timm', 'open_clip',
         (["models", "list"], []),
         (["stats"], []),
         (["search", "--id", "1"], []),
-        (["doctor"], []),
+        (["doctor", "--no-canary"], []),
         (["db", "status"], []),
     ],
 )

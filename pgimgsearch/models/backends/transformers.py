@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import files
@@ -13,6 +14,8 @@ from pgimgsearch.models.processor import preprocess_of
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.weights import loading
+
+disable_progress_bar()  # of reading local files
 
 DUAL = {"clip", "siglip", "siglip2"}  # an image and a text tower that meet in one space
 SIGLIP_TEXT_LENGTH = 64

@@ -1,0 +1,148 @@
+"""Downloads over HTTP from a small hub: pinned, resumed, checked, and carried to a machine without a network."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pgimgsearch.database.connection import Connection
+from tests.models.hub import COMMIT, Hub, serving
+from tests.models.tiny import save, tiny
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub with a DINOv2 and a timm network."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    root = tmp_path / "hub"
+    save(root / "someone" / "tiny-dino", *tiny("dinov2-base"))
+    (root / "timm" / "resnet10t.c3_in1k").mkdir(parents=True)
+    network = timm.create_model("resnet10t")
+    save_file(network.state_dict(), root / "timm" / "resnet10t.c3_in1k" / "model.safetensors")
+    with serving(root) as served:
+        yield served
+
+
+@pytest.fixture
+def online(cli: Run, hub: Hub, tmp_path: Path) -> Run:
+    """The command line with that hub, and caches of its own."""
+
+    def run(*arguments: str, **environment: str) -> Any:
+        return cli(*arguments, HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "cache"),
+                   PGIMGSEARCH_CACHE=str(tmp_path / "own"), **environment)  # fmt: skip
+
+    return run
+
+
+def test_a_model_of_the_hub_is_downloaded_pinned_and_ingested(
+    online: Run, hub: Hub, photos: Path, connection: Connection
+) -> None:
+    done = online("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", "--revision", "main")
+    assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
+    assert connection.execute("select revision, dim from imgsearch.model").fetchone() == (COMMIT, 32)
+    again = online("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", HF_HUB_OFFLINE="1")
+    assert json.loads(again.stdout)[0]["unchanged"] == 12, again.stderr
+
+
+def test_fetch_takes_what_is_needed_and_no_more(online: Run, hub: Hub) -> None:
+    (hub.root / "someone" / "tiny-dino" / "onnx").mkdir()
+    (hub.root / "someone" / "tiny-dino" / "onnx" / "model.onnx").write_bytes(b"x" * 1000)
+    done = online("--json", "models", "fetch", "hf:someone/tiny-dino", "timm:resnet10t.c3_in1k")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert (first["revision"], second["revision"]) == (COMMIT, COMMIT)
+    assert second["files"] == 1
+    assert not any(path.endswith(".onnx") for _, path, _ in hub.asked)
+
+
+def test_an_interrupted_address_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    from pgimgsearch.errors import ModelError
+    from pgimgsearch.models import files
+
+    (hub.root / "weights.bin").write_bytes(bytes(range(256)) * 20_000)
+    origin = files.Origin(f"{hub.address}/weights.bin")
+    hub.break_after = 2_000_000
+    with pytest.raises((ModelError, OSError)):
+        files.download(origin, tmp_path / "bundle")
+    path = files.download(origin, tmp_path / "bundle")
+    assert path.read_bytes() == (hub.root / "weights.bin").read_bytes()
+    ranges = [asked for _, name, asked in hub.asked if name == "/weights.bin"]
+    assert ranges[0] is None
+    assert str(ranges[1]).startswith("bytes=")
+    assert ranges[1] != "bytes=0-"
+    files.download(origin, tmp_path / "bundle")
+    assert len([1 for _, name, _ in hub.asked if name == "/weights.bin"]) == 2  # the third found it there
+
+
+def test_an_interrupted_repository_goes_on(online: Run, hub: Hub) -> None:
+    hub.break_after = 5_000_000
+    online("models", "fetch", "timm:resnet10t.c3_in1k", HF_HUB_DISABLE_XET="1")
+    done = online("--json", "models", "fetch", "timm:resnet10t.c3_in1k")
+    assert done.returncode == 0, done.stderr
+    wanted = (hub.root / "timm" / "resnet10t.c3_in1k" / "model.safetensors").stat().st_size
+    assert json.loads(done.stdout)[0]["megabytes"] == round(wanted / 1e6, 1)
+
+
+def test_a_bundle_serves_a_machine_without_a_network(
+    online: Run, cli: Run, hub: Hub, photos: Path, tmp_path: Path, connection: Connection
+) -> None:
+    bundle, carried = tmp_path / "bundle", tmp_path / "carried"
+    made = online("--json", "models", "fetch", "hf:someone/tiny-dino", "timm:resnet10t.c3_in1k", "--to", str(bundle))
+    assert made.returncode == 0, made.stderr
+    shutil.copytree(bundle, carried, symlinks=True)
+    offline = {"HF_HOME": str(tmp_path / "far" / "cache"), "PGIMGSEARCH_CACHE": str(tmp_path / "far" / "own"),
+               "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    refused = cli("ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
+    assert refused.returncode == 5
+    assert "could not be downloaded" in refused.stderr
+    taken = cli("--json", "models", "fetch", "hf:someone/tiny-dino", "--from", str(carried), **offline)
+    assert json.loads(taken.stdout)[0]["revision"] == COMMIT, taken.stderr
+    done = cli("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
+    assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
+    assert "does not hold" in cli("models", "fetch", "dinov3", "--from", str(carried), **offline).stderr
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"), [("truncate", "is truncated"), ("change", "wrong checksum"), ("lose", "lacks")]
+)
+def test_a_damaged_bundle_is_refused(online: Run, hub: Hub, tmp_path: Path, harm: str, told: str) -> None:
+    bundle = tmp_path / "bundle"
+    online("models", "fetch", "hf:someone/tiny-dino", "--to", str(bundle))
+    victim = next(path for path in bundle.rglob("model.safetensors")).resolve()
+    data = victim.read_bytes()
+    if harm == "lose":
+        victim.unlink()
+    else:
+        victim.write_bytes(data[:-10] if harm == "truncate" else data[:-1] + bytes([data[-1] ^ 1]))
+    done = online("models", "fetch", "hf:someone/tiny-dino", "--from", str(bundle))
+    assert done.returncode == 5
+    assert told in done.stderr
+
+
+def test_a_download_with_a_wrong_checksum_is_refused(online: Run, hub: Hub, tmp_path: Path) -> None:
+    assert online("models", "fetch", "hf:someone/tiny-dino").returncode == 0
+    blob = next((tmp_path / "cache").rglob("model.safetensors")).resolve()
+    blob.chmod(0o644)
+    data = blob.read_bytes()
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    done = online("models", "fetch", "hf:someone/tiny-dino")
+    assert done.returncode == 5
+    assert "wrong checksum" in done.stderr
+    assert f"rm {blob}" in done.stderr
+
+
+def test_verify_compares_with_the_library(online: Run, hub: Hub, photos: Path) -> None:
+    done = online("--json", "models", "verify", "hf:someone/tiny-dino", "--images", str(photos))
+    found = json.loads(done.stdout)
+    assert found["equal"], done.stderr
+    assert found["pictures"] == 12
+    assert online("models", "verify", "palette").returncode == 5

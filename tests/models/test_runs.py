@@ -1,0 +1,302 @@
+"""Outputs, dimensions, runtimes, precisions and canaries, through the normal commands on real Postgres."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import DriftError, ModelError
+from pgimgsearch.models import canary, catalog, encoder, reduction
+from pgimgsearch.models.batches import Batches, find_size
+from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import opening, register, run, scan
+from tests.models.tiny import save, tiny
+from tests.pictures import photo
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """A tiny CLIP with its real tokenizer."""
+    torch.manual_seed(0)
+    save(tmp_path / "clip", *tiny("clip-vit-b-32"))
+    return f"hf:{tmp_path / 'clip'}"
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Sixty pictures, and one that is broken."""
+    for number in range(60):
+        photo(tmp_path / "many" / f"{number:02}.png", seed=number)
+    (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "many"
+
+
+def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
+    done = cli("--json", "ingest", str(photos), "--model", clip, "--output", "projection,hidden")
+    counts = {row["model"]: row["embedded"] for row in json.loads(done.stdout)}
+    assert counts == {"hf:clip": 12, "hf:clip@hidden": 12}, done.stderr
+    (stages,) = connection.execute("select timings from imgsearch.ingest_run").fetchone() or ({},)
+    passes = {name: stage["pictures"] for name, stage in stages.items() if name.startswith("embed")}
+    assert passes == {"embed hf:clip+hf:clip@hidden": 12}
+    assert stages["decode"]["pictures"] == 12
+    rows = connection.execute("select name, dim, has_text from imgsearch.model order by name").fetchall()
+    assert rows == [("hf:clip", 24, True), ("hf:clip@hidden", 32, False)]
+    assert connection.execute("select count(*) from imgsearch.similar(1, 5, 'hf:clip@hidden')").fetchone() == (5,)
+    refused = cli("search", "--text", "a dog", "--model", "hf:clip@hidden")
+    assert "models here that can: hf:clip" in refused.stderr
+
+
+def test_an_output_that_is_not_there_is_refused_before_anything_is_written(
+    cli: Run, connection: Connection, clip: str, photos: Path
+) -> None:
+    done = cli("ingest", str(photos), "--model", clip, "--output", "mean")
+    assert done.returncode == 5
+    assert "projection, hidden" in done.stderr
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
+    assert connection.execute("select count(*) from imgsearch.ingest_run").fetchone() == (0,)
+
+
+def test_templates_are_averaged_and_cached_with_the_text(
+    cli: Run, url: str, connection: Connection, clip: str, photos: Path
+) -> None:
+    cli("ingest", str(photos), "--model", clip)
+    forms = ["--template", "a photo of a {}", "--template", "{} in a shop"]
+    assert '"embedded": 1' in cli("--json", "embed-text", "dress", *forms).stdout
+    assert '"embedded": 0' in cli("--json", "embed-text", "dress", *forms).stdout
+    assert '"embedded": 1' in cli("--json", "embed-text", "dress").stdout
+    with connect(url) as opened:
+        network = register.open_model(opened, "text").encoder
+    expected = unit(network.embed_text(["a photo of a dress", "dress in a shop"]).mean(0, keepdims=True))[0]
+    template = "a photo of a {}\n{} in a shop"
+    (stored,) = connection.execute(
+        "select imgsearch.text_vector('dress', template => %s)::real[]", [template]
+    ).fetchone() or ([],)
+    assert np.allclose(stored, expected, atol=1e-5)
+    similar = "select path, similarity from imgsearch.search_text('dress', 3, template => %s)"
+    assert len(connection.execute(similar, [template]).fetchall()) == 3
+    assert cli("embed-text", "dress", "--template", "no place").returncode == 2
+    miss = cli("db", "psql", "-c", "select * from imgsearch.search_text('hat', template => 'a {}')")
+    assert "--template 'a {}' 'hat'" in miss.stderr
+
+
+@pytest.mark.parametrize("kind", reduction.KINDS)
+def test_reduced_vectors_keep_neighbours_and_serve_queries(
+    cli: Run, url: str, connection: Connection, clip: str, many: Path, kind: str
+) -> None:
+    """Fitted on a sample of the pictures; stored vectors, texts and pictures from outside go through the same map."""
+    done = cli("--json", "ingest", str(many), "--model", clip, "--dim", "8", "--reduction", kind)
+    assert json.loads(done.stdout)[0] == {
+        "collection": "many", "model": "hf:clip@8", "scanned": 61, "embedded": 60, "reused": 0, "unchanged": 0,
+        "skipped": 0, "failed": 1,
+    }, done.stderr  # fmt: skip
+    assert "of the ten nearest neighbours" in done.stderr
+    with connect(url) as opened:
+        model = register.open_model(opened, "hf:clip@8")
+        assert register.check_canary(opened, model) == pytest.approx(0, abs=1e-6)
+    assert model.reduction is not None
+    text = model.embed_texts(["a red dress"])[0]
+    expected = unit(model.reduction.apply(model.encoder.embed_text(["a red dress"])))[0]
+    assert np.allclose(text, expected, atol=1e-6)
+    found = json.loads(cli("--json", "search", str(many / "07.png"), "-k", "1").stdout)
+    assert found[0]["path"] == "07.png"
+    assert found[0]["similarity"] > 0.99
+    assert cli("search", "--text", "a red dress", "-k", "1").returncode == 0
+    again = cli("--json", "ingest", str(many), "--model", clip, "--dim", "8")
+    assert json.loads(again.stdout)[0]["unchanged"] == 60, again.stderr
+
+
+def test_a_reduced_model_is_filled_from_stored_vectors(
+    cli: Run, url: str, connection: Connection, clip: str, many: Path
+) -> None:
+    cli("ingest", str(many), "--model", clip)
+    done = cli("models", "add", clip, "--dim", "6", "--as", "small")
+    assert "60 vectors taken over from hf:clip" in done.stderr
+    with connect(url) as opened:
+        model = register.open_model(opened, "small")
+        full = np.array(
+            [
+                row[0]
+                for row in connection.execute(
+                    "select embedding::vector::real[] from imgsearch.images_hf_clip order by image_id"
+                )
+            ],
+            dtype=np.float32,
+        )
+    stored = [
+        row[0]
+        for row in connection.execute("select embedding::vector::real[] from imgsearch.images_small order by image_id")
+    ]
+    assert model.reduction is not None
+    assert np.allclose(stored, unit(model.reduction.apply(full)), atol=2e-3)
+    assert cli("models", "add", "palette", "--dim", "4").returncode == 5  # there are no vectors of it
+    assert "too few" in cli("models", "add", clip, "--dim", "23", "--as", "x").stderr
+    assert "a hash" in cli("models", "add", "pdq", "--dim", "23").stderr
+
+
+def test_principal_components_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    data = unit((rng.standard_normal((400, 5)) @ rng.standard_normal((5, 20))).astype(np.float32))
+    kept = reduction.fit(data, 5, "pca")  # the data have five dimensions, so nothing is lost
+    reduced = kept.apply(data)
+    assert np.allclose(reduced @ reduced.T, data @ data.T, atol=1e-4)
+    assert reduction.recall_kept(data, kept) > 0.99
+    white = reduction.fit(data, 5, "whiten").apply(data)
+    assert np.allclose(np.cov(white.T, bias=True), np.eye(5), atol=1e-2)
+    assert np.array_equal(reduction.fit(data, 3, "truncate").apply(data), unit(data)[:, :3])
+
+
+def test_the_exported_network_gives_the_same_vectors(
+    cli: Run, connection: Connection, clip: str, many: Path, tmp_path: Path
+) -> None:
+    own = {"PGIMGSEARCH_CACHE": str(tmp_path / "cache")}
+    cli("ingest", str(many), "--model", clip, "--limit", "10")
+    done = cli("--json", "ingest", str(many), "--model", clip, "--runtime", "onnx", **own)
+    assert json.loads(done.stdout)[0]["embedded"] == 50, done.stderr
+    assert re.search(r"lowest cosine with fp32 1\.0000 over 1[56] pictures", done.stderr), done.stderr
+    placements = connection.execute("select placement from imgsearch.ingest_run order by run_id").fetchall()
+    assert [row[0]["hf:clip"]["runtime"] for row in placements] == ["torch", "onnx"]
+    exported = list((tmp_path / "cache" / "onnx").rglob("model.onnx"))
+    assert len(exported) == 1
+    before = exported[0].stat().st_mtime_ns
+    cli("ingest", str(many), "--model", clip, "--runtime", "onnx", "--retry-failed", **own)
+    assert exported[0].stat().st_mtime_ns == before
+
+
+def test_an_exported_network_that_is_another_is_refused(
+    url: str, connection: Connection, clip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGIMGSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pgimgsearch.models.export.LEAST_COSINE", 1.1)
+    wish = opening.Wish([clip], placement=Placement("cpu", "int8", "onnx"))
+    with pytest.raises(ModelError, match="is not the same model: cosine 0"):
+        opening.open_models(url, wish, scan.folder_source(photos), run.Options())
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_stays_within_its_tolerance(dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for family in ("clip-vit-b-32", "dinov2-base", "siglip-b-16-224", "dinov3-hf"):
+        save(tmp_path / family, *tiny(family))
+        spec = catalog.resolve(f"hf:{tmp_path / family}")
+        full, half = encoder.load(spec, Placement("cpu", "fp32")), encoder.load(spec, Placement("cpu", dtype))
+        assert half.dtype == dtype
+        assert full.fingerprint(full.spec.output) == half.fingerprint(half.spec.output)
+        distance = canary.drift(canary.vectors(full, full.spec.output), canary.vectors(half, half.spec.output))
+        assert 0 < distance < canary.TOLERANCE[dtype], family
+        if full.reads_text:
+            assert (full.embed_text(["a dog"]) * half.embed_text(["a dog"])).sum() > 0.995
+
+
+def test_a_drift_stops_with_what_changed(cli: Run, url: str, connection: Connection, photos: Path, clip: str) -> None:
+    cli("ingest", str(photos), "--model", clip)
+    assert cli("doctor").returncode == 0
+    connection.execute("update imgsearch.canary set made_with = made_with || '{\"pillow\": \"1.0\"}', "
+                       "embeddings = (select array_agg(array_fill(1.0::real, array[24])) from generate_series(1, 4))")  # fmt: skip
+    done = cli("ingest", str(photos), "--model", clip, "--retry-failed")
+    assert done.returncode == 5
+    assert "has drifted" in done.stderr
+    assert "pillow 1.0 ->" in done.stderr
+    told = cli("--json", "doctor")
+    assert told.returncode == 1
+    assert any(row["check"] == "canary hf:clip" and row["state"] == "bad" for row in json.loads(told.stdout))
+    with connect(url) as opened, pytest.raises(DriftError):
+        register.check_canary(opened, register.open_model(opened, "hf:clip"))
+
+
+def test_canaries_are_the_same_pictures_everywhere() -> None:
+    import hashlib
+
+    digests = [hashlib.sha256(picture.tobytes()).hexdigest()[:8] for picture in canary.pictures()]
+    assert len(set(digests)) == 4
+    assert len({picture.size for picture in canary.pictures()}) == 4
+    assert all(picture.mode == "RGB" for picture in canary.pictures())
+
+
+class Cramped:
+    """An encoder whose device holds so many pictures at once."""
+
+    preprocess = {"size": [4, 4]}  # noqa: RUF012
+
+    def __init__(self, room: int, device: str = "cuda") -> None:
+        self.room, self.device, self.sizes = room, device, list[int]()
+        self.spec = catalog.resolve("resnet50")
+
+    def prepare(self, _: Any) -> Any:
+        return np.zeros(3, dtype=np.float32)
+
+    def embed(self, prepared: Sequence[Any]) -> dict[str, Any]:
+        self.sizes.append(len(prepared))
+        if len(prepared) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {"pool": np.stack(prepared)}
+
+
+def test_batches_are_halved_until_they_fit_and_lose_nothing() -> None:
+    rows = [np.full(3, number, dtype=np.float32) for number in range(50)]
+    network = Cramped(room=6)
+    batches = Batches(network, 32)  # type: ignore[arg-type]
+    assert batches.embed(rows)["pool"][:, 0].tolist() == list(range(50))
+    assert network.sizes[:4] == [32, 16, 8, 4]
+    assert batches.size == 4
+    with pytest.raises(ModelError, match="does not fit into the memory"):
+        Batches(Cramped(room=0), 4).embed(rows)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="all input arrays"):  # any other error is not about memory
+        Batches(network, 4).embed([*rows[:2], np.zeros(9)])  # type: ignore[arg-type]
+
+
+def test_a_gpus_batch_is_one_that_fits() -> None:
+    assert find_size(Cramped(room=40), 32) <= 32  # type: ignore[arg-type]
+    assert find_size(Cramped(room=0), 32) == 1  # type: ignore[arg-type]
+    assert find_size(Cramped(room=40, device="cpu"), 8) == 8  # type: ignore[arg-type]
+
+
+def test_a_cpu_that_runs_out_of_memory_still_finishes(
+    url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(url) as opened:
+        model = register.open_model(opened, "palette")
+    original = model.encoder.embed
+
+    def cramped(prepared: Sequence[Any]) -> Any:
+        if len(prepared) > 5:
+            raise MemoryError
+        return original(prepared)
+
+    monkeypatch.setattr(model.encoder, "embed", cramped)
+    report = run.ingest(url, scan.folder_source(many), [model], run.Options(workers=2))
+    assert report.counts["palette"]["embedded"] == 60
+    assert connection.execute("select count(*) from imgsearch.images_palette").fetchone() == (60,)
+
+
+def test_a_name_with_weights_of_another_family_is_refused(
+    cli: Run, connection: Connection, clip: str, photos: Path
+) -> None:
+    folder = clip.removeprefix("hf:")
+    for name, told in (("dinov2-base", "no output cls"), ("clip-vit-b-32", "dimension 24"), ("dinov3", "do not fit")):
+        weights = folder if name != "dinov3" else f"{folder}/model.safetensors"
+        done = cli("ingest", str(photos), "--model", name, "--weights", weights)
+        assert done.returncode == 5, name
+        assert told in done.stderr, done.stderr
+    assert connection.execute("select count(*) from imgsearch.model").fetchone() == (0,)
+
+
+def test_int8_needs_its_runtime(cli: Run, photos: Path) -> None:
+    done = cli("ingest", str(photos), "--model", "mobilenetv2", "--dtype", "int8")
+    assert done.returncode == 2
+    assert "--runtime onnx" in done.stderr
+
+
+def test_one_model_only_takes_a_revision(cli: Run, photos: Path) -> None:
+    done = cli("ingest", str(photos), "-m", "palette", "-m", "pdq", "--revision", "main")
+    assert done.returncode == 2
+    assert Checkpoint(revision="main").revision == "main"
