@@ -125,14 +125,14 @@ def ingest(
         totals = [source.count() for source in found]
         with connect(url) as connection:
             names = model or _default_model(connection)
-            if dry_run:
-                for source in found:
-                    _tell(terminal, preview.preview(url, source, names, options, refine=refine))
-                return
         wish = opening.Wish(
-            names, tuple(output.split(",")) if output else (), dim, reduction,
+            names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
+        if dry_run:
+            for source in found:
+                _tell(terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine))
+            return
         models = opening.open_models(url, wish, found[0], options, terminal.talk)
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:

@@ -18,7 +18,7 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import store
+from pgimgsearch.database import index, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import ModelError, UsageError
@@ -126,7 +126,7 @@ def add(
     terminal = terminal_of(context)
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import opening
+    from pgimgsearch.pipeline import opening, run
 
     spec = catalog.resolve(f"{name}@{output}" if output else name, Checkpoint(weights, revision, preprocess, trust))
     spec = replace(spec, normalize=normalize)
@@ -136,7 +136,10 @@ def add(
         with connect(url) as connection:
             if store.find_model(connection, wanted):
                 raise UsageError(f"{wanted} is already there", hint="choose another name with --as NAME")
-        added = opening.add(url, spec, stored_name, wish, terminal.talk).stored
+        model = opening.add(url, spec, stored_name, wish, terminal.talk)
+        if dim is not None:  # it is filled already
+            run.finish(url, [model], memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
+    added = model.stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
                        "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip
 

@@ -34,7 +34,9 @@ def resolve(name: str, checkpoint: Checkpoint = PLAIN) -> ModelSpec:
 
     Raises ModelError with the nearest known names.
     """
-    base, _, output = name.partition("@")
+    base, at, output = name.rpartition("@")
+    if not at or "/" in output:  # no output, but a path that holds the sign
+        base, output = name, ""
     prefix, _, rest = base.partition(":")
     spec = _prefixed(base, PREFIXES[prefix], rest) if rest and prefix in PREFIXES else find(base)
     if spec is None:

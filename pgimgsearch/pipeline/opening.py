@@ -16,7 +16,7 @@ from pgimgsearch.pipeline import reduce, register
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.register import Loader
 from pgimgsearch.pipeline.run import Options
-from pgimgsearch.pipeline.sample import sample_pictures
+from pgimgsearch.pipeline.sample import prepared_sample
 from pgimgsearch.pipeline.scan import Source
 
 CHECKED_PICTURES = 16
@@ -58,10 +58,17 @@ def open_models(url: str, wish: Wish, source: Source, options: Options, tell: Te
     return [model.with_batch_size(sizes[id(model.encoder)]) for model in models]
 
 
+def expanded(wish: Wish) -> list[str]:
+    """The names of the models wished for, as far as they are known before anything is loaded."""
+    names = [f"{name}@{output}" if output else name for name in wish.names for output in wish.outputs or ("",)]
+    return [f"{name}@{wish.dim}" if wish.dim else name for name in names]
+
+
 def add(url: str, spec: ModelSpec, name: str | None, wish: Wish, tell: Tell) -> LoadedModel:
     """Store a model without pictures at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
     with connect(url) as connection:
         loader = Loader(wish.placement)
+        tell(f"{spec.name}: licence {spec.licence}")
         if wish.dim is None:
             return register.add_model(connection, spec, name=name, loader=loader)
         base = register.find_stored(connection, spec.name)
@@ -80,6 +87,7 @@ def _open(
     if wish.dim is None:
         if stored is not None:
             return register.open_stored(connection, stored, wish.checkpoint, loader)
+        tell(f"{spec.name}: licence {spec.licence}")
         return register.add_model(connection, spec, loader=loader)
     reduced = store.find_model(connection, f"{spec.name}@{wish.dim}")
     if reduced is None:
@@ -134,13 +142,11 @@ def _output(loaded: Encoder, spec: ModelSpec) -> str:
 def _check_exported(models: list[LoadedModel], source: Source, options: Options, tell: Tell) -> None:
     """Compare what was exported with what it came from, on the user's own pictures."""
     exported = {id(m.encoder): m.encoder for m in models if hasattr(m.encoder, "check")}
-    if not exported:
-        return
-    pictures = list(sample_pictures(source, CHECKED_PICTURES, options))
-    if not pictures:
-        return
     for encoder in exported.values():
-        lowest = encoder.check([encoder.prepare(picture) for picture in pictures])
+        pictures = list(prepared_sample(encoder, source, CHECKED_PICTURES, options))
+        if not pictures:
+            continue
+        lowest = encoder.check(pictures)
         tell(
             f"{encoder.spec.name} in {encoder.dtype} on ONNX Runtime: lowest cosine with fp32 {lowest:.4f} "
             f"over {len(pictures)} pictures"

@@ -42,4 +42,6 @@ def preview(
 
 def _find_resolved(connection: Connection, name: str) -> StoredModel | None:
     """A stored model by the name that the catalog makes of another; raises ModelError for one that nobody knows."""
-    return store.find_model(connection, catalog.resolve(name).name)
+    base, _, last = name.rpartition("@")
+    full = f"{catalog.resolve(base).name}@{last}" if last.isdigit() else catalog.resolve(name).name
+    return store.find_model(connection, full)

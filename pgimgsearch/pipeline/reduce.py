@@ -11,13 +11,14 @@ from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.batches import Batches
-from pgimgsearch.models.encoder import Encoder, SkippedPicture
+from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
 from pgimgsearch.pipeline.copy_in import COPY_HEADER, copy_block
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.run import Options
-from pgimgsearch.pipeline.sample import sample_pictures
+from pgimgsearch.pipeline.sample import prepared_sample
 from pgimgsearch.pipeline.scan import Source
+from pgimgsearch.pipeline.stages import batched
 
 LEAST_SAMPLE, LARGEST_SAMPLE = 1024, 20_000
 QUERIES = 500
@@ -39,15 +40,12 @@ def embedded_sample(
     encoder: Encoder, output: str, batch_size: int, source: Source, dim: int, options: Options
 ) -> NDArray[np.float32]:
     """Vectors of a sample of pictures: (n, dim)."""
-    prepared = []
-    for picture in sample_pictures(source, sample_size(dim), options):
-        try:
-            prepared.append(encoder.prepare(picture))
-        except SkippedPicture:
-            continue
-    if not prepared:
+    network = Batches(encoder, batch_size)
+    pictures = prepared_sample(encoder, source, sample_size(dim), options)
+    vectors = [network.embed(batch)[output] for batch in batched(pictures, batch_size, lambda _: 0, 1)]
+    if not vectors:
         raise ModelError("there are no pictures to fit on", hint="give a folder that holds some")
-    return Batches(encoder, batch_size).embed(prepared)[output].astype(np.float32)
+    return np.concatenate(vectors).astype(np.float32)
 
 
 def measured(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduction, float]:

@@ -2,9 +2,12 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
+from numpy.typing import NDArray
 from PIL import Image
 
+from pgimgsearch.models.encoder import Encoder, SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.run import Options
@@ -29,4 +32,13 @@ def sample_pictures(source: Source, count: int, options: Options) -> Iterator[Im
         try:
             yield decode(fetch.read(location, options.max_bytes), options.max_pixels)[0]
         except Exception:  # noqa: S112  (the run that follows reads it again, and records why it fails)
+            continue
+
+
+def prepared_sample(encoder: Encoder, source: Source, count: int, options: Options) -> Iterator[NDArray[Any]]:
+    """The same, prepared for a model; those that it skips are left out."""
+    for picture in sample_pictures(source, count, options):
+        try:
+            yield encoder.prepare(picture)
+        except SkippedPicture:
             continue

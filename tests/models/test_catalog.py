@@ -150,6 +150,14 @@ def test_every_pair_of_open_clip_is_loaded_as_its_tag_says(text_towers: None) ->
     assert quick >= 28
 
 
+def test_satellite_pictures_have_a_mean_of_their_own() -> None:
+    means = {
+        name: timm_backend.preprocess_of(zoo.network_of(ROWS[name], "meta")).mean
+        for name in ("dinov3", "dinov3-vitl16-sat493m")
+    }
+    assert means == {"dinov3": (0.485, 0.456, 0.406), "dinov3-vitl16-sat493m": (0.430, 0.411, 0.296)}
+
+
 def test_imagebind_leaves_out_the_other_senses_and_nothing_else() -> None:
     shapes = zoo.imagebind_shapes("meta")
     translated = imagebind.translate(shapes)

@@ -42,7 +42,7 @@ def equal(spec: ModelSpec, pictures: list[Image.Image], outputs: set[str], least
 
 
 TIMM = [
-    "vit_small_patch16_dinov3", "convnext_tiny.dinov3_lvd1689m", "resnet18", "efficientnet_b0", "tf_efficientnet_b0",
+    "vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3", "convnext_tiny.dinov3_lvd1689m", "resnet26", "efficientnet_b0", "tf_efficientnet_b0",
     "vit_tiny_patch16_224", "mobilenetv2_100",
 ]  # fmt: skip
 

@@ -86,3 +86,73 @@ def test_a_gated_model_names_the_open_one() -> None:
         raise OSError("You are trying to access a gated repo.") from GatedRepoError("403", response=Answer())  # type: ignore[arg-type]
     assert "hf auth login" in str(raised.value.hint)
     assert '"dinov3"' in str(raised.value.hint)
+
+
+def test_what_a_library_only_warns_of_is_an_error() -> None:
+    import logging
+    import warnings
+
+    from pgimgsearch.models.weights import loading
+
+    with (
+        pytest.raises(ModelError, match="gave a warning: QuickGELU mismatch"),
+        loading(catalog.resolve("clip-vit-b-32")),
+    ):
+        warnings.warn("QuickGELU mismatch between final model config and tag", UserWarning, stacklevel=1)
+    with pytest.raises(ModelError, match="initialized partially"), loading(catalog.resolve("clip-vit-b-32")):
+        logging.getLogger().warning("Model ViT-B-32 initialized partially.")
+    handlers = logging.getLogger("transformers").handlers
+    with loading(catalog.resolve("clip-vit-b-32")):
+        logging.getLogger("transformers").warning("something harmless")
+    assert logging.getLogger("transformers").handlers is handlers
+
+
+def test_weights_that_nothing_asked_for_are_refused_but_a_classifiers_head_is_left_out(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, *tiny("dinov2-base"))
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"classifier.weight": torch.zeros(3, 64)}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert encoder.load(catalog.resolve(f"hf:{tmp_path}")).dims == {"cls": 32, "mean": 32}
+    save_file(state | {"encoder.layer.7.norm1.bias": torch.zeros(32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"encoder\.layer\.7.* is not expected"):
+        encoder.load(catalog.resolve(f"hf:{tmp_path}"))
+
+
+def test_imagebind_without_its_towers_is_refused(tmp_path: Path) -> None:
+    from benchmarks import zoo
+
+    state = zoo.imagebind_shapes("cpu", width=160, layers=1, text_width=128, text_layers=1, dim=48, grid=4, patch=56)
+    torch.save({"modality_trunks.audio.x": torch.zeros(1)}, tmp_path / "audio.pth")
+    with pytest.raises(ModelError, match="no ImageBind image tower"):
+        encoder.load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "audio.pth"))))
+    state.pop("modality_trunks.text.blocks.0.norm_2.weight")
+    torch.save(state, tmp_path / "less.pth")
+    with pytest.raises(ModelError, match=r"transformer\.resblocks\.0\.ln_2\.weight is missing"):
+        encoder.load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "less.pth"))))
+
+
+def test_torchscript_is_code_and_loaded_only_on_trust(tmp_path: Path) -> None:
+    from pgimgsearch.models.backends import sscd
+
+    torch.manual_seed(0)
+    network = sscd.create(512).eval()
+    path = str(tmp_path / "sscd.torchscript.pt")
+    torch.jit.trace(network, torch.zeros(1, 3, 320, 320)).save(path)
+    with pytest.raises(ModelError, match="is TorchScript") as raised:
+        encoder.load(catalog.resolve("sscd-disc-mixup", Checkpoint(path)))
+    assert "--trust" in str(raised.value.hint)
+    assert encoder.load(catalog.resolve("sscd-disc-mixup", Checkpoint(path, trust=True))).dims == {"descriptor": 512}
+
+
+def test_a_path_with_an_at_sign_names_no_output(tmp_path: Path) -> None:
+    folder = tmp_path / "team@home" / "model"
+    folder.mkdir(parents=True)
+    assert catalog.resolve(f"hf:{folder}").weights == str(folder)
+    assert catalog.resolve(f"hf:{folder}@mean").output == "mean"
+    with pytest.raises(ModelError, match="no output mean") as raised:
+        catalog.resolve("clip-vit-b-32@mean")
+    assert "projection, hidden" in str(raised.value.hint)
+    with pytest.raises(ModelError, match="not stored yet") as raised:
+        catalog.resolve("dinov3@256")
+    assert "--dim 256" in str(raised.value.hint)
