@@ -108,6 +108,8 @@ def ingest(
             raise UsageError(
                 f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
             )
+    if reduction is not None and dim is None:
+        raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.pipeline import opening, preview, run  # Pillow and NumPy
@@ -133,7 +135,7 @@ def ingest(
             for source in found:
                 _tell(terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine))
             return
-        models = opening.open_models(url, wish, found[0], options, terminal.talk)
+        models = opening.open_models(url, wish, found, options, terminal.talk)
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
                 show = _pace(terminal, models, total, bar)

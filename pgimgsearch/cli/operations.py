@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from psycopg.rows import dict_row
 
-from pgimgsearch.cli.terminal import terminal_of
+from pgimgsearch.cli.terminal import TrustOption, terminal_of
 from pgimgsearch.database import diagnosis, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
@@ -46,15 +46,17 @@ def doctor(
             "--canary/--no-canary", envvar="PGIMGSEARCH_DOCTOR_CANARY", help="Load each model and see if it drifted."
         ),
     ] = True,
+    trust: TrustOption = False,
 ) -> None:
     """Check the server, the schema, the models and the indexes; each finding names the command that mends it."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
         findings = diagnosis.examine(connection)
         if canary and not any(finding.check == "schema" and finding.state == "bad" for finding in findings):
+            from pgimgsearch.models.spec import Checkpoint
             from pgimgsearch.pipeline import canaries
 
-            findings += canaries.examine(connection)
+            findings += canaries.examine(connection, Checkpoint(trust=trust))
     terminal.show([{"check": f.check, "state": f.state, "finding": f.finding, "mend": f.mend} for f in findings],
                   ["check", "state", "finding", "mend"])  # fmt: skip
     if any(finding.state == "bad" for finding in findings):

@@ -1,6 +1,7 @@
 """``search``, ``embed-text`` and ``duplicates``: questions from the shell; each prints what SQL would answer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from pgimgsearch.cli.terminal import (
     DeviceOption,
     ModelOption,
     TemplateOption,
+    TrustOption,
     terminal_of,
 )
 from pgimgsearch.database import store
@@ -25,6 +27,7 @@ from pgimgsearch.errors import ModelError, SourceError, UsageError
 if TYPE_CHECKING:
     from pgimgsearch.pipeline.loaded import LoadedModel
 
+Load = Callable[[], "LoadedModel"]  # only where a vector is missing, as it takes seconds
 MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
 ThresholdOption = Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")]
 
@@ -50,6 +53,7 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
     template: TemplateOption = None,
     device: DeviceOption = "auto",
+    trust: TrustOption = False,
 ) -> None:
     """Find images like a picture, like an image of the database, or by words."""
     terminal = terminal_of(context)
@@ -61,13 +65,17 @@ def search(
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model or ("text" if text is not None else "default"))
+
+        def load() -> "LoadedModel":
+            return _load(connection, stored, device, trust=trust)
+
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, _form(template), device)
+            rows = _ask_with_text(connection, text, stored, limits, _form(template), load)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
             assert image is not None
-            rows = _ask_with_picture(connection, image, stored, limits, device)
+            rows = _ask_with_picture(connection, image, stored, limits, load)
     terminal.show(rows, MATCH_COLUMNS)
 
 
@@ -89,7 +97,7 @@ def embed_text(
     form = _form(template)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        embedded = _cache_missing(connection, stored, wanted, form, device)
+        embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
 
 
@@ -161,29 +169,29 @@ def _ask(
 
 
 def _ask_with_picture(
-    connection: Connection, path: Path, model: StoredModel, limits: dict[str, Any], device: str
+    connection: Connection, path: Path, model: StoredModel, limits: dict[str, Any], load: Load
 ) -> list[dict[str, Any]]:
     from pgimgsearch.pipeline.query import embed_picture
 
-    vector = embed_picture(_load(connection, model, device), path)
+    vector = embed_picture(load(), path)
     return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
 
 
 def _ask_with_text(
-    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, device: str
+    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, load: Load
 ) -> list[dict[str, Any]]:
     """Through the cache; a role that may not write to it asks with the vector itself."""
     missing = model.has_text and bool(store.missing_texts(connection, model, [text], template))
     if missing and not store.can_cache(connection):
         from pgimgsearch.pipeline.query import literal
 
-        vector = _load(connection, model, device).embed_texts([text], template)[0]
+        vector = load().embed_texts([text], template)[0]
         return _ask(connection, "similar_to", literal(vector), model, limits)
-    _cache_missing(connection, model, [text], template, device)
+    _cache_missing(connection, model, [text], template, load)
     return _ask(connection, "search_text", text, model, limits | {"template": template})
 
 
-def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], template: str, device: str) -> int:
+def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], template: str, load: Load) -> int:
     """Embed the texts that are not cached; the model is loaded only if there are any. Returns their number."""
     if not model.has_text:
         able = [found.name for found in store.models(connection) if found.has_text]
@@ -195,16 +203,17 @@ def _cache_missing(connection: Connection, model: StoredModel, texts: list[str],
         )
     missing = store.missing_texts(connection, model, texts, template)
     if missing:
-        vectors = _load(connection, model, device).embed_texts(missing, template)
+        vectors = load().embed_texts(missing, template)
         store.cache_texts(connection, model, missing, vectors, template)
     return len(missing)
 
 
-def _load(connection: Connection, model: StoredModel, device: str) -> "LoadedModel":
+def _load(connection: Connection, model: StoredModel, device: str, *, trust: bool = False) -> "LoadedModel":
     from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.pipeline import register
 
-    return register.open_model(connection, model.name, placement=Placement(device))
+    return register.open_model(connection, model.name, Checkpoint(trust=trust), Placement(device))
 
 
 def _form(templates: list[str] | None) -> str:

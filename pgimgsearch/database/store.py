@@ -172,6 +172,13 @@ def remove_model(connection: Connection, name: str) -> StoredModel:
     return model
 
 
+def discard_model(connection: Connection, model: StoredModel) -> None:
+    """Drop a model that was only just added, with the aliases that it got by that."""
+    with connection.transaction():
+        connection.execute("delete from imgsearch.alias where model_id = %s", [model.model_id])
+        connection.execute("select imgsearch.drop_model(%s)", [model.name])
+
+
 def aliases(connection: Connection) -> dict[str, str]:
     """Alias -> model name."""
     return dict(

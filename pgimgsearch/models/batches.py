@@ -27,7 +27,7 @@ class Batches:
         while start < len(prepared):
             try:
                 parts.append(self.encoder.embed(prepared[start : start + self.size]))
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:  # ONNX Runtime has classes of its own
                 if not is_out_of_memory(error):
                     raise
                 self._shrink(error)
@@ -69,7 +69,7 @@ def find_size(encoder: Encoder, start: int) -> int:
             begin = time.perf_counter()
             encoder.embed([picture] * size)
             rate = size / (time.perf_counter() - begin)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             _release()

@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgimgsearch.errors import ModelError
@@ -24,21 +24,19 @@ def fetch(spec: ModelSpec, to: Path | None = None) -> dict[str, Any]:
 
     Raises ModelError where a file is not what the hub says it is; an interrupted download goes on where it stopped.
     """
-    if spec.backend in {"pdq", "palette"}:
-        return {"checkpoint": spec.checkpoint, "revision": None, "files": {}}
-    encoder.require(spec)
-    backend = importlib.import_module(encoder.BACKENDS[spec.backend][0])
-    with loading(spec):
-        origins = [backend.origin(spec), *(backend.companions(spec) if hasattr(backend, "companions") else ())]
-        places = [files.download(origin, to) for origin in origins]
-    found: dict[str, Any] = {}
-    for place in places:
-        for path in sorted(place.rglob("*")) if place.is_dir() else (place, place.with_name(place.name + ".json")):
-            if path.is_file():
-                found[_name(path, place)] = {"bytes": path.stat().st_size, "sha256": _checked(path)}
-    entry = {"checkpoint": spec.checkpoint, "revision": files.revision_of(places[0]), "files": found}
+    entry: dict[str, Any] = {"checkpoint": spec.checkpoint, "revision": None, "files": {}, "refs": {}}
+    if spec.backend not in {"pdq", "palette"}:
+        encoder.require(spec)
+        backend = importlib.import_module(encoder.BACKENDS[spec.backend][0])
+        with loading(spec):
+            origins = [backend.origin(spec), *(backend.companions(spec) if hasattr(backend, "companions") else ())]
+            places = [files.download(origin, to) for origin in origins]
+        for origin, place in zip(origins, places, strict=True):
+            _describe(entry, origin, place)
+        entry["revision"] = files.revision_of(places[0])
     if to is not None:
         models = _read(to) if (to / MANIFEST).exists() else {}
+        to.mkdir(parents=True, exist_ok=True)
         (to / MANIFEST).write_text(json.dumps(models | {spec.name: entry}, indent=1))
     return entry
 
@@ -48,8 +46,6 @@ def install(spec: ModelSpec, bundle: Path) -> dict[str, Any]:
 
     Raises ModelError for a model that the bundle does not hold, and for files that are not those it was made with.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     models = _read(bundle)
     if spec.name not in models:
         raise ModelError(
@@ -58,16 +54,46 @@ def install(spec: ModelSpec, bundle: Path) -> dict[str, Any]:
     entry: dict[str, Any] = models[spec.name]
     for name, told in entry["files"].items():
         _compare(bundle / name, told)
-    for top in sorted({Path(name).parts[0] for name in entry["files"]}):
-        target = cache_folder() / top if top == files.ADDRESSES else Path(HF_HUB_CACHE) / top
-        shutil.copytree(bundle / top, target, symlinks=True, dirs_exist_ok=True)
+    for name, told in entry["files"].items():
+        target = _in_cache(name)
+        if not (
+            target.exists() and target.stat().st_size == told["bytes"] and files.sha256_of(target) == told["sha256"]
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            shutil.copyfile(bundle / name, target)
+    for name, commit in entry["refs"].items():
+        target = _in_cache(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(commit)
     return entry
 
 
-def _name(path: Path, place: Path) -> str:
-    """A file's path inside its cache."""
-    top = place.parent.parent if place.is_dir() else place.parent
-    return str(path.relative_to(top.parent))
+def _describe(entry: dict[str, Any], origin: files.Origin, place: Path) -> None:
+    """Add the files of one place to an entry, by their paths inside its cache."""
+    if place.is_dir():
+        repository = place.parent.parent
+        found = {path: f"{repository.name}/{path.relative_to(repository)}" for path in sorted(place.rglob("*"))}
+        if place.name != origin.revision:
+            entry["refs"][f"{repository.name}/refs/{origin.revision or 'main'}"] = place.name
+    else:
+        note = place.with_name(place.name + ".json")
+        found = {path: f"{files.ADDRESSES}/{path.name}" for path in (place, note)}
+        if json.loads(note.read_text())["sha256"] != files.sha256_of(place):
+            raise ModelError(f"{place} has a wrong checksum", hint=f"remove it and run again: rm {place}")
+    for path, name in found.items():
+        if path.is_file():
+            entry["files"][name] = {"bytes": path.stat().st_size, "sha256": _checked(path)}
+
+
+def _in_cache(name: str) -> Path:
+    """Where a file of a bundle belongs; raises ModelError for one that would leave the caches."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ModelError(f"the bundle names a file outside of it: {name}", hint="do not trust this bundle")
+    return (cache_folder() if path.parts[0] == files.ADDRESSES else Path(HF_HUB_CACHE)) / path
 
 
 def _checked(path: Path) -> str:

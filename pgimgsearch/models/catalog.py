@@ -13,6 +13,7 @@ CATALOG: tuple[ModelSpec, ...] = (
     *families.SELF_SUPERVISED, *families.TEXT_AND_IMAGE, *families.SUPERVISED, *families.COPIES_AND_COLOURS,
 )  # fmt: skip
 PLAIN = Checkpoint()
+SAY_NO_PREPROCESSING = {"onnx", "imagebind", "sscd"}  # their checkpoints do not carry it
 SYNONYMS = {"dinov3-vitl16": "dinov3"}
 PREFIXES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "onnx": "onnx"}
 
@@ -44,7 +45,7 @@ def resolve(name: str, checkpoint: Checkpoint = PLAIN) -> ModelSpec:
     if output.isdigit():
         raise ModelError(f"{name} is not stored yet", hint=f"add it: --model {base} --dim {output}")
     if output and output != spec.output:
-        if spec.also and output not in spec.also:
+        if spec.output != "auto" and output not in spec.also:
             raise ModelError(
                 f"{spec.name} has no output {output}", hint=f"it has: {', '.join([spec.output, *spec.also])}"
             )
@@ -60,6 +61,8 @@ def with_checkpoint(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
             raise ModelError(f"there is no checkpoint at {path}", hint="give the file or folder that holds the weights")
         spec = replace(spec, weights=str(path))
     if checkpoint.preprocess is not None:
+        if spec.backend not in SAY_NO_PREPROCESSING:
+            raise ModelError(f"{spec.name} says itself how its pictures are prepared", hint="leave --preprocess out")
         if checkpoint.preprocess not in PREPROCESS:
             raise ModelError(f"unknown preprocessing: {checkpoint.preprocess}", hint=f"known: {', '.join(PREPROCESS)}")
         spec = replace(spec, preprocess=PREPROCESS[checkpoint.preprocess])

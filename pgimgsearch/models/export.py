@@ -1,7 +1,6 @@
 """A torch network on ONNX Runtime: exported once, kept in the cache, and compared with what it came from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -85,8 +84,11 @@ def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
             make(Path(made) / "model.onnx")
-            with suppress(FileExistsError, OSError):  # another process was first
+            try:
                 Path(made).rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was first
+                    raise
     return folder / "model.onnx"
 
 

@@ -72,7 +72,8 @@ def _siglip(name: str, repository: str, dim: int, size: int, parameters: float, 
 
 def _timm(name: str, tag: str, dim: int, size: int, parameters: float, good_for: str, **other: Any) -> ModelSpec:
     return ModelSpec(
-        name, "timm", tag, output="pool", dim=dim, size=size, parameters=parameters, good_for=good_for,
+        name, "timm", tag, output="cls" if tag.startswith("vit") else "pool", dim=dim, size=size,
+        parameters=parameters, good_for=good_for,
         **_or(other, licence="Apache-2.0", proof="architecture", batch_size=32),
     )  # fmt: skip
 

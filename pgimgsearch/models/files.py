@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,11 @@ ADDRESSES = "addresses"
 class Origin:
     """A repository of the Hugging Face hub, or an address.
 
-    ``weights`` are patterns of the files wanted, ``otherwise`` those to take where there are none of them, and
-    ``describing`` go with either.
+    ``weights`` are groups of patterns, of which the first that the repository has is taken; ``describing`` go with it.
     """
 
     place: str
-    weights: tuple[str, ...] = ()
-    otherwise: tuple[str, ...] = ()
+    weights: tuple[tuple[str, ...], ...] = ()
     describing: tuple[str, ...] = ()
     revision: str | None = None
 
@@ -55,19 +54,18 @@ def download(origin: Origin, cache: Path | None = None) -> Path:
     settle_hub_access()
     from huggingface_hub import snapshot_download
 
-    for patterns in (origin.weights, origin.otherwise):
-        if patterns:
-            folder = Path(
-                snapshot_download(
-                    origin.place, revision=origin.revision, cache_dir=cache,
-                    allow_patterns=[*patterns, *origin.describing],
-                )
-            )  # fmt: skip
-            if any(True for pattern in patterns for _ in folder.glob(pattern)):
-                return folder
+    for patterns in origin.weights:
+        folder = Path(
+            snapshot_download(
+                origin.place, revision=origin.revision, cache_dir=cache, allow_patterns=[*patterns, *origin.describing]
+            )
+        )
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        if any(fnmatch(name, pattern) for name in names for pattern in patterns):
+            return folder
     raise ModelError(
         f"the repository {origin.place} holds no weights of a form that can be loaded safely",
-        hint=f"it should hold {' or '.join((*origin.weights, *origin.otherwise))}",
+        hint=f"it should hold {' or '.join(patterns[0] for patterns in origin.weights)}",
     )
 
 
@@ -80,8 +78,8 @@ def first(folder: Path, names: Sequence[str]) -> Path:
 
 
 def revision_of(path: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache."""
-    return path.name if path.parent.name == "snapshots" else None
+    """The commit of a snapshot in the hub's cache, or of a file in one."""
+    return next((folder.name for folder in (path, *path.parents) if folder.parent.name == "snapshots"), None)
 
 
 def sha256_of(path: Path) -> str:
@@ -91,39 +89,51 @@ def sha256_of(path: Path) -> str:
 
 
 def _fetch_address(address: str, folder: Path) -> Path:
-    """Download into a folder, going on where a part ends; what arrived is noted beside it and checked from then on."""
+    """Download into a folder, going on where a part ends; size and hash of what arrived are noted beside it."""
+    from filelock import FileLock
+
     target = folder / Path(urlsplit(address).path).name
-    note = target.with_name(target.name + ".json")
-    if target.exists() and note.exists():
-        if target.stat().st_size != json.loads(note.read_text())["bytes"]:
-            raise ModelError(f"{target} is not what was downloaded", hint=f"remove it and run again: rm {target}")
-        return target
     folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(address, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310  (of the catalog)
+    with FileLock(target.with_name(target.name + ".lock")):
+        note = target.with_name(target.name + ".json")
+        if target.exists() and note.exists():
+            if target.stat().st_size != json.loads(note.read_text())["bytes"]:
+                raise ModelError(f"{target} is not what was downloaded", hint=f"remove it and run again: rm {target}")
+            return target
+        part, tag = target.with_name(target.name + ".part"), target.with_name(target.name + ".etag")
+        _download(address, part, tag)
+        note.write_text(json.dumps({"address": address, "bytes": part.stat().st_size, "sha256": sha256_of(part)}))
+        part.replace(target)
+        tag.unlink(missing_ok=True)
+    return target
+
+
+def _download(address: str, part: Path, tag: Path) -> None:
+    """Append to a part, as long as the file behind the address is the one it is a part of."""
+    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    headers = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     try:
-        with urlopen(request, timeout=60) as answer:  # noqa: S310
+        with urlopen(Request(address, headers=headers), timeout=60) as answer:  # noqa: S310  (of the catalog)
+            if answer.headers.get("ETag"):
+                tag.write_text(answer.headers["ETag"])
             _save(answer, part, have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0)
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # else the part is whole
             raise
-    note.write_text(json.dumps({"address": address, "bytes": part.stat().st_size, "sha256": sha256_of(part)}))
-    part.replace(target)
-    return target
 
 
 def _save(answer: Any, part: Path, have: int) -> None:
     from tqdm import tqdm  # the bar of the hub's downloads too
 
-    total = have + int(answer.headers["Content-Length"])
+    left = answer.headers.get("Content-Length")
+    total = have + int(left) if left else None
     with part.open("ab" if have else "wb") as file, tqdm(
         desc=part.stem, total=total, initial=have, unit="B", unit_scale=True
     ) as bar:  # fmt: skip
         while chunk := answer.read(CHUNK):
             file.write(chunk)
             bar.update(len(chunk))
-    if part.stat().st_size != total:
+    if total is not None and part.stat().st_size != total:
         raise ModelError(
             f"the download of {part.stem} ended at {part.stat().st_size} of {total} bytes",
             hint="run the same command again: it goes on where it stopped",

@@ -35,6 +35,8 @@ def open_session(path: Path, device: str) -> tuple[Any, str]:
             f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:300]}",
             hint="it is truncated, no ONNX model, or its .onnx_data file is not beside it",
         ) from error
+    if device.startswith("cuda") and session.get_providers()[0] != cuda:
+        raise ModelError("ONNX Runtime could not start CUDA", hint="install its CUDA libraries, or use --device cpu")
     return session, "cuda" if session.get_providers()[0] == cuda else "cpu"
 
 

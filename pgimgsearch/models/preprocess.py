@@ -28,10 +28,10 @@ def to_array(image: Image.Image, how: Preprocess) -> NDArray[np.float32]:
 
 
 def resize(image: Image.Image, how: Preprocess) -> Image.Image:
-    """Scale the short side to ``resize_to``, or squash to ``size``."""
+    """Scale the short side to ``resize_to``, or squash so that the height is that."""
     width, height = image.size
     if how.resize == "squash":
-        target = (how.size[1], how.size[0])
+        target = (how.resize_to * how.size[1] // how.size[0], how.resize_to)
     elif width <= height:
         target = (how.resize_to, max(1, int(how.resize_to * height / width)))
     else:

@@ -22,6 +22,7 @@ def read_processor(file: Path) -> Preprocess:
 def preprocess_of(settings: Mapping[str, Any]) -> Preprocess:
     """What a processor with these settings does; raises ModelError for what ours does not do."""
     unusual = [name for name in ("do_resize", "do_rescale", "do_normalize") if settings.get(name, True) is False]
+    unusual += [name for name in ("include_top", "rescale_offset", "do_pad") if settings.get(name)]
     if unusual or abs((settings.get("rescale_factor") or 1 / 255) - 1 / 255) > 1e-9:
         raise ModelError(
             f"this image processor is not supported: {unusual or 'its rescale_factor'}", hint="use another checkpoint"

@@ -37,7 +37,7 @@ class Reduction:
 
 
 def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
-    """Fit on (n, full) vectors. Raises ModelError where they are too few, or ``dim`` too large.
+    """Fit on (n, full) vectors. Raises ModelError where ``dim`` is too large.
 
     ``pca`` keeps the directions that hold most of the inner products, about the origin, as cosines are; ``whiten``
     takes the mean off first and gives every direction the same variance, as retrieval papers do; ``truncate`` keeps the
@@ -49,11 +49,6 @@ def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
     none = np.zeros(full, dtype=np.float32)
     if kind == "truncate":
         return Reduction(kind, np.eye(dim, full, dtype=np.float32), none)
-    if len(vectors) < 2 * dim:
-        raise ModelError(
-            f"{len(vectors)} pictures are too few to fit {dim} dimensions: {2 * dim} are needed",
-            hint=f"give --dim {max(1, len(vectors) // 2)} or less, or more pictures",
-        )
     data = unit(vectors).astype(np.float64)
     mean = data.mean(0) if kind == "whiten" else np.zeros(full)
     values, directions = np.linalg.eigh((data - mean).T @ (data - mean) / len(data))
@@ -64,14 +59,14 @@ def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
     return Reduction(kind, matrix.astype(np.float32), mean.astype(np.float32))
 
 
-def recall_kept(vectors: NDArray[np.float32], reduction: Reduction, k: int = 10, queries: int = 500) -> float:
-    """The share of the true ``k`` nearest neighbours, by cosine of the full vectors, that the reduced ones find too."""
+def recall_kept(vectors: NDArray[np.float32], reduction: Reduction, queries: int, k: int = 10) -> float:
+    """The share of the true ``k`` nearest neighbours, by cosine of the full vectors, that the reduced ones find too.
+
+    The first ``queries`` rows ask, all rows are searched.
+    """
     full, reduced = unit(vectors), unit(reduction.apply(vectors))
-    step = max(1, len(full) // queries)
-    asked = np.arange(0, len(full), step)[:queries]
+    asked = np.arange(queries)
     k = min(k, len(full) - 1)
-    if k < 1:
-        return 1.0
 
     def nearest(of: NDArray[np.float32]) -> NDArray[np.intp]:
         similarities = of[asked] @ of.T

@@ -86,7 +86,8 @@ def _timm(spec: ModelSpec) -> Reference:
         features = network.forward_features(pixels)
         if "dinov3" in spec.checkpoint and features.ndim == 3:  # the paper's vector is the class token
             return {"cls": features[:, 0]}
-        return {"pool": network.forward_head(features, pre_logits=True)}
+        name = "cls" if getattr(network, "global_pool", None) == "token" else "pool"
+        return {name: network.forward_head(features, pre_logits=True)}
 
     return Reference("timm's model and its eval transform", lambda p: torch.stack([transform(x) for x in p]), embed)
 
@@ -97,8 +98,8 @@ def _transformers(spec: ModelSpec) -> Reference:
     from pgimgsearch.models.backends import transformers as backend
 
     folder = files.local(spec) or files.download(backend.origin(spec))
-    network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     kind = network.config.model_type
 
     def embed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -113,7 +114,7 @@ def _transformers(spec: ModelSpec) -> Reference:
         return {"cls": pooled, "mean": answer.last_hidden_state.mean(1)}
 
     def texts(of: Sequence[str]) -> torch.Tensor:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if kind == "clip":
             tokens = tokenizer(list(of), padding=True, truncation=True, return_tensors="pt")
         else:  # as the model cards of SigLIP and SigLIP 2 say

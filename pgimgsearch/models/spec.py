@@ -12,10 +12,10 @@ DEFAULT_BATCH_SIZE = 32
 class Preprocess:
     """From an upright RGB picture to a tensor.
 
-    ``resize`` is ``shortest`` (the short side becomes ``resize_to``, the centre is cropped to ``size``) or
-    ``squash`` (both sides are scaled to ``size``). ``mean`` and ``std`` are of values in 0..1. ``centre`` is how half a
-    pixel of the crop's offset is dealt with: torchvision rounds it, transformers cuts it off. ``whole`` is whether
-    pixels are whole grey levels again after they were resized; DINOv3's own processor resizes fractions.
+    ``resize`` is ``shortest`` (the short side becomes ``resize_to``) or ``squash`` (both sides are scaled, the height
+    to ``resize_to``); the centre is cropped to ``size``. ``mean`` and ``std`` are of values in 0..1. ``centre`` is how
+    half a pixel of the crop's offset is dealt with: torchvision rounds it, transformers cuts it off. ``whole`` is
+    whether pixels are whole grey levels again after they were resized; DINOv3's own processor resizes fractions.
     """
 
     size: tuple[int, int]

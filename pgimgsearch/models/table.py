@@ -16,7 +16,7 @@ PROOFS = {
 
 
 def size_of(spec: ModelSpec) -> str:
-    """What there is to download: four bytes a parameter."""
+    """Four bytes a parameter; what is downloaded may be half of that, or hold more than what is used."""
     megabytes = spec.parameters * 4
     if not megabytes:
         return "none"
@@ -26,7 +26,7 @@ def size_of(spec: ModelSpec) -> str:
 def markdown() -> str:
     """The table."""
     lines = [
-        "| name | weights | vector | dim | input | text | size | licence | proof | good for |",
+        "| name | weights | vector | dim | input | text | fp32 | licence | proof | good for |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for spec in CATALOG:

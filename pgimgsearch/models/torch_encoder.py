@@ -1,6 +1,6 @@
 """What every torch backend shares: the device, the precision, batches, normalised text, and the hash of the weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,8 +49,10 @@ class TorchEncoder:
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.reads_text = towers.text is not None
         self.preprocess = towers.preprocess.as_dict()
-        network = towers.network.eval().requires_grad_(False)
-        self._digest = digest(_weights(network.named_parameters(), network.named_buffers()))
+        network = towers.network.eval()
+        for parameter in network.parameters():  # TorchScript has no method for all of them
+            parameter.requires_grad_(False)
+        self._digest = digest(_weights(network.state_dict()))
         _narrow(network, DTYPES[self.dtype])
         network.to(self.device)
         height, width = towers.preprocess.size
@@ -128,8 +130,8 @@ def _narrow(network: torch.nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def _weights(*groups: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, memoryview]]:
-    for group in groups:
-        for name, tensor in group:
-            flat = tensor.detach().cpu().contiguous().flatten()
-            yield (f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat.view(torch.uint8).numpy().data)
+def _weights(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, memoryview]]:
+    """What a checkpoint holds; buffers that are computed are for the canary to judge."""
+    for name, tensor in state.items():
+        flat = tensor.detach().cpu().contiguous().flatten()
+        yield (f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat.view(torch.uint8).numpy().data)

@@ -6,15 +6,21 @@ from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.diagnosis import Finding
 from pgimgsearch.errors import DriftError, ModelError
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import register
+from pgimgsearch.pipeline.register import Loader
 
 
-def examine(connection: Connection) -> Iterator[Finding]:
+def examine(connection: Connection, checkpoint: Checkpoint) -> Iterator[Finding]:
     """Load every stored model and compare its canary; one that cannot be loaded here is said to be unchecked."""
+    loader = Loader(Placement())
     for model in store.models(connection):
         name = f"canary {model.name}"
         try:
-            distance = register.check_canary(connection, register.open_model(connection, model.name))
+            distance = register.check_canary(
+                connection, register.open_model(connection, model.name, checkpoint, loader=loader)
+            )
         except DriftError as error:
             yield Finding(name, "bad", str(error), error.hint or "")
         except ModelError as error:

@@ -11,6 +11,8 @@ from pgimgsearch.database.store import StoredModel
 from pgimgsearch.models.encoder import Encoder, cannot_read, unit
 from pgimgsearch.models.reduction import Reduction
 
+TEXTS_AT_ONCE = 256
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -38,9 +40,13 @@ class LoadedModel:
         """(n, dim) float32, normalised: of each text in each line of ``template``, averaged."""
         if not self.stored.has_text:
             raise cannot_read(self.stored.name)
-        forms = [self.encoder.embed_text([line.replace("{}", text) for text in texts]) for line in template.split("\n")]
+        forms = [self._embed_texts([line.replace("{}", text) for text in texts]) for line in template.split("\n")]
         vectors = unit(np.mean(forms, axis=0, dtype=np.float32))
         return unit(self.reduction.apply(vectors)) if self.reduction is not None else vectors
+
+    def _embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        return np.concatenate([self.encoder.embed_text(texts[start : start + TEXTS_AT_ONCE]) for start in starts])
 
     def with_batch_size(self, size: int) -> "LoadedModel":
         """The same in other batches."""

@@ -1,12 +1,13 @@
-"""Before a run: the models that are wanted, opened, and checked against what is stored and what was promised."""
+"""Before a run: the models that are wanted are found, loaded and checked, and only then stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.batches import find_size
 from pgimgsearch.models.encoder import Encoder, Placement
@@ -14,12 +15,12 @@ from pgimgsearch.models.reduction import Kind
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 from pgimgsearch.pipeline import reduce, register
 from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.pipeline.register import Loader
+from pgimgsearch.pipeline.register import Loader, main_output
 from pgimgsearch.pipeline.run import Options
 from pgimgsearch.pipeline.sample import prepared_sample
 from pgimgsearch.pipeline.scan import Source
 
-CHECKED_PICTURES = 16
+CHECKED_PICTURES, TRIED_PICTURES = 16, 64
 ANYWHERE = Placement()
 
 Tell = Callable[[str], None]
@@ -27,7 +28,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Models as the user asks for them: each name, in each output, at one dimension."""
+    """Models as the user asks for them: each name, in each output, at one dimension; ``called`` is a name to store."""
 
     names: list[str]
     outputs: tuple[str, ...] = ()
@@ -36,26 +37,45 @@ class Wish:
     checkpoint: Checkpoint = catalog.PLAIN
     placement: Placement = ANYWHERE
     batch_size: int | None = None
+    called: str | None = None
+    normalize: bool = True
 
 
-def open_models(url: str, wish: Wish, source: Source, options: Options, tell: Tell = print) -> list[LoadedModel]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One model of a wish, before it is stored: ``base`` is the stored model in full, ``stored`` that of the wish."""
+
+    spec: ModelSpec
+    encoder: Encoder
+    base: StoredModel | None
+    stored: StoredModel | None
+
+
+def open_models(
+    url: str, wish: Wish, sources: Sequence[Source], options: Options, tell: Tell = print
+) -> list[LoadedModel]:
     """Open every model wished for, and store those that are new. Each is opened once, whatever names it goes by.
 
-    Raises ModelError where a model has drifted, or an exported one is not the same on these pictures.
+    Nothing is stored before all are loaded. Raises ModelError where one cannot be, DriftError where one is not what is
+    stored, and ModelError where an exported one is not the same on these pictures.
     """
-    loader = Loader(wish.placement)
-    opened: dict[int, LoadedModel] = {}
     with connect(url) as connection:
-        for name in wish.names:
-            for output in wish.outputs or (None,):
-                model = _open(url, connection, name, output, wish, loader, source, options, tell)
-                opened[model.stored.model_id] = model
+        opener = Opener(url, connection, wish, sources, options, tell)
+        found = [opener.find(name, output) for name in wish.names for output in wish.outputs or (None,)]
+        opener.check_exported([one.encoder for one in found])
+        opened = {model.stored.model_id: model for model in map(opener.store, found)}
         for model in opened.values():
             register.check_canary(connection, model)
-    models = list(opened.values())
-    _check_exported(models, source, options, tell)
-    sizes = {id(m.encoder): wish.batch_size or find_size(m.encoder, m.batch_size) for m in models}
-    return [model.with_batch_size(sizes[id(model.encoder)]) for model in models]
+    networks = {id(model.encoder): model for model in opened.values()}
+    sizes = {key: wish.batch_size or find_size(model.encoder, model.batch_size) for key, model in networks.items()}
+    return [model.with_batch_size(sizes[id(model.encoder)]) for model in opened.values()]
+
+
+def add(url: str, wish: Wish, tell: Tell) -> LoadedModel:
+    """Store a model without pictures at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
+    with connect(url) as connection:
+        opener = Opener(url, connection, wish, [], Options(), tell)
+        return opener.store(opener.find(wish.names[0], wish.outputs[0] if wish.outputs else None))
 
 
 def expanded(wish: Wish) -> list[str]:
@@ -64,90 +84,107 @@ def expanded(wish: Wish) -> list[str]:
     return [f"{name}@{wish.dim}" if wish.dim else name for name in names]
 
 
-def add(url: str, spec: ModelSpec, name: str | None, wish: Wish, tell: Tell) -> LoadedModel:
-    """Store a model without pictures at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
-    with connect(url) as connection:
-        loader = Loader(wish.placement)
-        tell(f"{spec.name}: licence {spec.licence}")
-        if wish.dim is None:
-            return register.add_model(connection, spec, name=name, loader=loader)
-        base = register.find_stored(connection, spec.name)
-        return _add_reduced(url, connection, spec, base, name, wish, loader, None, Options(), tell)
+class Opener:
+    """Opens the models of one wish over one connection."""
 
+    def __init__(
+        self, url: str, connection: Connection, wish: Wish, sources: Sequence[Source], options: Options, tell: Tell
+    ) -> None:
+        self.url, self.connection, self.wish = url, connection, wish
+        self.sources, self.options, self.tell = sources, options, tell
+        self.loader = Loader(wish.placement)
 
-def _open(
-    url: str, connection: Connection, name: str, output: str | None, wish: Wish, loader: Loader,
-    source: Source, options: Options, tell: Tell,
-) -> LoadedModel:  # fmt: skip
-    stored = register.find_stored(connection, name)
-    spec = register.spec_of(stored) if stored else catalog.resolve(name, wish.checkpoint)
-    if output is not None and output != _output(loader.load(spec), spec):
-        spec = spec.with_output(output)
-        stored = store.find_model(connection, spec.name)
-    if wish.dim is None:
-        if stored is not None:
-            return register.open_stored(connection, stored, wish.checkpoint, loader)
-        tell(f"{spec.name}: licence {spec.licence}")
-        return register.add_model(connection, spec, loader=loader)
-    reduced = store.find_model(connection, f"{spec.name}@{wish.dim}")
-    if reduced is None:
-        return _add_reduced(url, connection, spec, stored, None, wish, loader, source, options, tell)
-    kept = store.reduction_of(connection, reduced)
-    if wish.reduction is not None and kept is not None and kept.kind != wish.reduction:
-        raise UsageError(
-            f"{reduced.name} is there, reduced by {kept.kind}",
-            hint=f"leave --reduction out, or: pgimgsearch models add {spec.name} --dim {wish.dim} "
-            f"--reduction {wish.reduction} --as NAME",
+    def find(self, name: str, output: str | None) -> Found:
+        """Find a model and load its network; its licence is told before that, where it is new."""
+        stored, spec = register.look_up(self.connection, name, self.wish.checkpoint)
+        if stored is None:
+            self.tell(f"{spec.name}: licence {spec.licence}")
+        encoder = self.loader.load(spec)
+        if output is not None and output != main_output(spec, encoder):
+            spec = spec.with_output(output)
+            encoder = self.loader.load(spec)
+            stored = store.find_model(self.connection, spec.name)
+        if self.wish.called is not None and self.wish.dim is None:
+            stored = None
+        if stored is not None and stored.full_dim is None:
+            register.check_fingerprint(stored, encoder, None)
+        if self.wish.dim is None:
+            return Found(spec, encoder, None, stored)
+        if spec.storage == "bit":
+            raise ModelError(f"{spec.name} is a hash: its bits cannot be reduced", hint="leave --dim out")
+        if stored is not None and stored.full_dim is not None:
+            raise UsageError(f"{stored.name} is reduced already", hint="name the model that it was made of")
+        reduced = None if self.wish.called else store.find_model(self.connection, f"{spec.name}@{self.wish.dim}")
+        self._check_kind(reduced)
+        return Found(spec, encoder, stored, reduced)
+
+    def store(self, found: Found) -> LoadedModel:
+        """The model in the database, which is added where it is not there."""
+        if found.stored is not None:
+            return register.open_stored(self.connection, found.stored, found.spec, found.encoder)
+        if self.wish.dim is not None:
+            return self._add_reduced(found, self.wish.dim)
+        return register.add_model(
+            self.connection, found.spec, found.encoder, self.wish.called, normalize=self.wish.normalize
         )
-    return register.open_stored(connection, reduced, wish.checkpoint, loader)
 
-
-def _add_reduced(
-    url: str, connection: Connection, spec: ModelSpec, base: StoredModel | None, name: str | None, wish: Wish,
-    loader: Loader, source: Source | None, options: Options, tell: Tell,
-) -> LoadedModel:  # fmt: skip
-    """Fit on stored vectors where there are enough, else on a sample of the source; fill from stored ones."""
-    assert wish.dim is not None
-    if spec.storage == "bit":
-        raise ModelError(f"{spec.name} is a hash: its bits cannot be reduced", hint="leave --dim out")
-    loaded = loader.load(spec)
-    if base is not None:
-        register.check_fingerprint(base, loaded, None)
-    vectors = None if base is None else reduce.stored_sample(connection, base)
-    if vectors is None or (source is not None and len(vectors) < reduce.sample_size(wish.dim)):
-        if source is None:
-            raise ModelError(
-                f"there are no vectors of {spec.name} to fit on",
-                hint=f"pgimgsearch ingest DIR --model {spec.name}, and then add it; or fit on a sample of the "
-                f"pictures: pgimgsearch ingest DIR --model {spec.name} --dim {wish.dim}",
+    def check_exported(self, encoders: Sequence[Encoder]) -> None:
+        """Compare what was exported with what it came from, on the user's own pictures."""
+        for encoder in {id(encoder): encoder for encoder in encoders if hasattr(encoder, "check")}.values():
+            sample = prepared_sample(encoder, self.sources, TRIED_PICTURES, self.options)
+            pictures = list(islice(sample, CHECKED_PICTURES))
+            if not pictures:
+                raise SourceError(
+                    "no picture could be read to check the exported model on", hint="run without --runtime onnx"
+                )
+            lowest = encoder.check(pictures)
+            self.tell(
+                f"{encoder.spec.name} in {encoder.dtype} on ONNX Runtime: lowest cosine with fp32 {lowest:.4f} "
+                f"over {len(pictures)} pictures"
             )
-        vectors = reduce.embedded_sample(loaded, _output(loaded, spec), spec.batch_size, source, wish.dim, options)
-    kind = wish.reduction or "pca"
-    reduction, recall = reduce.measured(vectors, wish.dim, kind)
-    model = register.add_reduced(connection, spec, loaded, reduction, recall, name or f"{spec.name}@{wish.dim}")
-    tell(
-        f"{model.stored.name}: {vectors.shape[1]} dimensions to {wish.dim} by {kind}, fitted on {len(vectors)} "
-        f"vectors; it keeps {recall:.1%} of the ten nearest neighbours"
-    )
-    if base is not None:
-        with connect(url) as reader:
-            tell(f"{reduce.fill(connection, reader, base, model)} vectors taken over from {base.name}")
-    return model
 
-
-def _output(loaded: Encoder, spec: ModelSpec) -> str:
-    return loaded.spec.output if spec.output == "auto" else spec.output
-
-
-def _check_exported(models: list[LoadedModel], source: Source, options: Options, tell: Tell) -> None:
-    """Compare what was exported with what it came from, on the user's own pictures."""
-    exported = {id(m.encoder): m.encoder for m in models if hasattr(m.encoder, "check")}
-    for encoder in exported.values():
-        pictures = list(prepared_sample(encoder, source, CHECKED_PICTURES, options))
-        if not pictures:
-            continue
-        lowest = encoder.check(pictures)
-        tell(
-            f"{encoder.spec.name} in {encoder.dtype} on ONNX Runtime: lowest cosine with fp32 {lowest:.4f} "
-            f"over {len(pictures)} pictures"
+    def _add_reduced(self, found: Found, dim: int) -> LoadedModel:
+        """Fit on stored vectors where there are enough, else on a sample of the sources; fill from stored ones."""
+        output = main_output(found.spec, found.encoder)
+        kind = self.wish.reduction or "pca"
+        needed = reduce.least_sample(dim, kind)
+        vectors = None if found.base is None else reduce.stored_sample(self.connection, found.base)
+        if self.sources and (vectors is None or len(vectors) < needed):
+            batch_size = self.wish.batch_size or found.spec.batch_size
+            sample = reduce.embedded_sample(found.encoder, output, batch_size, self.sources, dim, self.options)
+            vectors = sample if vectors is None or len(sample) > len(vectors) else vectors
+        if vectors is None:
+            raise ModelError(
+                f"there are no vectors of {found.spec.name} to fit on",
+                hint=f"pgimgsearch ingest DIR --model {found.spec.name}, and then add it; or fit on a sample of the "
+                f"pictures: pgimgsearch ingest DIR --model {found.spec.name} --dim {dim}",
+            )
+        reduction, recall = reduce.measured(vectors, dim, kind)
+        name = self.wish.called or f"{found.spec.name}@{dim}"
+        model = register.add_reduced(self.connection, found.spec, found.encoder, reduction, recall, name)
+        self.tell(
+            f"{name}: {vectors.shape[1]} dimensions to {dim} by {kind}, fitted on {len(vectors)} vectors; it keeps "
+            f"{recall:.1%} of the ten nearest neighbours"
         )
+        if found.base is not None:
+            self._fill(found.base, model)
+        return model
+
+    def _fill(self, base: StoredModel, model: LoadedModel) -> None:
+        """Take over the stored vectors; a model that could not be filled is not left behind empty."""
+        try:
+            with connect(self.url) as reader:
+                taken = reduce.fill(self.connection, reader, base, model)
+        except BaseException:
+            store.discard_model(self.connection, model.stored)
+            raise
+        self.tell(f"{taken} vectors taken over from {base.name}")
+
+    def _check_kind(self, reduced: StoredModel | None) -> None:
+        kept = None if reduced is None else store.reduction_of(self.connection, reduced)
+        if reduced is not None and kept is not None and self.wish.reduction not in {None, kept.kind}:
+            raise UsageError(
+                f"{reduced.name} is there, reduced by {kept.kind}",
+                hint="leave --reduction out, or store another: pgimgsearch models add NAME --dim N --reduction "
+                f"{self.wish.reduction} --as NAME",
+            )

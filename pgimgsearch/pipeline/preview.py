@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.models import catalog
+from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.plan import Planner
 from pgimgsearch.pipeline.run import Options, Refine, Report
@@ -24,7 +24,7 @@ def preview(
     start = time.perf_counter()
     counts = Counts(list(names))
     with connect(url) as connection, connection.transaction(force_rollback=True):
-        found = [store.find_model(connection, name) or _find_resolved(connection, name) for name in names]
+        found = [find_stored(connection, name) for name in names]
         collection_id, collection, root = store.open_collection(
             connection, options.collection, source.root, source.default_collection
         )
@@ -40,8 +40,9 @@ def preview(
     return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, {}, "dry run")
 
 
-def _find_resolved(connection: Connection, name: str) -> StoredModel | None:
-    """A stored model by the name that the catalog makes of another; raises ModelError for one that nobody knows."""
+def find_stored(connection: Connection, name: str) -> StoredModel | None:
+    """A stored model, if it is; raises ModelError for a name that nobody knows."""
     base, _, last = name.rpartition("@")
-    full = f"{catalog.resolve(base).name}@{last}" if last.isdigit() else catalog.resolve(name).name
-    return store.find_model(connection, full)
+    if base and last.isdigit():
+        return store.find_model(connection, f"{register.look_up(connection, base)[1].name}@{last}")
+    return register.look_up(connection, name)[0]

@@ -1,6 +1,7 @@
 """Models of fewer dimensions: fitted on stored vectors or on a sample of pictures, and filled from stored vectors."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from pgimgsearch.models.batches import Batches
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
 from pgimgsearch.pipeline.copy_in import COPY_HEADER, copy_block
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.loaded import LoadedModel, why_not
 from pgimgsearch.pipeline.run import Options
 from pgimgsearch.pipeline.sample import prepared_sample
 from pgimgsearch.pipeline.scan import Source
@@ -22,6 +23,7 @@ from pgimgsearch.pipeline.stages import batched
 
 LEAST_SAMPLE, LARGEST_SAMPLE = 1024, 20_000
 QUERIES = 500
+LEAST_TO_MEASURE = 16
 ROWS_AT_ONCE = 10_000
 
 
@@ -37,23 +39,37 @@ def stored_sample(connection: Connection, model: StoredModel) -> NDArray[np.floa
 
 
 def embedded_sample(
-    encoder: Encoder, output: str, batch_size: int, source: Source, dim: int, options: Options
+    encoder: Encoder, output: str, batch_size: int, sources: Sequence[Source], dim: int, options: Options
 ) -> NDArray[np.float32]:
     """Vectors of a sample of pictures: (n, dim)."""
     network = Batches(encoder, batch_size)
-    pictures = prepared_sample(encoder, source, sample_size(dim), options)
+    pictures = prepared_sample(encoder, sources, sample_size(dim), options)
     vectors = [network.embed(batch)[output] for batch in batched(pictures, batch_size, lambda _: 0, 1)]
     if not vectors:
         raise ModelError("there are no pictures to fit on", hint="give a folder that holds some")
     return np.concatenate(vectors).astype(np.float32)
 
 
+def least_sample(dim: int, kind: Kind) -> int:
+    """Vectors needed: three quarters have to be twice as many as dimensions; some are needed to measure with."""
+    return LEAST_TO_MEASURE if kind == "truncate" else max(LEAST_TO_MEASURE, math.ceil(2 * dim * 4 / 3))
+
+
 def measured(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduction, float]:
-    """Fit on three quarters of some vectors, and measure with the others how many true neighbours are kept."""
+    """Fit on three quarters of some vectors, and measure with the others how many true neighbours are kept.
+
+    Raises ModelError where there are too few.
+    """
     shuffled = np.random.default_rng(dim).permutation(vectors[np.isfinite(vectors).all(1)])
-    held_out = len(shuffled) // 4
+    needed = least_sample(dim, kind)
+    if len(shuffled) < needed:
+        raise ModelError(
+            f"{len(shuffled)} pictures are too few for {dim} dimensions by {kind}: {needed} are needed",
+            hint="give more pictures, or a smaller --dim",
+        )
+    held_out = min(len(shuffled) // 4, QUERIES)
     reduction = fit(shuffled[held_out:], dim, kind)
-    return reduction, recall_kept(shuffled, reduction, queries=min(held_out, QUERIES))
+    return reduction, recall_kept(shuffled, reduction, queries=held_out)
 
 
 def fill(connection: Connection, reader: Connection, base: StoredModel, reduced: LoadedModel) -> int:
@@ -71,10 +87,15 @@ def fill(connection: Connection, reader: Connection, base: StoredModel, reduced:
         )
         for content_ids, vectors in read_vectors(reader, base):
             rows = reduced.storable({base.output: vectors})
+            good = [number for number, row in enumerate(rows) if why_not(row) is None]
             with connection.cursor().copy("copy filling from stdin (format binary)") as copy:
-                copy.write(copy_block(content_ids, rows, reduced.stored.dim))
-            total += len(rows)
-        insert = "insert into {} select * from filling order by content_id on conflict do nothing"
+                copy.write(copy_block(content_ids[good], rows[good], reduced.stored.dim))
+            total += len(good)
+        # what was removed meanwhile is left out
+        insert = (
+            "insert into {} select f.content_id, f.embedding "
+            "from filling f join imgsearch.content c using (content_id) order by f.content_id on conflict do nothing"
+        )
         connection.execute(sql.SQL(insert).format(reduced.stored.table))
         store.set_status(connection, reduced.stored, base.status)
     return total

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from pgimgsearch.models.reduction import Reduction
 from pgimgsearch.models.spec import DEFAULT_BATCH_SIZE, Checkpoint, ModelSpec, preprocess_from
 from pgimgsearch.pipeline.loaded import LoadedModel
 
-CARRY_NO_PREPROCESSING = {"onnx", "imagebind", "sscd"}
 PACKAGES = ("pillow", "numpy", "torch", "timm", "open_clip_torch", "transformers", "onnxruntime", "pdqhash")
 
 
@@ -30,32 +30,56 @@ class Loader:
 
     def load(self, spec: ModelSpec) -> Encoder:
         """The encoder of a spec; raises ModelError (see ``encoder.load``)."""
-        key = (spec.backend, spec.checkpoint, spec.revision, spec.weights, spec.preprocess)
-        if key not in self._loaded:
-            self._loaded[key] = encoder.load(spec, self.placement)
-        encoder.check_outputs(spec, self._loaded[key])
-        return self._loaded[key]
+        found = self._loaded.get(_network(spec, spec.revision))
+        if found is None:
+            found = encoder.load(spec, self.placement)
+            for revision in (spec.revision, found.spec.revision):  # what was asked for, and what that was
+                self._loaded[_network(spec, revision)] = found
+        encoder.check_outputs(spec, found)
+        return found
+
+
+def main_output(spec: ModelSpec, loaded: Encoder) -> str:
+    """The output of a spec; where it does not say, the network's first."""
+    return next(iter(loaded.dims)) if spec.output == "auto" else spec.output
 
 
 def spec_of(stored: StoredModel) -> ModelSpec:
     """The spec that loads a stored model again."""
     known = catalog.find(stored.name.partition("@")[0])
+    says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING
     return ModelSpec(
         name=stored.name, backend=stored.backend, checkpoint=stored.checkpoint, output=stored.output,
         dim=stored.full_dim or stored.dim, revision=stored.revision, weights=stored.weights,
-        preprocess=preprocess_from(stored.preprocess) if stored.backend in CARRY_NO_PREPROCESSING else None,
+        preprocess=preprocess_from(stored.preprocess) if says_nothing else None,
         storage=stored.storage, text=stored.has_text, normalize=stored.normalize,  # type: ignore[arg-type]
+        licence=stored.licence or "", near=stored.near or 1.0,
         batch_size=known.batch_size if known else DEFAULT_BATCH_SIZE,
         gated=known.gated if known else False, alternative=known.alternative if known else None,
     )  # fmt: skip
 
 
-def find_stored(connection: Connection, name: str) -> StoredModel | None:
-    """A stored model by name or alias, or by the name that the catalog makes of another."""
+def look_up(
+    connection: Connection, name: str, checkpoint: Checkpoint = catalog.PLAIN
+) -> tuple[StoredModel | None, ModelSpec]:
+    """A model by its stored name or alias, or by what the catalog makes of another name, and the spec that loads it.
+
+    A path in the name is the checkpoint to load, also where a model of that name is stored. Raises ModelError for a
+    name that nobody knows.
+    """
     stored = store.find_model(connection, name)
-    if stored is None and ("@" in name or ":" in name or name in catalog.SYNONYMS):
-        stored = store.find_model(connection, catalog.resolve(name).name)
-    return stored
+    if stored is None:
+        base, _, last = name.rpartition("@")
+        if base and last.isdigit():  # of fewer dimensions, so only the database can know it
+            stored = store.find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
+        if stored is None:
+            spec = catalog.resolve(name, checkpoint)
+            stored = store.find_model(connection, spec.name)
+            if stored is None:
+                return None, spec
+            if checkpoint.weights is None:
+                checkpoint = replace(checkpoint, weights=spec.weights)
+    return stored, catalog.with_checkpoint(spec_of(stored), checkpoint)
 
 
 def open_model(
@@ -67,30 +91,25 @@ def open_model(
     Raises DriftError where the weights that were loaded are not those whose vectors are stored.
     """
     loader = loader or Loader(placement or Placement())
-    stored = find_stored(connection, name)
-    if stored is None:
-        return add_model(connection, catalog.resolve(name, checkpoint), loader=loader)
-    return open_stored(connection, stored, checkpoint, loader)
-
-
-def open_stored(connection: Connection, stored: StoredModel, checkpoint: Checkpoint, loader: Loader) -> LoadedModel:
-    """Load a stored model again; raises ModelError where what was loaded is another."""
-    spec = catalog.with_checkpoint(spec_of(stored), checkpoint)
+    stored, spec = look_up(connection, name, checkpoint)
     loaded = loader.load(spec)
+    return add_model(connection, spec, loaded) if stored is None else open_stored(connection, stored, spec, loaded)
+
+
+def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> LoadedModel:
+    """A stored model with its network; raises DriftError where that is another."""
     reduction = _reduction(connection, stored)
     check_fingerprint(stored, loaded, reduction)
     return LoadedModel(stored, loaded, spec.batch_size, reduction)
 
 
 def add_model(
-    connection: Connection, spec: ModelSpec, *, name: str | None = None, loader: Loader | None = None,
-) -> LoadedModel:  # fmt: skip
-    """Load a model and store it, under another name if one is given."""
-    loaded = (loader or Loader(Placement())).load(spec)
-    output = loaded.spec.output if spec.output == "auto" else spec.output
-    stored = store.add_model(
-        connection, _fields(spec, loaded, output) | ({"name": name} if name else {}), _canary(loaded, output, None)
-    )
+    connection: Connection, spec: ModelSpec, loaded: Encoder, name: str | None = None, *, normalize: bool = True
+) -> LoadedModel:
+    """Store a loaded model, under another name if one is given."""
+    output = main_output(spec, loaded)
+    own = ({"name": name} if name else {}) | {"normalize": spec.normalize and normalize}
+    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output))
     check_fingerprint(stored, loaded, None)  # another session may have been first
     return LoadedModel(stored, loaded, spec.batch_size)
 
@@ -99,13 +118,13 @@ def add_reduced(
     connection: Connection, spec: ModelSpec, loaded: Encoder, reduction: Reduction, recall: float, name: str
 ) -> LoadedModel:
     """Store a model whose vectors are those of another, reduced."""
-    output = loaded.spec.output if spec.output == "auto" else spec.output
+    output = main_output(spec, loaded)
     fields = _fields(spec, loaded, output) | {
         "name": name, "dim": reduction.dim, "full_dim": loaded.dims[output],
         "fingerprint": _fingerprint(loaded, output, reduction),
     }  # fmt: skip
     kept = StoredReduction(reduction.kind, reduction.matrix.tobytes(), reduction.mean.tobytes(), recall)
-    stored = store.add_model(connection, fields, _canary(loaded, output, reduction), kept)
+    stored = store.add_model(connection, fields, _canary(loaded, output), kept)
     return LoadedModel(stored, loaded, spec.batch_size, _reduction(connection, stored))
 
 
@@ -121,8 +140,7 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(
         f"model {stored.name} is not the one whose vectors are stored: {what}",
-        hint=f"load the old weights again, or add these beside them: "
-        f"pgimgsearch models add {stored.name} --as {stored.name}-2",
+        hint=f"load the old weights again, or add these beside them: {_again(stored)}",
     )
 
 
@@ -134,7 +152,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
     kept = store.canary_of(connection, model.stored)
     if kept is None:
         return None
-    now = _canary(model.encoder, model.stored.output, model.reduction)
+    now = _canary(model.encoder, model.stored.output)
     distance = canary.drift(np.asarray(kept.embeddings, np.float32), np.asarray(now.embeddings, np.float32))
     allowed = max(canary.TOLERANCE[made.made_with["dtype"]] for made in (kept, now))
     if distance <= allowed:
@@ -147,17 +165,31 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
     raise DriftError(
         f"model {model.stored.name} has drifted: the same pictures are now {distance:.4f} away from what they were "
         f"({allowed} is allowed), with the same weights; changed: {', '.join(changed) or 'nothing that is recorded'}",
-        hint=f"go back to what it was, or add the model anew and ingest again: "
-        f"pgimgsearch models add {model.stored.name} --as {model.stored.name}-2",
+        hint=f"go back to what it was, or add the model anew and ingest again: {_again(model.stored)}",
     )
 
 
-def _canary(loaded: Encoder, output: str, reduction: Reduction | None) -> Canary:
-    vectors = canary.vectors(loaded, output)
-    if reduction is not None:
-        vectors = encoder.unit(reduction.apply(vectors))
+def _network(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
+    """What makes two specs the same network."""
+    return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess
+
+
+def _again(stored: StoredModel) -> str:
+    """The command that adds a model anew, beside the one that is stored."""
+    base = stored.name.partition("@")[0]
+    prefixes = {backend: prefix for prefix, backend in catalog.PREFIXES.items()}
+    rows = (
+        spec.name for spec in catalog.CATALOG if (spec.backend, spec.checkpoint) == (stored.backend, stored.checkpoint)
+    )
+    named = next(rows, f"{prefixes.get(stored.backend, stored.backend)}:{stored.checkpoint}")
+    weights = f" --weights {stored.weights}" if stored.weights else ""
+    return f"pgimgsearch models add {named}{weights} --as {base}-2"
+
+
+def _canary(loaded: Encoder, output: str) -> Canary:
+    """Of the full vectors, also where a model reduces them: whitening would blow rounding up."""
     made_with = {"device": loaded.device, "dtype": loaded.dtype, "runtime": loaded.runtime} | _versions()
-    return Canary(vectors.astype(float).tolist(), made_with)
+    return Canary(canary.vectors(loaded, output).astype(float).tolist(), made_with)
 
 
 def _versions() -> dict[str, str]:

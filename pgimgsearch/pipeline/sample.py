@@ -1,7 +1,7 @@
 """A fair sample of a source's pictures, for what has to be fitted or checked before a run."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,13 +16,15 @@ from pgimgsearch.pipeline.scan import Source
 SEED = 20
 
 
-def sample_pictures(source: Source, count: int, options: Options) -> Iterator[Image.Image]:
+def sample_pictures(sources: Sequence[Source], count: int, options: Options) -> Iterator[Image.Image]:
     """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
     limit_pixels(options.max_pixels)
     register_formats()
     chosen: list[str] = []
     generator = random.Random(SEED)  # noqa: S311  (a sample, no secret)
-    for number, file in enumerate(source.files(source.root or "")):  # a reservoir: one pass, whatever the size
+    for number, file in enumerate(
+        file for source in sources for file in source.files(source.root or "")
+    ):  # a reservoir: one pass, whatever the size
         if number < count:
             chosen.append(file.location)
         elif (place := generator.randint(0, number)) < count:
@@ -35,9 +37,11 @@ def sample_pictures(source: Source, count: int, options: Options) -> Iterator[Im
             continue
 
 
-def prepared_sample(encoder: Encoder, source: Source, count: int, options: Options) -> Iterator[NDArray[Any]]:
+def prepared_sample(
+    encoder: Encoder, sources: Sequence[Source], count: int, options: Options
+) -> Iterator[NDArray[Any]]:
     """The same, prepared for a model; those that it skips are left out."""
-    for picture in sample_pictures(source, count, options):
+    for picture in sample_pictures(sources, count, options):
         try:
             yield encoder.prepare(picture)
         except SkippedPicture:

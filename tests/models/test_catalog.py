@@ -107,7 +107,7 @@ def looked_at(spec: ModelSpec, network: torch.nn.Module) -> tuple[int, dict[str,
     """The input size, and the dimensions of the outputs by a forward pass without numbers."""
     if spec.backend == "timm":
         size = timm_backend.preprocess_of(network).size[0]
-        output = "cls" if "vit" in spec.checkpoint and "dinov3" in spec.checkpoint else "pool"
+        output = "cls" if "vit" in spec.checkpoint else "pool"
         return size, {output: network.eval()(torch.empty(1, 3, size, size, device="meta")).shape[1]}
     if spec.backend == "transformers":
         size = preprocess_of(zoo.processor_of(spec)).size[0]

@@ -146,3 +146,46 @@ def test_verify_compares_with_the_library(online: Run, hub: Hub, photos: Path) -
     assert found["equal"], done.stderr
     assert found["pictures"] == 12
     assert online("models", "verify", "palette").returncode == 5
+
+
+def test_two_outputs_of_a_repository_share_one_network(
+    online: Run, hub: Hub, photos: Path, connection: Connection
+) -> None:
+    """Also where the first is stored with the commit that was found, and the second asked for without one."""
+    done = online("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", "--output", "cls,mean")
+    assert [row["embedded"] for row in json.loads(done.stdout)] == [12, 12], done.stderr
+    (stages,) = connection.execute("select timings from imgsearch.ingest_run").fetchone() or ({},)
+    assert stages["embed hf:someone/tiny-dino+hf:someone/tiny-dino@mean"]["pictures"] == 12
+
+
+def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: Run, hub: Hub, photos: Path) -> None:
+    from benchmarks import zoo
+    from pgimgsearch.models import catalog
+    from tests.models.test_onnx import export
+
+    folder = hub.root / "someone" / "exported"
+    export(folder / "onnx" / "model.onnx", (12,))
+    export(folder / "onnx" / "model_quantized.onnx", (11,))
+    (folder / "preprocessor_config.json").write_text(json.dumps(zoo.processor_of(catalog.resolve("dinov2-small"))))
+    done = online("--json", "ingest", str(photos), "--model", "onnx:someone/exported")
+    assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
+    shown = json.loads(online("--json", "models", "show", "onnx:someone/exported").stdout)
+    assert (shown["dim"], shown["revision"], shown["output"]) == (12, COMMIT, "vector")
+    assert not any("quantized" in path for _, path, _ in hub.asked)
+    assert "no output mean" in online("ingest", str(photos), "--model", "onnx:someone/exported@mean").stderr
+
+
+def test_a_bundle_can_be_taken_twice_and_names_nothing_outside(online: Run, hub: Hub, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    online("models", "fetch", "timm:resnet10t.c3_in1k", "pdq", "--to", str(bundle))
+    for _ in range(2):
+        done = online("models", "fetch", "timm:resnet10t.c3_in1k", "pdq", "--from", str(bundle))
+        assert done.returncode == 0, done.stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (tmp_path / "outside").write_text("x")
+    told = {"bytes": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
+    manifest["pdq"]["files"] = {"../outside": told}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    refused = online("models", "fetch", "pdq", "--from", str(bundle))
+    assert refused.returncode == 5
+    assert "outside of it" in refused.stderr

@@ -156,3 +156,40 @@ def test_a_path_with_an_at_sign_names_no_output(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not stored yet") as raised:
         catalog.resolve("dinov3@256")
     assert "--dim 256" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("name", ["palette@hidden", "pdq@foo", "resnet50@cls"])
+def test_a_builtin_or_a_network_has_no_other_outputs_than_its_row_says(name: str) -> None:
+    with pytest.raises(ModelError, match="has no output"):
+        catalog.resolve(name)
+
+
+def test_preprocessing_is_said_only_where_the_checkpoint_does_not(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="says itself"):
+        catalog.resolve("timm:mobilenetv2_100", Checkpoint(preprocess="clip"))
+    with pytest.raises(ModelError, match="unknown preprocessing: else"):
+        catalog.resolve("onnx:org/repo", Checkpoint(preprocess="else"))
+
+
+@pytest.mark.parametrize("setting", [{"include_top": True}, {"do_pad": True}, {"do_resize": False}])
+def test_a_processor_that_does_more_or_less_than_ours_is_refused(setting: dict[str, bool]) -> None:
+    from benchmarks import zoo
+    from pgimgsearch.models.processor import preprocess_of
+
+    settings = zoo.processor_of(catalog.resolve("clip-vit-b-32"))
+    assert preprocess_of(settings).size == (224, 224)
+    with pytest.raises(ModelError, match="image processor is not supported"):
+        preprocess_of(settings | setting)
+
+
+def test_a_squashed_picture_is_cropped_as_timm_does(pictures: list[Any]) -> None:
+    import numpy as np
+    import timm
+
+    from pgimgsearch.models.backends.timm import preprocess_of
+    from pgimgsearch.models.preprocess import to_array
+
+    network = timm.create_model("resnet18", pretrained_cfg_overlay={"crop_mode": "squash", "crop_pct": 0.875})
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    for picture in pictures:
+        assert np.allclose(to_array(picture, preprocess_of(network)), transform(picture), atol=1e-5)

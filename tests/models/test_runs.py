@@ -4,12 +4,16 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from typer._click.testing import CliRunner
 
+from pgimgsearch.cli.app import app
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder, reduction
@@ -21,6 +25,22 @@ from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
 Run = Callable[..., Any]
+PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]
+
+
+@pytest.fixture
+def cli(url: str, tmp_path: Path) -> Run:
+    """The command line inside this process, which has loaded the libraries already."""
+    command = typer.main.get_command(app)
+
+    def run_cli(*arguments: str, **environment: str) -> Any:
+        known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(tmp_path / "home"), "COLUMNS": "200"} | environment
+        result = CliRunner().invoke(command, arguments, env=known, auto_envvar_prefix="PGIMGSEARCH")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return SimpleNamespace(stdout=result.stdout, stderr=result.stderr, returncode=result.exit_code)
+
+    return run_cli
 
 
 @pytest.fixture
@@ -148,7 +168,7 @@ def test_principal_components_are_those_of_numpy() -> None:
     kept = reduction.fit(data, 5, "pca")  # the data have five dimensions, so nothing is lost
     reduced = kept.apply(data)
     assert np.allclose(reduced @ reduced.T, data @ data.T, atol=1e-4)
-    assert reduction.recall_kept(data, kept) > 0.99
+    assert reduction.recall_kept(data, kept, queries=100) > 0.99
     white = reduction.fit(data, 5, "whiten").apply(data)
     assert np.allclose(np.cov(white.T, bias=True), np.eye(5), atol=1e-2)
     assert np.array_equal(reduction.fit(data, 3, "truncate").apply(data), unit(data)[:, :3])
@@ -178,8 +198,9 @@ def test_an_exported_network_that_is_another_is_refused(
     monkeypatch.setattr("pgimgsearch.models.export.LEAST_COSINE", 1.1)
     wish = opening.Wish([clip], placement=Placement("cpu", "int8", "onnx"))
     with pytest.raises(ModelError, match="is not the same model: cosine 0"):
-        opening.open_models(url, wish, scan.folder_source(photos), run.Options())
-    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
+        opening.open_models(url, wish, [scan.folder_source(photos)], run.Options())
+    for table in ("image", "model", "alias"):
+        assert connection.execute(f"select count(*) from imgsearch.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -214,12 +235,12 @@ def test_a_drift_stops_with_what_changed(cli: Run, url: str, connection: Connect
 
 
 def test_canaries_are_the_same_pictures_everywhere() -> None:
+    """Another drawing would make every stored model drift."""
     import hashlib
 
-    digests = [hashlib.sha256(picture.tobytes()).hexdigest()[:8] for picture in canary.pictures()]
-    assert len(set(digests)) == 4
+    digests = [hashlib.sha256(picture.tobytes()).hexdigest()[:12] for picture in canary.pictures()]
+    assert digests == PINNED
     assert len({picture.size for picture in canary.pictures()}) == 4
-    assert all(picture.mode == "RGB" for picture in canary.pictures())
 
 
 class Cramped:
@@ -255,7 +276,9 @@ def test_batches_are_halved_until_they_fit_and_lose_nothing() -> None:
 
 
 def test_a_gpus_batch_is_one_that_fits() -> None:
-    assert find_size(Cramped(room=40), 32) <= 32  # type: ignore[arg-type]
+    roomy = Cramped(room=40)
+    assert find_size(roomy, 32) in {8, 16, 32}  # type: ignore[arg-type]
+    assert max(roomy.sizes) <= 64  # it stops at the first that does not fit
     assert find_size(Cramped(room=0), 32) == 1  # type: ignore[arg-type]
     assert find_size(Cramped(room=40, device="cpu"), 8) == 8  # type: ignore[arg-type]
 
@@ -300,3 +323,47 @@ def test_one_model_only_takes_a_revision(cli: Run, photos: Path) -> None:
     done = cli("ingest", str(photos), "-m", "palette", "-m", "pdq", "--revision", "main")
     assert done.returncode == 2
     assert Checkpoint(revision="main").revision == "main"
+
+
+def test_another_checkpoint_of_the_same_name_is_noticed(cli: Run, tmp_path: Path, photos: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        torch.manual_seed(number)
+        save(tmp_path / folder / "model", *tiny("dinov2-base"))
+    assert cli("ingest", str(photos), "--model", f"hf:{tmp_path}/a/model").returncode == 0
+    done = cli("ingest", str(photos), "--model", f"hf:{tmp_path}/b/model", "--retry-failed")
+    assert done.returncode == 5
+    assert "the weights differ" in done.stderr
+
+
+def test_derived_models_keep_licence_and_threshold(
+    connection: Connection, url: str, tmp_path: Path, many: Path
+) -> None:
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    save(tmp_path / "clip", *tiny("clip-vit-b-32"))
+    row = replace(catalog.resolve("clip-vit-b-32", Checkpoint(str(tmp_path / "clip"))), dim=24, also={"hidden": 32})
+    with connect(url) as opened:
+        register.add_model(opened, row, register.Loader(Placement("cpu")).load(row))
+    for wish in (opening.Wish(["clip-vit-b-32"], ("hidden",)), opening.Wish(["clip-vit-b-32"], dim=8)):
+        opening.open_models(url, wish, [scan.folder_source(many)], run.Options(), lambda _: None)
+    rows = connection.execute("select name, licence, near from imgsearch.model order by name").fetchall()
+    assert [row[0] for row in rows] == ["clip-vit-b-32", "clip-vit-b-32@8", "clip-vit-b-32@hidden"]
+    assert all(row[1] == "MIT" and row[2] == pytest.approx(0.96) for row in rows)
+
+
+def test_a_sample_that_is_too_small_is_refused(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
+    for kind in reduction.KINDS:
+        done = cli("ingest", str(photos), "--model", clip, "--dim", "8", "--reduction", kind)
+        assert done.returncode == 5
+        assert "too few" in done.stderr
+    assert connection.execute("select count(*) from imgsearch.model").fetchone() == (0,)
+    assert cli("ingest", str(photos), "--model", clip, "--reduction", "pca").returncode == 2
+    assert cli("ingest", str(photos), "--model", clip, "--dim", "8", "--dry-run").returncode == 0
+
+
+def test_a_reduced_model_is_reduced_no_further(cli: Run, clip: str, many: Path) -> None:
+    cli("ingest", str(many), "--model", clip, "--dim", "8")
+    done = cli("ingest", str(many), "--model", "default", "--dim", "4")
+    assert done.returncode == 2
+    assert "is reduced already" in done.stderr

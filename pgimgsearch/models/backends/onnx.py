@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
@@ -21,6 +21,7 @@ from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import loading
 
 VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
+EXPORTS = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
 CLASSES = {"logits", "probabilities", "scores", "probs"}
 IMAGENET_CLASSES = {1000, 21841, 21843}
 
@@ -40,6 +41,10 @@ class OnnxEncoder:
             raise ModelError(f"{path} does not take pictures alone", hint="export the image tower by itself")
         batch, _, *sides = inputs[0].shape
         self.dtype = "fp16" if inputs[0].type == "tensor(float16)" else "fp32"
+        if placement.dtype not in {"auto", self.dtype}:
+            raise UsageError(
+                f"{spec.name} was exported in {self.dtype}", hint="leave --dtype out, or take another export"
+            )
         self._fixed_batch = batch if isinstance(batch, int) else None
         self._how = _at_size(how, sides, path)
         self.preprocess = self._how.as_dict()
@@ -49,10 +54,10 @@ class OnnxEncoder:
         names = [output.name for output in self.session.get_outputs()]
         chosen = choose_output(names, shapes)
         self._position, self._tokens = names.index(chosen), len(shapes[names.index(chosen)]) == 3
-        self._output = spec.output if spec.output != "auto" else "cls" if self._tokens else "vector"
+        self._output = "cls" if self._tokens or spec.output == "cls" else "vector"
         self.dims = {self._output: shapes[self._position][-1 if self._tokens else 1]}
         self.spec = replace(spec, output=self._output, dim=self.dims[self._output],
-                            revision=files.revision_of(path.parent) or spec.revision)  # fmt: skip
+                            revision=files.revision_of(path) or spec.revision)  # fmt: skip
 
     def fingerprint(self, output: str) -> str:
         """Of the file with its data, preprocessing and output."""
@@ -76,8 +81,11 @@ class OnnxEncoder:
 
 
 def origin(spec: ModelSpec) -> files.Origin:
-    """A repository with an export."""
-    return files.Origin(spec.checkpoint, ("*.onnx", "*.onnx_data"), describing=("*.json",), revision=spec.revision)
+    """A repository with an export: its image tower in full precision, not every variant."""
+    return files.Origin(
+        spec.checkpoint, (*((name, f"{name}_data") for name in EXPORTS), ("*.onnx", "*.onnx_data")),
+        describing=("*.json",), revision=spec.revision,
+    )  # fmt: skip
 
 
 def load(spec: ModelSpec, placement: Placement) -> OnnxEncoder:
@@ -122,8 +130,7 @@ def _at_size(how: Preprocess, sides: Sequence[Any], path: Path) -> Preprocess:
 
 def _export_in(folder: Path) -> Path:
     """The image tower of a folder: the full-precision export, in the layout of the hub too."""
-    wanted = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
-    for name in wanted:
+    for name in EXPORTS:
         if (folder / name).exists():
             return folder / name
     found = sorted(folder.rglob("*.onnx"))

@@ -23,9 +23,9 @@ def origin(spec: ModelSpec) -> files.Origin:
     architecture, _, tag = spec.checkpoint.partition("/")
     repository, _, file = config_of(architecture, tag)["hf_hub"].rpartition("/")
     if not file:
-        return files.Origin(repository, SAFE, OTHER, revision=spec.revision)
+        return files.Origin(repository, (SAFE, OTHER), revision=spec.revision)
     safe = (str(Path(file).with_suffix(".safetensors")),) if file.endswith((".bin", ".pth")) else (file,)
-    return files.Origin(repository, safe, (file,), revision=spec.revision)
+    return files.Origin(repository, (safe, (file,)), revision=spec.revision)
 
 
 def companions(spec: ModelSpec) -> list[files.Origin]:
@@ -33,7 +33,7 @@ def companions(spec: ModelSpec) -> list[files.Origin]:
     text = open_clip.get_model_config(spec.checkpoint.partition("/")[0])["text_cfg"]
     named = [text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")]
     describing = ("*.json", "*.txt", "*.model")
-    return [files.Origin(name, describing) for name in dict.fromkeys(named) if name]
+    return [files.Origin(name, (describing,)) for name in dict.fromkeys(named) if name]
 
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
@@ -49,7 +49,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
             if path is None:
                 found = origin(spec)
                 folder = files.download(found)
-                path = files.first(folder, (*found.weights, *found.otherwise))
+                path = files.first(folder, [name for group in found.weights for name in group])
                 load_checkpoint(network, str(path), strict=True, weights_only=True)
                 path = folder
             else:

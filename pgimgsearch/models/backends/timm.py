@@ -30,7 +30,7 @@ def origin(spec: ModelSpec) -> files.Origin:
             hint="give a tag that has some (timm.list_pretrained()), or --weights PATH",
         )
     repository = config.hf_hub_id.rstrip("/")
-    return files.Origin(repository, ("model.safetensors",), ("pytorch_model.bin",), ("config.json",), spec.revision)
+    return files.Origin(repository, (("model.safetensors",), ("pytorch_model.bin",)), ("config.json",), spec.revision)
 
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
@@ -58,10 +58,10 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 def create(architecture: str, config: dict[str, Any] | None = None) -> tuple[Any, str]:
     """A network without classifier and without weights, and what its vector is."""
     # timm averages the patches of DINOv3's transformers by default; their paper's vector is the class token
-    token = "dinov3" in architecture and architecture.startswith("vit")
-    pooling = {"global_pool": "token"} if token else {}
+    dinov3 = "dinov3" in architecture and architecture.startswith("vit")
+    pooling = {"global_pool": "token"} if dinov3 else {}
     network = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=config, **pooling)
-    return network, "cls" if token else "pool"
+    return network, "cls" if getattr(network, "global_pool", None) == "token" else "pool"
 
 
 def preprocess_of(network: object) -> Preprocess:

@@ -25,7 +25,7 @@ def origin(spec: ModelSpec) -> files.Origin:
     """A repository of the hub."""
     describing = ("*.json", "*.txt", "*.model")
     return files.Origin(
-        spec.checkpoint, ("model*.safetensors",), ("pytorch_model*.bin",), describing, spec.revision
+        spec.checkpoint, (("model*.safetensors",), ("pytorch_model*.bin",)), describing, spec.revision
     )  # fmt: skip
 
 
@@ -35,13 +35,15 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         folder = files.local(spec) or files.download(origin(spec))
         if not folder.is_dir():
             raise ModelError(f"{folder} is a file", hint="give the folder that holds it, with its config.json")
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         network, report = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True
+            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         _refuse_misfits(spec, network, report)
-        preprocess = preprocess_of(AutoImageProcessor.from_pretrained(folder).to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(folder) if config.model_type in DUAL else None
+        preprocess = preprocess_of(AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict())
+        tokenizer = (
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if config.model_type in DUAL else None
+        )
     revision = files.revision_of(folder)
     if tokenizer is None:
         return TorchEncoder(spec, Towers(network, vision(network), preprocess, revision=revision), placement)
