@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 import torch
-import typer
-from typer._click.testing import CliRunner
+from typer.testing import CliRunner
 
 from pgimgsearch.cli.app import app
 from pgimgsearch.database.connection import Connection, connect
@@ -31,11 +31,10 @@ PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]
 @pytest.fixture
 def cli(url: str, tmp_path: Path) -> Run:
     """The command line inside this process, which has loaded the libraries already."""
-    command = typer.main.get_command(app)
 
     def run_cli(*arguments: str, **environment: str) -> Any:
         known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(tmp_path / "home"), "COLUMNS": "200"} | environment
-        result = CliRunner().invoke(command, arguments, env=known, auto_envvar_prefix="PGIMGSEARCH")
+        result = CliRunner().invoke(app, arguments, env=known, auto_envvar_prefix="PGIMGSEARCH")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return SimpleNamespace(stdout=result.stdout, stderr=result.stderr, returncode=result.exit_code)
@@ -104,8 +103,9 @@ def test_templates_are_averaged_and_cached_with_the_text(
     similar = "select path, similarity from imgsearch.search_text('dress', 3, template => %s)"
     assert len(connection.execute(similar, [template]).fetchall()) == 3
     assert cli("embed-text", "dress", "--template", "no place").returncode == 2
-    miss = cli("db", "psql", "-c", "select * from imgsearch.search_text('hat', template => 'a {}')")
-    assert "--template 'a {}' 'hat'" in miss.stderr
+    with pytest.raises(psycopg.Error) as raised:
+        connection.execute("select * from imgsearch.search_text('hat', template => 'a {}')")
+    assert "--template 'a {}' 'hat'" in str(raised.value.diag.message_hint)
 
 
 @pytest.mark.parametrize("kind", reduction.KINDS)
