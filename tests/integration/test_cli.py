@@ -51,7 +51,8 @@ def test_bad_input_gets_one_line_and_a_hint(
 ) -> None:
     (tmp_path / "empty").mkdir()
     done = cli(
-        *(argument.format(tmp=tmp_path, photos=photos) if argument != "{oops" else argument for argument in arguments)
+        "--quiet",
+        *(argument.format(tmp=tmp_path, photos=photos) if argument != "{oops" else argument for argument in arguments),
     )
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
