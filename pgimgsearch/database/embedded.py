@@ -180,8 +180,7 @@ class Embedded:
 
     def _initialise(self) -> None:
         """Make the cluster, our role and our database in a folder aside; it gets its name when all of it is there."""
-        for leftover in self.home.glob("new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._sweep()
         building = self.home / f"new-{secrets.token_hex(4)}"
         building.mkdir(mode=0o700)
         if (uid := programs.server_uid()) is not None:
@@ -201,6 +200,12 @@ class Embedded:
         finally:
             self._stop(building)
         building.rename(self.data)
+        self._sweep()  # programs that outlived a killed start may have written on meanwhile
+
+    def _sweep(self) -> None:
+        """Remove what starts left behind that were killed."""
+        for leftover in self.home.glob("new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _socket_folder(self, data: Path | None = None) -> Path:
         """Where the socket is: beside the data, or in a private short folder if that path is too long."""
