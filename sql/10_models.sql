@@ -94,7 +94,8 @@ begin
     select string_agg(a.alias, ', ' order by a.alias) into aliases from imgsearch.alias a where a.model_id = m.model_id;
     if aliases is not null then
         raise exception 'model % is in use by alias %', m.name, aliases using
-            errcode = 'PI009', hint = 'move the alias first: select imgsearch.set_alias(''' || split_part(aliases, ',', 1)
+            errcode = 'PI009', hint = 'move the alias first: pgimgsearch models alias ' || split_part(aliases, ',', 1)
+                || ' OTHER; or select imgsearch.set_alias(''' || split_part(aliases, ',', 1)
                 || ''', ''another model''), or drop it with null';
     end if;
     for attempt in 1 .. 10 loop

@@ -9,11 +9,11 @@ import typer
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
-    DtypeOption,
     Group,
     PreprocessOption,
     ReductionOption,
     RevisionOption,
+    TorchDtypeOption,
     TrustOption,
     WeightsOption,
     terminal_of,
@@ -89,7 +89,8 @@ def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A sto
     spec = catalog.find(name.partition("@")[0]) if stored is None else catalog.find(stored.name.partition("@")[0])
     if stored is None:
         spec = catalog.resolve(name)
-    verified = {"verified": table.PROOFS[spec.proof if spec else "none"]}
+    own = stored is not None and stored.weights is not None
+    verified = {"verified": table.PROOFS["own" if own else spec.proof if spec else "none"]}
     if stored is None:
         assert spec is not None
         terminal.show_one(asdict(spec) | {"size": table.size_of(spec)} | verified)
@@ -121,7 +122,7 @@ def add(
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length one.")] = True,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    dtype: TorchDtypeOption = "auto",
 ) -> None:
     """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
     terminal = terminal_of(context)
@@ -193,11 +194,13 @@ def verify(
     terminal = terminal_of(context)
     from pgimgsearch.models.encoder import require
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.pipeline import register
     from pgimgsearch.pipeline.run import Options
     from pgimgsearch.pipeline.sample import sample_pictures
     from pgimgsearch.pipeline.scan import folder_source
 
-    spec = catalog.resolve(name, Checkpoint(weights, revision))
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        _, spec = register.look_up(connection, name, Checkpoint(weights, revision))
     require(spec)
     pictures = None
     if images is not None:
@@ -210,7 +213,9 @@ def verify(
     if found is None:
         raise ModelError(
             f"no library here has a reference for {spec.name}",
-            hint="its arithmetic is rebuilt in the tests: docs/models.md",
+            hint="its published arithmetic is rebuilt in the tests"
+            if spec.backend in {"imagebind", "sscd"}
+            else "it is what it is: there is nothing to compare it with",
         )
     good = all(cosine >= LEAST_COSINE for cosine in found.cosines.values()) and found.grey_levels <= 1.0
     terminal.show_one({"model": spec.name, "reference": found.how, "pictures": found.pictures,

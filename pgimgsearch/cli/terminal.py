@@ -24,6 +24,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.
 DtypeOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="auto: half on a GPU, else fp32.")
 ]
+TorchDtypeOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: half on a GPU, else fp32.")
+]
 RuntimeOption = Annotated[
     Literal["torch", "onnx"], typer.Option(help="onnx exports once and checks itself on your pictures.")
 ]

@@ -208,6 +208,11 @@ def set_status(connection: Connection, model: StoredModel, status: str) -> None:
     connection.execute("update imgsearch.model set status = %s where model_id = %s", [status, model.model_id])
 
 
+def set_weights(connection: Connection, model: StoredModel, path: str | None) -> None:
+    """Note where a model's local weights are now."""
+    connection.execute("update imgsearch.model set weights = %s where model_id = %s", [path, model.model_id])
+
+
 def open_collection(
     connection: Connection, name: str | None, root: str | None, default_name: str
 ) -> tuple[int, str, str]:

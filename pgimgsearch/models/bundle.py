@@ -24,6 +24,8 @@ def fetch(spec: ModelSpec, to: Path | None = None) -> dict[str, Any]:
 
     Raises ModelError where a file is not what the hub says it is; an interrupted download goes on where it stopped.
     """
+    if spec.weights is not None:
+        raise ModelError(f"{spec.name} is on this machine: there is nothing to fetch", hint=f"copy {spec.weights}")
     entry: dict[str, Any] = {"checkpoint": spec.checkpoint, "revision": None, "files": {}, "refs": {}}
     if spec.backend not in {"pdq", "palette"}:
         encoder.require(spec)

@@ -78,7 +78,7 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     """Load a model. Raises ModelError when a package, the weights or the network is missing."""
     placement = placement or Placement()
     require(spec)
-    if placement.dtype == "int8" and placement.runtime != "onnx":
+    if placement.dtype == "int8" and placement.runtime != "onnx" and spec.backend in TORCH_BACKENDS:
         raise UsageError("int8 runs on ONNX Runtime only", hint="add --runtime onnx")
     exported = placement.runtime == "onnx" and spec.backend in TORCH_BACKENDS
     if exported:

@@ -18,6 +18,7 @@ from pgimgsearch.models.weights import loading
 from pgimgsearch.settings import cache_folder
 
 LEAST_COSINE = 0.99
+QUANTISED = ["MatMul", "Gemm"]
 DTYPES = {"auto": "fp32", "fp32": "fp32", "int8": "int8"}
 
 
@@ -123,4 +124,9 @@ def _quantize(source: Path, path: Path) -> None:
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # it is inferred anew, and what the exporter noted may contradict that
-    quantize_dynamic(model, str(path), op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    if not any(node.op_type in QUANTISED for node in model.graph.node):
+        raise ModelError(
+            "int8 is for matrix products, and this network is made of convolutions alone",
+            hint="leave --dtype int8 out: --runtime onnx by itself is what makes such networks faster",
+        )
+    quantize_dynamic(model, str(path), op_types_to_quantize=QUANTISED, weight_type=QuantType.QInt8)

@@ -40,8 +40,16 @@ class Origin:
 
 
 def local(spec: ModelSpec) -> Path | None:
-    """The local file or folder that the user named, if any."""
-    return Path(spec.weights) if spec.weights else None
+    """The local file or folder that the user named, if any; raises ModelError where it is gone."""
+    if spec.weights is None:
+        return None
+    path = Path(spec.weights)
+    if not path.exists():
+        raise ModelError(
+            f"the weights of {spec.name} are gone: {path}",
+            hint="put them back, or say where they are now: pgimgsearch ingest ... --weights PATH",
+        )
+    return path
 
 
 def download(origin: Origin, cache: Path | None = None) -> Path:

@@ -36,6 +36,12 @@ class Reduction:
         return [("kind", self.kind.encode()), ("matrix", self.matrix.tobytes()), ("mean", self.mean.tobytes())]
 
 
+def check_dim(full: int, dim: int) -> None:
+    """Raise ModelError where a dimension is no reduction."""
+    if not 0 < dim < full:
+        raise ModelError(f"cannot reduce {full} dimensions to {dim}", hint=f"give --dim a number from 1 to {full - 1}")
+
+
 def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
     """Fit on (n, full) vectors. Raises ModelError where ``dim`` is too large.
 
@@ -44,8 +50,7 @@ def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
     first numbers, which is right for Matryoshka models only.
     """
     full = vectors.shape[1]
-    if not 0 < dim < full:
-        raise ModelError(f"cannot reduce {full} dimensions to {dim}", hint=f"give --dim a number from 1 to {full - 1}")
+    check_dim(full, dim)
     none = np.zeros(full, dtype=np.float32)
     if kind == "truncate":
         return Reduction(kind, np.eye(dim, full, dtype=np.float32), none)

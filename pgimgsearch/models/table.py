@@ -11,6 +11,7 @@ PROOFS = {
     "architecture": "architecture: a tiny checkpoint of this architecture gives the reference's vectors in the "
     "tests, and the full-size network on the meta device has this dimension, input size, number of "
     "parameters and these weights; on real weights: pgimgsearch models verify",
+    "own": "its architecture is, where the catalog has it; these weights of yours are by: pgimgsearch models verify",
     "none": "not by us; compare it with its library: pgimgsearch models verify",
 }
 

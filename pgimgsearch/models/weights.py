@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import ModelError, PgImgSearchError
 from pgimgsearch.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ SERIOUS = re.compile(r"QuickGELU mismatch|initialized partially|Multiple checkpo
 
 def read_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
     """Read a checkpoint file by safetensors, or by torch with ``weights_only``: no code of the file ever runs."""
+    if path.suffix == ".onnx":
+        raise ModelError(f"{path} is an ONNX model", hint=f"name it so: --model onnx:{path}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -34,7 +36,7 @@ def read_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise whatever the bytes lead them to
         raise ModelError(
-            f"cannot read the checkpoint {path}: {_first_line(error)}",
+            f"cannot read the checkpoint {path}: {_first_line(error).partition('. ')[0]}",
             hint="it is truncated, no checkpoint, or needs code to load; a .safetensors file is the safest form",
         ) from error
     for wrapper in ("state_dict", "model"):
@@ -91,7 +93,7 @@ def loading(spec: ModelSpec) -> Iterator[None]:
     try:
         with _listening() as heard:
             yield
-    except ModelError:
+    except PgImgSearchError:
         raise
     except Exception as error:  # each library has errors of its own, and chains those of the hub
         raise _explain(spec, error) from error
@@ -148,7 +150,8 @@ def _explain(spec: ModelSpec, error: BaseException) -> ModelError:
         gated = " (it is gated as well)" if spec.gated else ""
         return ModelError(
             f"the weights of {spec.name} could not be downloaded{gated}: {_first_line(error)}",
-            hint=f"check the network, or load a local copy with --weights PATH{alternative}",
+            hint="check the network, load a local copy with --weights PATH, or bring a bundle: "
+            f"pgimgsearch models fetch NAME --from DIR{alternative}",
         )
     return ModelError(
         f"cannot load {spec.name}: {_first_line(error)}",

@@ -11,7 +11,7 @@ from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.batches import find_size
 from pgimgsearch.models.encoder import Encoder, Placement
-from pgimgsearch.models.reduction import Kind
+from pgimgsearch.models.reduction import Kind, check_dim
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 from pgimgsearch.pipeline import reduce, register
 from pgimgsearch.pipeline.loaded import LoadedModel
@@ -97,6 +97,8 @@ class Opener:
     def find(self, name: str, output: str | None) -> Found:
         """Find a model and load its network; its licence is told before that, where it is new."""
         stored, spec = register.look_up(self.connection, name, self.wish.checkpoint)
+        if self.wish.called is not None and store.find_model(self.connection, name) is None:
+            spec = catalog.resolve(name, self.wish.checkpoint)  # anew, whatever is stored by the name it has by itself
         if stored is None:
             self.tell(f"{spec.name}: licence {spec.licence}")
         encoder = self.loader.load(spec)
@@ -146,6 +148,7 @@ class Opener:
     def _add_reduced(self, found: Found, dim: int) -> LoadedModel:
         """Fit on stored vectors where there are enough, else on a sample of the sources; fill from stored ones."""
         output = main_output(found.spec, found.encoder)
+        check_dim(found.encoder.dims[output], dim)
         kind = self.wish.reduction or "pca"
         needed = reduce.least_sample(dim, kind)
         vectors = None if found.base is None else reduce.stored_sample(self.connection, found.base)
@@ -163,8 +166,8 @@ class Opener:
         name = self.wish.called or f"{found.spec.name}@{dim}"
         model = register.add_reduced(self.connection, found.spec, found.encoder, reduction, recall, name)
         self.tell(
-            f"{name}: {vectors.shape[1]} dimensions to {dim} by {kind}, fitted on {len(vectors)} vectors; it keeps "
-            f"{recall:.1%} of the ten nearest neighbours"
+            f"{name}: {vectors.shape[1]} dimensions to {dim} by {kind}; of {len(vectors)} vectors a quarter was held "
+            f"out to measure: it keeps {recall:.1%} of the ten nearest neighbours"
         )
         if found.base is not None:
             self._fill(found.base, model)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,10 +74,8 @@ def look_up(
         if stored is None:
             spec = catalog.resolve(name, checkpoint)
             stored = store.find_model(connection, spec.name)
-            if stored is None:
-                return None, spec
-            if checkpoint.weights is None:
-                checkpoint = replace(checkpoint, weights=spec.weights)
+            if stored is None or spec.weights not in {None, stored.weights}:
+                return stored, spec  # another file speaks for itself
     return stored, catalog.with_checkpoint(spec_of(stored), checkpoint)
 
 
@@ -100,6 +97,8 @@ def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, lo
     """A stored model with its network; raises DriftError where that is another."""
     reduction = _reduction(connection, stored)
     check_fingerprint(stored, loaded, reduction)
+    if spec.weights not in {None, stored.weights} and store.owns(connection, stored):
+        store.set_weights(connection, stored, spec.weights)  # the same weights at another place
     return LoadedModel(stored, loaded, spec.batch_size, reduction)
 
 
@@ -140,7 +139,7 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(
         f"model {stored.name} is not the one whose vectors are stored: {what}",
-        hint=f"load the old weights again, or add these beside them: {_again(stored)}",
+        hint=f"load the old weights again, or add these beside them: {_again(stored, loaded)}",
     )
 
 
@@ -165,7 +164,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
     raise DriftError(
         f"model {model.stored.name} has drifted: the same pictures are now {distance:.4f} away from what they were "
         f"({allowed} is allowed), with the same weights; changed: {', '.join(changed) or 'nothing that is recorded'}",
-        hint=f"go back to what it was, or add the model anew and ingest again: {_again(model.stored)}",
+        hint=f"go back to what it was, or add the model anew and ingest again: {_again(model.stored, model.encoder)}",
     )
 
 
@@ -174,7 +173,7 @@ def _network(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
     return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess
 
 
-def _again(stored: StoredModel) -> str:
+def _again(stored: StoredModel, loaded: Encoder) -> str:
     """The command that adds a model anew, beside the one that is stored."""
     base = stored.name.partition("@")[0]
     prefixes = {backend: prefix for prefix, backend in catalog.PREFIXES.items()}
@@ -182,8 +181,10 @@ def _again(stored: StoredModel) -> str:
         spec.name for spec in catalog.CATALOG if (spec.backend, spec.checkpoint) == (stored.backend, stored.checkpoint)
     )
     named = next(rows, f"{prefixes.get(stored.backend, stored.backend)}:{stored.checkpoint}")
-    weights = f" --weights {stored.weights}" if stored.weights else ""
-    return f"pgimgsearch models add {named}{weights} --as {base}-2"
+    options = [f"--weights {loaded.spec.weights}" if loaded.spec.weights else "",
+               "--preprocess NAME" if stored.backend in catalog.SAY_NO_PREPROCESSING else "",
+               f"--dim {stored.dim}" if stored.full_dim else "", f"--as {base}-2"]  # fmt: skip
+    return " ".join(["pgimgsearch models add", named, *filter(None, options)])
 
 
 def _canary(loaded: Encoder, output: str) -> Canary:

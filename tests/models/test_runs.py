@@ -367,3 +367,38 @@ def test_a_reduced_model_is_reduced_no_further(cli: Run, clip: str, many: Path) 
     done = cli("ingest", str(many), "--model", "default", "--dim", "4")
     assert done.returncode == 2
     assert "is reduced already" in done.stderr
+
+
+def test_networks_of_convolutions_have_no_int8(cli: Run, tmp_path: Path, photos: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("mobilenetv2_035").state_dict(), tmp_path / "w.pt")
+    arguments = ["ingest", str(photos), "--model", "timm:mobilenetv2_035", "--weights", str(tmp_path / "w.pt"),
+                 "--runtime", "onnx"]  # fmt: skip
+    refused = cli(*arguments, "--dtype", "int8", PGIMGSEARCH_CACHE=str(tmp_path / "cache"))
+    assert refused.returncode == 5
+    assert "convolutions alone" in refused.stderr
+    assert cli(*arguments, PGIMGSEARCH_CACHE=str(tmp_path / "cache")).returncode == 0
+
+
+def test_an_export_of_the_same_name_elsewhere_speaks_for_itself(cli: Run, tmp_path: Path, photos: Path) -> None:
+    from tests.models.test_onnx import export
+
+    first, second = export(tmp_path / "a" / "model.onnx", (12,)), export(tmp_path / "b" / "model.onnx", (12,))
+    assert cli("ingest", str(photos), "--model", f"onnx:{first}", "--preprocess", "imagenet").returncode == 0
+    assert cli("ingest", str(photos), "--model", f"onnx:{first}").returncode == 0  # it is known by now
+    assert "nothing says how" in cli("ingest", str(photos), "--model", f"onnx:{second}").stderr
+    assert "nothing says how" in cli("models", "add", f"onnx:{first}", "--as", "other").stderr
+
+
+def test_weights_that_moved_are_found_again(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
+    cli("ingest", str(photos), "--model", clip)
+    old = Path(clip.removeprefix("hf:"))
+    new = old.rename(old.with_name("moved"))
+    gone = cli("search", str(photos / "a" / "00.png"))
+    assert gone.returncode == 5
+    assert "are gone" in gone.stderr
+    done = cli("--json", "ingest", str(photos), "--model", "default", "--weights", str(new))
+    assert json.loads(done.stdout)[0]["unchanged"] == 12
+    assert connection.execute("select weights from imgsearch.model").fetchone() == (str(new),)
+    assert cli("search", str(photos / "a" / "00.png")).returncode == 0
