@@ -93,13 +93,15 @@ class Opener:
         self.url, self.connection, self.wish = url, connection, wish
         self.sources, self.options, self.tell = sources, options, tell
         self.loader = Loader(wish.placement)
+        self.told: set[str] = set()
 
     def find(self, name: str, output: str | None) -> Found:
         """Find a model and load its network; its licence is told before that, where it is new."""
         stored, spec = register.look_up(self.connection, name, self.wish.checkpoint)
         if self.wish.called is not None and store.find_model(self.connection, name) is None:
             spec = catalog.resolve(name, self.wish.checkpoint)  # anew, whatever is stored by the name it has by itself
-        if stored is None:
+        if stored is None and spec.name not in self.told:
+            self.told.add(spec.name)
             self.tell(f"{spec.name}: licence {spec.licence}")
         encoder = self.loader.load(spec)
         if output is not None and output != main_output(spec, encoder):
