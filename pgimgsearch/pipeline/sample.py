@@ -22,9 +22,8 @@ def sample_pictures(sources: Sequence[Source], count: int, options: Options) -> 
     register_formats()
     chosen: list[str] = []
     generator = random.Random(SEED)  # noqa: S311  (a sample, no secret)
-    for number, file in enumerate(
-        file for source in sources for file in source.files(source.root or "")
-    ):  # a reservoir: one pass, whatever the size
+    listed = (file for source in sources for file in source.files(source.root or ""))
+    for number, file in enumerate(listed):  # a reservoir: one pass, whatever the size
         if number < count:
             chosen.append(file.location)
         elif (place := generator.randint(0, number)) < count:

@@ -41,9 +41,8 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         )
         _refuse_misfits(spec, network, report)
         preprocess = preprocess_of(AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict())
-        tokenizer = (
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if config.model_type in DUAL else None
-        )
+        dual = config.model_type in DUAL
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if dual else None
     revision = files.revision_of(folder)
     if tokenizer is None:
         return TorchEncoder(spec, Towers(network, vision(network), preprocess, revision=revision), placement)
