@@ -161,7 +161,7 @@ def fetch(
     ] = None,
     revision: RevisionOption = None,
 ) -> None:
-    """Download models ahead of use, into a bundle, or out of one; large files of the hub and all of a bundle are checked."""
+    """Download models ahead of use, into a bundle, or out of one; large files and bundles are checked."""
     terminal = terminal_of(context)
     if to is not None and bundle is not None:
         raise UsageError("--to makes a bundle and --from uses one", hint="leave one of them out")
