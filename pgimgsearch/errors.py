@@ -57,6 +57,12 @@ class NotFoundError(PgImgSearchError):
     exit_code = 8
 
 
+class EmbedderError(PgImgSearchError):
+    """The embedder cannot be reached, is busy, or holds another model."""
+
+    exit_code = 9
+
+
 class InterruptedRun(PgImgSearchError):  # noqa: N818  (an interruption is not an error of ours)
     """Interrupted: what was committed is kept, the next run goes on from there."""
 

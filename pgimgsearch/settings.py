@@ -1,6 +1,7 @@
 """What the user set once for every command, and where our own files live."""
 
 import os
+import secrets
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ class Settings:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+
+    @property
+    def embedder_password(self) -> Path:
+        """The file that holds the embedder's password, where no other is named."""
+        return self.home / "embedder-password"
 
 
 def default_home() -> Path:
@@ -60,3 +66,19 @@ def cache_folder() -> Path:
     """Where downloads and exports of ours are kept: PGIMGSEARCH_CACHE, else the user's cache folder."""
     named = os.environ.get("PGIMGSEARCH_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("pgimgsearch")
+
+
+def shared_password(path: Path) -> str:
+    """The password in a file, which is made, readable by its owner alone, where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        password = path.read_text().strip()
+        if not password or not password.isascii():
+            raise UsageError(f"{path} holds no password in ASCII", hint="write one, or remove the file") from None
+        return password
+    with os.fdopen(handle, "w") as file:
+        password = secrets.token_urlsafe(24)
+        file.write(password + "\n")
+    return password

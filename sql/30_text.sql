@@ -1,18 +1,20 @@
--- Text: queries are embedded once by a command, cached, and searched for in SQL from then on.
+-- Text: queries are embedded once, by a command or by the embedder, cached, and searched for in SQL.
 
 -- The cache key of a query in a template.
 create or replace function imgsearch.text_key(query text, template text default '{}') returns bytea
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
--- The cached vector of a text in a template; raises PI007 when the model has no text tower or the text is not cached.
-create or replace function imgsearch.text_vector(
-    query text, model text default 'text', template text default '{}'
-) returns @vector@.vector
-language plpgsql stable parallel safe as $$
+-- The vectors of texts in a template, in their order: from the cache, else from the embedder.
+-- Raises PI007 when the model has no text tower, or when a text is not cached and no embedder is connected.
+create or replace function imgsearch._text_vectors(queries text[], m imgsearch.model, template text)
+returns @vector@.vector[]
+language plpgsql stable parallel unsafe as $$
 declare
-    m imgsearch.model := imgsearch._resolve_model(text_vector.model);
-    result @vector@.vector;
+    texts text[];
+    found @vector@.vector[];
+    missing text[];
+    answers text[];
     able text;
 begin
     if not m.has_text then
@@ -20,17 +22,53 @@ begin
         raise exception 'model % cannot read text', m.name using errcode = 'PI007',
             hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
     end if;
-    select t.embedding into result from imgsearch.text_embedding t
-    where t.model_id = m.model_id and t.key = imgsearch.text_key(text_vector.query, text_vector.template);
-    if not found then
-        raise exception 'the text "%" is not embedded yet for model %', coalesce(text_vector.query, 'null'), m.name
+    perform imgsearch._check_text(q, template) from unnest(queries) q;
+    select array_agg(btrim(n.query) order by n.number), array_agg(t.embedding order by n.number),
+           array_agg(distinct btrim(n.query)) filter (where t.key is null)
+    into texts, found, missing
+    from unnest(queries) with ordinality as n (query, number)
+    left join imgsearch.text_embedding t
+        on t.model_id = m.model_id and t.key = imgsearch.text_key(n.query, _text_vectors.template);
+    if missing is null then return found; end if;
+    if imgsearch._dblink() is null then
+        raise exception 'the text "%" is not embedded yet for model %', missing[1], m.name
             using errcode = 'PI007',
-            hint = format('run: pgimgsearch embed-text --model %s%s %s', quote_literal(m.name),
+            hint = format('run: pgimgsearch embed-text --model %s%s %s; or, for every text from now on: pgimgsearch serve',
+                          quote_literal(m.name),
                           (select string_agg(' --template ' || quote_literal(t), '')
-                           from string_to_table(nullif(text_vector.template, '{}'), chr(10)) t),
-                          quote_literal(coalesce(text_vector.query, 'a text')));
+                           from string_to_table(nullif(template, '{}'), chr(10)) t),
+                          quote_literal(missing[1]));
     end if;
-    return result;
+    answers := imgsearch._ask_embedder(jsonb_build_object(
+        'ask', 'text', 'model', m.name, 'fingerprint', m.fingerprint, 'texts', to_jsonb(missing), 'template', template));
+    return array(select coalesce(n.embedding, answers[array_position(missing, n.text)]::@vector@.vector)
+                 from unnest(texts, found) with ordinality as n (text, embedding, number) order by n.number);
+end $$;
+
+-- Raise PI008 for a text or a template that cannot be embedded.
+create or replace function imgsearch._check_text(query text, template text) returns void
+language plpgsql immutable parallel safe as $$
+begin
+    if query is null or btrim(query) = '' then
+        raise exception 'the text is empty' using errcode = 'PI008', hint = 'give the words to look for';
+    end if;
+    if length(query) > 10000 then
+        raise exception 'the text has % characters, 10000 is the limit', length(query) using errcode = 'PI008',
+            hint = 'models read the first few dozen words';
+    end if;
+    if template is null or exists (select from string_to_table(template, chr(10)) t where strpos(t, '{}') = 0) then
+        raise exception 'the template has no place for the text: %', coalesce(template, 'null')
+            using errcode = 'PI008', hint = 'write "a photo of a {}", one template a line';
+    end if;
+end $$;
+
+-- The vector of a text in a template: from the cache, else from the embedder. Raises PI007, PI008, PI010 to PI013.
+create or replace function imgsearch.text_vector(
+    query text, model text default 'text', template text default '{}'
+) returns @vector@.vector
+language plpgsql stable parallel unsafe as $$
+begin
+    return (imgsearch._text_vectors(array[query], imgsearch._resolve_model(model), template))[1];
 end $$;
 
 -- Keep the vector of a text; the least recently used leave beyond imgsearch.text_cache_limit (100,000) a model.

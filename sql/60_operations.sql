@@ -59,6 +59,7 @@ begin
         execute format('grant usage on schema @vector@ to %I', role_name);
     end if;
     execute format('grant select on all tables in schema imgsearch to %I', role_name);
+    perform imgsearch._grant_embedder(role_name);
     if access = 'writer' then
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',

@@ -422,21 +422,206 @@ begin
         exact, after, collapse, ef_search);
 end $$;
 
--- Text: queries are embedded once by a command, cached, and searched for in SQL from then on.
+-- The embedder: a program ("pgimgsearch serve") that holds the models. It is asked through dblink for the vectors of
+-- new texts and new pictures; what is stored or cached needs neither.
+
+-- The schema of dblink, quoted, where an embedder is connected; else null.
+create or replace function imgsearch._dblink() returns text
+language sql stable parallel safe
+return (select quote_ident(n.nspname)
+        from pg_extension e join pg_namespace n on n.oid = e.extnamespace
+        where e.extname = 'dblink'
+            and exists (select from pg_foreign_server s where s.srvname = 'imgsearch_embedder'));
+
+-- How long the embedder may take for an answer, from the setting imgsearch.embedder_timeout (30s).
+create or replace function imgsearch._embedder_timeout() returns interval
+language sql stable parallel safe
+return coalesce(nullif(current_setting('imgsearch.embedder_timeout', true), ''), '30s')::interval;
+
+-- Ask the embedder: its answers in their order. Sends and polls, so that a cancel and a statement timeout work, over a
+-- connection that the session keeps. Raises PI010 to PI014, or what the embedder raises.
+create or replace function imgsearch._ask_embedder(message jsonb) returns text[]
+language plpgsql stable parallel unsafe as $$
+declare
+    schema constant text := imgsearch._dblink();
+    name constant text := 'imgsearch_embedder';
+    deadline constant timestamptz := clock_timestamp() + imgsearch._embedder_timeout();
+    kept boolean;
+    sent integer;
+    busy integer;
+    pause double precision;
+    answers text[];
+    state text;
+    said text;
+    detail text;
+begin
+    if schema is null then
+        raise exception 'no embedder is connected to this database' using errcode = 'PI010',
+            hint = 'run: pgimgsearch serve; and once: pgimgsearch db connect-embedder HOST PORT';
+    end if;
+    if not has_server_privilege(name, 'usage') then
+        raise exception 'role % may not use the embedder', current_user using errcode = 'PI010',
+            hint = format('as the owner run: pgimgsearch db grant reader %I', current_user);
+    end if;
+    execute format('select coalesce($1 = any(%s.dblink_get_connections()), false)', schema) into kept using name;
+    loop
+        begin
+            if not kept then
+                execute format('select %s.dblink_connect($1, $1)', schema) using name;
+            end if;
+            execute format('select %s.dblink_send_query($1, $2)', schema) into sent using name, message::text;
+            if sent <> 1 then
+                raise exception 'the question could not be sent' using errcode = '08006';
+            end if;
+            pause := 0.001;
+            loop
+                execute format('select %s.dblink_is_busy($1)', schema) into busy using name;
+                exit when busy = 0;
+                if clock_timestamp() > deadline then
+                    raise exception 'the embedder did not answer within %', imgsearch._embedder_timeout()
+                        using errcode = 'PI013',
+                        hint = 'see whether it is overloaded, or raise the setting imgsearch.embedder_timeout';
+                end if;
+                perform pg_sleep(pause);
+                pause := least(pause * 1.1, 0.003);
+            end loop;
+            execute format('select array_agg(r.answer) from %s.dblink_get_result($1) as r (answer text)', schema)
+                into answers using name;
+            execute format('select from %s.dblink_get_result($1) as r (answer text)', schema) using name;  -- ends it
+            return answers;
+        exception when others or query_canceled then
+            get stacked diagnostics state = returned_sqlstate, said = message_text, detail = pg_exception_detail;
+            begin  -- an answer that comes later must not be taken for that of the next question
+                execute format('select %s.dblink_disconnect($1)', schema) using name;
+            exception when others then null;
+            end;
+            if state not like '08%' then raise; end if;
+            if not kept then
+                raise exception 'the embedder cannot be reached: %', coalesce(nullif(detail, ''), said) using errcode = 'PI010',
+                    hint = 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?';
+            end if;
+            kept := false;  -- a kept connection was dead: once more over a new one
+        end;
+    end loop;
+end $$;
+
+-- What the embedder holds, and whether that is what made the stored vectors; raises PI010 or PI013.
+create or replace function imgsearch.embedder_status()
+returns table (model text, serves boolean, device text, problem text)
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    answers text[] := imgsearch._ask_embedder('{"ask": "status"}');
+begin
+    return query
+        select m.name, a.fingerprint is not null and a.fingerprint = m.fingerprint, a.device,
+               case when a.fingerprint is null then 'not served'
+                    when a.fingerprint <> m.fingerprint then 'another version is served' end
+        from imgsearch.model m
+        left join (select s ->> 'model' as model, s ->> 'fingerprint' as fingerprint, s ->> 'device' as device
+                   from unnest(answers) u (answer), cast(u.answer as jsonb) s) a on a.model = m.name
+        order by m.name;
+end $$;
+
+-- Ask the embedder for the vector or the hash of a picture's bytes, in its text form.
+create or replace function imgsearch._picture_answer(bytes bytea, crop integer[], m imgsearch.model) returns text
+language plpgsql stable parallel unsafe as $$
+begin
+    if bytes is null or octet_length(bytes) = 0 then
+        raise exception 'there is no picture in these bytes' using errcode = 'PI014',
+            hint = 'bring the content of an image file';
+    end if;
+    if octet_length(bytes) > 67108864 then
+        raise exception 'the picture has % bytes, 64 MB is the limit', octet_length(bytes) using errcode = 'PI014',
+            hint = 'make it smaller; models look at a few hundred pixels';
+    end if;
+    if crop is not null and (cardinality(crop) <> 4 or array_position(crop, null) is not null) then
+        raise exception 'crop is % and has to be {x, y, width, height}', crop using errcode = 'PI008',
+            hint = 'pixels of the upright picture, for example crop => ''{10, 20, 300, 200}''';
+    end if;
+    return (imgsearch._ask_embedder(jsonb_build_object(
+        'ask', 'picture', 'model', m.name, 'fingerprint', m.fingerprint, 'crop', to_jsonb(crop),
+        'bytes', encode(bytes, 'base64'))))[1];
+end $$;
+
+-- The vector of a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
+create or replace function imgsearch.image_vector(
+    bytes bytea, model text default 'default', crop integer[] default null
+) returns @vector@.vector
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(image_vector.model);
+begin
+    if m.storage = 'bit' then
+        raise exception 'model % makes bits, not a vector', m.name using errcode = 'PI002',
+            hint = 'use imgsearch.similar_to_image()';
+    end if;
+    return imgsearch._picture_answer(bytes, crop, m)::@vector@.vector;
+end $$;
+
+-- Make the way to the embedder: a foreign server, a user mapping with the password, and its use for all readers.
+create or replace function imgsearch.connect_embedder(
+    host text, port integer, password text, sslmode text default 'prefer'
+) returns void
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp as $$
+declare
+    reader name;
+begin
+    if not exists (select from pg_foreign_data_wrapper f where f.fdwname = 'dblink_fdw'
+                   and has_foreign_data_wrapper_privilege(f.oid, 'usage')) then
+        raise exception 'role % cannot use dblink here', current_user using errcode = 'PI010',
+            hint = format('as an administrator run: create extension if not exists dblink; '
+                          'grant usage on foreign data wrapper dblink_fdw to %I', current_user);
+    end if;
+    drop server if exists imgsearch_embedder cascade;
+    execute format('create server imgsearch_embedder foreign data wrapper dblink_fdw options (
+        host %L, port %L, dbname ''pgimgsearch'', connect_timeout ''2'', sslmode %L)', host, port, sslmode);
+    begin
+        execute format('create user mapping for public server imgsearch_embedder options (
+            user ''pgimgsearch'', password %L)', password);
+    exception when others then  -- anew, as the context of the error would show the password
+        raise exception '%', sqlerrm using errcode = sqlstate;
+    end;
+    for reader in
+        select distinct case when a.grantee = 0 then 'public' else pg_get_userbyid(a.grantee) end
+        from pg_class c, aclexplode(c.relacl) a
+        where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner and a.privilege_type = 'SELECT'
+    loop
+        perform imgsearch._grant_embedder(reader);
+    end loop;
+end $$;
+
+-- Let a role use the embedder, where one is connected.
+create or replace function imgsearch._grant_embedder(role_name name) returns void
+language plpgsql volatile as $$
+declare
+    schema text := imgsearch._dblink();
+    grantee text := case when role_name = 'public' then 'public' else quote_ident(role_name) end;
+begin
+    if schema is null then return; end if;
+    execute format('grant usage on foreign server imgsearch_embedder to %s', grantee);
+    if not has_schema_privilege(role_name, schema::regnamespace, 'usage') then
+        execute format('grant usage on schema %s to %s', schema, grantee);
+    end if;
+end $$;
+
+-- Text: queries are embedded once, by a command or by the embedder, cached, and searched for in SQL.
 
 -- The cache key of a query in a template.
 create or replace function imgsearch.text_key(query text, template text default '{}') returns bytea
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
--- The cached vector of a text in a template; raises PI007 when the model has no text tower or the text is not cached.
-create or replace function imgsearch.text_vector(
-    query text, model text default 'text', template text default '{}'
-) returns @vector@.vector
-language plpgsql stable parallel safe as $$
+-- The vectors of texts in a template, in their order: from the cache, else from the embedder.
+-- Raises PI007 when the model has no text tower, or when a text is not cached and no embedder is connected.
+create or replace function imgsearch._text_vectors(queries text[], m imgsearch.model, template text)
+returns @vector@.vector[]
+language plpgsql stable parallel unsafe as $$
 declare
-    m imgsearch.model := imgsearch._resolve_model(text_vector.model);
-    result @vector@.vector;
+    texts text[];
+    found @vector@.vector[];
+    missing text[];
+    answers text[];
     able text;
 begin
     if not m.has_text then
@@ -444,17 +629,53 @@ begin
         raise exception 'model % cannot read text', m.name using errcode = 'PI007',
             hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
     end if;
-    select t.embedding into result from imgsearch.text_embedding t
-    where t.model_id = m.model_id and t.key = imgsearch.text_key(text_vector.query, text_vector.template);
-    if not found then
-        raise exception 'the text "%" is not embedded yet for model %', coalesce(text_vector.query, 'null'), m.name
+    perform imgsearch._check_text(q, template) from unnest(queries) q;
+    select array_agg(btrim(n.query) order by n.number), array_agg(t.embedding order by n.number),
+           array_agg(distinct btrim(n.query)) filter (where t.key is null)
+    into texts, found, missing
+    from unnest(queries) with ordinality as n (query, number)
+    left join imgsearch.text_embedding t
+        on t.model_id = m.model_id and t.key = imgsearch.text_key(n.query, _text_vectors.template);
+    if missing is null then return found; end if;
+    if imgsearch._dblink() is null then
+        raise exception 'the text "%" is not embedded yet for model %', missing[1], m.name
             using errcode = 'PI007',
-            hint = format('run: pgimgsearch embed-text --model %s%s %s', quote_literal(m.name),
+            hint = format('run: pgimgsearch embed-text --model %s%s %s; or, for every text from now on: pgimgsearch serve',
+                          quote_literal(m.name),
                           (select string_agg(' --template ' || quote_literal(t), '')
-                           from string_to_table(nullif(text_vector.template, '{}'), chr(10)) t),
-                          quote_literal(coalesce(text_vector.query, 'a text')));
+                           from string_to_table(nullif(template, '{}'), chr(10)) t),
+                          quote_literal(missing[1]));
     end if;
-    return result;
+    answers := imgsearch._ask_embedder(jsonb_build_object(
+        'ask', 'text', 'model', m.name, 'fingerprint', m.fingerprint, 'texts', to_jsonb(missing), 'template', template));
+    return array(select coalesce(n.embedding, answers[array_position(missing, n.text)]::@vector@.vector)
+                 from unnest(texts, found) with ordinality as n (text, embedding, number) order by n.number);
+end $$;
+
+-- Raise PI008 for a text or a template that cannot be embedded.
+create or replace function imgsearch._check_text(query text, template text) returns void
+language plpgsql immutable parallel safe as $$
+begin
+    if query is null or btrim(query) = '' then
+        raise exception 'the text is empty' using errcode = 'PI008', hint = 'give the words to look for';
+    end if;
+    if length(query) > 10000 then
+        raise exception 'the text has % characters, 10000 is the limit', length(query) using errcode = 'PI008',
+            hint = 'models read the first few dozen words';
+    end if;
+    if template is null or exists (select from string_to_table(template, chr(10)) t where strpos(t, '{}') = 0) then
+        raise exception 'the template has no place for the text: %', coalesce(template, 'null')
+            using errcode = 'PI008', hint = 'write "a photo of a {}", one template a line';
+    end if;
+end $$;
+
+-- The vector of a text in a template: from the cache, else from the embedder. Raises PI007, PI008, PI010 to PI013.
+create or replace function imgsearch.text_vector(
+    query text, model text default 'text', template text default '{}'
+) returns @vector@.vector
+language plpgsql stable parallel unsafe as $$
+begin
+    return (imgsearch._text_vectors(array[query], imgsearch._resolve_model(model), template))[1];
 end $$;
 
 -- Keep the vector of a text; the least recently used leave beyond imgsearch.text_cache_limit (100,000) a model.
@@ -726,6 +947,7 @@ begin
         execute format('grant usage on schema @vector@ to %I', role_name);
     end if;
     execute format('grant select on all tables in schema imgsearch to %I', role_name);
+    perform imgsearch._grant_embedder(role_name);
     if access = 'writer' then
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',

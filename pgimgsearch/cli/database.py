@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgimgsearch.cli.terminal import Group, terminal_of
+from pgimgsearch.cli.terminal import Group, PasswordFileOption, terminal_of
 from pgimgsearch.database import bundles, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect, current_revision, pgvector_version
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.programs import binaries
 from pgimgsearch.errors import DatabaseError, UsageError
+from pgimgsearch.settings import shared_password
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, help="The database: prepare it, start the embedded one, grant access."
@@ -88,6 +89,29 @@ def grant(
     with database_url(terminal.settings) as url, connect(url) as connection:
         connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
     terminal.talk(f"{role} is a {access} now")
+
+
+@app.command("connect-embedder")
+def connect_embedder(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(help="Where pgimgsearch serve runs, as the database server reaches it.")],
+    port: Annotated[int, typer.Argument(min=1, max=65535)],
+    password: PasswordFileOption = None,
+    sslmode: Annotated[str, typer.Option(help="As libpq takes it: prefer, require, verify-full.")] = "prefer",
+) -> None:
+    """Let SQL ask an embedder, over dblink; the password is kept in a user mapping, never in SQL."""
+    terminal = terminal_of(context)
+    file = password or terminal.settings.embedder_password
+    if not file.exists():
+        raise UsageError(
+            f"there is no password at {file}", hint="serve makes one; copy that file here: --password-file"
+        )
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        connection.execute(
+            "select imgsearch.connect_embedder(%s, %s, %s, %s)", [host, port, shared_password(file), sslmode]
+        )
+        held = connection.execute("select model from imgsearch.embedder_status() where serves").fetchall()
+    terminal.talk(f"connected; it serves {', '.join(row[0] for row in held) or 'none of the models here'}")
 
 
 @app.command()

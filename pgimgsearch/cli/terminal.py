@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -46,6 +47,13 @@ TemplateOption = Annotated[
 WeightsOption = Annotated[
     str | None, typer.Option(help="A local checkpoint, file or folder, to load instead of a download.")
 ]
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file", envvar="PGIMGSEARCH_EMBEDDER_PASSWORD_FILE",
+        help="A file with the embedder's password. Default: one in --home, made by serve.",
+    ),
+]  # fmt: skip
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Only this collection.")]
 CountOption = Annotated[int, typer.Option("--count", "-k", min=1, help="How many answers.")]
 

@@ -12,10 +12,12 @@ from pgimgsearch.database.bundles import head_revision, known_revisions
 from pgimgsearch.errors import (
     DatabaseError,
     DiskFullError,
+    EmbedderError,
     ModelError,
     NotFoundError,
     PgImgSearchError,
     SchemaError,
+    SourceError,
     UsageError,
 )
 
@@ -37,6 +39,11 @@ RAISED: dict[str, type[PgImgSearchError]] = {
     "PI007": ModelError,
     "PI008": UsageError,
     "PI009": ModelError,
+    "PI010": EmbedderError,
+    "PI011": EmbedderError,
+    "PI012": EmbedderError,
+    "PI013": EmbedderError,
+    "PI014": SourceError,
 }
 
 

@@ -23,14 +23,17 @@ class LoadedModel:
     batch_size: int
     reduction: Reduction | None = None
 
-    def vectors(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """(n, dim) float32 of a forward pass, reduced and scaled as this model wants; bits stay bits, 0 or 1."""
+    def vectors(self, outputs: Mapping[str, NDArray[Any]], *, normalize: bool | None = None) -> NDArray[Any]:
+        """(n, dim) float32 of a forward pass, reduced, and to length one as this model or ``normalize`` wants.
+
+        Bits stay bits, 0 or 1.
+        """
         vectors = outputs[self.stored.output]
         if self.stored.storage == "bit":
             return vectors
         if self.reduction is not None:
             vectors = self.reduction.apply(vectors)
-        return unit(vectors) if self.stored.normalize else vectors
+        return unit(vectors) if (self.stored.normalize if normalize is None else normalize) else vectors
 
     def storable(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The same in the type of the column: packed bits (uint8), float16 or float32."""
@@ -38,15 +41,21 @@ class LoadedModel:
 
     def embed_texts(self, texts: Sequence[str], template: str = "{}") -> NDArray[np.float32]:
         """(n, dim) float32, normalised: of each text in each line of ``template``, averaged."""
+        forms = self.text_forms(texts, template)
+        starts = range(0, len(forms), TEXTS_AT_ONCE)
+        parts = [self.encoder.embed_text(forms[start : start + TEXTS_AT_ONCE]) for start in starts]
+        return self.text_vectors(np.concatenate(parts), len(texts))
+
+    def text_forms(self, texts: Sequence[str], template: str) -> list[str]:
+        """Every text in every line of a template, as the encoder reads them; raises ModelError if it reads none."""
         if not self.stored.has_text:
             raise cannot_read(self.stored.name)
-        forms = [self._embed_texts([line.replace("{}", text) for text in texts]) for line in template.split("\n")]
-        vectors = unit(np.mean(forms, axis=0, dtype=np.float32))
-        return unit(self.reduction.apply(vectors)) if self.reduction is not None else vectors
+        return [line.replace("{}", text) for text in texts for line in template.split("\n")]
 
-    def _embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        starts = range(0, len(texts), TEXTS_AT_ONCE)
-        return np.concatenate([self.encoder.embed_text(texts[start : start + TEXTS_AT_ONCE]) for start in starts])
+    def text_vectors(self, embedded: NDArray[np.float32], texts: int) -> NDArray[np.float32]:
+        """(texts, dim) float32, normalised, of all forms as the encoder embedded them."""
+        vectors = unit(embedded.reshape(texts, -1, embedded.shape[1]).mean(axis=1))
+        return unit(self.reduction.apply(vectors)) if self.reduction is not None else vectors
 
     def with_batch_size(self, size: int) -> "LoadedModel":
         """The same in other batches."""

@@ -1,33 +1,59 @@
-"""A picture or a text from outside, as a query."""
+"""A picture from outside, as a query."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pgimgsearch.errors import SourceError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.loaded import LoadedModel, why_not
 from pgimgsearch.pipeline.run import Options
 
+Crop = Sequence[int]  # x, y, width, height in pixels of the upright picture
 
-def embed_picture(model: LoadedModel, path: Path) -> str:
+
+def embed_picture(model: LoadedModel, path: Path, crop: Crop | None = None) -> str:
     """The vector of a picture, or its hash, in the text form that Postgres reads."""
     options = Options()
     limit_pixels(options.max_pixels)
     register_formats()
     try:
-        image, _ = decode(fetch.read(str(path), options.max_bytes), options.max_pixels)
+        image = upright(fetch.read(str(path), options.max_bytes), crop, options.max_pixels)
         vector = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
+    except UsageError:
+        raise
     except SkippedPicture as why:
         raise SourceError(f"{path} has no useful vector: {why}", hint="try another model, for example palette") from why
     except Exception as error:  # broken bytes raise anything
         raise SourceError(f"cannot read {path}: {error}", hint="give a picture that an image viewer opens") from error
-    return "".join(map(str, vector.tolist())) if model.stored.storage == "bit" else literal(vector)
+    if (reason := why_not(vector)) is not None:
+        raise SourceError(f"{path} has no useful vector: {reason}", hint="try another model")
+    return literal(vector, model.stored.storage)
 
 
-def literal(vector: NDArray[np.float32]) -> str:
-    """A vector in the form that Postgres reads."""
-    return "[" + ",".join(map(repr, vector.astype(float).tolist())) + "]"
+def upright(data: bytes, crop: Crop | None, max_pixels: int) -> Image.Image:
+    """Decode bytes into an upright RGB picture, or a part of it; raises what ``decode`` raises, and UsageError."""
+    image, _ = decode(data, max_pixels)
+    if crop is None:
+        return image
+    left, top, width, height = crop
+    inside = min(left, top) >= 0 and left + width <= image.width and top + height <= image.height
+    if not inside or min(width, height) < 1:
+        raise UsageError(
+            f"the crop {left},{top},{width},{height} is not inside the picture of {image.width} x {image.height}",
+            hint="x, y, width and height, in pixels of the upright picture",
+        )
+    return image.crop((left, top, left + width, top + height))
+
+
+def literal(vector: NDArray[Any], storage: str = "vector") -> str:
+    """A vector or a hash in the form that Postgres reads."""
+    if storage == "bit":
+        return "".join(map(str, vector.tolist()))
+    return "[" + ",".join(map(repr, np.asarray(vector).astype(float).tolist())) + "]"

@@ -1,0 +1,126 @@
+"""Large batches of pictures as jobs: taken at once, worked off beside the other requests, and asked for later."""
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import UploadFile
+
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.server.refusals import Busy, Refusal, refusal_of
+from pgimgsearch.server.service import Picture, Service
+
+MOST_JOBS = 8  # unfinished
+KEPT_SECONDS = 3600
+AT_ONCE = 32  # pictures of one job that are decoded or wait
+
+
+@dataclass(slots=True)
+class Job:
+    """A batch of files and what became of each."""
+
+    job_id: str
+    model: LoadedModel
+    names: list[str]
+    folder: Path
+    normalize: bool | None
+    results: list[dict[str, Any]] = field(default_factory=list)
+    ended_at: float | None = None
+
+    @property
+    def status(self) -> Literal["running", "complete"]:
+        """Whether every file has its result."""
+        return "running" if self.ended_at is None else "complete"
+
+
+class Jobs:
+    """Jobs by id; files wait on disk, results are kept for an hour."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._jobs: dict[str, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def add(self, model: LoadedModel, files: Sequence[UploadFile], *, normalize: bool | None) -> Job:
+        """Take files and start; raises Busy where too many jobs run."""
+        self._forget()
+        if sum(job.ended_at is None for job in self._jobs.values()) >= MOST_JOBS:
+            raise Busy(f"{MOST_JOBS} jobs are running", hint="wait for one of them")
+        folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-job-"))
+        job = Job(secrets.token_urlsafe(16), model, [file.filename or "" for file in files], folder, normalize)
+        self._jobs[job.job_id] = job
+        for number, file in enumerate(files):
+            with (folder / str(number)).open("wb") as copy:
+                await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
+        task = asyncio.create_task(self._work(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return job
+
+    def find(self, job_id: str) -> Job:
+        """A job that was taken less than an hour after its end; raises Refusal."""
+        self._forget()
+        if job_id not in self._jobs:
+            missing = Refusal(f"there is no job {job_id}", hint="results are kept for an hour")
+            missing.status = 404
+            raise missing
+        return self._jobs[job_id]
+
+    async def close(self) -> None:
+        """Stop what runs, and remove its files."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _work(self, job: Job) -> None:
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int) -> dict[str, Any]:
+            async with turn:
+                data = await asyncio.to_thread((job.folder / str(number)).read_bytes)
+                return await patient_result(self._service, job.model, job.names[number], data, job.normalize)
+
+        try:
+            job.results = list(await asyncio.gather(*map(one, range(len(job.names)))))
+            job.ended_at = time.monotonic()
+        finally:
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        old = [key for key, job in self._jobs.items() if job.ended_at and now - job.ended_at > KEPT_SECONDS]
+        for key in old:
+            del self._jobs[key]
+
+
+async def file_result(
+    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None
+) -> dict[str, Any]:  # fmt: skip
+    """One file's vector, or its error: a bad file spoils no other. Raises Busy."""
+    try:
+        vector = await service.embed_picture(model, Picture(data), normalize=normalize)
+    except Busy:
+        raise
+    except Exception as error:
+        said = refusal_of(error)
+        service.metrics.count("http", "picture", said.sqlstate)
+        return {"file": name, "status": "failed", "error": str(said), "hint": said.hint}
+    service.metrics.count("http", "picture", "ok")
+    return {"file": name, "status": "ok", "embedding": vector.tolist()}
+
+
+async def patient_result(
+    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None
+) -> dict[str, Any]:  # fmt: skip
+    """The same for a job, which has time: it waits while the embedder is busy."""
+    while True:
+        try:
+            return await file_result(service, model, name, data, normalize)
+        except Busy:
+            await asyncio.sleep(0.05)

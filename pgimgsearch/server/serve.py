@@ -1,0 +1,118 @@
+"""Run the embedder: open the models, open both doors, and close them in order."""
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import register
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.server.http import application
+from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.service import Service
+from pgimgsearch.server.text_cache import TextCache
+from pgimgsearch.server.wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where to listen, for Postgres and for HTTP, and the certificate for TLS."""
+
+    host: str
+    port: int
+    http_port: int
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The certificate, ready for use."""
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            hint = "give PEM files: --tls-cert and --tls-key"
+            raise UsageError(f"the certificate cannot be used: {error}", hint=hint) from error
+        return context
+
+
+def open_models(
+    url: str, names: Sequence[str], placement: Placement, checkpoint: Checkpoint
+) -> tuple[list[LoadedModel], dict[str, str]]:
+    """Load stored models by name or alias, those of the aliases if none is named, and say what the aliases mean."""
+    with connect(url) as connection:
+        aliases = store.aliases(connection)
+        stored = {store.get_model(connection, name).name: None for name in names or aliases}
+        if not stored:
+            raise ModelError("there is no model to serve", hint="add one first: pgimgsearch models add clip-vit-b-32")
+        loader = register.Loader(placement)
+        models = [register.open_model(connection, name, checkpoint, placement, loader) for name in stored]
+        for model in models:
+            register.check_canary(connection, model)
+    return models, aliases
+
+
+def run(
+    url: str, models: Sequence[LoadedModel], aliases: dict[str, str], doors: Doors, password: str, most_waiting: int,
+    opened: Callable[[], None],
+) -> None:  # fmt: skip
+    """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both doors are open."""
+    metrics = Metrics()
+    with connect(url) as connection:
+        cache = TextCache(url, metrics) if store.can_cache(connection) else None
+    service = Service(models, aliases, cache, metrics, os.cpu_count() or 1, most_waiting)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the HTTP server acts on them, and then hands them on
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        asyncio.run(_serve(service, doors, password, opened))
+    finally:
+        service.close()
+
+
+async def _serve(service: Service, doors: Doors, password: str, opened: Callable[[], None]) -> None:
+    tls = doors.tls()
+    wire = Wire(service, password, tls)
+    with _bound(doors.host, doors.port) as postgres, _bound(doors.host, doors.http_port) as http:
+        listening = await wire.start(postgres)
+        files = {"ssl_certfile": doors.certificate, "ssl_keyfile": doors.key} if tls else {}
+        config = uvicorn.Config(application(service, password), log_level="warning", access_log=False, **files)  # type: ignore[arg-type]
+        try:
+            await _HttpServer(config, opened).serve([http])  # until a signal
+        finally:
+            listening.close()
+            await wire.hang_up()
+
+
+class _HttpServer(uvicorn.Server):
+    """Calls ``opened`` once it listens."""
+
+    def __init__(self, config: uvicorn.Config, opened: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._opened = opened
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._opened()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="choose others with --host, --port and --http-port",
+        ) from error

@@ -1,0 +1,127 @@
+"""What both doors offer: vectors of texts and pictures, from the models that are held."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.errors import UsageError
+from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.pipeline.decode import limit_pixels, register_formats
+from pgimgsearch.pipeline.loaded import LoadedModel, why_not
+from pgimgsearch.pipeline.query import Crop, upright
+from pgimgsearch.pipeline.run import Options
+from pgimgsearch.server.batcher import MOST_WAITING, Batcher
+from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.refusals import BadPicture, NotServed, Refusal
+from pgimgsearch.server.text_cache import TextCache
+
+LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
+LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._picture_answer
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture to embed; ``crop`` is x, y, width, height."""
+
+    data: bytes
+    crop: Crop | None = None
+
+
+class Service:
+    """Models by name and alias, each network with its batcher; decodes on ``workers`` threads."""
+
+    def __init__(
+        self, models: Sequence[LoadedModel], aliases: Mapping[str, str], cache: TextCache | None, metrics: Metrics,
+        workers: int, most_waiting: int = MOST_WAITING,
+    ) -> None:  # fmt: skip
+        self.models = {model.stored.name: model for model in models}
+        self.aliases = {alias: name for alias, name in aliases.items() if name in self.models}
+        self.metrics = metrics
+        self._cache = cache
+        self._batchers: dict[int, Batcher] = {}
+        for model in models:
+            if id(model.encoder) not in self._batchers:
+                watch = metrics.watcher(model.stored.name)
+                self._batchers[id(model.encoder)] = Batcher(model.encoder, model.batch_size, watch, most_waiting)
+        self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._max_pixels = Options().max_pixels
+        limit_pixels(self._max_pixels)
+        register_formats()
+        metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
+
+    def find(self, name: str, fingerprint: str | None = None) -> LoadedModel:
+        """A model by name or alias, of a fingerprint where one is given; raises NotServed."""
+        model = self.models.get(self.aliases.get(name, name))
+        if model is None:
+            raise NotServed(
+                f"the embedder does not hold model {name}",
+                hint=f"it holds {', '.join(self.models)}; run: pgimgsearch serve --model {name}",
+            )
+        if fingerprint not in {None, model.stored.fingerprint}:
+            raise NotServed(f"the embedder holds another version of {name} than made the stored vectors",
+                            hint="start it again: pgimgsearch serve, with the database of the vectors")  # fmt: skip
+        return model
+
+    async def embed_texts(
+        self, model: LoadedModel, texts: Sequence[str], template: str = "{}"
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """(n, dim) float32, normalised; they go into the cache. Raises Refusal, Busy or ModelError."""
+        _check_texts(texts, template)
+        forms = model.text_forms(texts, template)
+        outputs = await asyncio.wrap_future(self._batcher(model).submit("text", forms))
+        vectors = model.text_vectors(outputs["text"], len(texts))
+        if self._cache is not None:
+            self._cache.keep(model.stored, texts, vectors, template)
+        return vectors
+
+    async def embed_picture(
+        self, model: LoadedModel, picture: Picture, *, normalize: bool | None = None
+    ) -> NDArray[Any]:  # fmt: skip
+        """(dim,) float32, or bits, 0 or 1. Raises BadPicture, Refusal or Busy."""
+        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, picture)
+        outputs = await asyncio.wrap_future(self._batcher(model).submit("picture", [prepared]))
+        if (reason := why_not(model.storable(outputs)[0])) is not None:
+            raise BadPicture(f"the picture has no useful vector: {reason}", hint="try another model")
+        vector: NDArray[Any] = model.vectors(outputs, normalize=normalize)[0]
+        return vector
+
+    def close(self) -> None:
+        """Answer what waits and end the threads."""
+        self._decoders.shutdown()
+        for batcher in self._batchers.values():
+            batcher.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _batcher(self, model: LoadedModel) -> Batcher:
+        return self._batchers[id(model.encoder)]
+
+    def _prepare(self, model: LoadedModel, picture: Picture) -> NDArray[Any]:
+        if len(picture.data) > LARGEST_PICTURE:
+            raise BadPicture(f"the picture has {len(picture.data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
+                             hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
+        try:
+            return model.encoder.prepare(upright(picture.data, picture.crop, self._max_pixels))
+        except UsageError as error:
+            raise Refusal(str(error), hint=error.hint) from error
+        except SkippedPicture as why:
+            raise BadPicture(f"the picture has no useful vector: {why}", hint="try another model") from why
+        except Exception as error:  # broken bytes raise anything
+            raise BadPicture(
+                f"the picture cannot be read: {error}", hint="bring the content of an image file"
+            ) from error
+
+
+def _check_texts(texts: Sequence[str], template: str) -> None:
+    if not texts or not all(text.strip() for text in texts):
+        raise Refusal("the text is empty", hint="give the words to look for")
+    if (longest := max(map(len, texts))) > LONGEST_TEXT:
+        raise Refusal(f"the text has {longest} characters, {LONGEST_TEXT} is the limit",
+                      hint="models read the first few dozen words")  # fmt: skip
+    if not all("{}" in line for line in template.split("\n")):
+        raise Refusal(f"the template has no place for the text: {template}", hint='write "a photo of a {}"')

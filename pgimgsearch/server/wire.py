@@ -1,0 +1,204 @@
+"""The door for Postgres: password by SCRAM, TLS where it is set up, and questions as JSON in simple queries.
+
+``{"ask": "status"}``, ``{"ask": "text", "model": ..., "texts": [...]}`` and ``{"ask": "picture", "model": ...,
+"bytes": base64}`` are what sql/25_embedder.sql sends through dblink; each answer is one row of text.
+"""
+
+import asyncio
+import base64
+import binascii
+import codecs
+import json
+import re
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from typing import Any
+
+from pgimgsearch.pipeline.query import literal
+from pgimgsearch.server import protocol, scram
+from pgimgsearch.server.refusals import Refusal, refusal_of
+from pgimgsearch.server.service import LARGEST_PICTURE, Picture, Service
+
+USER = "pgimgsearch"
+PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encoding": "UTF8", "DateStyle": "ISO, MDY",
+              "integer_datetimes": "on", "standard_conforming_strings": "on"}  # fmt: skip
+LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # a picture in base64, and what is around it
+LARGEST_BEFORE_LOGIN = 10_000
+SECONDS_TO_LOG_IN = 10
+MOST_CONNECTIONS = 1000
+QUESTIONS: dict[str, dict[str, type]] = {  # what each has to hold
+    "status": {}, "text": {"texts": list, "model": str}, "picture": {"bytes": str, "model": str},
+}  # fmt: skip
+SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
+
+
+class Wire:
+    """Serves connections that present the password; ``tls`` offers encryption to those that ask for it."""
+
+    def __init__(self, service: Service, password: str, tls: ssl.SSLContext | None) -> None:
+        self._service, self._tls = service, tls
+        self._verifier = scram.verifier_of(password)
+        self._open: set[asyncio.Task[Any]] = set()
+
+    async def start(self, bound: socket.socket) -> asyncio.Server:
+        """Listen on a socket."""
+        return await asyncio.start_server(self._serve, sock=bound)
+
+    async def hang_up(self) -> None:
+        """End every connection, as a database that stops does."""
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            if len(self._open) > MOST_CONNECTIONS:
+                writer.write(protocol.error("53300", "too many connections", None, "FATAL"))
+                return
+            async with asyncio.timeout(SECONDS_TO_LOG_IN):
+                welcome = await self._log_in(reader, writer)
+            if welcome:
+                await self._answer_queries(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, ssl.SSLError, struct.error):
+            pass  # it left, or it does not speak the protocol
+        except asyncio.CancelledError:
+            pass  # we hang up
+        finally:
+            self._open.discard(task)
+            writer.close()
+            with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        while True:
+            code, body = await _read_startup(reader)
+            if code == protocol.SSL_REQUEST:
+                writer.write(b"S" if self._tls else b"N")
+                await writer.drain()
+                if self._tls:
+                    await writer.start_tls(self._tls)
+            elif code == protocol.GSS_REQUEST:
+                writer.write(b"N")
+            else:
+                break
+        if code >> 16 != protocol.PROTOCOL_3:  # a request to cancel, or another protocol
+            return False
+        user = protocol.startup_parameters(body).get("user", "")
+        if not await self._authenticate(reader, writer, user):
+            writer.write(protocol.error("28P01", f'password authentication failed for user "{user}"', None, "FATAL"))
+            await writer.drain()
+            return False
+        writer.write(protocol.greeting(PARAMETERS))
+        await writer.drain()
+        return True
+
+    async def _authenticate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str) -> bool:
+        """SASL as Postgres wraps it: mechanism and first message, challenge, last message, proof."""
+        exchange = scram.Exchange(self._verifier)
+        writer.write(protocol.authentication(protocol.AUTH_SASL, protocol.text(scram.MECHANISM) + b"\0"))
+        kind, first = await _read_message(reader, LARGEST_BEFORE_LOGIN)
+        mechanism, _, rest = first.partition(b"\0")
+        try:
+            if kind != b"p" or mechanism != scram.MECHANISM.encode():
+                raise scram.Refused("another mechanism")
+            challenge = exchange.challenge(rest[4:].decode())
+            writer.write(protocol.authentication(protocol.AUTH_SASL_CONTINUE, challenge.encode()))
+            kind, final = await _read_message(reader, LARGEST_BEFORE_LOGIN)
+            proof = exchange.prove(final.decode())
+        except (scram.Refused, UnicodeDecodeError):
+            return False
+        if kind != b"p" or user != USER:
+            return False
+        writer.write(protocol.authentication(protocol.AUTH_SASL_FINAL, proof.encode()))
+        return True
+
+    async def _answer_queries(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        encoding, skipping = "utf-8", False
+        while True:
+            kind, body = await _read_message(reader, LARGEST_MESSAGE)
+            if kind == b"X":
+                return
+            if kind == b"S":
+                skipping = False
+                writer.write(protocol.ready())
+            elif kind != b"Q":  # the extended protocol: refused once, until its sync
+                if not skipping:
+                    writer.write(protocol.error("0A000", "only simple queries are understood", None))
+                skipping = True
+            else:
+                query = body.rstrip(b"\0").decode(encoding, "replace")
+                if (wanted := SET_ENCODING.fullmatch(query)) is not None:
+                    encoding = _codec(wanted[1])
+                    writer.write(protocol.completed("SET") + protocol.ready())
+                else:
+                    writer.write(await self._answer(query, encoding) + protocol.ready())
+            await writer.drain()
+
+    async def _answer(self, query: str, encoding: str) -> bytes:
+        kind = "unknown"
+        try:
+            asked = _parse(query)
+            kind = asked["ask"]
+            answers = await self._ask(asked)
+        except Exception as error:  # a question must not end the connection
+            said = refusal_of(error)
+            self._service.metrics.count("postgres", kind, said.sqlstate)
+            return protocol.error(said.sqlstate, str(said), said.hint, encoding=encoding)
+        self._service.metrics.count("postgres", kind, "ok")
+        return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
+
+    async def _ask(self, asked: dict[str, Any]) -> list[str]:
+        if asked["ask"] == "status":
+            return [json.dumps({"model": name, "fingerprint": model.stored.fingerprint, "device": model.encoder.device})
+                    for name, model in self._service.models.items()]  # fmt: skip
+        model = self._service.find(str(asked.get("model")), asked.get("fingerprint"))
+        if asked["ask"] == "text":
+            vectors = await self._service.embed_texts(model, asked["texts"], asked.get("template", "{}"))
+            return [literal(vector) for vector in vectors]
+        try:
+            picture = Picture(base64.b64decode(asked["bytes"]), asked.get("crop"))
+        except binascii.Error as error:
+            raise Refusal(f"the bytes are not base64: {error}") from error
+        return [literal(await self._service.embed_picture(model, picture), model.stored.storage)]
+
+
+def _parse(query: str) -> dict[str, Any]:
+    """A question: an object that asks for something there is, of the types that belong to it."""
+    try:
+        asked = json.loads(query)
+    except ValueError:
+        asked = None
+    wanted = QUESTIONS.get(str(asked.get("ask"))) if isinstance(asked, dict) else None
+    fits = wanted is not None and all(isinstance(asked.get(key), kind) for key, kind in wanted.items())
+    if not fits or not all(isinstance(one, str) for one in asked.get("texts", ())):
+        raise Refusal("this is no question that the embedder knows", hint='for example {"ask": "status"}')
+    found: dict[str, Any] = asked
+    return found
+
+
+def _codec(name: str) -> str:
+    """Python's name of a client encoding of Postgres; UTF-8 for those it does not have."""
+    try:
+        return codecs.lookup(re.sub(r"(?i)^win", "cp", name)).name
+    except LookupError:
+        return "utf-8"
+
+
+async def _read_startup(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    length, code = struct.unpack("!ii", await reader.readexactly(8))
+    if not 8 <= length <= LARGEST_BEFORE_LOGIN:
+        raise struct.error(f"a startup message of {length} bytes")
+    return code, await reader.readexactly(length - 8)
+
+
+async def _read_message(reader: asyncio.StreamReader, largest: int) -> tuple[bytes, bytes]:
+    kind = await reader.readexactly(1)
+    (length,) = struct.unpack("!i", await reader.readexactly(4))
+    if not 4 <= length <= largest:
+        raise struct.error(f"a message of {length} bytes")
+    return kind, await reader.readexactly(length - 4)

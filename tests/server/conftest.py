@@ -1,0 +1,120 @@
+"""The same fixtures on a PostgreSQL 16 with dblink, and an embedder beside it."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgimgsearch.database import migrate, programs
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.embedded import Embedded
+from tests.server import dblink
+
+PASSWORD = "a password; with 'quotes'"
+
+
+@contextmanager
+def programs_with_dblink() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "binaries", dblink.binaries)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The socket folder of a running server."""
+    embedded = Embedded(tmp_path_factory.mktemp("dblink") / "home")
+    with programs_with_dblink():
+        embedded.keep(None)
+    yield str(embedded._socket_folder())
+    with programs_with_dblink():
+        embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def admin(server: str) -> Iterator[Connection]:
+    """A superuser's connection."""
+    with psycopg.connect(host=server, user="postgres", dbname="postgres", autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def template(admin: Connection, server: str) -> str:
+    """A database at the newest revision, with dblink for our role."""
+    admin.execute("create database dblink_template owner pgimgsearch")
+    with psycopg.connect(host=server, user="postgres", dbname="dblink_template", autocommit=True) as connection:
+        connection.execute("create extension vector")
+        connection.execute("create extension dblink")
+        connection.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
+    migrate.upgrade(f"postgresql://pgimgsearch@/dblink_template?host={server}")
+    return "dblink_template"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An embedder that runs, as a user started it."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+    http_port: int
+    password_file: Path
+
+    def stop(self) -> None:
+        """End it as a service manager does."""
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_serving(url: str, folder: Path, *arguments: str, port: int = 0) -> Serving:
+    """Run ``pgimgsearch serve`` and wait until both doors are open."""
+    secret = folder / "secret"
+    secret.write_text(PASSWORD + "\n")
+    ports = [port or free_port(), free_port()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgimgsearch", "serve", "--port", str(ports[0]), "--http-port", str(ports[1]),
+         "--password-file", str(secret), *arguments],
+        env=os.environ | {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(folder / "home")},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = ""
+    while "for HTTP on" not in said:
+        line = process.stderr.readline()
+        assert line, f"the embedder did not start: {said}"
+        said += line
+    return Serving(process, *ports, secret)
+
+
+@pytest.fixture
+def serve(url: str, tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Start embedders for the fresh database; they end with the test."""
+    started = []
+
+    def start(*arguments: str, port: int = 0) -> Serving:
+        started.append(start_serving(url, tmp_path, *arguments, port=port))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def connected(serve: Callable[..., Serving], connection: Connection) -> Serving:
+    """An embedder that serves what the database holds, connected to it."""
+    serving = serve()
+    connection.execute("select imgsearch.connect_embedder('127.0.0.1', %s, %s)", [serving.port, PASSWORD])
+    return serving
