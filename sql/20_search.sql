@@ -1,13 +1,44 @@
 -- Search: images like an image, or like a vector the application brings.
 
--- The condition that restricts images, over alias i, with $1 .. $3 for filter, collection_id and among.
-create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[]) returns text
-language sql immutable parallel safe
-return concat_ws(' and ',
-    'true',
-    case when filter is not null then 'i.metadata @> $1' end,
-    case when collection is not null then 'i.collection_id = $2' end,
-    case when among is not null then 'i.image_id = any($3)' end);
+-- The condition that restricts images, over alias i, with $1 .. $4 for filter, collection_id, among and a metadata key.
+-- Raises PI008 for a filter that is no object, as that would match nothing.
+create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[], key text default null)
+returns text
+language plpgsql immutable parallel safe as $$
+begin
+    if jsonb_typeof(filter) <> 'object' then
+        raise exception 'the filter is no object: %', left(filter::text, 100) using errcode = 'PI008',
+            hint = 'give the metadata to hold, for example filter => ''{"colour": "red"}''';
+    end if;
+    return concat_ws(' and ',
+        'true',
+        case when filter is not null then 'i.metadata @> $1' end,
+        case when collection is not null then 'i.collection_id = $2' end,
+        case when among is not null then 'i.image_id = any($3)' end,
+        case when key is not null then 'i.metadata ? $4' end);
+end $$;
+
+-- The share of images that match a condition, from a hundred that are drawn alike each time; null where that says
+-- nothing: few images, ids with large gaps, or row-level security.
+create or replace function imgsearch._share(
+    condition text, filter jsonb, collection integer, among bigint[], key text
+) returns double precision
+language plpgsql stable parallel safe as $$
+declare
+    low bigint;
+    high bigint;
+    drawn bigint[];
+    existing integer;
+    matching integer;
+begin
+    if row_security_active('imgsearch.image') then return null; end if;
+    select min(i.image_id), max(i.image_id) into low, high from imgsearch.image i;
+    drawn := array(select low + (hashint8extended(n, 0) & 9223372036854775807) % (high - low + 1)
+                   from generate_series(1, 100) n);
+    execute format('select count(*), count(*) filter (where %s) from imgsearch.image i where i.image_id = any($5)',
+                   condition) into existing, matching using filter, collection, among, key, drawn;
+    return case when existing >= 50 then matching::double precision / existing end;
+end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
 create or replace function imgsearch._collection_id(name text) returns integer
@@ -26,30 +57,36 @@ end $$;
 
 -- The engine of every search: the k images nearest to one operand, complete under any restriction.
 -- The operand is a vector or bits. Contents come from the index, from an iterative scan of it, or from all rows that
--- match; the images that show them are looked up alike.
+-- match; the images that show them are looked up alike. self is left out; key is one that the metadata must have.
 create or replace function imgsearch._search(
     m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, self bigint,
     k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
-    after bigint, collapse boolean, ef_search integer
+    after bigint, collapse boolean, ef_search integer, key text default null
 ) returns setof imgsearch.match
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
     only_collection integer := imgsearch._collection_id(_search.collection);
-    condition text := imgsearch._condition(_search.filter, only_collection, _search.among);
+    condition text := imgsearch._condition(_search.filter, only_collection, _search.among, _search.key);
     restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
-    wanted bigint := _search.k::bigint + (_search.self is not null)::integer;
+    wanted bigint := _search.k::bigint + (_search.self is not null)::integer + (_search.after is not null)::integer;
     ef bigint := greatest(coalesce(_search.ef_search, m.ef_search), wanted);
     exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
     -- to length one, as the range of halfvec is small
     query_halfvec @vector@.halfvec :=
         case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
     distance text := case m.storage
-        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $4'
-        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $5'
-        else format('e.embedding OPERATOR(@vector@.<~>) $6::bit(%s)', m.dim) end;
+        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $5'
+        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $6'
+        else format('e.embedding OPERATOR(@vector@.<~>) $7::bit(%s)', m.dim) end;
     plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
-                      when restricted then 'iterative' else 'index' end;
+                      when restricted or _search.after is not null then 'iterative' else 'index' end;
+    after_content bigint;
+    after_distance double precision;
+    beyond text := '';
+    share double precision;
+    most_scanned bigint;
+    scanned bigint;
     near text;
     near_contents bigint[];
     near_distances double precision[];
@@ -58,54 +95,82 @@ declare
     old_scan text;
     result imgsearch.match[];
 begin
-    if _search.k is null or _search.k < 1 then
-        raise exception 'k must be at least 1, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
-            hint = 'give the number of images wanted, for example k => 10';
+    if coalesce(_search.k, 0) not between 1 and 10000 then
+        raise exception 'k must be 1 to 10000, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of images wanted, for example k => 10; after => goes on from there';
+    end if;
+    if coalesce(_search.ef_search, 1) < 1 then
+        raise exception 'ef_search must be at least 1, not %', _search.ef_search using errcode = 'PI008',
+            hint = 'leave it out for the value that the model has';
     end if;
     if query_vector is not null and @vector@.vector_norm(query_vector) = 0 then
         raise exception 'a zero vector is like nothing' using errcode = 'PI002',
             hint = 'bring the vector of a picture or a text';
     end if;
     if _search.after is not null then
-        raise exception 'after is reserved for pages that are not built yet' using errcode = '0A000',
-            hint = 'ask for a larger k';
+        after_content := imgsearch._content_of(_search.after);
+        execute format('select %s from %s e where e.content_id = $8', distance, m.embeddings) into after_distance
+            using _search.filter, only_collection, _search.among, _search.key,
+                  query_halfvec, query_vector, query_bits, after_content;
+        if after_distance is null then
+            perform imgsearch._raise_not_embedded(_search.after, m.name);
+        end if;
+        beyond := format(' and (%s, e.content_id) >= ($8, $9)', distance);
     end if;
-    if plan = 'iterative' then
-        execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
-            into candidates using _search.filter, only_collection, _search.among;
-        if candidates <= 10000 then plan := 'exact'; end if;
+
+    -- few matches are all read; of many, the index finds the nearest sooner
+    if plan = 'iterative' and restricted then
+        if cardinality(_search.among) <= 10000 then
+            plan := 'exact';
+        else
+            share := imgsearch._share(condition, _search.filter, only_collection, _search.among, _search.key);
+            if coalesce(share, 0) < 0.05 then
+                execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
+                    into candidates using _search.filter, only_collection, _search.among, _search.key;
+                if candidates <= 10000 then plan := 'exact'; end if;
+            end if;
+        end if;
     end if;
+    if plan <> 'exact' then
+        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+        most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
+        -- ten times what it takes where matches lie anywhere; where they lie far away, reading them all is sooner
+        scanned := case when share >= 0.05 and _search.after is null
+                        then least(most_scanned, ceil(40 * wanted / share)::bigint) else most_scanned end;
+    end if;
+
     loop
         if plan = 'exact' then
             -- adding zero keeps the order from the index, which is approximate
             near := format(
                 'select e.content_id, %s as distance from %s e
-                 where e.content_id in (select i.content_id from imgsearch.image i where %s)
+                 where e.content_id in (select i.content_id from imgsearch.image i where %s)%s
                  order by (%s) + 0, e.content_id limit %s',
-                distance, m.embeddings, condition, distance, wanted);
+                distance, m.embeddings, condition, beyond, distance, wanted);
         elsif plan = 'iterative' then
             -- limit 1 in the lateral holds the scan of the index outside and the test of the image inside
             near := format(
                 'select e.content_id, %s as distance from %s e cross join lateral (
                      select from imgsearch.image i where i.content_id = e.content_id and %s limit 1) v
-                 order by %s limit %s', distance, m.embeddings, condition, distance, 4 * wanted);
+                 where true%s order by %s limit %s', distance, m.embeddings, condition, beyond, distance, 4 * wanted);
         else
             near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
                            distance, m.embeddings, distance, wanted);
         end if;
         if plan <> 'exact' then
-            perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
             old_ef := current_setting('hnsw.ef_search');
             old_scan := current_setting('hnsw.iterative_scan');
             perform set_config('hnsw.ef_search', ef::text, true),
+                    set_config('hnsw.max_scan_tuples', scanned::text, true),
                     set_config('hnsw.iterative_scan', case plan when 'index' then 'off' else 'relaxed_order' end, true);
         end if;
         execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
             into near_contents, near_distances
-            using _search.filter, only_collection, _search.among,
-                  query_halfvec, query_vector, query_bits;
+            using _search.filter, only_collection, _search.among, _search.key,
+                  query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
             perform set_config('hnsw.ef_search', old_ef, true),
+                    set_config('hnsw.max_scan_tuples', most_scanned::text, true),
                     set_config('hnsw.iterative_scan', old_scan, true);
         end if;
         -- not dynamic, so that its plan is kept
@@ -122,6 +187,10 @@ begin
                       and (_search.filter is null or i.metadata @> _search.filter)
                       and (only_collection is null or i.collection_id = only_collection)
                       and (_search.among is null or i.image_id = any(_search.among))
+                      and (_search.key is null or i.metadata ? _search.key)
+                      and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
+                          after_distance, after_content,
+                          case when _search.collapse then 9223372036854775807 else _search.after end))
                   order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
               join imgsearch.collection c on c.collection_id = i.collection_id
               order by n.distance, n.content_id, i.image_id limit _search.k) r;
@@ -132,13 +201,16 @@ begin
         end if;
         execute format('select count(*) from (select from imgsearch.image i join %s e on e.content_id = i.content_id
                                               where %s limit %s) c', m.embeddings, condition, exact_limit + 1)
-            into candidates using _search.filter, only_collection, _search.among;
-        if candidates > exact_limit then
+            into candidates using _search.filter, only_collection, _search.among, _search.key;
+        if candidates <= exact_limit then
+            plan := 'exact';
+        elsif scanned < most_scanned then
+            scanned := most_scanned;
+        else
             raise exception 'the index gave % of % images, and more than % images match',
                 coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
                 hint = 'raise the setting: set imgsearch.exact_limit = 1000000; or ask for fewer images';
         end if;
-        plan := 'exact';
     end loop;
     return query select * from unnest(result) r
         where _search.min_similarity is null or r.similarity >= _search.min_similarity;
@@ -207,4 +279,22 @@ begin
     return query select * from imgsearch._search(m, null, embedding, null, k,
         filter, collection, among, min_similarity,
         exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
+create or replace function imgsearch.similar_to_image(
+    bytes bytea, crop integer[] default null, k integer default 10, model text default 'default',
+    filter jsonb default null, collection text default null, among bigint[] default null,
+    min_similarity double precision default null, exact boolean default false, after bigint default null,
+    collapse boolean default false, ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    answer text := imgsearch._picture_answer(bytes, crop, m);
+begin
+    return query select * from imgsearch._search(
+        m, case when m.storage <> 'bit' then answer::@vector@.vector end,
+        case m.storage when 'bit' then answer::bit varying end, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
 end $$;

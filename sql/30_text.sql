@@ -107,5 +107,30 @@ create or replace function imgsearch.search_text(
 language plpgsql stable parallel unsafe as $$
 begin
     return query select * from imgsearch._search(imgsearch._resolve_model(model),
-        imgsearch.text_vector(query, model, template), null, null, k, filter, collection, among, min_similarity, exact, after, collapse, ef_search);
+        imgsearch.text_vector(query, model, template), null, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like one image and like a text at once: "like this, but in blue". The image itself is never an answer.
+create or replace function imgsearch.search_mixed(
+    image_id bigint, query text, text_weight double precision default 0.5, k integer default 10,
+    model text default 'text', filter jsonb default null, collection text default null, among bigint[] default null,
+    min_similarity double precision default null, exact boolean default false, after bigint default null,
+    collapse boolean default false, ef_search integer default null, template text default '{}'
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    mixed @vector@.vector;
+begin
+    if text_weight is null or text_weight not between 0 and 1 then
+        raise exception 'text_weight must be between 0 and 1, not %', coalesce(text_weight::text, 'null')
+            using errcode = 'PI008', hint = '0 is the image alone, 1 the text alone';
+    end if;
+    mixed := imgsearch._mean(
+        array[@vector@.l2_normalize(imgsearch._stored_vector(image_id, m)),
+              @vector@.l2_normalize(imgsearch.text_vector(query, model, template))],
+        array[1 - text_weight, text_weight]);
+    return query select * from imgsearch._search(m, mixed, null, image_id, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
 end $$;

@@ -70,3 +70,97 @@ begin
         end loop;
     end if;
 end $$;
+
+-- The share of the k true neighbours that a model's index finds, for stored vectors drawn at random. Counted by
+-- distance, so that ties and copies do not depress it. null without an index or vectors.
+create or replace function imgsearch.recall(
+    model text default 'default', k integer default 10, sample integer default 100, ef_search integer default null
+) returns double precision
+language plpgsql volatile parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(recall.model);
+begin
+    return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._drawn(m, recall.sample),
+                                                         array[coalesce(recall.ef_search, m.ef_search)]) r);
+end $$;
+
+-- Stored contents of a model, drawn at random.
+create or replace function imgsearch._drawn(m imgsearch.model, sample integer) returns bigint[]
+language plpgsql volatile as $$
+declare
+    stored double precision;
+    result bigint[];
+begin
+    if coalesce(sample, 0) not between 1 and 10000 then
+        raise exception 'sample must be 1 to 10000, not %', coalesce(sample::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of queries, for example sample => 100';
+    end if;
+    select greatest(c.reltuples, 1) into stored from pg_class c where c.oid = m.embeddings;
+    -- twice as many as wanted, by blocks and rows, so that a large table is not read whole
+    execute format('select array_agg(d.content_id) from (
+                        select e.content_id from %s e tablesample bernoulli (%s) order by random() limit %s) d',
+                   m.embeddings, least(100, 200 * sample / stored)::numeric, sample) into result;
+    if coalesce(cardinality(result), 0) < sample then
+        execute format('select array_agg(d.content_id) from (
+                            select e.content_id from %s e order by random() limit %s) d', m.embeddings, sample) into result;
+    end if;
+    return result;
+end $$;
+
+-- For each ef_search, and each of the contents as a query: the recall of the index, and the milliseconds it took.
+create or replace function imgsearch._recalls(m imgsearch.model, k integer, contents bigint[], efs integer[])
+returns table (ef_search integer, recall double precision, milliseconds double precision)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    distance text := case m.storage
+        when 'bit' then format('e.embedding OPERATOR(@vector@.<~>) $1::bit(%s)', m.dim)
+        else format('e.embedding OPERATOR(@vector@.<=>) $1::@vector@.%s', m.storage) end;
+    margin double precision := case m.storage when 'bit' then 0 else 1e-3 end;
+    query text;
+    true_count bigint;
+    true_distance double precision;
+    queries text[] := '{}';
+    true_counts bigint[] := '{}';
+    true_distances double precision[] := '{}';
+    found double precision[];
+    old_ef text;
+    old_scan text;
+    started timestamptz;
+begin
+    if m.index_method = 'none' then return; end if;
+    if coalesce(_recalls.k, 0) not between 1 and 999 then
+        raise exception 'k must be 1 to 999 here, not %', coalesce(_recalls.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of neighbours, for example k => 10';
+    end if;
+    for number in 1 .. coalesce(cardinality(contents), 0) loop
+        execute format('select e.embedding::text from %s e where e.content_id = $1', m.embeddings)
+            into query using contents[number];
+        execute format('select count(*), max(n.distance) from (
+                            select (%s) + 0 as distance from %s e where e.content_id <> $2 order by 1 limit $3) n',
+                       distance, m.embeddings) into true_count, true_distance using query, contents[number], _recalls.k;
+        queries := queries || query;
+        true_counts := true_counts || true_count;
+        true_distances := true_distances || true_distance;
+    end loop;
+    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+    old_ef := current_setting('hnsw.ef_search');
+    old_scan := current_setting('hnsw.iterative_scan');
+    perform set_config('hnsw.iterative_scan', 'off', true);
+    foreach ef_search in array efs loop
+        perform set_config('hnsw.ef_search', greatest(ef_search, _recalls.k + 1)::text, true);
+        for number in 1 .. coalesce(cardinality(contents), 0) loop
+            continue when true_counts[number] = 0;
+            started := clock_timestamp();
+            execute format('select array_agg(n.distance) from (
+                                select e.content_id, %s as distance from %s e order by %s limit %s) n
+                            where n.content_id <> $2', distance, m.embeddings, distance, _recalls.k + 1)
+                into found using queries[number], contents[number];
+            milliseconds := 1000 * extract(epoch from clock_timestamp() - started);
+            recall := least((select count(*) from unnest(found) d where d <= true_distances[number] + margin),
+                            true_counts[number])::double precision / true_counts[number];
+            return next;
+        end loop;
+    end loop;
+    perform set_config('hnsw.ef_search', old_ef, true), set_config('hnsw.iterative_scan', old_scan, true);
+end $$;

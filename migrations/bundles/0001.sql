@@ -213,14 +213,45 @@ end $$;
 
 -- Search: images like an image, or like a vector the application brings.
 
--- The condition that restricts images, over alias i, with $1 .. $3 for filter, collection_id and among.
-create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[]) returns text
-language sql immutable parallel safe
-return concat_ws(' and ',
-    'true',
-    case when filter is not null then 'i.metadata @> $1' end,
-    case when collection is not null then 'i.collection_id = $2' end,
-    case when among is not null then 'i.image_id = any($3)' end);
+-- The condition that restricts images, over alias i, with $1 .. $4 for filter, collection_id, among and a metadata key.
+-- Raises PI008 for a filter that is no object, as that would match nothing.
+create or replace function imgsearch._condition(filter jsonb, collection integer, among bigint[], key text default null)
+returns text
+language plpgsql immutable parallel safe as $$
+begin
+    if jsonb_typeof(filter) <> 'object' then
+        raise exception 'the filter is no object: %', left(filter::text, 100) using errcode = 'PI008',
+            hint = 'give the metadata to hold, for example filter => ''{"colour": "red"}''';
+    end if;
+    return concat_ws(' and ',
+        'true',
+        case when filter is not null then 'i.metadata @> $1' end,
+        case when collection is not null then 'i.collection_id = $2' end,
+        case when among is not null then 'i.image_id = any($3)' end,
+        case when key is not null then 'i.metadata ? $4' end);
+end $$;
+
+-- The share of images that match a condition, from a hundred that are drawn alike each time; null where that says
+-- nothing: few images, ids with large gaps, or row-level security.
+create or replace function imgsearch._share(
+    condition text, filter jsonb, collection integer, among bigint[], key text
+) returns double precision
+language plpgsql stable parallel safe as $$
+declare
+    low bigint;
+    high bigint;
+    drawn bigint[];
+    existing integer;
+    matching integer;
+begin
+    if row_security_active('imgsearch.image') then return null; end if;
+    select min(i.image_id), max(i.image_id) into low, high from imgsearch.image i;
+    drawn := array(select low + (hashint8extended(n, 0) & 9223372036854775807) % (high - low + 1)
+                   from generate_series(1, 100) n);
+    execute format('select count(*), count(*) filter (where %s) from imgsearch.image i where i.image_id = any($5)',
+                   condition) into existing, matching using filter, collection, among, key, drawn;
+    return case when existing >= 50 then matching::double precision / existing end;
+end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
 create or replace function imgsearch._collection_id(name text) returns integer
@@ -239,30 +270,36 @@ end $$;
 
 -- The engine of every search: the k images nearest to one operand, complete under any restriction.
 -- The operand is a vector or bits. Contents come from the index, from an iterative scan of it, or from all rows that
--- match; the images that show them are looked up alike.
+-- match; the images that show them are looked up alike. self is left out; key is one that the metadata must have.
 create or replace function imgsearch._search(
     m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, self bigint,
     k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
-    after bigint, collapse boolean, ef_search integer
+    after bigint, collapse boolean, ef_search integer, key text default null
 ) returns setof imgsearch.match
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
     only_collection integer := imgsearch._collection_id(_search.collection);
-    condition text := imgsearch._condition(_search.filter, only_collection, _search.among);
+    condition text := imgsearch._condition(_search.filter, only_collection, _search.among, _search.key);
     restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
-    wanted bigint := _search.k::bigint + (_search.self is not null)::integer;
+    wanted bigint := _search.k::bigint + (_search.self is not null)::integer + (_search.after is not null)::integer;
     ef bigint := greatest(coalesce(_search.ef_search, m.ef_search), wanted);
     exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
     -- to length one, as the range of halfvec is small
     query_halfvec @vector@.halfvec :=
         case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
     distance text := case m.storage
-        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $4'
-        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $5'
-        else format('e.embedding OPERATOR(@vector@.<~>) $6::bit(%s)', m.dim) end;
+        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $5'
+        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $6'
+        else format('e.embedding OPERATOR(@vector@.<~>) $7::bit(%s)', m.dim) end;
     plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
-                      when restricted then 'iterative' else 'index' end;
+                      when restricted or _search.after is not null then 'iterative' else 'index' end;
+    after_content bigint;
+    after_distance double precision;
+    beyond text := '';
+    share double precision;
+    most_scanned bigint;
+    scanned bigint;
     near text;
     near_contents bigint[];
     near_distances double precision[];
@@ -271,54 +308,82 @@ declare
     old_scan text;
     result imgsearch.match[];
 begin
-    if _search.k is null or _search.k < 1 then
-        raise exception 'k must be at least 1, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
-            hint = 'give the number of images wanted, for example k => 10';
+    if coalesce(_search.k, 0) not between 1 and 10000 then
+        raise exception 'k must be 1 to 10000, not %', coalesce(_search.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of images wanted, for example k => 10; after => goes on from there';
+    end if;
+    if coalesce(_search.ef_search, 1) < 1 then
+        raise exception 'ef_search must be at least 1, not %', _search.ef_search using errcode = 'PI008',
+            hint = 'leave it out for the value that the model has';
     end if;
     if query_vector is not null and @vector@.vector_norm(query_vector) = 0 then
         raise exception 'a zero vector is like nothing' using errcode = 'PI002',
             hint = 'bring the vector of a picture or a text';
     end if;
     if _search.after is not null then
-        raise exception 'after is reserved for pages that are not built yet' using errcode = '0A000',
-            hint = 'ask for a larger k';
+        after_content := imgsearch._content_of(_search.after);
+        execute format('select %s from %s e where e.content_id = $8', distance, m.embeddings) into after_distance
+            using _search.filter, only_collection, _search.among, _search.key,
+                  query_halfvec, query_vector, query_bits, after_content;
+        if after_distance is null then
+            perform imgsearch._raise_not_embedded(_search.after, m.name);
+        end if;
+        beyond := format(' and (%s, e.content_id) >= ($8, $9)', distance);
     end if;
-    if plan = 'iterative' then
-        execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
-            into candidates using _search.filter, only_collection, _search.among;
-        if candidates <= 10000 then plan := 'exact'; end if;
+
+    -- few matches are all read; of many, the index finds the nearest sooner
+    if plan = 'iterative' and restricted then
+        if cardinality(_search.among) <= 10000 then
+            plan := 'exact';
+        else
+            share := imgsearch._share(condition, _search.filter, only_collection, _search.among, _search.key);
+            if coalesce(share, 0) < 0.05 then
+                execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
+                    into candidates using _search.filter, only_collection, _search.among, _search.key;
+                if candidates <= 10000 then plan := 'exact'; end if;
+            end if;
+        end if;
     end if;
+    if plan <> 'exact' then
+        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+        most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
+        -- ten times what it takes where matches lie anywhere; where they lie far away, reading them all is sooner
+        scanned := case when share >= 0.05 and _search.after is null
+                        then least(most_scanned, ceil(40 * wanted / share)::bigint) else most_scanned end;
+    end if;
+
     loop
         if plan = 'exact' then
             -- adding zero keeps the order from the index, which is approximate
             near := format(
                 'select e.content_id, %s as distance from %s e
-                 where e.content_id in (select i.content_id from imgsearch.image i where %s)
+                 where e.content_id in (select i.content_id from imgsearch.image i where %s)%s
                  order by (%s) + 0, e.content_id limit %s',
-                distance, m.embeddings, condition, distance, wanted);
+                distance, m.embeddings, condition, beyond, distance, wanted);
         elsif plan = 'iterative' then
             -- limit 1 in the lateral holds the scan of the index outside and the test of the image inside
             near := format(
                 'select e.content_id, %s as distance from %s e cross join lateral (
                      select from imgsearch.image i where i.content_id = e.content_id and %s limit 1) v
-                 order by %s limit %s', distance, m.embeddings, condition, distance, 4 * wanted);
+                 where true%s order by %s limit %s', distance, m.embeddings, condition, beyond, distance, 4 * wanted);
         else
             near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
                            distance, m.embeddings, distance, wanted);
         end if;
         if plan <> 'exact' then
-            perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
             old_ef := current_setting('hnsw.ef_search');
             old_scan := current_setting('hnsw.iterative_scan');
             perform set_config('hnsw.ef_search', ef::text, true),
+                    set_config('hnsw.max_scan_tuples', scanned::text, true),
                     set_config('hnsw.iterative_scan', case plan when 'index' then 'off' else 'relaxed_order' end, true);
         end if;
         execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
             into near_contents, near_distances
-            using _search.filter, only_collection, _search.among,
-                  query_halfvec, query_vector, query_bits;
+            using _search.filter, only_collection, _search.among, _search.key,
+                  query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
             perform set_config('hnsw.ef_search', old_ef, true),
+                    set_config('hnsw.max_scan_tuples', most_scanned::text, true),
                     set_config('hnsw.iterative_scan', old_scan, true);
         end if;
         -- not dynamic, so that its plan is kept
@@ -335,6 +400,10 @@ begin
                       and (_search.filter is null or i.metadata @> _search.filter)
                       and (only_collection is null or i.collection_id = only_collection)
                       and (_search.among is null or i.image_id = any(_search.among))
+                      and (_search.key is null or i.metadata ? _search.key)
+                      and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
+                          after_distance, after_content,
+                          case when _search.collapse then 9223372036854775807 else _search.after end))
                   order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
               join imgsearch.collection c on c.collection_id = i.collection_id
               order by n.distance, n.content_id, i.image_id limit _search.k) r;
@@ -345,13 +414,16 @@ begin
         end if;
         execute format('select count(*) from (select from imgsearch.image i join %s e on e.content_id = i.content_id
                                               where %s limit %s) c', m.embeddings, condition, exact_limit + 1)
-            into candidates using _search.filter, only_collection, _search.among;
-        if candidates > exact_limit then
+            into candidates using _search.filter, only_collection, _search.among, _search.key;
+        if candidates <= exact_limit then
+            plan := 'exact';
+        elsif scanned < most_scanned then
+            scanned := most_scanned;
+        else
             raise exception 'the index gave % of % images, and more than % images match',
                 coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
                 hint = 'raise the setting: set imgsearch.exact_limit = 1000000; or ask for fewer images';
         end if;
-        plan := 'exact';
     end loop;
     return query select * from unnest(result) r
         where _search.min_similarity is null or r.similarity >= _search.min_similarity;
@@ -420,6 +492,24 @@ begin
     return query select * from imgsearch._search(m, null, embedding, null, k,
         filter, collection, among, min_similarity,
         exact, after, collapse, ef_search);
+end $$;
+
+-- Images like a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
+create or replace function imgsearch.similar_to_image(
+    bytes bytea, crop integer[] default null, k integer default 10, model text default 'default',
+    filter jsonb default null, collection text default null, among bigint[] default null,
+    min_similarity double precision default null, exact boolean default false, after bigint default null,
+    collapse boolean default false, ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    answer text := imgsearch._picture_answer(bytes, crop, m);
+begin
+    return query select * from imgsearch._search(
+        m, case when m.storage <> 'bit' then answer::@vector@.vector end,
+        case m.storage when 'bit' then answer::bit varying end, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
 end $$;
 
 -- The embedder: a program ("pgimgsearch serve") that holds the models. It is asked through dblink for the vectors of
@@ -714,7 +804,150 @@ create or replace function imgsearch.search_text(
 language plpgsql stable parallel unsafe as $$
 begin
     return query select * from imgsearch._search(imgsearch._resolve_model(model),
-        imgsearch.text_vector(query, model, template), null, null, k, filter, collection, among, min_similarity, exact, after, collapse, ef_search);
+        imgsearch.text_vector(query, model, template), null, null, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Images like one image and like a text at once: "like this, but in blue". The image itself is never an answer.
+create or replace function imgsearch.search_mixed(
+    image_id bigint, query text, text_weight double precision default 0.5, k integer default 10,
+    model text default 'text', filter jsonb default null, collection text default null, among bigint[] default null,
+    min_similarity double precision default null, exact boolean default false, after bigint default null,
+    collapse boolean default false, ef_search integer default null, template text default '{}'
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    mixed @vector@.vector;
+begin
+    if text_weight is null or text_weight not between 0 and 1 then
+        raise exception 'text_weight must be between 0 and 1, not %', coalesce(text_weight::text, 'null')
+            using errcode = 'PI008', hint = '0 is the image alone, 1 the text alone';
+    end if;
+    mixed := imgsearch._mean(
+        array[@vector@.l2_normalize(imgsearch._stored_vector(image_id, m)),
+              @vector@.l2_normalize(imgsearch.text_vector(query, model, template))],
+        array[1 - text_weight, text_weight]);
+    return query select * from imgsearch._search(m, mixed, null, image_id, k, filter, collection,
+        among, min_similarity, exact, after, collapse, ef_search);
+end $$;
+
+-- Several questions at once: vectors and words, several models, several pictures of one thing.
+
+-- The weighted mean of vectors; every weight is 1 where none are given.
+create or replace function imgsearch._mean(vectors @vector@.vector[], weights double precision[] default null)
+returns @vector@.vector
+language sql immutable parallel safe
+return (select array_agg(mean order by number)::real[]::@vector@.vector
+        from (select x.number, sum(x.value * coalesce(weights[v.number], 1)) / sum(coalesce(weights[v.number], 1)) as mean
+              from unnest(vectors) with ordinality as v (vector, number)
+              cross join lateral unnest(v.vector::real[]) with ordinality as x (value, number)
+              group by x.number) m);
+
+-- Images by id with the score that each has, as matches, best first.
+create or replace function imgsearch._matches(ids bigint[], scores double precision[], k integer)
+returns setof imgsearch.match
+language sql stable as $$
+    select i.image_id, s.score, c.name, i.path, i.external_id, i.group_key, i.caption, i.metadata
+    from unnest(ids, scores) as s (id, score)
+    join imgsearch.image i on i.image_id = s.id
+    join imgsearch.collection c on c.collection_id = i.collection_id
+    order by s.score desc, i.image_id limit k
+$$;
+
+-- Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, with their constant of 60): the k best of ranked images.
+-- A score of 1 is the first place in every list. Raises PI008 for weights that do not fit.
+create or replace function imgsearch._fuse(
+    ids bigint[], lists integer[], ranks bigint[], weights double precision[], k integer
+) returns setof imgsearch.match
+language plpgsql stable as $$
+declare
+    found bigint[];
+    scores double precision[];
+begin
+    select array_agg(f.id), array_agg(f.score) into found, scores
+    from (select r.id, sum(weights[r.list] * 61 / (60 + r.rank)) / (select sum(w) from unnest(weights) w) as score
+          from unnest(ids, lists, ranks) as r (id, list, rank)
+          group by r.id order by 2 desc, 1 limit k) f;
+    return query select * from imgsearch._matches(found, scores, k);
+end $$;
+
+-- How deep the lists go that are fused for k answers.
+create or replace function imgsearch._depth(k integer) returns integer
+language plpgsql immutable parallel safe as $$
+begin
+    if coalesce(k, 0) not between 1 and 1000 then
+        raise exception 'k must be 1 to 1000 here, not %', coalesce(k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of answers wanted, for example k => 10';
+    end if;
+    return least(greatest(4 * k, 100), 1000);
+end $$;
+
+-- Vectors and words fused: images that look like the text, and images whose caption or path have its words (as
+-- websearch_to_tsquery reads them: all words, "phrases", or, -not). similarity is the fused score, 1 at most.
+create or replace function imgsearch.search_hybrid(
+    query text, k integer default 10, model text default 'text', filter jsonb default null,
+    collection text default null, among bigint[] default null, exact boolean default false,
+    ef_search integer default null, template text default '{}', text_weight double precision default 0.5
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    depth integer := imgsearch._depth(k);
+    collection_id integer := imgsearch._collection_id(collection);
+    ids bigint[];
+    words bigint[];
+begin
+    if text_weight is null or text_weight not between 0 and 1 then
+        raise exception 'text_weight must be between 0 and 1, not %', coalesce(text_weight::text, 'null')
+            using errcode = 'PI008', hint = '0 is the vectors alone, 1 the words alone';
+    end if;
+    ids := array(select s.image_id from imgsearch.search_text(query, depth, model, filter, collection, among, null,
+                                                            exact, null, false, ef_search, template) s);
+    execute format(
+        'select array_agg(w.image_id) from (
+             select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
+             where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
+        imgsearch._condition(filter, collection_id, among), depth)
+        into words using filter, collection_id, among, null::text, query;
+    return query select * from imgsearch._fuse(
+        ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[coalesce(cardinality(words), 0)]),
+        array(select n from generate_series(1, cardinality(ids)) n)
+            || array(select n from generate_series(1, coalesce(cardinality(words), 0)) n),
+        array[1 - text_weight, text_weight], k);
+end $$;
+
+-- Images like this one to several models, whose answers are fused; similarity is the fused score, 1 at most.
+create or replace function imgsearch.similar_fused(
+    image_id bigint, models text[], weights double precision[] default null, k integer default 10,
+    filter jsonb default null, collection text default null, among bigint[] default null,
+    exact boolean default false, ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    depth integer := imgsearch._depth(k);
+    ids bigint[] := '{}';
+    lists integer[] := '{}';
+    ranks bigint[] := '{}';
+    answers bigint[];
+begin
+    if coalesce(cardinality(models), 0) = 0 or array_position(models, null) is not null then
+        raise exception 'no models are given' using errcode = 'PI008',
+            hint = 'for example models => array[''dinov3'', ''palette'']';
+    end if;
+    weights := coalesce(weights, array_fill(1.0::double precision, array[cardinality(models)]));
+    if cardinality(weights) <> cardinality(models)
+        or not (select bool_and(coalesce(w, -1) between 0 and 1e6) and sum(w) > 0 from unnest(weights) w) then
+        raise exception 'the weights % do not fit % models', weights, cardinality(models) using errcode = 'PI008',
+            hint = 'give one for each model, none below zero and one above';
+    end if;
+    for place in 1 .. cardinality(models) loop
+        answers := array(select s.image_id from imgsearch.similar(image_id, depth, models[place], filter, collection,
+                                                                among, null, exact, null, false, ef_search) s);
+        ids := ids || answers;
+        lists := lists || array_fill(place, array[cardinality(answers)]);
+        ranks := ranks || array(select n from generate_series(1, cardinality(answers)) n);
+    end loop;
+    return query select * from imgsearch._fuse(ids, lists, ranks, weights, k);
 end $$;
 
 -- Duplicates: identical (same bytes or same pixels) and near (above the model's threshold), by exact search.
@@ -886,6 +1119,195 @@ begin
         order by 1, m.keeper desc, m.similarity desc, m.image_id;
 end $$;
 
+-- Groups: products instead of pictures. Images of one group_key are one thing; an image without one stands for itself.
+
+-- The groups nearest to one or several vectors, each shown by its nearest image. similarity is that of this image to the
+-- nearest of the vectors (best), or the mean over the group's images of that to the vectors' mean (mean), which is never
+-- more than its best. The own group, or image, is left out. Candidates come from the index while what it did not give
+-- cannot be nearer, else all images are read.
+create or replace function imgsearch._similar_groups(
+    m imgsearch.model, queries @vector@.vector[], own_group text, own_image bigint, k integer, aggregate text,
+    filter jsonb, collection text, among bigint[], exact boolean, ef_search integer
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    depth integer := imgsearch._depth(k);
+    collection_id integer := imgsearch._collection_id(collection);
+    compared @vector@.vector[] := case aggregate when 'mean' then array[imgsearch._mean(queries)] else queries end;
+    score text := format('1 - (e.embedding OPERATOR(@vector@.<=>) %s::@vector@.%s)',
+                         case aggregate when 'mean' then '($5)[1]' else 'q.vector' end, m.storage);
+    found imgsearch.match[];
+    answers imgsearch.match[];
+    unseen double precision;  -- no image that was not found is nearer than this
+    complete boolean;
+    narrowed text := '';
+    images bigint[];
+    similarities double precision[];
+begin
+    if aggregate is null or aggregate not in ('best', 'mean') then
+        raise exception 'unknown aggregate: %', coalesce(aggregate, 'null') using errcode = 'PI008',
+            hint = 'best (the nearest image of each group) or mean (over all its images)';
+    end if;
+    loop
+        if not exact then
+            found := '{}';
+            unseen := -1;
+            complete := true;
+            for place in 1 .. cardinality(compared) loop
+                answers := array(select s from imgsearch._search(m, compared[place], null, null, depth, filter, collection,
+                                                               among, null, false, null, false, ef_search) s);
+                found := found || answers;
+                if cardinality(answers) = depth then
+                    complete := false;
+                    unseen := greatest(unseen, answers[depth].similarity);
+                end if;
+            end loop;
+            narrowed := ' and (i.group_key = any($6) or i.group_key is null and i.image_id = any($7))';
+        end if;
+        execute format(
+            case aggregate when 'best' then
+                'select array_agg(g.image_id), array_agg(g.similarity) from (
+                     select i.image_id, x.similarity,
+                            row_number() over (partition by i.group_key, case when i.group_key is null then i.image_id end
+                                               order by x.similarity desc, i.image_id) as place
+                     from imgsearch.image i join %s e on e.content_id = i.content_id
+                     cross join lateral (select max(least(%s, 1)) as similarity from unnest($5) as q (vector)) x
+                     where %s and %s%s order by place, 2 desc, 1 limit %s) g where g.place = 1'
+            else
+                'select array_agg(g.image_id), array_agg(g.similarity) from (
+                     select (array_agg(i.image_id order by %2$s desc, i.image_id))[1] as image_id,
+                            avg(least(%2$s, 1)) as similarity
+                     from imgsearch.image i join %1$s e on e.content_id = i.content_id
+                     where %3$s and %4$s%5$s
+                     group by i.group_key, case when i.group_key is null then i.image_id end
+                     order by 2 desc, 1 limit %6$s) g'
+            end, m.embeddings, score, imgsearch._condition(filter, collection_id, among),
+            case when own_group is not null then 'i.group_key is distinct from $8' else 'i.image_id is distinct from $9' end,
+            narrowed, k)
+            into images, similarities
+            using filter, collection_id, among, null::text, compared,
+                  array(select f.group_key from unnest(found) f where f.group_key is not null),
+                  array(select f.image_id from unnest(found) f where f.group_key is null), own_group, own_image;
+        exit when exact or complete
+            or coalesce(cardinality(images), 0) = k and similarities[k] >= unseen;
+        exact := depth = 1000;
+        depth := 1000;
+        narrowed := '';
+    end loop;
+    return query select * from imgsearch._matches(images, similarities, k);
+end $$;
+
+-- Groups like an image, whose own group is left out. One row a group: its nearest image.
+create or replace function imgsearch.similar_groups(
+    image_id bigint, k integer default 10, model text default 'default', aggregate text default 'best',
+    filter jsonb default null, collection text default null, among bigint[] default null,
+    exact boolean default false, ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    query @vector@.vector := imgsearch._stored_vector(image_id, m);
+    own_group text;
+begin
+    select i.group_key into own_group from imgsearch.image i where i.image_id = similar_groups.image_id;
+    return query select * from imgsearch._similar_groups(m, array[query], own_group, image_id, k, aggregate,
+        filter, collection, among, exact, ef_search);
+end $$;
+
+-- Groups like a group, by all its images (a hundred at most). One row a group: its nearest image.
+create or replace function imgsearch.similar_groups(
+    group_key text, k integer default 10, model text default 'default', aggregate text default 'best',
+    filter jsonb default null, collection text default null, among bigint[] default null,
+    exact boolean default false, ef_search integer default null
+) returns setof imgsearch.match
+language plpgsql stable parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(model);
+    images bigint[];
+    queries @vector@.vector[];
+begin
+    images := array(select min(i.image_id) from imgsearch.image i where i.group_key = similar_groups.group_key
+                    group by i.content_id order by 1 limit 100);
+    if cardinality(images) = 0 then
+        raise exception 'no image with group_key %', coalesce(similar_groups.group_key, 'null') using errcode = 'PI004',
+            hint = 'ingest --group-by and the column group set it; see imgsearch.image';
+    end if;
+    if m.storage = 'bit' then
+        perform imgsearch._stored_vector(images[1], m);  -- says what fits
+    end if;
+    execute format('select array_agg(e.embedding::@vector@.vector order by i.image_id)
+                    from imgsearch.image i join %s e on e.content_id = i.content_id where i.image_id = any($1)',
+                   m.embeddings) into queries using images;
+    if queries is null then
+        perform imgsearch._raise_not_embedded(images[1], m.name);
+    end if;
+    return query select * from imgsearch._similar_groups(m, queries, similar_groups.group_key, null, k, aggregate,
+        filter, collection, among, exact, ef_search);
+end $$;
+
+-- Labels: by words (zero-shot), or by what the nearest images are labelled.
+
+-- How well labels in a template fit an image, with the model's own temperature: a softmax over the labels (CLIP), or
+-- for each label by itself (SigLIP, which has a bias). Raises PI007 for a model that was not trained for either.
+create or replace function imgsearch.classify(
+    image_id bigint, labels text[], model text default 'text', template text default '{}'
+) returns table (label text, probability double precision, similarity double precision)
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    m imgsearch.model := imgsearch._resolve_model(classify.model);
+    query @vector@.vector := @vector@.l2_normalize(imgsearch._stored_vector(classify.image_id, m));
+    vectors @vector@.vector[];
+begin
+    if coalesce(cardinality(classify.labels), 0) = 0 then
+        raise exception 'no labels are given' using errcode = 'PI008',
+            hint = 'for example labels => array[''a dog'', ''a cat'']';
+    end if;
+    if m.logit_scale is null and m.has_text then
+        raise exception 'model % has no temperature, so no probabilities', m.name using errcode = 'PI007',
+            hint = 'use a model like clip-vit-b-32 or siglip2-b-16-224; or compare imgsearch.text_vector() yourself';
+    end if;
+    vectors := imgsearch._text_vectors(classify.labels, m, classify.template);
+    return query
+        with compared as (
+            select l.label, l.number, 1 - (v.vector OPERATOR(@vector@.<=>) query) as similarity
+            from unnest(classify.labels, vectors) with ordinality as l (label, vector, number)
+            cross join lateral (select l.vector) v),
+        scaled as (
+            select c.*, m.logit_scale * c.similarity + coalesce(m.logit_bias, 0) as logit from compared c),
+        weighed as (
+            -- less the largest, so that exp stays finite
+            select s.*, exp(s.logit - max(s.logit) over ()) as weight from scaled s)
+        select w.label, case when m.logit_bias is null then w.weight / sum(w.weight) over ()
+                             else 1 / (1 + exp(least(-w.logit, 700))) end, w.similarity
+        from weighed w order by 2 desc, w.number;
+end $$;
+
+-- What the nearest images say under a metadata key: each votes with its similarity, only images that have the key.
+create or replace function imgsearch.predict_label(
+    image_id bigint, key text, k integer default 10, model text default 'default', filter jsonb default null,
+    collection text default null, among bigint[] default null, exact boolean default false
+) returns table (label text, score double precision, votes bigint)
+language plpgsql stable parallel unsafe as $$
+#variable_conflict use_column
+declare
+    m imgsearch.model := imgsearch._resolve_model(predict_label.model);
+begin
+    if coalesce(predict_label.key, '') = '' then
+        raise exception 'no metadata key is given' using errcode = 'PI008', hint = 'for example key => ''category''';
+    end if;
+    return query
+        select v.label, sum(v.weight) / nullif(sum(sum(v.weight)) over (), 0), count(*)
+        from (select s.metadata ->> predict_label.key as label, greatest(s.similarity, 0) as weight
+              from imgsearch._search(
+                  m, case when m.storage <> 'bit' then imgsearch._stored_vector(predict_label.image_id, m) end,
+                  case m.storage when 'bit' then imgsearch._stored_bits(predict_label.image_id, m) end,
+                  predict_label.image_id, predict_label.k, predict_label.filter, predict_label.collection,
+                  predict_label.among, null, predict_label.exact, null, false, null, predict_label.key) s) v
+        where v.label is not null
+        group by v.label order by 2 desc, 3 desc, 1;
+end $$;
+
 -- Operations: what is embedded, what is missing, and who may use it.
 
 -- What each model covers. Without exact, large counts come from the planner's statistics.
@@ -957,4 +1379,98 @@ begin
             execute format('grant insert, update, delete on %s to %I', writable, role_name);
         end loop;
     end if;
+end $$;
+
+-- The share of the k true neighbours that a model's index finds, for stored vectors drawn at random. Counted by
+-- distance, so that ties and copies do not depress it. null without an index or vectors.
+create or replace function imgsearch.recall(
+    model text default 'default', k integer default 10, sample integer default 100, ef_search integer default null
+) returns double precision
+language plpgsql volatile parallel unsafe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(recall.model);
+begin
+    return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._drawn(m, recall.sample),
+                                                         array[coalesce(recall.ef_search, m.ef_search)]) r);
+end $$;
+
+-- Stored contents of a model, drawn at random.
+create or replace function imgsearch._drawn(m imgsearch.model, sample integer) returns bigint[]
+language plpgsql volatile as $$
+declare
+    stored double precision;
+    result bigint[];
+begin
+    if coalesce(sample, 0) not between 1 and 10000 then
+        raise exception 'sample must be 1 to 10000, not %', coalesce(sample::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of queries, for example sample => 100';
+    end if;
+    select greatest(c.reltuples, 1) into stored from pg_class c where c.oid = m.embeddings;
+    -- twice as many as wanted, by blocks and rows, so that a large table is not read whole
+    execute format('select array_agg(d.content_id) from (
+                        select e.content_id from %s e tablesample bernoulli (%s) order by random() limit %s) d',
+                   m.embeddings, least(100, 200 * sample / stored)::numeric, sample) into result;
+    if coalesce(cardinality(result), 0) < sample then
+        execute format('select array_agg(d.content_id) from (
+                            select e.content_id from %s e order by random() limit %s) d', m.embeddings, sample) into result;
+    end if;
+    return result;
+end $$;
+
+-- For each ef_search, and each of the contents as a query: the recall of the index, and the milliseconds it took.
+create or replace function imgsearch._recalls(m imgsearch.model, k integer, contents bigint[], efs integer[])
+returns table (ef_search integer, recall double precision, milliseconds double precision)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    distance text := case m.storage
+        when 'bit' then format('e.embedding OPERATOR(@vector@.<~>) $1::bit(%s)', m.dim)
+        else format('e.embedding OPERATOR(@vector@.<=>) $1::@vector@.%s', m.storage) end;
+    margin double precision := case m.storage when 'bit' then 0 else 1e-3 end;
+    query text;
+    true_count bigint;
+    true_distance double precision;
+    queries text[] := '{}';
+    true_counts bigint[] := '{}';
+    true_distances double precision[] := '{}';
+    found double precision[];
+    old_ef text;
+    old_scan text;
+    started timestamptz;
+begin
+    if m.index_method = 'none' then return; end if;
+    if coalesce(_recalls.k, 0) not between 1 and 999 then
+        raise exception 'k must be 1 to 999 here, not %', coalesce(_recalls.k::text, 'null') using errcode = 'PI008',
+            hint = 'give the number of neighbours, for example k => 10';
+    end if;
+    for number in 1 .. coalesce(cardinality(contents), 0) loop
+        execute format('select e.embedding::text from %s e where e.content_id = $1', m.embeddings)
+            into query using contents[number];
+        execute format('select count(*), max(n.distance) from (
+                            select (%s) + 0 as distance from %s e where e.content_id <> $2 order by 1 limit $3) n',
+                       distance, m.embeddings) into true_count, true_distance using query, contents[number], _recalls.k;
+        queries := queries || query;
+        true_counts := true_counts || true_count;
+        true_distances := true_distances || true_distance;
+    end loop;
+    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+    old_ef := current_setting('hnsw.ef_search');
+    old_scan := current_setting('hnsw.iterative_scan');
+    perform set_config('hnsw.iterative_scan', 'off', true);
+    foreach ef_search in array efs loop
+        perform set_config('hnsw.ef_search', greatest(ef_search, _recalls.k + 1)::text, true);
+        for number in 1 .. coalesce(cardinality(contents), 0) loop
+            continue when true_counts[number] = 0;
+            started := clock_timestamp();
+            execute format('select array_agg(n.distance) from (
+                                select e.content_id, %s as distance from %s e order by %s limit %s) n
+                            where n.content_id <> $2', distance, m.embeddings, distance, _recalls.k + 1)
+                into found using queries[number], contents[number];
+            milliseconds := 1000 * extract(epoch from clock_timestamp() - started);
+            recall := least((select count(*) from unnest(found) d where d <= true_distances[number] + margin),
+                            true_counts[number])::double precision / true_counts[number];
+            return next;
+        end loop;
+    end loop;
+    perform set_config('hnsw.ef_search', old_ef, true), set_config('hnsw.iterative_scan', old_scan, true);
 end $$;

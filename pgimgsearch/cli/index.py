@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pgimgsearch.cli.terminal import Group, terminal_of
+from pgimgsearch.cli.terminal import CountOption, Group, terminal_of
 from pgimgsearch.database import index, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
@@ -45,6 +45,24 @@ def drop(context: typer.Context, model: Name) -> None:
         stored = store.get_model(connection, model)
         index.drop(connection, stored)
     terminal.talk(f"dropped {index.index_name(stored)}")
+
+
+@app.command()
+def tune(
+    context: typer.Context,
+    model: Name,
+    recall: Annotated[float, typer.Option(min=0, max=1, help="The share of true neighbours to find.")] = 0.99,
+    count: CountOption = 10,
+    sample: Annotated[int, typer.Option(min=1, max=10000, help="How many stored vectors to ask with.")] = 200,
+) -> None:
+    """Find the least ef_search that reaches a recall, and store it with the model."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, model)
+        rows = index.tune(connection, stored, recall, count, sample)
+        chosen = store.get_model(connection, stored.name).ef_search
+    terminal.show([row | {"chosen": row["ef_search"] == chosen} for row in rows],
+                  ["ef_search", "recall", "milliseconds", "chosen"])  # fmt: skip
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """``search``, ``embed-text`` and ``duplicates``: questions from the shell; each prints what SQL would answer."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,9 @@ def search(
     min_similarity: Annotated[float | None, typer.Option(help="Leave out what is less similar.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
     template: TemplateOption = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A part of the picture: x,y,width,height in pixels of it, upright.")
+    ] = None,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
@@ -61,6 +65,9 @@ def search(
         raise UsageError(
             "give one of a picture, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
         )
+    part = _crop(crop)
+    if part is not None and image is None:
+        raise UsageError("--crop is for a picture", hint="for example: pgimgsearch search one.jpg --crop 0,0,200,200")
     limits = {"k": count, "filter": _json_filter(filter_json), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
@@ -75,7 +82,7 @@ def search(
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
             assert image is not None
-            rows = _ask_with_picture(connection, image, stored, limits, load)
+            rows = _ask_with_picture(connection, image, part, stored, limits, load)
     terminal.show(rows, MATCH_COLUMNS)
 
 
@@ -169,11 +176,11 @@ def _ask(
 
 
 def _ask_with_picture(
-    connection: Connection, path: Path, model: StoredModel, limits: dict[str, Any], load: Load
+    connection: Connection, path: Path, crop: list[int] | None, model: StoredModel, limits: dict[str, Any], load: Load
 ) -> list[dict[str, Any]]:
     from pgimgsearch.pipeline.query import embed_picture
 
-    vector = embed_picture(load(), path)
+    vector = embed_picture(load(), path, crop)
     return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
 
 
@@ -222,6 +229,14 @@ def _form(templates: list[str] | None) -> str:
         if "{}" not in template:
             raise UsageError(f'the template "{template}" has no place for the text', hint='write "a photo of a {}"')
     return "\n".join(templates) if templates else "{}"
+
+
+def _crop(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+,\d+,\d+,\d+", text) is None:
+        raise UsageError(f"--crop {text} is not x,y,width,height", hint="for example: --crop 10,20,300,200")
+    return [int(number) for number in text.split(",")]
 
 
 def _json_filter(text: str | None) -> Jsonb | None:

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pgimgsearch.database import index, store
-from pgimgsearch.database.connection import SAFE_PGVECTOR, Connection, check_database, pgvector_version
-from pgimgsearch.errors import SchemaError
+from pgimgsearch.database.connection import (
+    SAFE_PGVECTOR,
+    Connection,
+    check_database,
+    pgvector_version,
+    translated_errors,
+)
+from pgimgsearch.errors import PgImgSearchError, SchemaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ def examine(connection: Connection) -> list[Finding]:
         return [*findings, Finding("schema", "bad", str(error), error.hint or "")]
     findings.append(Finding("schema", "good", "fits this program"))
     findings.append(_pgvector(connection))
-    return [*findings, *_models(connection), *_indexes(connection), *_failures(connection)]
+    return [*findings, *_models(connection), *_indexes(connection), *_failures(connection), *_embedder(connection)]
 
 
 def _pgvector(connection: Connection) -> Finding:
@@ -75,3 +81,24 @@ def _failures(connection: Connection) -> Iterator[Finding]:
     if row and row[0]:
         yield Finding("failures", "warn", f"{row[0]} files failed", "select * from imgsearch.ingest_failure; "
                       "once they are mended: pgimgsearch ingest ... --retry-failed")  # fmt: skip
+
+
+def _embedder(connection: Connection) -> Iterator[Finding]:
+    """The way to the embedder, where one is connected."""
+    if connection.execute("select imgsearch._dblink()").fetchone() == (None,):
+        return
+    try:
+        with translated_errors():
+            rows = connection.execute(
+                "select model, device, problem from imgsearch.embedder_status() where serves or problem <> 'not served'"
+            ).fetchall()
+    except PgImgSearchError as error:
+        yield Finding("embedder", "bad", str(error), error.hint or "")
+        return
+    for model, device, problem in rows:
+        if problem:
+            yield Finding("embedder", "bad", f"{model}: {problem}", "start it again: pgimgsearch serve")
+        else:
+            yield Finding("embedder", "good", f"serves {model} on {device}")
+    if not rows:
+        yield Finding("embedder", "warn", "it serves none of the models here", "pgimgsearch serve --model NAME")

@@ -18,6 +18,7 @@ from pgimgsearch.errors import ModelError
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
 NEIGHBOURS, CANDIDATES = 16, 64  # pgvector's m and ef_construction
+EFFORTS = [20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
 MEGABYTE = 1 << 20
 REMOTE_MEMORY = 2048
 BUILDING = "_new"  # the end of an index's name while it is built
@@ -134,6 +135,36 @@ def status(connection: Connection) -> list[dict[str, Any]]:
         )
         .fetchall()
     )
+
+
+def tune(connection: Connection, model: StoredModel, wanted: float, k: int, sample: int) -> list[dict[str, Any]]:
+    """Measure recall@k over ``sample`` stored vectors for rising ef_search; store the first that reaches ``wanted``.
+
+    Returns a row for each: ef_search, recall, and the median milliseconds of a query. Raises ModelError where no
+    ef_search reaches it, or there is no index.
+    """
+    rows = (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "select r.ef_search, avg(r.recall) as recall, "
+            "percentile_cont(0.5) within group (order by r.milliseconds) as milliseconds "
+            "from imgsearch.model m, imgsearch._recalls(m, %s, imgsearch._drawn(m, %s), %s) r "
+            "where m.model_id = %s group by 1 order by 1",
+            [k, sample, EFFORTS, model.model_id],
+        )
+        .fetchall()
+    )
+    if not rows:
+        raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
+    reaching = [row["ef_search"] for row in rows if row["recall"] >= wanted]
+    if not reaching:
+        best = max(row["recall"] for row in rows)
+        raise ModelError(
+            f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
+            hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}",
+        )
+    connection.execute("update imgsearch.model set ef_search = %s where model_id = %s", [min(reaching), model.model_id])
+    return rows
 
 
 @contextmanager

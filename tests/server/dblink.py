@@ -7,7 +7,6 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-
 import pytest
 
 # Debian's 15 calls what 16 renamed

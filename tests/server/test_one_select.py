@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.models.backends.palette import COLOURS
-from tests.server.conftest import PASSWORD, Serving
+from tests.server.conftest import Serving
 
 
 @pytest.fixture
