@@ -124,8 +124,7 @@ declare
     true_counts bigint[] := '{}';
     true_distances double precision[] := '{}';
     found double precision[];
-    old_ef text;
-    old_scan text;
+    settings text[];
     started timestamptz;
 begin
     if m.index_method = 'none' then return; end if;
@@ -144,11 +143,9 @@ begin
         true_distances := true_distances || true_distance;
     end loop;
     perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-    old_ef := current_setting('hnsw.ef_search');
-    old_scan := current_setting('hnsw.iterative_scan');
-    perform set_config('hnsw.iterative_scan', 'off', true);
+    settings := imgsearch._set_scan('40', 'off', '20000', '1');
     foreach ef_search in array efs loop
-        perform set_config('hnsw.ef_search', greatest(ef_search, _recalls.k + 1)::text, true);
+        perform imgsearch._set_scan(greatest(ef_search, _recalls.k + 1)::text, 'off', '20000', '1');
         for number in 1 .. coalesce(cardinality(contents), 0) loop
             continue when true_counts[number] = 0;
             started := clock_timestamp();
@@ -162,5 +159,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform set_config('hnsw.ef_search', old_ef, true), set_config('hnsw.iterative_scan', old_scan, true);
+    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
 end $$;

@@ -231,26 +231,28 @@ begin
         case when key is not null then 'i.metadata ? $4' end);
 end $$;
 
--- The share of images that match a condition, from a hundred that are drawn alike each time; null where that says
--- nothing: few images, ids with large gaps, or row-level security.
-create or replace function imgsearch._share(
-    condition text, filter jsonb, collection integer, among bigint[], key text
-) returns double precision
+-- The share of images that match, from 64 ids that are drawn alike each time, where a gap counts as no match; and the
+-- number of ids. Null under row-level security, where finding the ends may read many rows.
+create or replace function imgsearch._share(filter jsonb, collection integer, among bigint[], key text)
+returns table (share double precision, ids bigint)
 language plpgsql stable parallel safe as $$
 declare
     low bigint;
     high bigint;
-    drawn bigint[];
-    existing integer;
-    matching integer;
 begin
-    if row_security_active('imgsearch.image') then return null; end if;
+    if row_security_active('imgsearch.image') then return; end if;
     select min(i.image_id), max(i.image_id) into low, high from imgsearch.image i;
-    drawn := array(select low + (hashint8extended(n, 0) & 9223372036854775807) % (high - low + 1)
-                   from generate_series(1, 100) n);
-    execute format('select count(*), count(*) filter (where %s) from imgsearch.image i where i.image_id = any($5)',
-                   condition) into existing, matching using filter, collection, among, key, drawn;
-    return case when existing >= 50 then matching::double precision / existing end;
+    ids := high - low + 1;
+    -- not dynamic, so that its plan is kept
+    select count(*) / 64.0 into share
+    from imgsearch.image i
+    where i.image_id = any(array(select low + (hashint8extended(n, 0) & 9223372036854775807) % ids
+                                 from generate_series(1, 64) n))
+        and (_share.filter is null or i.metadata @> _share.filter)
+        and (_share.collection is null or i.collection_id = _share.collection)
+        and (_share.among is null or i.image_id = any(_share.among))
+        and (_share.key is null or i.metadata ? _share.key);
+    return next;
 end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
@@ -266,6 +268,21 @@ begin
             errcode = 'PI005', hint = 'see imgsearch.collection for the names';
     end if;
     return result;
+end $$;
+
+-- Set how an index is scanned, until the transaction ends or it is set back. Returns what was set before.
+create or replace function imgsearch._set_scan(
+    ef_search text, iterative_scan text, max_scan_tuples text, scan_mem_multiplier text
+) returns text[]
+language plpgsql volatile parallel unsafe as $$
+declare
+    before text[] := array[current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan'),
+                           current_setting('hnsw.max_scan_tuples'), current_setting('hnsw.scan_mem_multiplier')];
+begin
+    perform set_config('hnsw.ef_search', ef_search, true), set_config('hnsw.iterative_scan', iterative_scan, true),
+            set_config('hnsw.max_scan_tuples', max_scan_tuples, true),
+            set_config('hnsw.scan_mem_multiplier', scan_mem_multiplier, true);
+    return before;
 end $$;
 
 -- The engine of every search: the k images nearest to one operand, complete under any restriction.
@@ -298,14 +315,16 @@ declare
     after_distance double precision;
     beyond text := '';
     share double precision;
+    ids bigint;
     most_scanned bigint;
-    scanned bigint;
+    scanned bigint;  -- how many of the nearest contents an iterative scan looks at
+    enough bigint := 4 * wanted;  -- matches after which it ends: more than wanted, as its order is approximate
+    saturated boolean;
     near text;
     near_contents bigint[];
     near_distances double precision[];
     candidates bigint;
-    old_ef text;
-    old_scan text;
+    settings text[];
     result imgsearch.match[];
 begin
     if coalesce(_search.k, 0) not between 1 and 10000 then
@@ -331,13 +350,16 @@ begin
         beyond := format(' and (%s, e.content_id) >= ($8, $9)', distance);
     end if;
 
-    -- few matches are all read; of many, the index finds the nearest sooner
+    -- Reading all matches takes longer the more they are, a scan of the index the rarer they are.
     if plan = 'iterative' and restricted then
         if cardinality(_search.among) <= 10000 then
             plan := 'exact';
         else
-            share := imgsearch._share(condition, _search.filter, only_collection, _search.among, _search.key);
-            if coalesce(share, 0) < 0.05 then
+            select x.share, x.ids into share, ids
+            from imgsearch._share(_search.filter, only_collection, _search.among, _search.key) x;
+            if share >= 0.05 then
+                if share * share * ids < 1500 and share * ids <= exact_limit then plan := 'exact'; end if;
+            else
                 execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
                     into candidates using _search.filter, only_collection, _search.among, _search.key;
                 if candidates <= 10000 then plan := 'exact'; end if;
@@ -347,9 +369,13 @@ begin
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
         most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
-        -- ten times what it takes where matches lie anywhere; where they lie far away, reading them all is sooner
+        -- twice what it takes where matches lie anywhere: where they lie far away the graph leads astray
         scanned := case when share >= 0.05 and _search.after is null
-                        then least(most_scanned, ceil(40 * wanted / share)::bigint) else most_scanned end;
+                        then least(most_scanned, ceil(2 * enough / share)::bigint) else most_scanned end;
+        -- an iterative scan finds no more of the farther ones than a plain one of the effort that those need
+        if plan = 'iterative' then
+            ef := least(1000, greatest(ef, ceil(1.5 * enough / greatest(coalesce(share, 0), 0.1))));
+        end if;
     end if;
 
     loop
@@ -361,30 +387,34 @@ begin
                  order by (%s) + 0, e.content_id limit %s',
                 distance, m.embeddings, condition, beyond, distance, wanted);
         elsif plan = 'iterative' then
-            -- limit 1 in the lateral holds the scan of the index outside and the test of the image inside
+            -- Limited here: where pgvector itself ends a scan, what it returns last is not in order. Limit 1 in the
+            -- lateral holds the scan of the index outside and the test of the image inside.
             near := format(
-                'select e.content_id, %s as distance from %s e cross join lateral (
-                     select from imgsearch.image i where i.content_id = e.content_id and %s limit 1) v
-                 where true%s order by %s limit %s', distance, m.embeddings, condition, beyond, distance, 4 * wanted);
+                'select n.content_id, n.distance from (
+                     select e.content_id, %s as distance from %s e where true%s order by %s limit %s) n
+                 cross join lateral (
+                     select from imgsearch.image i where i.content_id = n.content_id and %s limit 1) v limit %s',
+                distance, m.embeddings, beyond, distance, scanned, condition, enough);
         else
             near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
                            distance, m.embeddings, distance, wanted);
         end if;
         if plan <> 'exact' then
-            old_ef := current_setting('hnsw.ef_search');
-            old_scan := current_setting('hnsw.iterative_scan');
-            perform set_config('hnsw.ef_search', ef::text, true),
-                    set_config('hnsw.max_scan_tuples', scanned::text, true),
-                    set_config('hnsw.iterative_scan', case plan when 'index' then 'off' else 'relaxed_order' end, true);
+            settings := imgsearch._set_scan(ef::text, case plan when 'index' then 'off' else 'relaxed_order' end,
+                                            '2147483647', '1000');
         end if;
         execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
             into near_contents, near_distances
             using _search.filter, only_collection, _search.among, _search.key,
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
-            perform set_config('hnsw.ef_search', old_ef, true),
-                    set_config('hnsw.max_scan_tuples', most_scanned::text, true),
-                    set_config('hnsw.iterative_scan', old_scan, true);
+            perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
+            -- thousands of equal vectors at one distance hide from a graph what is nearer
+            saturated := m.storage <> 'bit' and (
+                select bool_and(t.distance = t.last and t.last > 1e-3) and count(*) > 1
+                from (select d.distance, max(d.distance) over () as last, row_number() over (order by d.distance desc) as n
+                      from (select d as distance from unnest(near_distances) d order by d limit wanted) d) t
+                where t.n <= 2);
         end if;
         -- not dynamic, so that its plan is kept
         select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
@@ -407,8 +437,9 @@ begin
                   order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
               join imgsearch.collection c on c.collection_id = i.collection_id
               order by n.distance, n.content_id, i.image_id limit _search.k) r;
-        exit when plan = 'exact' or cardinality(result) >= _search.k;
-        if plan = 'index' then
+        exit when plan = 'exact' or cardinality(result) >= _search.k
+            and (enough = scanned or not saturated and (plan = 'index' or cardinality(near_contents) = enough));
+        if plan = 'index' and not coalesce(saturated, false) then
             plan := 'iterative';
             continue;
         end if;
@@ -417,8 +448,10 @@ begin
             into candidates using _search.filter, only_collection, _search.among, _search.key;
         if candidates <= exact_limit then
             plan := 'exact';
-        elsif scanned < most_scanned then
+        elsif enough < most_scanned then  -- once more, with all of the nearest that a scan may look at
+            plan := 'iterative';
             scanned := most_scanned;
+            enough := most_scanned;
         else
             raise exception 'the index gave % of % images, and more than % images match',
                 coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
@@ -1434,8 +1467,7 @@ declare
     true_counts bigint[] := '{}';
     true_distances double precision[] := '{}';
     found double precision[];
-    old_ef text;
-    old_scan text;
+    settings text[];
     started timestamptz;
 begin
     if m.index_method = 'none' then return; end if;
@@ -1454,11 +1486,9 @@ begin
         true_distances := true_distances || true_distance;
     end loop;
     perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-    old_ef := current_setting('hnsw.ef_search');
-    old_scan := current_setting('hnsw.iterative_scan');
-    perform set_config('hnsw.iterative_scan', 'off', true);
+    settings := imgsearch._set_scan('40', 'off', '20000', '1');
     foreach ef_search in array efs loop
-        perform set_config('hnsw.ef_search', greatest(ef_search, _recalls.k + 1)::text, true);
+        perform imgsearch._set_scan(greatest(ef_search, _recalls.k + 1)::text, 'off', '20000', '1');
         for number in 1 .. coalesce(cardinality(contents), 0) loop
             continue when true_counts[number] = 0;
             started := clock_timestamp();
@@ -1472,5 +1502,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform set_config('hnsw.ef_search', old_ef, true), set_config('hnsw.iterative_scan', old_scan, true);
+    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
 end $$;
