@@ -149,7 +149,9 @@ begin
             hint = format('as an administrator run: create extension if not exists dblink; '
                           'grant usage on foreign data wrapper dblink_fdw to %I', current_user);
     end if;
-    drop server if exists imgsearch_embedder cascade;
+    if exists (select from pg_foreign_server s where s.srvname = 'imgsearch_embedder') then
+        drop server imgsearch_embedder cascade;
+    end if;
     execute format('create server imgsearch_embedder foreign data wrapper dblink_fdw options (
         host %L, port %L, dbname ''pgimgsearch'', connect_timeout ''2'', sslmode %L)', host, port, sslmode);
     begin

@@ -14,7 +14,7 @@ from fastapi import UploadFile
 
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.server.refusals import Busy, Refusal, refusal_of
-from pgimgsearch.server.service import Picture, Service
+from pgimgsearch.server.service import Service
 
 MOST_JOBS = 8  # unfinished
 KEPT_SECONDS = 3600
@@ -104,7 +104,7 @@ async def file_result(
 ) -> dict[str, Any]:  # fmt: skip
     """One file's vector, or its error: a bad file spoils no other. Raises Busy."""
     try:
-        vector = await service.embed_picture(model, Picture(data), normalize=normalize)
+        vector = await service.embed_picture(model, data, normalize=normalize)
     except Busy:
         raise
     except Exception as error:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,6 @@ from pgimgsearch.server.text_cache import TextCache
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._picture_answer
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture to embed; ``crop`` is x, y, width, height."""
-
-    data: bytes
-    crop: Crop | None = None
 
 
 class Service:
@@ -80,10 +71,10 @@ class Service:
         return vectors
 
     async def embed_picture(
-        self, model: LoadedModel, picture: Picture, *, normalize: bool | None = None
+        self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None
     ) -> NDArray[Any]:  # fmt: skip
-        """(dim,) float32, or bits, 0 or 1. Raises BadPicture, Refusal or Busy."""
-        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, picture)
+        """(dim,) float32, or bits, 0 or 1, of a picture's bytes. Raises BadPicture, Refusal or Busy."""
+        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, data, crop)
         outputs = await asyncio.wrap_future(self._batcher(model).submit("picture", [prepared]))
         if (reason := why_not(model.storable(outputs)[0])) is not None:
             raise BadPicture(f"the picture has no useful vector: {reason}", hint="try another model")
@@ -101,12 +92,12 @@ class Service:
     def _batcher(self, model: LoadedModel) -> Batcher:
         return self._batchers[id(model.encoder)]
 
-    def _prepare(self, model: LoadedModel, picture: Picture) -> NDArray[Any]:
-        if len(picture.data) > LARGEST_PICTURE:
-            raise BadPicture(f"the picture has {len(picture.data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
+    def _prepare(self, model: LoadedModel, data: bytes, crop: Crop | None) -> NDArray[Any]:
+        if len(data) > LARGEST_PICTURE:
+            raise BadPicture(f"the picture has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
-            return model.encoder.prepare(upright(picture.data, picture.crop, self._max_pixels))
+            return model.encoder.prepare(upright(data, crop, self._max_pixels))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
         except SkippedPicture as why:

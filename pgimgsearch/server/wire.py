@@ -1,12 +1,9 @@
 """The door for Postgres: password by SCRAM, TLS where it is set up, and questions as JSON in simple queries.
 
-``{"ask": "status"}``, ``{"ask": "text", "model": ..., "texts": [...]}`` and ``{"ask": "picture", "model": ...,
-"bytes": base64}`` are what sql/25_embedder.sql sends through dblink; each answer is one row of text.
+Each answer is a row of text.
 """
 
 import asyncio
-import base64
-import binascii
 import codecs
 import json
 import re
@@ -17,9 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 from pgimgsearch.pipeline.query import literal
-from pgimgsearch.server import protocol, scram
-from pgimgsearch.server.refusals import Refusal, refusal_of
-from pgimgsearch.server.service import LARGEST_PICTURE, Picture, Service
+from pgimgsearch.server import protocol, questions, scram
+from pgimgsearch.server.refusals import refusal_of
+from pgimgsearch.server.service import LARGEST_PICTURE, Service
 
 USER = "pgimgsearch"
 PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encoding": "UTF8", "DateStyle": "ISO, MDY",
@@ -28,9 +25,6 @@ LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # a picture in base64, a
 LARGEST_BEFORE_LOGIN = 10_000
 SECONDS_TO_LOG_IN = 10
 MOST_CONNECTIONS = 1000
-QUESTIONS: dict[str, dict[str, type]] = {  # what each has to hold
-    "status": {}, "text": {"texts": list, "model": str}, "picture": {"bytes": str, "model": str},
-}  # fmt: skip
 SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
 
 
@@ -142,8 +136,8 @@ class Wire:
     async def _answer(self, query: str, encoding: str) -> bytes:
         kind = "unknown"
         try:
-            asked = _parse(query)
-            kind = asked["ask"]
+            asked = questions.parse(query)
+            kind = asked.ask
             answers = await self._ask(asked)
         except Exception as error:  # a question must not end the connection
             said = refusal_of(error)
@@ -152,33 +146,15 @@ class Wire:
         self._service.metrics.count("postgres", kind, "ok")
         return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
 
-    async def _ask(self, asked: dict[str, Any]) -> list[str]:
-        if asked["ask"] == "status":
+    async def _ask(self, asked: questions.Question) -> list[str]:
+        if isinstance(asked, questions.Status):
             return [json.dumps({"model": name, "fingerprint": model.stored.fingerprint, "device": model.encoder.device})
                     for name, model in self._service.models.items()]  # fmt: skip
-        model = self._service.find(str(asked.get("model")), asked.get("fingerprint"))
-        if asked["ask"] == "text":
-            vectors = await self._service.embed_texts(model, asked["texts"], asked.get("template", "{}"))
-            return [literal(vector) for vector in vectors]
-        try:
-            picture = Picture(base64.b64decode(asked["bytes"]), asked.get("crop"))
-        except binascii.Error as error:
-            raise Refusal(f"the bytes are not base64: {error}") from error
-        return [literal(await self._service.embed_picture(model, picture), model.stored.storage)]
-
-
-def _parse(query: str) -> dict[str, Any]:
-    """A question: an object that asks for something there is, of the types that belong to it."""
-    try:
-        asked = json.loads(query)
-    except ValueError:
-        asked = None
-    wanted = QUESTIONS.get(str(asked.get("ask"))) if isinstance(asked, dict) else None
-    fits = wanted is not None and all(isinstance(asked.get(key), kind) for key, kind in wanted.items())
-    if not fits or not all(isinstance(one, str) for one in asked.get("texts", ())):
-        raise Refusal("this is no question that the embedder knows", hint='for example {"ask": "status"}')
-    found: dict[str, Any] = asked
-    return found
+        model = self._service.find(asked.model, asked.fingerprint)
+        if isinstance(asked, questions.Text):
+            return [literal(vector) for vector in await self._service.embed_texts(model, asked.texts, asked.template)]
+        vector = await self._service.embed_picture(model, asked.bytes, asked.crop)
+        return [literal(vector, model.stored.storage)]
 
 
 def _codec(name: str) -> str:

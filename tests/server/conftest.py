@@ -69,7 +69,7 @@ class Serving:
     def stop(self) -> None:
         """End it as a service manager does."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.communicate(timeout=30)
 
 
 def free_port() -> int:
@@ -109,7 +109,8 @@ def serve(url: str, tmp_path: Path) -> Iterator[Callable[..., Serving]]:
 
     yield start
     for one in started:
-        one.stop()
+        if one.process.returncode is None:
+            one.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""An embedder inside the test, whose answers the test can hold back."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.database.connection import connect
+from pgimgsearch.pipeline import register
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.serve import _bound
+from pgimgsearch.server.service import Service
+from pgimgsearch.server.wire import Wire
+from tests.server.conftest import PASSWORD
+
+
+@dataclass
+class HeldBack:
+    """An encoder that waits until it is let go, and keeps the sizes of its batches."""
+
+    inner: Any
+    go: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+    batches: list[int] = field(default_factory=list)
+    waiting: Callable[[], int] = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As the encoder does, when it may."""
+        self.batches.append(len(texts))
+        self.entered.set()
+        assert self.go.wait(30)
+        vectors: NDArray[np.float32] = self.inner.embed_text(texts)
+        return vectors
+
+
+@contextmanager
+def held_back(url: str, most_waiting: int = 512) -> Iterator[tuple[HeldBack, int]]:
+    """Serve palette for Postgres; yields its encoder and the port."""
+    with connect(url) as connection:
+        model = register.open_model(connection, "palette")
+    encoder = HeldBack(model.encoder)
+    held = LoadedModel(model.stored, encoder, model.batch_size)  # type: ignore[arg-type]
+    service = Service([held], {"text": "palette"}, None, Metrics(), 1, most_waiting)
+    encoder.waiting = lambda: sum(batcher.waiting for batcher in service._batchers.values())
+    with serving(Wire(service, PASSWORD, None)) as port:
+        yield encoder, port
+        encoder.go.set()
+    service.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another thread does; fails after half a minute."""
+    never = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        never.wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+@contextmanager
+def serving(wire: Wire) -> Iterator[int]:
+    """Run a wire on a thread; yields its port."""
+    loop = asyncio.new_event_loop()
+    bound = _bound("127.0.0.1", 0)
+    port = bound.getsockname()[1]
+    listening = loop.run_until_complete(wire.start(bound))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield port
+
+    async def stop() -> None:
+        listening.close()
+        await wire.hang_up()
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

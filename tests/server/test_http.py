@@ -1,0 +1,137 @@
+"""The door for HTTP: texts, files one by one, jobs, health, metrics and the description."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+from PIL import Image
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.models.backends.palette import COLOURS
+from pgimgsearch.pipeline import register
+from tests.server.conftest import PASSWORD, Serving
+from tests.server.held import until
+
+
+@pytest.fixture
+def client(url: str, serve: Callable[..., Serving]) -> Iterator[httpx.Client]:
+    with connect(url) as opened:
+        register.open_model(opened, "palette")
+    serving = serve("--queue", "64")
+    headers = {"Authorization": f"Bearer {PASSWORD}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{serving.http_port}", headers=headers, timeout=60) as made:
+        yield made
+
+
+def files(*named: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", one) for one in named]
+
+
+@pytest.fixture
+def navy(tmp_path: Path) -> bytes:
+    Image.new("RGB", (64, 64), COLOURS["navy"]).save(tmp_path / "navy.png")
+    return (tmp_path / "navy.png").read_bytes()
+
+
+def test_texts(client: httpx.Client, connection: Connection, url: str) -> None:
+    answer = client.post("/embed/text", json={"texts": ["navy", "gold and red"], "template": "a {}\nthe {}"})
+    assert answer.status_code == 200
+    with connect(url) as opened:
+        expected = register.open_model(opened, "palette").embed_texts(["navy", "gold and red"], "a {}\nthe {}")
+    assert answer.json()["dim"] == 32
+    assert np.allclose(answer.json()["embeddings"], expected, atol=1e-6)
+    until(lambda: connection.execute("select count(*) from imgsearch.text_embedding").fetchone() == (2,))
+    kept = connection.execute("select imgsearch.text_vector('navy', template => E'a {}\\nthe {}')::real[]").fetchone()
+    assert kept is not None
+    assert np.allclose(kept[0], expected[0], atol=1e-6)
+
+
+def test_files_stand_and_fall_alone(client: httpx.Client, navy: bytes, url: str) -> None:
+    answer = client.post(
+        "/embed/image", files=files(("a.png", navy), ("b.png", navy[:50]), ("empty", b""), ("c.png", navy))
+    )
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert [(one["file"], one["status"]) for one in results] == [
+        ("a.png", "ok"), ("b.png", "failed"), ("empty", "failed"), ("c.png", "ok"),
+    ]  # fmt: skip
+    assert "cannot be read" in results[1]["error"]
+    assert results[0]["embedding"] == results[-1]["embedding"]
+    assert np.linalg.norm(results[0]["embedding"]) == pytest.approx(1)
+
+
+def test_normalize_off_gives_what_the_network_gave(client: httpx.Client, navy: bytes, url: str) -> None:
+    with connect(url) as opened:
+        loaded = register.open_model(opened, "palette")
+    import io
+
+    raw = loaded.encoder.embed([loaded.encoder.prepare(Image.open(io.BytesIO(navy)).convert("RGB"))])
+    answer = client.post("/embed/image", params={"normalize": "false"}, files=files(("a.png", navy)))
+    assert np.allclose(answer.json()["results"][0]["embedding"], next(iter(raw.values()))[0], atol=1e-6)
+
+
+def test_a_job_works_off_many_files(client: httpx.Client, navy: bytes) -> None:
+    many = files(*((f"{n}.png", navy if n % 10 else b"broken") for n in range(300)))  # more than may wait
+    taken = client.post("/jobs", files=many)
+    assert taken.status_code == 202
+    assert taken.json()["files"] == 300
+    path = f"/jobs/{taken.json()['job_id']}"
+    until(lambda: client.get(path).json()["status"] == "complete")
+    results = client.get(path).json()["results"]
+    assert [one["file"] for one in results] == [f"{n}.png" for n in range(300)]
+    assert [one["status"] for one in results] == ["ok" if n % 10 else "failed" for n in range(300)]
+    assert client.get("/jobs/unknown").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("send", "status"),
+    [
+        (lambda c: c.post("/embed/text", json={"texts": ["navy"], "model": "clip"}), 404),
+        (lambda c: c.post("/embed/text", json={"texts": []}), 422),
+        (lambda c: c.post("/embed/text", json={"texts": [""]}), 400),
+        (lambda c: c.post("/embed/text", json={"texts": ["x" * 10_001]}), 400),
+        (lambda c: c.post("/embed/text", json={"texts": ["no hue"]}), 422),
+        (lambda c: c.post("/embed/text", content=b"\xff{", headers={"content-type": "application/json"}), 400),
+        (lambda c: c.post("/embed/text", content=iter([b"{", b"}"])), 411),
+        (lambda c: c.post("/embed/image"), 422),
+        (lambda c: c.post("/embed/text", json={"texts": ["navy"]}, headers={"Authorization": "Bearer no"}), 401),
+        (lambda c: c.post("/jobs", headers={"Authorization": ""}), 401),
+    ],
+)
+def test_bad_requests_are_refused(client: httpx.Client, send: Any, status: int) -> None:
+    answer = send(client)
+    assert answer.status_code == status, answer.text
+    assert PASSWORD not in answer.text
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_it_tells_of_itself(client: httpx.Client, navy: bytes, connection: Connection) -> None:
+    client.post("/embed/image", files=files(("a.png", navy), ("b.png", b"x")))
+    client.post("/embed/text", json={"texts": ["navy"]})
+    plain = httpx.Client(base_url=client.base_url)
+    metrics = plain.get("/metrics").text
+    assert 'pgimgsearch_requests_total{door="http",kind="picture",outcome="ok"} 1.0' in metrics
+    assert 'pgimgsearch_requests_total{door="http",kind="picture",outcome="PI014"} 1.0' in metrics
+    assert 'pgimgsearch_batch_inputs_count{kind="text",model="palette"} 1.0' in metrics
+    assert "pgimgsearch_waiting 0.0" in metrics
+    assert plain.get("/health").json()["models"][0]["model"] == "palette"
+    paths = plain.get("/openapi.json").json()["paths"]
+    assert {"/embed/text", "/embed/image", "/jobs", "/jobs/{job_id}", "/health", "/metrics"} <= set(paths)
+    plain.close()
+
+
+def test_texts_that_cannot_be_kept_are_answered_and_counted(
+    client: httpx.Client, connection: Connection, admin: Connection
+) -> None:
+    connection.execute("alter table imgsearch.text_embedding rename to elsewhere")
+    assert client.post("/embed/text", json={"texts": ["navy"]}).status_code == 200
+    until(lambda: 'pgimgsearch_texts_total{outcome="lost"} 1.0' in client.get("/metrics").text)
+    connection.execute("alter table imgsearch.elsewhere rename to text_embedding")
+    assert client.post("/embed/text", json={"texts": ["gold"]}).status_code == 200
+    until(lambda: 'pgimgsearch_texts_total{outcome="kept"} 1.0' in client.get("/metrics").text)
+    with pytest.raises(psycopg.Error):
+        connection.execute("select imgsearch.text_vector('navy')")
