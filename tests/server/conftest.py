@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from PIL import Image
 
 from pgimgsearch.database import migrate, programs
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.models.backends.palette import COLOURS
 from tests.server import dblink
 
 PASSWORD = "a password; with 'quotes'"
@@ -55,6 +58,17 @@ def template(admin: Connection, server: str) -> str:
         connection.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
     migrate.upgrade(f"postgresql://pgimgsearch@/dblink_template?host={server}")
     return "dblink_template"
+
+
+@pytest.fixture
+def swatches(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
+    """One plain picture for each colour, in the database."""
+    folder = tmp_path / "swatches"
+    folder.mkdir()
+    for name, rgb in COLOURS.items():
+        Image.new("RGB", (64, 64), rgb).save(folder / f"{name}.png")
+    ingest(folder)
+    return folder
 
 
 @dataclass(frozen=True, slots=True)

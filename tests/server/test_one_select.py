@@ -17,17 +17,6 @@ from tests.server.conftest import PASSWORD, Serving, free_port
 from tests.server.held import held_back, until
 
 
-@pytest.fixture
-def swatches(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """One plain picture for each colour, in the database."""
-    folder = tmp_path / "swatches"
-    folder.mkdir()
-    for name, rgb in COLOURS.items():
-        Image.new("RGB", (64, 64), rgb).save(folder / f"{name}.png")
-    ingest(folder)
-    return folder
-
-
 def connect_embedder(connection: Connection, port: int, password: str = PASSWORD) -> None:
     connection.execute("select imgsearch.connect_embedder('127.0.0.1', %s, %s)", [port, password])
 
