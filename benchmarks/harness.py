@@ -81,15 +81,20 @@ def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch
     connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]
 
 
-def median_ms(run: Callable[[int], object], times: int) -> float:
-    """The median time of a call, in milliseconds, after one call to warm up."""
+def times_ms(run: Callable[[int], object], times: int) -> list[float]:
+    """The time of each call, in milliseconds, after one call to warm up."""
     run(0)
     taken = []
     for turn in range(times):
         start = time.perf_counter()
         run(turn)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1000
+        taken.append((time.perf_counter() - start) * 1000)
+    return taken
+
+
+def median_ms(run: Callable[[int], object], times: int) -> float:
+    """The median time of a call, in milliseconds, after one call to warm up."""
+    return statistics.median(times_ms(run, times))
 
 
 def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from benchmarks.harness import (
     add_vectors,
     clustered,
     fresh_database,
-    median_ms,
     report,
+    times_ms,
 )
 from pgimgsearch.database import index, store
 
@@ -47,7 +47,7 @@ def main() -> dict[str, object]:
         def ours(turn: int) -> object:
             return connection.execute("select * from imgsearch.similar(%s)", [ids[turn % QUERIES]]).fetchall()
 
-        rounds = [(median_ms(hand, QUERIES), median_ms(ours, QUERIES)) for _ in range(ROUNDS)]
+        rounds = [(times_ms(hand, QUERIES), times_ms(ours, QUERIES)) for _ in range(ROUNDS)]
         found = [
             {row[0] for row in connection.execute("select * from imgsearch.similar(%s)", [i]).fetchall()}
             for i in ids[:100]
@@ -56,7 +56,8 @@ def main() -> dict[str, object]:
             {row[0] for row in connection.execute("select * from imgsearch.similar(%s, exact => true)", [i]).fetchall()}
             for i in ids[:100]
         ]
-    best_hand, best_ours = min(r[0] for r in rounds), min(r[1] for r in rounds)
+    best_hand, best_ours = (min(float(np.median(one[way])) for one in rounds) for way in (0, 1))
+    slow_hand, slow_ours = (float(np.median([np.percentile(one[way], 99) for one in rounds])) for way in (0, 1))
     recall = float(np.mean([len(a & b) / len(b) for a, b in zip(found, true, strict=True)]))
     return report(
         "Query: imgsearch.similar() over the same query by hand",
@@ -64,6 +65,9 @@ def main() -> dict[str, object]:
             {
                 "by hand, ms": best_hand,
                 "similar(), ms": best_ours,
+                "by hand p99, ms": slow_hand,
+                "similar() p99, ms": slow_ours,
+                "ratio at p99": slow_ours / slow_hand,
                 "rows": ROWS,
                 "dim": DIM,
                 "ef_search": model.ef_search,
@@ -71,7 +75,7 @@ def main() -> dict[str, object]:
             }
         ],
         best_ours / best_hand,
-        "at most 1.25",
+        "at most 1.25, and 1.5 at p99",
     )
 
 

@@ -18,28 +18,26 @@ begin
         case when key is not null then 'i.metadata ? $4' end);
 end $$;
 
--- The share of images that match, from 64 ids that are drawn alike each time, where a gap counts as no match; and the
+-- The share of images that match, from 32 ids that are drawn alike each time, where a gap counts as no match; and the
 -- number of ids. Null under row-level security, where finding the ends may read many rows.
 create or replace function imgsearch._share(filter jsonb, collection integer, among bigint[], key text)
 returns table (share double precision, ids bigint)
 language plpgsql stable parallel safe as $$
-declare
-    low bigint;
-    high bigint;
 begin
     if row_security_active('imgsearch.image') then return; end if;
-    select min(i.image_id), max(i.image_id) into low, high from imgsearch.image i;
-    ids := high - low + 1;
     -- not dynamic, so that its plan is kept
-    select count(*) / 64.0 into share
-    from imgsearch.image i
-    where i.image_id = any(array(select low + (hashint8extended(n, 0) & 9223372036854775807) % ids
-                                 from generate_series(1, 64) n))
-        and (_share.filter is null or i.metadata @> _share.filter)
-        and (_share.collection is null or i.collection_id = _share.collection)
-        and (_share.among is null or i.image_id = any(_share.among))
-        and (_share.key is null or i.metadata ? _share.key);
-    return next;
+    return query
+        with ends as (
+            select min(i.image_id) as low, max(i.image_id) - min(i.image_id) + 1 as ids from imgsearch.image i)
+        select (select count(*) / 32.0::double precision
+                from imgsearch.image i
+                where i.image_id = any(array(select e.low + (hashint8extended(n, 0) & 9223372036854775807) % e.ids
+                                             from generate_series(1, 32) n))
+                    and (_share.filter is null or i.metadata @> _share.filter)
+                    and (_share.collection is null or i.collection_id = _share.collection)
+                    and (_share.among is null or i.image_id = any(_share.among))
+                    and (_share.key is null or i.metadata ? _share.key)), e.ids
+        from ends e;
 end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
@@ -105,7 +103,8 @@ declare
     ids bigint;
     most_scanned bigint;
     scanned bigint;  -- how many of the nearest contents an iterative scan looks at
-    enough bigint := 4 * wanted;  -- matches after which it ends: more than wanted, as its order is approximate
+    enough bigint := 2 * wanted;  -- matches after which it ends: more than wanted, as its order is approximate
+    first_place bigint;  -- of a match among the nearest
     saturated boolean;
     near text;
     near_contents bigint[];
@@ -145,7 +144,9 @@ begin
             select x.share, x.ids into share, ids
             from imgsearch._share(_search.filter, only_collection, _search.among, _search.key) x;
             if share >= 0.05 then
-                if share * share * ids < 1500 and share * ids <= exact_limit then plan := 'exact'; end if;
+                if share * share * ids < 500 and share * ids <= exact_limit then plan := 'exact'; end if;
+            elsif ids <= 200000 then
+                plan := 'exact';
             else
                 execute format('select count(*) from (select from imgsearch.image i where %s limit 10001) c', condition)
                     into candidates using _search.filter, only_collection, _search.among, _search.key;
@@ -156,12 +157,12 @@ begin
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
         most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
-        -- twice what it takes where matches lie anywhere: where they lie far away the graph leads astray
+        -- twice what it takes where matches lie anywhere
         scanned := case when share >= 0.05 and _search.after is null
-                        then least(most_scanned, ceil(2 * enough / share)::bigint) else most_scanned end;
-        -- an iterative scan finds no more of the farther ones than a plain one of the effort that those need
+                        then least(most_scanned, ceil(12 * wanted / share)::bigint) else most_scanned end;
+        -- what lies beyond the effort is found in no good order
         if plan = 'iterative' then
-            ef := least(1000, greatest(ef, ceil(1.5 * enough / greatest(coalesce(share, 0), 0.1))));
+            ef := least(1000, greatest(ef, ceil(6 * wanted / greatest(coalesce(share, 0), 0.1))));
         end if;
     end if;
 
@@ -169,7 +170,7 @@ begin
         if plan = 'exact' then
             -- adding zero keeps the order from the index, which is approximate
             near := format(
-                'select e.content_id, %s as distance from %s e
+                'select e.content_id, %s as distance, 1::bigint as place from %s e
                  where e.content_id in (select i.content_id from imgsearch.image i where %s)%s
                  order by (%s) + 0, e.content_id limit %s',
                 distance, m.embeddings, condition, beyond, distance, wanted);
@@ -177,21 +178,22 @@ begin
             -- Limited here: where pgvector itself ends a scan, what it returns last is not in order. Limit 1 in the
             -- lateral holds the scan of the index outside and the test of the image inside.
             near := format(
-                'select n.content_id, n.distance from (
-                     select e.content_id, %s as distance from %s e where true%s order by %s limit %s) n
+                'select n.content_id, n.distance, n.place from (
+                     select d.*, row_number() over () as place from (
+                         select e.content_id, %s as distance from %s e where true%s order by %s limit %s) d) n
                  cross join lateral (
                      select from imgsearch.image i where i.content_id = n.content_id and %s limit 1) v limit %s',
                 distance, m.embeddings, beyond, distance, scanned, condition, enough);
         else
-            near := format('select e.content_id, %s as distance from %s e order by %s limit %s',
+            near := format('select e.content_id, %s as distance, 1::bigint as place from %s e order by %s limit %s',
                            distance, m.embeddings, distance, wanted);
         end if;
         if plan <> 'exact' then
             settings := imgsearch._set_scan(ef::text, case plan when 'index' then 'off' else 'relaxed_order' end,
                                             '2147483647', '1000');
         end if;
-        execute 'select array_agg(n.content_id), array_agg(n.distance) from (' || near || ') n'
-            into near_contents, near_distances
+        execute 'select array_agg(n.content_id), array_agg(n.distance), min(n.place) from (' || near || ') n'
+            into near_contents, near_distances, first_place
             using _search.filter, only_collection, _search.among, _search.key,
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
@@ -225,7 +227,9 @@ begin
               join imgsearch.collection c on c.collection_id = i.collection_id
               order by n.distance, n.content_id, i.image_id limit _search.k) r;
         exit when plan = 'exact' or cardinality(result) >= _search.k
-            and (enough = scanned or not saturated and (plan = 'index' or cardinality(near_contents) = enough));
+            and (enough = scanned or not saturated and (
+                plan = 'index' or cardinality(near_contents) = enough
+                and (first_place <= 4 / share) is not false));
         if plan = 'index' and not coalesce(saturated, false) then
             plan := 'iterative';
             continue;

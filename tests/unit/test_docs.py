@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,7 @@ import typer
 import yaml
 
 from pgimgsearch.cli.app import app
-from pgimgsearch.database import store
 from pgimgsearch.database.bundles import current_functions, signatures
-from pgimgsearch.database.connection import connect
-from pgimgsearch.database.programs import binaries
-from pgimgsearch.pipeline import register, run, scan, sidecar
-from tests.pictures import photo
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,41 +62,6 @@ def test_command_lines_are_ones_the_program_takes(path: Path) -> None:
             assert name in command.commands, line
             command, arguments = command.commands[name], arguments[arguments.index(name) + 1 :]
         command.make_context(name, arguments)  # raises on what it does not know
-
-
-@pytest.fixture(scope="module")
-def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database as the documents assume it: pictures with palette and pdq, metadata, and the text red."""
-    admin.execute(f"create database documents template {template} owner pgimgsearch")
-    url = f"postgresql://pgimgsearch@/documents?host={server}"
-    folder = tmp_path_factory.mktemp("documents") / "photos"
-    for number in range(12):
-        photo(folder / f"{number}.png", seed=number, size=(200, 160))
-    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
-    with connect(url) as connection:
-        models = [register.open_model(connection, name) for name in ("palette", "pdq")]
-        store.cache_texts(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
-
-    def in_summer(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
-        about = {f"{number}.png": [{"season": "summer"}] for number in range(12)}
-        return sidecar.with_metadata(files, about)
-
-    run.ingest(url, scan.folder_source(folder), models, run.Options(workers=1), refine=in_summer)
-    run.finish(url, models, memory_limit=64)
-    yield url
-    admin.execute("drop database documents with (force)")
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_sql_snippets_run_in_psql_and_answer(path: Path, filled: str) -> None:
-    for block in blocks(path, "sql"):
-        code = re.sub(r"--.*", "", block)
-        for statement in [part.strip() for part in code.split(";") if part.strip()]:
-            psql = [str(binaries() / "psql"), filled, "-X", "-v", "ON_ERROR_STOP=1", "-tA", "-c", statement]
-            done = subprocess.run(psql, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            void = "set_alias" in statement or "cache_text" in statement
-            assert void or done.stdout.strip(), f"no answer: {statement}"
 
 
 def test_the_compose_file_keeps_data_where_the_image_wants_them() -> None:
