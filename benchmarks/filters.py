@@ -61,7 +61,7 @@ def main() -> dict[str, object]:
         add_vectors(connection, model.table_name, vectors)
         index.build(connection, model, memory_limit=index.machine_memory())
         ids = rng.integers(1, ROWS, QUERIES).tolist()
-        for name in SHARES:
+        for name, share in SHARES.items():
             told = json.dumps({name: 1})
             truths = _truths(connection, EXACT, model.table, ids, told)
             ways: dict[str, tuple[str, int]] = {"exact": (EXACT, 0)}
@@ -78,7 +78,7 @@ def main() -> dict[str, object]:
                 ours, answers = _measure(connection, OURS, model.table, ids, told, 0, K)
                 taken["ours"].append(ours)
             best = min((min(times), way) for way, times in taken.items() if way != "ours")
-            rows.append({"share": SHARES[name], "similar(), ms": min(taken["ours"]), "by hand, ms": best[0],
+            rows.append({"share": share, "similar(), ms": min(taken["ours"]), "by hand, ms": best[0],
                          "by hand": best[1], "ratio": min(taken["ours"]) / best[0],
                          "recall": _recall(answers, truths)})  # fmt: skip
     worst = max(float(row["ratio"]) for row in rows)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,11 +89,6 @@ def times_ms(run: Callable[[int], object], times: int) -> list[float]:
         run(turn)
         taken.append((time.perf_counter() - start) * 1000)
     return taken
-
-
-def median_ms(run: Callable[[int], object], times: int) -> float:
-    """The median time of a call, in milliseconds, after one call to warm up."""
-    return statistics.median(times_ms(run, times))
 
 
 def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str) -> dict[str, Any]:

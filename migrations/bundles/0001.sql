@@ -322,6 +322,7 @@ declare
     near text;
     near_contents bigint[];
     near_distances double precision[];
+    sorted double precision[];
     candidates bigint;
     settings text[];
     result imgsearch.match[];
@@ -370,12 +371,11 @@ begin
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
         most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
-        -- twice what it takes where matches lie anywhere
         scanned := case when share >= 0.05 and _search.after is null
-                        then least(most_scanned, ceil(12 * wanted / share)::bigint) else most_scanned end;
-        -- what lies beyond the effort is found in no good order
+                        then least(most_scanned, ceil(16 * wanted / share)) else most_scanned end;
         if plan = 'iterative' then
-            ef := least(1000, greatest(ef, ceil(6 * wanted / greatest(coalesce(share, 0), 0.1))));
+            -- the rarer the matches, the farther off they lie, where the graph is in poor order
+            ef := least(1000, greatest(ef, ceil(0.8 * wanted / power(greatest(coalesce(share, 0), 0.1), 2))));
         end if;
     end if;
 
@@ -412,11 +412,9 @@ begin
         if plan <> 'exact' then
             perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
             -- thousands of equal vectors at one distance hide from a graph what is nearer
-            saturated := m.storage <> 'bit' and (
-                select bool_and(t.distance = t.last and t.last > 1e-3) and count(*) > 1
-                from (select d.distance, max(d.distance) over () as last, row_number() over (order by d.distance desc) as n
-                      from (select d as distance from unnest(near_distances) d order by d limit wanted) d) t
-                where t.n <= 2);
+            sorted := array(select d from unnest(near_distances) d order by d limit wanted);
+            saturated := m.storage <> 'bit' and sorted[cardinality(sorted)] > 1e-3
+                and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - 1];
         end if;
         -- not dynamic, so that its plan is kept
         select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
