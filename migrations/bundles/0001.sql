@@ -598,7 +598,7 @@ begin
             if sent <> 1 then
                 raise exception 'the question could not be sent' using errcode = '08006';
             end if;
-            pause := 0.001;
+            pause := 0.0005;
             loop
                 execute format('select %s.dblink_is_busy($1)', schema) into busy using name;
                 exit when busy = 0;
@@ -608,7 +608,7 @@ begin
                         hint = 'see whether it is overloaded, or raise the setting imgsearch.embedder_timeout';
                 end if;
                 perform pg_sleep(pause);
-                pause := least(pause * 1.1, 0.003);
+                pause := least(pause * 1.1, 0.002);
             end loop;
             execute format('select array_agg(r.answer) from %s.dblink_get_result($1) as r (answer text)', schema)
                 into answers using name;

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.models.network_thread import in_network_thread
 from pgimgsearch.models.spec import ModelSpec
 
 # backend -> (module of ours, the package it needs, the extra that brings it)
@@ -74,6 +75,7 @@ class Encoder(Protocol):
         """(n, dim) float32, normalised; raises ModelError for a model without a text tower."""
 
 
+@in_network_thread
 def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     """Load a model. Raises ModelError when a package, the weights or the network is missing."""
     placement = placement or Placement()

@@ -13,6 +13,7 @@ from PIL import Image
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.encoder import Placement, cannot_read, unit
 from pgimgsearch.models.fingerprint import digest, fingerprint
+from pgimgsearch.models.network_thread import in_network_thread
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 
@@ -71,6 +72,7 @@ class TorchEncoder:
         """(3, height, width) float32."""
         return to_array(image, self.towers.preprocess)
 
+    @in_network_thread
     @torch.inference_mode()
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Output -> (n, dim) float32."""
@@ -79,6 +81,7 @@ class TorchEncoder:
             outputs = self.towers.image(batch)
         return {name: np.asarray(vectors.float().cpu().numpy()) for name, vectors in outputs.items()}
 
+    @in_network_thread
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised."""

@@ -18,7 +18,7 @@ from pgimgsearch.server.refusals import Busy
 
 Kind = Literal["text", "picture"]
 Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
-WINDOW = 0.002  # seconds in which requests gather; a forward pass takes longer than that on all but the smallest
+WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
 MOST_WAITING = 512  # texts and pictures
 
 
@@ -46,6 +46,7 @@ class Batcher:
         self._queue: deque[Request] = deque()
         self._arrived = threading.Condition()
         self._closing = False
+        self._company = False  # whether the last pass had more than one request
         self._thread = threading.Thread(target=self._run, name=f"embed {encoder.spec.name}", daemon=True)
         self._thread.start()
 
@@ -77,12 +78,15 @@ class Batcher:
             self._answer(batch)
 
     def _gather(self) -> list[Request]:
-        """The oldest request, with those of its kind that come within the window; nothing when closed."""
+        """The oldest request, with those of its kind that wait; where there was company before, for a window more.
+
+        Nothing when closed.
+        """
         with self._arrived:
             self._arrived.wait_for(lambda: self._queue or self._closing)
             if not self._queue:
                 return []
-            first, deadline = self._queue[0], time.monotonic() + WINDOW
+            first, deadline = self._queue[0], time.monotonic() + (WINDOW if self._company else 0)
             size = self._sizes[first.kind]
             while not self._closing and self.waiting < size and (left := deadline - time.monotonic()) > 0:
                 self._arrived.wait(left)
@@ -94,6 +98,7 @@ class Batcher:
                 (batch if fits else rest).append(request)
                 taken += len(request.inputs) if fits else 0
             self._queue = rest
+            self._company = len(batch) > 1
             return batch
 
     def _answer(self, batch: list[Request]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def run(
     opened: Callable[[], None],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both doors are open."""
+    sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:
         cache = TextCache(url, metrics) if store.can_cache(connection) else None

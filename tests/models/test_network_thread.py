@@ -1,0 +1,46 @@
+"""Networks compute in one thread, whoever asks."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models.network_thread import in_network_thread
+from pgimgsearch.models.torch_encoder import TorchEncoder
+from tests.models.tiny import save, tiny
+
+
+def test_every_pass_runs_in_the_same_thread(tmp_path: Path) -> None:
+    save(tmp_path, *tiny("clip-vit-b-32"))
+    loaded = encoder.load(catalog.resolve(f"hf:{tmp_path}"))
+    assert isinstance(loaded, TorchEncoder)
+    passes: set[int] = set()
+    for module in loaded.towers.network.modules():
+        module.register_forward_hook(lambda *_: passes.add(threading.get_ident()))
+    height, width = loaded.towers.preprocess.size
+    pixels = np.zeros((3, height, width), np.float32)
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(lambda _: (loaded.embed([pixels]), loaded.embed_text(["red"])), range(16)))
+    assert len(passes) == 1
+    assert threading.get_ident() not in passes
+
+
+def test_errors_come_back_and_calls_may_be_nested() -> None:
+    @in_network_thread
+    def inner() -> int:
+        return threading.get_ident()
+
+    @in_network_thread
+    def outer() -> tuple[int, int]:
+        return threading.get_ident(), inner()
+
+    @in_network_thread
+    def broken() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        broken()
+    assert len(set(outer())) == 1
