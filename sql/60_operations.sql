@@ -159,5 +159,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
+    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
 end $$;

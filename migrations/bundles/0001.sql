@@ -268,18 +268,21 @@ begin
     return result;
 end $$;
 
--- Set how an index is scanned, until the transaction ends or it is set back. Returns what was set before.
+-- Set how an index is scanned, until the transaction ends or it is set back. Returns what was set before. Sequential
+-- scans are off meanwhile, as the planner would read all vectors where an iterative scan may look at many.
 create or replace function imgsearch._set_scan(
-    ef_search text, iterative_scan text, max_scan_tuples text, scan_mem_multiplier text
+    ef_search text, iterative_scan text, max_scan_tuples text, scan_mem_multiplier text, enable_seqscan text default 'off'
 ) returns text[]
 language plpgsql volatile parallel unsafe as $$
 declare
     before text[] := array[current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan'),
-                           current_setting('hnsw.max_scan_tuples'), current_setting('hnsw.scan_mem_multiplier')];
+                           current_setting('hnsw.max_scan_tuples'), current_setting('hnsw.scan_mem_multiplier'),
+                           current_setting('enable_seqscan')];
 begin
     perform set_config('hnsw.ef_search', ef_search, true), set_config('hnsw.iterative_scan', iterative_scan, true),
             set_config('hnsw.max_scan_tuples', max_scan_tuples, true),
-            set_config('hnsw.scan_mem_multiplier', scan_mem_multiplier, true);
+            set_config('hnsw.scan_mem_multiplier', scan_mem_multiplier, true),
+            set_config('enable_seqscan', enable_seqscan, true);
     return before;
 end $$;
 
@@ -410,7 +413,7 @@ begin
             using _search.filter, only_collection, _search.among, _search.key,
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
-            perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
+            perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
             -- thousands of equal vectors at one distance hide from a graph what is nearer
             sorted := array(select d from unnest(near_distances) d order by d limit wanted);
             saturated := m.storage <> 'bit' and sorted[cardinality(sorted)] > 1e-3
@@ -1506,5 +1509,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4]);
+    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
 end $$;

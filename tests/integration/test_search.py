@@ -199,19 +199,6 @@ def test_the_index_is_used(connection: Connection, vectors: NDArray[np.float32])
         assert '"Node Type": "Sort"' not in json.dumps(row[0])
 
 
-def test_the_function_scans_the_index(connection: Connection, vectors: NDArray[np.float32]) -> None:
-    query = "select idx_scan from pg_stat_user_indexes where indexrelname = 'embedding_test_32_hnsw'"
-    connection.execute("select pg_stat_force_next_flush()")
-    before = connection.execute(query).fetchone()
-    ids(connection, "select image_id from imgsearch.similar(1)")
-    connection.execute("select pg_stat_force_next_flush()")
-    connection.execute("select 1")
-    after = connection.execute(query).fetchone()
-    assert before is not None
-    assert after is not None
-    assert after[0] == before[0] + 1
-
-
 @pytest.mark.parametrize(
     ("query", "state", "hint"),
     [

@@ -79,7 +79,7 @@ def world(server: str, admin: Connection, template: str) -> Iterator[World]:
                 copy.write_row((row + 1, one))
         connection.execute("insert into imgsearch.collection (name) select unnest(%s::text[])", [list(SHARES)])
         connection.execute(
-            "update imgsearch.image i set metadata = a.metadata, collection_id = coalesce((select c.collection_id "
+            "update imgsearch.image i set metadata = a.metadata, group_key = 'sku-' || a.image_id / 5, collection_id = coalesce((select c.collection_id "
             "from imgsearch.collection c where a.metadata ? ('collection-' || c.name)), i.collection_id) "
             "from about a where a.image_id = i.image_id"
         )
@@ -87,6 +87,9 @@ def world(server: str, admin: Connection, template: str) -> Iterator[World]:
         model = add_model(connection, "test", DIM)
         add_vectors(connection, model.table_name, made)
         index.build(connection, model, memory_limit=1024)
+        connection.execute("update imgsearch.model set has_text = true")
+        connection.execute("select imgsearch.set_alias('text', 'test'), "
+                           "imgsearch.cache_text('blue', imgsearch.embedding(9))")  # fmt: skip
     yield World(url, stored, keeps)
     admin.execute("drop database promises with (force)")
 
@@ -156,3 +159,34 @@ def test_under_row_level_security(world: World, opened: Connection, admin: Conne
         with psycopg.connect(world.url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
             superuser.execute("drop owned by promised")
         admin.execute("drop role promised")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select from imgsearch.similar(1)",
+        "select from imgsearch.similar(1, k => 50, collapse => true, collection => 'p50')",
+        "select from imgsearch.similar(1, after => 2)",
+        "select from imgsearch.similar_to(imgsearch.embedding(1))",
+        "select from imgsearch.search_text('blue')",
+        "select from imgsearch.search_mixed(1, 'blue')",
+        "select from imgsearch.search_hybrid('blue')",
+        "select from imgsearch.similar_fused(1, models => array['test'])",
+        "select from imgsearch.similar_groups(1)",
+        "select from imgsearch.predict_label(1, 'random-p50')",
+    ],
+)
+def test_the_index_is_used(opened: Connection, query: str) -> None:
+    """By what the functions really did, where EXPLAIN does not look."""
+    counts: Any = (
+        "select pg_stat_get_xact_numscans('imgsearch.embedding_test_96_hnsw'::regclass), "
+        "pg_stat_get_xact_numscans('imgsearch.embedding_test_96'::regclass)"
+    )
+    with opened.transaction():
+        before = opened.execute(counts).fetchone()
+        opened.execute(query)  # type: ignore[call-overload]
+        after = opened.execute(counts).fetchone()
+    assert before is not None
+    assert after is not None
+    assert after[0] > before[0]
+    assert after[1] == before[1], "all vectors were read"
