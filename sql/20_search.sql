@@ -15,7 +15,7 @@ begin
         case when filter is not null then 'i.metadata @> $1' end,
         case when collection is not null then 'i.collection_id = $2' end,
         case when among is not null then 'i.image_id = any($3)' end,
-        case when key is not null then 'i.metadata ? $4' end);
+        case when key is not null then 'i.metadata ? $4 and i.metadata ->> $4 is not null' end);
 end $$;
 
 -- The share of images that match, from 32 ids that are drawn alike each time, where a gap counts as no match; and the
@@ -36,7 +36,7 @@ begin
                     and (_share.filter is null or i.metadata @> _share.filter)
                     and (_share.collection is null or i.collection_id = _share.collection)
                     and (_share.among is null or i.image_id = any(_share.among))
-                    and (_share.key is null or i.metadata ? _share.key)), e.ids
+                    and (_share.key is null or i.metadata ->> _share.key is not null)), e.ids
         from ends e;
 end $$;
 
@@ -160,10 +160,10 @@ begin
     end if;
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-        most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
+        most_scanned := greatest(current_setting('hnsw.max_scan_tuples')::bigint, 2 * wanted + 1);
         scanned := case when share >= 0.05 and _search.after is null
                         then least(most_scanned, ceil(16 * wanted / share)) else most_scanned end;
-        if plan = 'iterative' then
+        if plan = 'iterative' and restricted then
             -- the rarer the matches, the farther off they lie, where the graph is in poor order
             ef := least(1000, greatest(ef, ceil(0.8 * wanted / power(greatest(coalesce(share, 0), 0.1), 2))));
         end if;
@@ -201,10 +201,10 @@ begin
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
             perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
-            -- thousands of equal vectors at one distance hide from a graph what is nearer
+            -- a run of equal vectors at its end: thousands of them at one distance hide from a graph what is nearer
             sorted := array(select d from unnest(near_distances) d order by d limit wanted);
-            saturated := m.storage <> 'bit' and sorted[cardinality(sorted)] > 1e-3
-                and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - 1];
+            saturated := m.storage <> 'bit' and coalesce(sorted[cardinality(sorted)] > 1e-3
+                and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - greatest(2, least(9, wanted / 2))], false);
         end if;
         -- not dynamic, so that its plan is kept
         select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
@@ -220,7 +220,7 @@ begin
                       and (_search.filter is null or i.metadata @> _search.filter)
                       and (only_collection is null or i.collection_id = only_collection)
                       and (_search.among is null or i.image_id = any(_search.among))
-                      and (_search.key is null or i.metadata ? _search.key)
+                      and (_search.key is null or i.metadata ->> _search.key is not null)
                       and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
                           after_distance, after_content,
                           case when _search.collapse then 9223372036854775807 else _search.after end))
@@ -230,8 +230,8 @@ begin
         exit when plan = 'exact' or cardinality(result) >= _search.k
             and (enough = scanned or not saturated and (
                 plan = 'index' or cardinality(near_contents) = enough
-                and (first_place <= 4 / share) is not false));
-        if plan = 'index' and not coalesce(saturated, false) then
+                and (first_place <= 4 / greatest(share, 0.01)) is not false));
+        if plan = 'index' and not saturated then
             plan := 'iterative';
             continue;
         end if;

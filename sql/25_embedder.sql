@@ -20,7 +20,9 @@ create or replace function imgsearch._ask_embedder(message jsonb) returns text[]
 language plpgsql stable parallel unsafe as $$
 declare
     schema constant text := imgsearch._dblink();
-    name constant text := 'imgsearch_embedder';
+    server constant text := 'imgsearch_embedder';
+    -- of the session's connection: another after connect_embedder
+    name constant text := server || (select '_' || s.oid from pg_foreign_server s where s.srvname = server);
     deadline constant timestamptz := clock_timestamp() + imgsearch._embedder_timeout();
     kept boolean;
     sent integer;
@@ -35,7 +37,7 @@ begin
         raise exception 'no embedder is connected to this database' using errcode = 'PI010',
             hint = 'run: pgimgsearch serve; and once: pgimgsearch db connect-embedder HOST PORT';
     end if;
-    if not has_server_privilege(name, 'usage') then
+    if not has_server_privilege(server, 'usage') then
         raise exception 'role % may not use the embedder', current_user using errcode = 'PI010',
             hint = format('as the owner run: pgimgsearch db grant reader %I', current_user);
     end if;
@@ -43,7 +45,7 @@ begin
     loop
         begin
             if not kept then
-                execute format('select %s.dblink_connect($1, $1)', schema) using name;
+                execute format('select %s.dblink_connect($1, $2)', schema) using name, server;
             end if;
             execute format('select %s.dblink_send_query($1, $2)', schema) into sent using name, message::text;
             if sent <> 1 then
@@ -117,7 +119,7 @@ begin
     end if;
     return (imgsearch._ask_embedder(jsonb_build_object(
         'ask', 'picture', 'model', m.name, 'fingerprint', m.fingerprint, 'crop', to_jsonb(crop),
-        'bytes', encode(bytes, 'base64'))))[1];
+        'bytes', translate(encode(bytes, 'base64'), E'\n', ''))))[1];
 end $$;
 
 -- The vector of a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
@@ -161,22 +163,23 @@ begin
         raise exception '%', sqlerrm using errcode = sqlstate;
     end;
     for reader in
-        select distinct case when a.grantee = 0 then 'public' else pg_get_userbyid(a.grantee) end
+        select case when a.grantee = 0 then 'public' else pg_get_userbyid(a.grantee) end
         from pg_class c, aclexplode(c.relacl) a
-        where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner and a.privilege_type = 'SELECT'
+        where c.oid = 'imgsearch.image'::regclass and a.privilege_type = 'SELECT'
+        union select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass
     loop
         perform imgsearch._grant_embedder(reader);
     end loop;
 end $$;
 
--- Let a role use the embedder, where one is connected.
+-- Let a role use the embedder, where one is connected and the caller may.
 create or replace function imgsearch._grant_embedder(role_name name) returns void
 language plpgsql volatile as $$
 declare
     schema text := imgsearch._dblink();
     grantee text := case when role_name = 'public' then 'public' else quote_ident(role_name) end;
 begin
-    if schema is null then return; end if;
+    if schema is null or not has_server_privilege('imgsearch_embedder', 'usage with grant option') then return; end if;
     execute format('grant usage on foreign server imgsearch_embedder to %s', grantee);
     if not has_schema_privilege(role_name, schema::regnamespace, 'usage') then
         execute format('grant usage on schema %s to %s', schema, grantee);

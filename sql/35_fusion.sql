@@ -60,25 +60,29 @@ language plpgsql stable parallel unsafe as $$
 declare
     depth integer := imgsearch._depth(k);
     collection_id integer := imgsearch._collection_id(collection);
-    ids bigint[];
-    words bigint[];
+    ids bigint[] := '{}';
+    words bigint[] := '{}';
 begin
     if text_weight is null or text_weight not between 0 and 1 then
         raise exception 'text_weight must be between 0 and 1, not %', coalesce(text_weight::text, 'null')
             using errcode = 'PI008', hint = '0 is the vectors alone, 1 the words alone';
     end if;
-    ids := array(select s.image_id from imgsearch.search_text(query, depth, model, filter, collection, among, null,
-                                                            exact, null, false, ef_search, template) s);
-    execute format(
-        'select array_agg(w.image_id) from (
-             select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
-             where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
-        imgsearch._condition(filter, collection_id, among), depth)
-        into words using filter, collection_id, among, null::text, query;
+    if text_weight < 1 then
+        ids := array(select s.image_id from imgsearch.search_text(query, depth, model, filter, collection, among, null,
+                                                                exact, null, false, ef_search, template) s);
+    end if;
+    if text_weight > 0 then
+        execute format(
+            'select coalesce(array_agg(w.image_id), ''{}'') from (
+                 select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
+                 where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
+            imgsearch._condition(filter, collection_id, among), depth)
+            into words using filter, collection_id, among, null::text, query;
+    end if;
     return query select * from imgsearch._fuse(
-        ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[coalesce(cardinality(words), 0)]),
+        ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[cardinality(words)]),
         array(select n from generate_series(1, cardinality(ids)) n)
-            || array(select n from generate_series(1, coalesce(cardinality(words), 0)) n),
+            || array(select n from generate_series(1, cardinality(words)) n),
         array[1 - text_weight, text_weight], k);
 end $$;
 
@@ -107,6 +111,7 @@ begin
             hint = 'give one for each model, none below zero and one above';
     end if;
     for place in 1 .. cardinality(models) loop
+        continue when weights[place] = 0;
         answers := array(select s.image_id from imgsearch.similar(image_id, depth, models[place], filter, collection,
                                                                 among, null, exact, null, false, ef_search) s);
         ids := ids || answers;

@@ -57,6 +57,5 @@ begin
                   case m.storage when 'bit' then imgsearch._stored_bits(predict_label.image_id, m) end,
                   predict_label.image_id, predict_label.k, predict_label.filter, predict_label.collection,
                   predict_label.among, null, predict_label.exact, null, false, null, predict_label.key) s) v
-        where v.label is not null
         group by v.label order by 2 desc, 3 desc, 1;
 end $$;

@@ -80,6 +80,10 @@ language plpgsql volatile parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(recall.model);
 begin
+    if coalesce(recall.ef_search, 1) not between 1 and 1000 then
+        raise exception 'ef_search must be 1 to 1000, not %', recall.ef_search using errcode = 'PI008',
+            hint = 'leave it out for the value that the model has';
+    end if;
     return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._drawn(m, recall.sample),
                                                          array[coalesce(recall.ef_search, m.ef_search)]) r);
 end $$;

@@ -228,7 +228,7 @@ begin
         case when filter is not null then 'i.metadata @> $1' end,
         case when collection is not null then 'i.collection_id = $2' end,
         case when among is not null then 'i.image_id = any($3)' end,
-        case when key is not null then 'i.metadata ? $4' end);
+        case when key is not null then 'i.metadata ? $4 and i.metadata ->> $4 is not null' end);
 end $$;
 
 -- The share of images that match, from 32 ids that are drawn alike each time, where a gap counts as no match; and the
@@ -249,7 +249,7 @@ begin
                     and (_share.filter is null or i.metadata @> _share.filter)
                     and (_share.collection is null or i.collection_id = _share.collection)
                     and (_share.among is null or i.image_id = any(_share.among))
-                    and (_share.key is null or i.metadata ? _share.key)), e.ids
+                    and (_share.key is null or i.metadata ->> _share.key is not null)), e.ids
         from ends e;
 end $$;
 
@@ -373,10 +373,10 @@ begin
     end if;
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-        most_scanned := current_setting('hnsw.max_scan_tuples')::bigint;
+        most_scanned := greatest(current_setting('hnsw.max_scan_tuples')::bigint, 2 * wanted + 1);
         scanned := case when share >= 0.05 and _search.after is null
                         then least(most_scanned, ceil(16 * wanted / share)) else most_scanned end;
-        if plan = 'iterative' then
+        if plan = 'iterative' and restricted then
             -- the rarer the matches, the farther off they lie, where the graph is in poor order
             ef := least(1000, greatest(ef, ceil(0.8 * wanted / power(greatest(coalesce(share, 0), 0.1), 2))));
         end if;
@@ -414,10 +414,10 @@ begin
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
             perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
-            -- thousands of equal vectors at one distance hide from a graph what is nearer
+            -- a run of equal vectors at its end: thousands of them at one distance hide from a graph what is nearer
             sorted := array(select d from unnest(near_distances) d order by d limit wanted);
-            saturated := m.storage <> 'bit' and sorted[cardinality(sorted)] > 1e-3
-                and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - 1];
+            saturated := m.storage <> 'bit' and coalesce(sorted[cardinality(sorted)] > 1e-3
+                and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - greatest(2, least(9, wanted / 2))], false);
         end if;
         -- not dynamic, so that its plan is kept
         select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
@@ -433,7 +433,7 @@ begin
                       and (_search.filter is null or i.metadata @> _search.filter)
                       and (only_collection is null or i.collection_id = only_collection)
                       and (_search.among is null or i.image_id = any(_search.among))
-                      and (_search.key is null or i.metadata ? _search.key)
+                      and (_search.key is null or i.metadata ->> _search.key is not null)
                       and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
                           after_distance, after_content,
                           case when _search.collapse then 9223372036854775807 else _search.after end))
@@ -443,8 +443,8 @@ begin
         exit when plan = 'exact' or cardinality(result) >= _search.k
             and (enough = scanned or not saturated and (
                 plan = 'index' or cardinality(near_contents) = enough
-                and (first_place <= 4 / share) is not false));
-        if plan = 'index' and not coalesce(saturated, false) then
+                and (first_place <= 4 / greatest(share, 0.01)) is not false));
+        if plan = 'index' and not saturated then
             plan := 'iterative';
             continue;
         end if;
@@ -572,7 +572,9 @@ create or replace function imgsearch._ask_embedder(message jsonb) returns text[]
 language plpgsql stable parallel unsafe as $$
 declare
     schema constant text := imgsearch._dblink();
-    name constant text := 'imgsearch_embedder';
+    server constant text := 'imgsearch_embedder';
+    -- of the session's connection: another after connect_embedder
+    name constant text := server || (select '_' || s.oid from pg_foreign_server s where s.srvname = server);
     deadline constant timestamptz := clock_timestamp() + imgsearch._embedder_timeout();
     kept boolean;
     sent integer;
@@ -587,7 +589,7 @@ begin
         raise exception 'no embedder is connected to this database' using errcode = 'PI010',
             hint = 'run: pgimgsearch serve; and once: pgimgsearch db connect-embedder HOST PORT';
     end if;
-    if not has_server_privilege(name, 'usage') then
+    if not has_server_privilege(server, 'usage') then
         raise exception 'role % may not use the embedder', current_user using errcode = 'PI010',
             hint = format('as the owner run: pgimgsearch db grant reader %I', current_user);
     end if;
@@ -595,7 +597,7 @@ begin
     loop
         begin
             if not kept then
-                execute format('select %s.dblink_connect($1, $1)', schema) using name;
+                execute format('select %s.dblink_connect($1, $2)', schema) using name, server;
             end if;
             execute format('select %s.dblink_send_query($1, $2)', schema) into sent using name, message::text;
             if sent <> 1 then
@@ -669,7 +671,7 @@ begin
     end if;
     return (imgsearch._ask_embedder(jsonb_build_object(
         'ask', 'picture', 'model', m.name, 'fingerprint', m.fingerprint, 'crop', to_jsonb(crop),
-        'bytes', encode(bytes, 'base64'))))[1];
+        'bytes', translate(encode(bytes, 'base64'), E'\n', ''))))[1];
 end $$;
 
 -- The vector of a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
@@ -713,22 +715,23 @@ begin
         raise exception '%', sqlerrm using errcode = sqlstate;
     end;
     for reader in
-        select distinct case when a.grantee = 0 then 'public' else pg_get_userbyid(a.grantee) end
+        select case when a.grantee = 0 then 'public' else pg_get_userbyid(a.grantee) end
         from pg_class c, aclexplode(c.relacl) a
-        where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner and a.privilege_type = 'SELECT'
+        where c.oid = 'imgsearch.image'::regclass and a.privilege_type = 'SELECT'
+        union select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass
     loop
         perform imgsearch._grant_embedder(reader);
     end loop;
 end $$;
 
--- Let a role use the embedder, where one is connected.
+-- Let a role use the embedder, where one is connected and the caller may.
 create or replace function imgsearch._grant_embedder(role_name name) returns void
 language plpgsql volatile as $$
 declare
     schema text := imgsearch._dblink();
     grantee text := case when role_name = 'public' then 'public' else quote_ident(role_name) end;
 begin
-    if schema is null then return; end if;
+    if schema is null or not has_server_privilege('imgsearch_embedder', 'usage with grant option') then return; end if;
     execute format('grant usage on foreign server imgsearch_embedder to %s', grantee);
     if not has_schema_privilege(role_name, schema::regnamespace, 'usage') then
         execute format('grant usage on schema %s to %s', schema, grantee);
@@ -934,25 +937,29 @@ language plpgsql stable parallel unsafe as $$
 declare
     depth integer := imgsearch._depth(k);
     collection_id integer := imgsearch._collection_id(collection);
-    ids bigint[];
-    words bigint[];
+    ids bigint[] := '{}';
+    words bigint[] := '{}';
 begin
     if text_weight is null or text_weight not between 0 and 1 then
         raise exception 'text_weight must be between 0 and 1, not %', coalesce(text_weight::text, 'null')
             using errcode = 'PI008', hint = '0 is the vectors alone, 1 the words alone';
     end if;
-    ids := array(select s.image_id from imgsearch.search_text(query, depth, model, filter, collection, among, null,
-                                                            exact, null, false, ef_search, template) s);
-    execute format(
-        'select array_agg(w.image_id) from (
-             select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
-             where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
-        imgsearch._condition(filter, collection_id, among), depth)
-        into words using filter, collection_id, among, null::text, query;
+    if text_weight < 1 then
+        ids := array(select s.image_id from imgsearch.search_text(query, depth, model, filter, collection, among, null,
+                                                                exact, null, false, ef_search, template) s);
+    end if;
+    if text_weight > 0 then
+        execute format(
+            'select coalesce(array_agg(w.image_id), ''{}'') from (
+                 select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
+                 where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
+            imgsearch._condition(filter, collection_id, among), depth)
+            into words using filter, collection_id, among, null::text, query;
+    end if;
     return query select * from imgsearch._fuse(
-        ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[coalesce(cardinality(words), 0)]),
+        ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[cardinality(words)]),
         array(select n from generate_series(1, cardinality(ids)) n)
-            || array(select n from generate_series(1, coalesce(cardinality(words), 0)) n),
+            || array(select n from generate_series(1, cardinality(words)) n),
         array[1 - text_weight, text_weight], k);
 end $$;
 
@@ -981,6 +988,7 @@ begin
             hint = 'give one for each model, none below zero and one above';
     end if;
     for place in 1 .. cardinality(models) loop
+        continue when weights[place] = 0;
         answers := array(select s.image_id from imgsearch.similar(image_id, depth, models[place], filter, collection,
                                                                 among, null, exact, null, false, ef_search) s);
         ids := ids || answers;
@@ -1344,7 +1352,6 @@ begin
                   case m.storage when 'bit' then imgsearch._stored_bits(predict_label.image_id, m) end,
                   predict_label.image_id, predict_label.k, predict_label.filter, predict_label.collection,
                   predict_label.among, null, predict_label.exact, null, false, null, predict_label.key) s) v
-        where v.label is not null
         group by v.label order by 2 desc, 3 desc, 1;
 end $$;
 
@@ -1430,6 +1437,10 @@ language plpgsql volatile parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(recall.model);
 begin
+    if coalesce(recall.ef_search, 1) not between 1 and 1000 then
+        raise exception 'ef_search must be 1 to 1000, not %', recall.ef_search using errcode = 'PI008',
+            hint = 'leave it out for the value that the model has';
+    end if;
     return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._drawn(m, recall.sample),
                                                          array[coalesce(recall.ef_search, m.ef_search)]) r);
 end $$;

@@ -9,15 +9,16 @@ import functools
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+SECONDS_TO_END = 5.0  # a pass takes less; a download may take longer and is not waited for
 
 
 class _NetworkThread:
-    """Started by the first call. A daemon, as Ctrl-C should not wait for a download."""
+    """Started by the first call. A daemon, as Ctrl-C should not wait for the end of a download."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -34,7 +35,11 @@ class _NetworkThread:
                 self._thread.start()
         answer: Future[R] = Future()
         self._calls.put((answer, function))
-        return answer.result()
+        try:
+            return answer.result()
+        except KeyboardInterrupt:  # Python would abort if it ended in the middle of a pass
+            wait([answer], SECONDS_TO_END)
+            raise
 
     def _run(self) -> None:
         while True:

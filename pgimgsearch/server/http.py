@@ -3,21 +3,22 @@
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
 from pgimgsearch import __version__
 from pgimgsearch.errors import ModelError
 from pgimgsearch.server.jobs import Job, Jobs, file_result
-from pgimgsearch.server.refusals import Busy, Refusal, refusal_of
+from pgimgsearch.server.refusals import Busy, Refusal, Stranger, refusal_of
 from pgimgsearch.server.service import Service
 
 LARGEST_BODY = 512 << 20  # bytes
 MOST_TEXTS = 1000
+OPEN_PATHS = {"/health", "/metrics", "/docs", "/redoc", "/openapi.json"}
 
 
 class Texts(BaseModel):
@@ -77,12 +78,18 @@ def application(service: Service, password: str) -> FastAPI:
     app.exception_handler(Refusal)(_refuse)
     app.exception_handler(ModelError)(_refuse)
     app.middleware("http")(_limit_body)
+    known = HTTPBearer(auto_error=False)  # says in the description that they want the password
 
-    def known(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
-        if given is None or not secrets.compare_digest(given.credentials.encode(), password.encode()):
-            stranger = Refusal("the bearer token is missing or wrong", hint="send the embedder's password")
-            stranger.status = 401
-            raise stranger
+    @app.middleware("http")
+    async def check_password(request: Request, call_next: Any) -> Any:
+        """Refuse strangers before anything of a body is read."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and secrets.compare_digest(token.encode(), password.encode())
+        if right or request.url.path in OPEN_PATHS:
+            return await call_next(request)
+        return await _refuse(
+            request, Stranger("the bearer token is missing or wrong", hint="send the embedder's password")
+        )
 
     @app.post("/embed/text", dependencies=[Depends(known)])
     async def embed_text(asked: Texts) -> TextVectors:

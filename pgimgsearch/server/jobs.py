@@ -55,9 +55,14 @@ class Jobs:
         folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-job-"))
         job = Job(secrets.token_urlsafe(16), model, [file.filename or "" for file in files], folder, normalize)
         self._jobs[job.job_id] = job
-        for number, file in enumerate(files):
-            with (folder / str(number)).open("wb") as copy:
-                await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
+        try:
+            for number, file in enumerate(files):
+                with (folder / str(number)).open("wb") as copy:
+                    await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
+        except BaseException:  # a full disk, or a client that left
+            del self._jobs[job.job_id]
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         task = asyncio.create_task(self._work(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -83,13 +88,17 @@ class Jobs:
 
         async def one(number: int) -> dict[str, Any]:
             async with turn:
-                data = await asyncio.to_thread((job.folder / str(number)).read_bytes)
-                return await patient_result(self._service, job.model, job.names[number], data, job.normalize)
+                name = job.names[number]
+                try:
+                    data = await asyncio.to_thread((job.folder / str(number)).read_bytes)
+                except OSError as error:
+                    return {"file": name, "status": "failed", "error": str(error), "hint": "send it again"}
+                return await patient_result(self._service, job.model, name, data, job.normalize)
 
         try:
             job.results = list(await asyncio.gather(*map(one, range(len(job.names)))))
-            job.ended_at = time.monotonic()
         finally:
+            job.ended_at = time.monotonic()
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _forget(self) -> None:

@@ -17,6 +17,13 @@ class Busy(Refusal):
     status = 503
 
 
+class Stranger(Refusal):
+    """The password is missing or wrong."""
+
+    sqlstate = "28P01"
+    status = 401
+
+
 class NotServed(Refusal):
     """The embedder does not hold this model."""
 

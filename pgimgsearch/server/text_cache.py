@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.server.metrics import Metrics
 
 MOST_WAITING = 1000  # writes; when the database is slower than the texts come, the newest are not kept
+SECONDS_TO_END = 10
 Write = tuple[StoredModel, Sequence[str], NDArray[np.float32], str]
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,10 @@ class TextCache:
             self._metrics.count_texts("lost", len(texts))
 
     def close(self) -> None:
-        """Write what waits, and end."""
-        self._queue.put(None)
-        self._thread.join()
+        """Write what waits, and end; a database that is away is not waited for."""
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=SECONDS_TO_END)
+        self._thread.join(SECONDS_TO_END)
 
     def _run(self) -> None:
         waiting: Write | None = self._queue.get()

@@ -24,6 +24,7 @@ PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encod
 LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # a picture in base64, and what is around it
 LARGEST_BEFORE_LOGIN = 10_000
 SECONDS_TO_LOG_IN = 10
+SECONDS_TO_ANSWER = 30  # when the embedder ends
 MOST_CONNECTIONS = 1000
 SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
 
@@ -35,13 +36,20 @@ class Wire:
         self._service, self._tls = service, tls
         self._verifier = scram.verifier_of(password)
         self._open: set[asyncio.Task[Any]] = set()
+        self._answering: set[asyncio.Task[Any]] = set()
+        self._leaving = False
 
     async def start(self, bound: socket.socket) -> asyncio.Server:
         """Listen on a socket."""
         return await asyncio.start_server(self._serve, sock=bound)
 
     async def hang_up(self) -> None:
-        """End every connection, as a database that stops does."""
+        """End every connection; those that wait for an answer get it first."""
+        self._leaving = True
+        for task in self._open - self._answering:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open, timeout=SECONDS_TO_ANSWER)
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -132,9 +140,14 @@ class Wire:
                 else:
                     writer.write(await self._answer(query, encoding) + protocol.ready())
             await writer.drain()
+            if self._leaving:
+                return
 
     async def _answer(self, query: str, encoding: str) -> bytes:
         kind = "unknown"
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         try:
             asked = questions.parse(query)
             kind = asked.ask
@@ -143,6 +156,8 @@ class Wire:
             said = refusal_of(error)
             self._service.metrics.count("postgres", kind, said.sqlstate)
             return protocol.error(said.sqlstate, str(said), said.hint, encoding=encoding)
+        finally:
+            self._answering.discard(task)
         self._service.metrics.count("postgres", kind, "ok")
         return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
 
