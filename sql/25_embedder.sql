@@ -75,8 +75,11 @@ begin
             end;
             if state not like '08%' then raise; end if;
             if not kept then
-                raise exception 'the embedder cannot be reached: %', coalesce(nullif(detail, ''), said) using errcode = 'PI010',
-                    hint = 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?';
+                said := regexp_replace(coalesce(nullif(detail, ''), said), '\s+', ' ', 'g');
+                raise exception 'the embedder cannot be reached: %', said using errcode = 'PI010', hint =
+                    case when said like '%password authentication failed%'
+                         then 'give its password: pgimgsearch db connect-embedder HOST PORT --password-file FILE'
+                         else 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?' end;
             end if;
             kept := false;  -- a kept connection was dead: once more over a new one
         end;

@@ -5,6 +5,11 @@ create or replace function imgsearch.text_key(query text, template text default 
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
+-- As a shell takes it.
+create or replace function imgsearch._shell_quoted(value text) returns text
+language sql immutable parallel safe
+return '''' || replace(value, '''', '''\''''') || '''';
+
 -- The vectors of texts in a template, in their order: from the cache, else from the embedder.
 -- Raises PI007 when the model has no text tower, or when a text is not cached and no embedder is connected.
 create or replace function imgsearch._text_vectors(queries text[], m imgsearch.model, template text)
@@ -34,10 +39,10 @@ begin
         raise exception 'the text "%" is not embedded yet for model %', missing[1], m.name
             using errcode = 'PI007',
             hint = format('run: pgimgsearch embed-text --model %s%s %s; or, for every text from now on: pgimgsearch serve',
-                          quote_literal(m.name),
-                          (select string_agg(' --template ' || quote_literal(t), '')
+                          imgsearch._shell_quoted(m.name),
+                          (select string_agg(' --template ' || imgsearch._shell_quoted(t), '')
                            from string_to_table(nullif(template, '{}'), chr(10)) t),
-                          quote_literal(missing[1]));
+                          case when missing[1] like '-%' then '-- ' else '' end || imgsearch._shell_quoted(missing[1]));
     end if;
     answers := imgsearch._ask_embedder(jsonb_build_object(
         'ask', 'text', 'model', m.name, 'fingerprint', m.fingerprint, 'texts', to_jsonb(missing), 'template', template));
@@ -86,6 +91,10 @@ begin
             coalesce(@vector@.vector_dims(cache_text.embedding)::text, 'null') using errcode = 'PI002',
             hint = 'bring a vector of the same model';
     end if;
+    if @vector@.vector_norm(cache_text.embedding) = 0 then
+        raise exception 'a zero vector is like nothing' using errcode = 'PI002', hint = 'bring the vector of a text';
+    end if;
+    perform imgsearch._check_text(cache_text.query, cache_text.template);
     insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding)
     values (m.model_id, imgsearch.text_key(cache_text.query, cache_text.template), btrim(cache_text.query),
             cache_text.template, cache_text.embedding)

@@ -76,6 +76,16 @@ begin
     return query select * from imgsearch._matches(images, similarities, k);
 end $$;
 
+-- Raise PI002 for a model of hashes.
+create or replace function imgsearch._check_vectors(m imgsearch.model) returns void
+language plpgsql immutable parallel safe as $$
+begin
+    if m.storage = 'bit' then
+        raise exception 'model % makes hashes, and groups are compared by vectors', m.name using errcode = 'PI002',
+            hint = 'name a model of vectors, for example model => ''palette''';
+    end if;
+end $$;
+
 -- Groups like an image, whose own group is left out. One row a group: its nearest image.
 create or replace function imgsearch.similar_groups(
     image_id bigint, k integer default 10, model text default 'default', aggregate text default 'best',
@@ -85,9 +95,11 @@ create or replace function imgsearch.similar_groups(
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
-    query @vector@.vector := imgsearch._stored_vector(image_id, m);
+    query @vector@.vector;
     own_group text;
 begin
+    perform imgsearch._check_vectors(m);
+    query := imgsearch._stored_vector(image_id, m);
     select i.group_key into own_group from imgsearch.image i where i.image_id = similar_groups.image_id;
     return query select * from imgsearch._similar_groups(m, array[query], own_group, image_id, k, aggregate,
         filter, collection, among, exact, ef_search);
@@ -105,14 +117,12 @@ declare
     images bigint[];
     queries @vector@.vector[];
 begin
+    perform imgsearch._check_vectors(m);
     images := array(select min(i.image_id) from imgsearch.image i where i.group_key = similar_groups.group_key
                     group by i.content_id order by 1 limit 100);
     if cardinality(images) = 0 then
         raise exception 'no image with group_key %', coalesce(similar_groups.group_key, 'null') using errcode = 'PI004',
             hint = 'ingest --group-by and the column group set it; see imgsearch.image';
-    end if;
-    if m.storage = 'bit' then
-        perform imgsearch._stored_vector(images[1], m);  -- says what fits
     end if;
     execute format('select array_agg(e.embedding::@vector@.vector order by i.image_id)
                     from imgsearch.image i join %s e on e.content_id = i.content_id where i.image_id = any($1)',

@@ -627,8 +627,11 @@ begin
             end;
             if state not like '08%' then raise; end if;
             if not kept then
-                raise exception 'the embedder cannot be reached: %', coalesce(nullif(detail, ''), said) using errcode = 'PI010',
-                    hint = 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?';
+                said := regexp_replace(coalesce(nullif(detail, ''), said), '\s+', ' ', 'g');
+                raise exception 'the embedder cannot be reached: %', said using errcode = 'PI010', hint =
+                    case when said like '%password authentication failed%'
+                         then 'give its password: pgimgsearch db connect-embedder HOST PORT --password-file FILE'
+                         else 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?' end;
             end if;
             kept := false;  -- a kept connection was dead: once more over a new one
         end;
@@ -745,6 +748,11 @@ create or replace function imgsearch.text_key(query text, template text default 
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
+-- As a shell takes it.
+create or replace function imgsearch._shell_quoted(value text) returns text
+language sql immutable parallel safe
+return '''' || replace(value, '''', '''\''''') || '''';
+
 -- The vectors of texts in a template, in their order: from the cache, else from the embedder.
 -- Raises PI007 when the model has no text tower, or when a text is not cached and no embedder is connected.
 create or replace function imgsearch._text_vectors(queries text[], m imgsearch.model, template text)
@@ -774,10 +782,10 @@ begin
         raise exception 'the text "%" is not embedded yet for model %', missing[1], m.name
             using errcode = 'PI007',
             hint = format('run: pgimgsearch embed-text --model %s%s %s; or, for every text from now on: pgimgsearch serve',
-                          quote_literal(m.name),
-                          (select string_agg(' --template ' || quote_literal(t), '')
+                          imgsearch._shell_quoted(m.name),
+                          (select string_agg(' --template ' || imgsearch._shell_quoted(t), '')
                            from string_to_table(nullif(template, '{}'), chr(10)) t),
-                          quote_literal(missing[1]));
+                          case when missing[1] like '-%' then '-- ' else '' end || imgsearch._shell_quoted(missing[1]));
     end if;
     answers := imgsearch._ask_embedder(jsonb_build_object(
         'ask', 'text', 'model', m.name, 'fingerprint', m.fingerprint, 'texts', to_jsonb(missing), 'template', template));
@@ -826,6 +834,10 @@ begin
             coalesce(@vector@.vector_dims(cache_text.embedding)::text, 'null') using errcode = 'PI002',
             hint = 'bring a vector of the same model';
     end if;
+    if @vector@.vector_norm(cache_text.embedding) = 0 then
+        raise exception 'a zero vector is like nothing' using errcode = 'PI002', hint = 'bring the vector of a text';
+    end if;
+    perform imgsearch._check_text(cache_text.query, cache_text.template);
     insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding)
     values (m.model_id, imgsearch.text_key(cache_text.query, cache_text.template), btrim(cache_text.query),
             cache_text.template, cache_text.embedding)
@@ -1245,6 +1257,16 @@ begin
     return query select * from imgsearch._matches(images, similarities, k);
 end $$;
 
+-- Raise PI002 for a model of hashes.
+create or replace function imgsearch._check_vectors(m imgsearch.model) returns void
+language plpgsql immutable parallel safe as $$
+begin
+    if m.storage = 'bit' then
+        raise exception 'model % makes hashes, and groups are compared by vectors', m.name using errcode = 'PI002',
+            hint = 'name a model of vectors, for example model => ''palette''';
+    end if;
+end $$;
+
 -- Groups like an image, whose own group is left out. One row a group: its nearest image.
 create or replace function imgsearch.similar_groups(
     image_id bigint, k integer default 10, model text default 'default', aggregate text default 'best',
@@ -1254,9 +1276,11 @@ create or replace function imgsearch.similar_groups(
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
-    query @vector@.vector := imgsearch._stored_vector(image_id, m);
+    query @vector@.vector;
     own_group text;
 begin
+    perform imgsearch._check_vectors(m);
+    query := imgsearch._stored_vector(image_id, m);
     select i.group_key into own_group from imgsearch.image i where i.image_id = similar_groups.image_id;
     return query select * from imgsearch._similar_groups(m, array[query], own_group, image_id, k, aggregate,
         filter, collection, among, exact, ef_search);
@@ -1274,14 +1298,12 @@ declare
     images bigint[];
     queries @vector@.vector[];
 begin
+    perform imgsearch._check_vectors(m);
     images := array(select min(i.image_id) from imgsearch.image i where i.group_key = similar_groups.group_key
                     group by i.content_id order by 1 limit 100);
     if cardinality(images) = 0 then
         raise exception 'no image with group_key %', coalesce(similar_groups.group_key, 'null') using errcode = 'PI004',
             hint = 'ingest --group-by and the column group set it; see imgsearch.image';
-    end if;
-    if m.storage = 'bit' then
-        perform imgsearch._stored_vector(images[1], m);  -- says what fits
     end if;
     execute format('select array_agg(e.embedding::@vector@.vector order by i.image_id)
                     from imgsearch.image i join %s e on e.content_id = i.content_id where i.image_id = any($1)',

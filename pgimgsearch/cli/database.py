@@ -99,14 +99,15 @@ def connect_embedder(
     password: PasswordFileOption = None,
     sslmode: Annotated[str, typer.Option(help="As libpq takes it: prefer, require, verify-full.")] = "prefer",
 ) -> None:
-    """Let SQL ask an embedder, over dblink; the password is kept in a user mapping, never in SQL."""
+    """Let SQL ask an embedder that runs, over dblink; the password is kept in a user mapping, never in SQL."""
     terminal = terminal_of(context)
     file = password or terminal.settings.embedder_password
     if not file.exists():
         raise UsageError(
             f"there is no password at {file}", hint="serve makes one; copy that file here: --password-file"
         )
-    with database_url(terminal.settings) as url, connect(url) as connection:
+    # in a transaction, so that an embedder that does not answer replaces none
+    with database_url(terminal.settings) as url, connect(url) as connection, connection.transaction():
         connection.execute(
             "select imgsearch.connect_embedder(%s, %s, %s, %s)", [host, port, shared_password(file), sslmode]
         )

@@ -59,6 +59,8 @@ class JobState(BaseModel):
     """A job; ``results`` are there when it is complete."""
 
     job_id: str
+    model: str
+    dim: int
     status: str
     files: int
     results: list[FileResult] | None = None
@@ -154,7 +156,9 @@ async def _all_results(
 
 def _state(job: Job) -> JobState:
     results = [FileResult(**result) for result in job.results] if job.status == "complete" else None
-    return JobState(job_id=job.job_id, status=job.status, files=len(job.names), results=results)
+    stored = job.model.stored
+    return JobState(job_id=job.job_id, model=stored.name, dim=stored.dim, status=job.status, files=len(job.names),
+                    results=results)  # fmt: skip
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:

@@ -68,6 +68,8 @@ class Service:
         vectors = model.text_vectors(outputs["text"], len(texts))
         if self._cache is not None:
             self._cache.keep(model.stored, texts, vectors, template)
+        else:
+            self.metrics.count_texts("lost", len(texts))
         return vectors
 
     async def embed_picture(

@@ -96,7 +96,10 @@ def test_hybrid_fuses_vectors_and_words(connection: Connection, vectors: NDArray
     assert [row[0] for row in found] == fused([by_vector, by_words], [1, 1], 20)
     only = rows(connection, "select caption, collection from imgsearch.search_hybrid('red shoe', 50, 'test', text_weight => 1, "
                 "filter => '{\"tenth\": 3}')")  # fmt: skip
-    assert {row[0] for row in only[:50]} == {"a red shoe"}
+    assert {row[0] for row in only} == {"a red shoe"}
+    assert len(rows(connection, "select from imgsearch.search_hybrid('hat -red', 1000, text_weight => 1)")) == 667, (
+        "words alone need no vector, and give what has them"
+    )
     assert len(rows(connection, "select from imgsearch.search_hybrid('red shoe', 5, 'test', among => '{1,2,4}')")) == 3
     cache(connection, "!!! ' & (", vectors[100])  # no words at all: the vectors answer
     assert [
@@ -184,6 +187,7 @@ def test_predict_label_votes_among_those_that_have_the_key(
     connection.execute(
         "update imgsearch.image set metadata = metadata || jsonb_build_object('kind', image_id % 4) where image_id % 2 = 0"
     )
+    connection.execute("update imgsearch.image set metadata = metadata || '{\"kind\": null}' where image_id % 2 = 1")
     similarity = vectors @ vectors[10]
     similarity[10] = -2
     labelled = [int(n) + 1 for n in np.argsort(-similarity) if (n + 1) % 2 == 0][:15]
@@ -279,6 +283,9 @@ def test_recall_counts_ties_as_found(connection: Connection, vectors: NDArray[np
         ("select * from imgsearch.similar_groups(1, aggregate => 'worst')", "PI008"),
         ("select * from imgsearch.similar_groups('no such group'::text)", "PI004"),
         ("select * from imgsearch.similar_groups(99999)", "PI004"),
+        ("select * from imgsearch.similar_groups(1, k => 1001)", "PI008"),
+        ("select imgsearch.cache_text('nothing', array_fill(0, array[32])::vector, 'test')", "PI002"),
+        ("select imgsearch.cache_text(' ', imgsearch.embedding(1), 'test')", "PI008"),
         ("select * from imgsearch.classify(1, '{}', 'test')", "PI008"),
         ("select * from imgsearch.classify(1, array['a'], 'other')", "PI007"),
         ("select * from imgsearch.predict_label(1, '')", "PI008"),
@@ -293,6 +300,7 @@ def test_recall_counts_ties_as_found(connection: Connection, vectors: NDArray[np
         ("select * from imgsearch.similar_to(array_fill('nan'::real, array[32])::vector)", "22000"),
         ("select imgsearch.recall('test', k => 0)", "PI008"),
         ("select imgsearch.recall('test', sample => 0)", "PI008"),
+        ("select imgsearch.recall('test', ef_search => 1001)", "PI008"),
         ("select * from imgsearch.embedder_status()", "PI010"),
         ("select imgsearch.connect_embedder('localhost', 1, 'secret')", "PI010"),
         ("select * from imgsearch.similar_to_image('\\x00')", "PI010"),

@@ -33,6 +33,9 @@ def test_a_cached_text_finds_its_pictures_in_plain_sql(
         connection.execute("select * from imgsearch.search_text('navy')")
     assert raised.value.sqlstate == "PI007"
     assert "pgimgsearch embed-text --model 'palette' 'navy'" in str(raised.value.diag.message_hint)
+    with pytest.raises(psycopg.Error) as raised:
+        connection.execute("select * from imgsearch.search_text('- women''s navy')")
+    assert "-- '- women'\\''s navy'" in str(raised.value.diag.message_hint), "as a shell takes it"
     assert '"embedded": 2' in cli("--json", "embed-text", "navy", "light of gold").stdout
     assert connection.execute("select path from imgsearch.search_text('navy', 1)").fetchone() == ("navy.png",)
     assert connection.execute("select path from imgsearch.search_text('  navy ', 1)").fetchone() == ("navy.png",)

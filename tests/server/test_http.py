@@ -78,7 +78,11 @@ def test_a_job_works_off_many_files(client: httpx.Client, navy: bytes) -> None:
     many = files(*((f"{n}.png", navy if n % 10 else b"broken") for n in range(300)))  # more than may wait
     taken = client.post("/jobs", files=many)
     assert taken.status_code == 202
-    assert taken.json()["files"] == 300
+    assert {key: taken.json()[key] for key in ("files", "model", "dim")} == {
+        "files": 300,
+        "model": "palette",
+        "dim": 32,
+    }
     path = f"/jobs/{taken.json()['job_id']}"
     until(lambda: client.get(path).json()["status"] == "complete")
     results = client.get(path).json()["results"]
@@ -100,6 +104,13 @@ def test_a_job_works_off_many_files(client: httpx.Client, navy: bytes) -> None:
         (lambda c: c.post("/embed/image"), 422),
         (lambda c: c.post("/embed/text", json={"texts": ["navy"]}, headers={"Authorization": "Bearer no"}), 401),
         (lambda c: c.post("/jobs", headers={"Authorization": ""}), 401),
+        (
+            lambda c: c.post(
+                "/embed/text", content=b"{", headers={"Authorization": "", "content-type": "application/json"}
+            ),
+            401,
+        ),
+        (lambda c: c.get("/jobs/x", headers={"Authorization": ""}), 401),
     ],
 )
 def test_bad_requests_are_refused(client: httpx.Client, send: Any, status: int) -> None:

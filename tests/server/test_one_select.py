@@ -310,8 +310,9 @@ def test_the_commands_make_the_way_and_check_it(
     assert (nobody.returncode, "cannot be reached" in nobody.stderr) == (9, True)
     done = cli("db", "connect-embedder", "127.0.0.1", str(serving.port), *secret)
     assert (done.returncode, "it serves palette" in done.stderr) == (0, True), done.stderr
+    assert cli("db", "connect-embedder", "127.0.0.1", str(free_port()), *secret).returncode == 9
     looked = cli("doctor")
-    assert "serves palette on cpu" in looked.stdout
+    assert "serves palette on cpu" in looked.stdout, "one that does not answer replaces none"
     serving.stop()
     looked = cli("doctor")
     assert looked.returncode == 1

@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pgimgsearch.server.serve import Doors
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.wire import Wire
 from tests.server.conftest import PASSWORD
-from tests.server.held import serving
+from tests.server.held import HeldBack, serving, until
 
 
 class Stored:
@@ -181,3 +182,25 @@ def test_a_certificate_that_is_none(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="certificate"):
         Doors("", 0, 0, tmp_path / "missing.pem").tls()
+
+
+def test_who_waits_is_answered_before_it_ends(service: Service) -> None:
+    model = service.find("palette")
+    held = HeldBack(model.encoder)
+    other = Service([LoadedModel(model.stored, held, 8)], {}, None, Metrics(), 1)  # type: ignore[arg-type]
+    wire = Wire(other, PASSWORD, None)
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with login(port) as client:
+            answers.append(client.execute('{"ask": "text", "model": "palette", "texts": ["navy"]}').fetchone())
+
+    with serving(wire) as port:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert held.entered.wait(30)
+        threading.Thread(target=lambda: (until(lambda: wire._leaving), held.go.set())).start()
+    asking.join()
+    other.close()
+    assert answers[0] is not None
+    assert answers[0][0].startswith("[")
