@@ -233,17 +233,17 @@ def test_recall_is_measured_and_tuned(connection: Connection, vectors: NDArray[n
     connection.execute("create index embedding_test_32_hnsw on imgsearch.embedding_test_32 "
                        "using hnsw (embedding halfvec_cosine_ops) with (m = 3, ef_construction = 6)")  # fmt: skip
     query = (
-        "select imgsearch.recall('test', ef_search => 11, sample => 1000), imgsearch.recall('test', ef_search => 400)"
+        "select imgsearch.recall('test', ef_search => 11, sample => 400), imgsearch.recall('test', ef_search => 400)"
     )
     low, high = rows(connection, query)[0]
     assert low < high <= 1
-    found, sample = 0.0, list(range(1, ROWS, 4))
+    found, sample = 0.0, list(range(1, ROWS, 8))
     for image in sample:
         similarity = vectors @ vectors[image - 1]
         kth = sorted(similarity)[-11]
         got = rows(connection, "select similarity from imgsearch.similar(%s, model => 'test', ef_search => 11)", image)
         found += sum(row[0] >= kth - 2e-3 for row in got) / 10
-    assert low == pytest.approx(found / len(sample), abs=0.1)
+    assert low == pytest.approx(found / len(sample), abs=0.12)
     done = cli("--json", "index", "tune", "test", "--recall", "0.9", "--sample", "100")
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
