@@ -21,13 +21,14 @@ import psycopg
 from PIL import Image
 
 from benchmarks.harness import add_images, add_vectors, clustered, report, times_ms
-from pgimgsearch.database import index
+from pgimgsearch.database import index, migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.loaded import LoadedModel
+from tests.server import dblink
 from tests.server.conftest import PASSWORD, Serving, programs_with_dblink, start_serving
 
 ROWS, QUESTIONS, ROUNDS = 100_000, 12, 5
@@ -43,8 +44,10 @@ def main() -> list[dict[str, Any]]:
         database.keep(None)
         try:
             socket = f"host={database._socket_folder()}"
-            _add_dblink(socket)
             url = f"postgresql://pgimgsearch@/pgimgsearch?{socket}"
+            with psycopg.connect(f"{socket} user=postgres dbname=pgimgsearch", autocommit=True) as admin:
+                dblink.enable(admin)
+            migrate.upgrade(url)
             # in a process of its own, see pgimgsearch/models/network_thread.py
             made = [sys.executable, "-m", "benchmarks.models", "--write", name, str(Path(folder) / "weights")]
             weights = subprocess.run(made, check=True, capture_output=True, text=True).stdout.split()[-1]
@@ -61,16 +64,6 @@ def main() -> list[dict[str, Any]]:
                     serving.stop()
         finally:
             database.stop()
-
-
-def _add_dblink(socket: str) -> None:
-    from pgimgsearch.database import migrate
-
-    with psycopg.connect(f"{socket} user=postgres dbname=pgimgsearch", autocommit=True) as admin:
-        admin.execute("create extension if not exists vector")
-        admin.execute("create extension dblink")
-        admin.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
-    migrate.upgrade(f"postgresql://pgimgsearch@/pgimgsearch?{socket}")
 
 
 def _fill(connection: Connection, model: LoadedModel) -> None:

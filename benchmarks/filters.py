@@ -64,16 +64,15 @@ def main() -> dict[str, object]:
         for name, share in SHARES.items():
             told = json.dumps({name: 1})
             truths = _truths(connection, EXACT, model.table, ids, told)
-            ways: dict[str, tuple[str, int]] = {"exact": (EXACT, 0)}
+            ways = {"exact": (EXACT, 0, K)}
             for effort, fetched in EFFORTS:
                 found = _measure(connection, INDEXED, model.table, ids, told, effort, fetched)[1]
                 if _recall(found, truths) >= RECALL:
-                    ways[f"index scan, ef_search {effort}, {fetched} rows"] = (INDEXED, effort)
+                    ways[f"index scan, ef_search {effort}, {fetched} rows"] = (INDEXED, effort, fetched)
                     break
-            fetched = fetched if len(ways) > 1 else K
             taken: dict[str, list[float]] = {way: [] for way in [*ways, "ours"]}
             for _ in range(ROUNDS):
-                for way, (query, effort) in ways.items():
+                for way, (query, effort, fetched) in ways.items():
                     taken[way].append(_measure(connection, query, model.table, ids, told, effort, fetched)[0])
                 ours, answers = _measure(connection, OURS, model.table, ids, told, 0, K)
                 taken["ours"].append(ours)

@@ -11,18 +11,18 @@ return (select array_agg(mean order by number)::real[]::@vector@.vector
               group by x.number) m);
 
 -- Images by id with the score that each has, as matches, best first.
-create or replace function imgsearch._matches(ids bigint[], scores double precision[], k integer)
+create or replace function imgsearch._matches(ids bigint[], scores double precision[])
 returns setof imgsearch.match
 language sql stable as $$
     select i.image_id, s.score, c.name, i.path, i.external_id, i.group_key, i.caption, i.metadata
     from unnest(ids, scores) as s (id, score)
     join imgsearch.image i on i.image_id = s.id
     join imgsearch.collection c on c.collection_id = i.collection_id
-    order by s.score desc, i.image_id limit k
+    order by s.score desc, i.image_id
 $$;
 
 -- Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, with their constant of 60): the k best of ranked images.
--- A score of 1 is the first place in every list. Raises PI008 for weights that do not fit.
+-- A score of 1 is the first place in every list.
 create or replace function imgsearch._fuse(
     ids bigint[], lists integer[], ranks bigint[], weights double precision[], k integer
 ) returns setof imgsearch.match
@@ -35,7 +35,7 @@ begin
     from (select r.id, sum(weights[r.list] * 61 / (60 + r.rank)) / (select sum(w) from unnest(weights) w) as score
           from unnest(ids, lists, ranks) as r (id, list, rank)
           group by r.id order by 2 desc, 1 limit k) f;
-    return query select * from imgsearch._matches(found, scores, k);
+    return query select * from imgsearch._matches(found, scores);
 end $$;
 
 -- How deep the lists go that are fused for k answers.

@@ -73,7 +73,7 @@ begin
         depth := 1000;
         narrowed := '';
     end loop;
-    return query select * from imgsearch._matches(images, similarities, k);
+    return query select * from imgsearch._matches(images, similarities);
 end $$;
 
 -- Raise PI002 for a model of hashes.

@@ -277,6 +277,6 @@ def cache_texts(
     statement = sql.SQL("select imgsearch.cache_text(%s, %s::real[]::{}.vector, %s, %s)").format(
         sql.SQL(vector_schema(connection))
     )
-    with connection.transaction():
-        for text, vector in zip(texts, vectors, strict=True):
-            connection.execute(statement, [text, vector.tolist(), model.name, template])
+    rows = [[text, vector.tolist(), model.name, template] for text, vector in zip(texts, vectors, strict=True)]
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(statement, rows)

@@ -1,5 +1,6 @@
 """The door for HTTP: texts and files in, vectors out, with a description of itself at /docs and /openapi.json."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from pgimgsearch import __version__
 from pgimgsearch.errors import ModelError
+from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.server.jobs import Job, Jobs, file_result
 from pgimgsearch.server.refusals import Busy, Refusal, Stranger, refusal_of
 from pgimgsearch.server.service import Service
@@ -140,10 +142,8 @@ def application(service: Service, password: str) -> FastAPI:
 
 
 async def _all_results(
-    service: Service, model: Any, files: list[UploadFile], normalize: bool | None
+    service: Service, model: LoadedModel, files: list[UploadFile], normalize: bool | None
 ) -> list[FileResult]:  # fmt: skip
-    import asyncio
-
     async def one(file: UploadFile) -> FileResult:
         return FileResult(**await file_result(service, model, file.filename or "", await file.read(), normalize))
 

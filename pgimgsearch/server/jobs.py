@@ -34,9 +34,11 @@ class Job:
     ended_at: float | None = None
 
     @property
-    def status(self) -> Literal["running", "complete"]:
-        """Whether every file has its result."""
-        return "running" if self.ended_at is None else "complete"
+    def status(self) -> Literal["running", "complete", "failed"]:
+        """Whether every file has its result, or none will have one."""
+        if self.ended_at is None:
+            return "running"
+        return "complete" if len(self.results) == len(self.names) else "failed"
 
 
 class Jobs:

@@ -36,7 +36,7 @@ class Wire:
         self._service, self._tls = service, tls
         self._verifier = scram.verifier_of(password)
         self._open: set[asyncio.Task[Any]] = set()
-        self._answering: set[asyncio.Task[Any]] = set()
+        self._idle: set[asyncio.Task[Any]] = set()  # of these, those that wait for a message
         self._leaving = False
 
     async def start(self, bound: socket.socket) -> asyncio.Server:
@@ -46,7 +46,7 @@ class Wire:
     async def hang_up(self) -> None:
         """End every connection; those that wait for an answer get it first."""
         self._leaving = True
-        for task in self._open - self._answering:
+        for task in self._idle:
             task.cancel()
         if self._open:
             await asyncio.wait(self._open, timeout=SECONDS_TO_ANSWER)
@@ -58,6 +58,7 @@ class Wire:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        self._idle.add(task)
         try:
             if len(self._open) > MOST_CONNECTIONS:
                 writer.write(protocol.error("53300", "too many connections", None, "FATAL"))
@@ -65,13 +66,14 @@ class Wire:
             async with asyncio.timeout(SECONDS_TO_LOG_IN):
                 welcome = await self._log_in(reader, writer)
             if welcome:
-                await self._answer_queries(reader, writer)
+                await self._answer_queries(reader, writer, task)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, ssl.SSLError, struct.error):
             pass  # it left, or it does not speak the protocol
         except asyncio.CancelledError:
             pass  # we hang up
         finally:
             self._open.discard(task)
+            self._idle.discard(task)
             writer.close()
             with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
                 await writer.wait_closed()
@@ -119,10 +121,14 @@ class Wire:
         writer.write(protocol.authentication(protocol.AUTH_SASL_FINAL, proof.encode()))
         return True
 
-    async def _answer_queries(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_queries(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[Any]
+    ) -> None:  # fmt: skip
         encoding, skipping = "utf-8", False
-        while True:
+        while not self._leaving:
+            self._idle.add(task)
             kind, body = await _read_message(reader, LARGEST_MESSAGE)
+            self._idle.discard(task)
             if kind == b"X":
                 return
             if kind == b"S":
@@ -140,14 +146,9 @@ class Wire:
                 else:
                     writer.write(await self._answer(query, encoding) + protocol.ready())
             await writer.drain()
-            if self._leaving:
-                return
 
     async def _answer(self, query: str, encoding: str) -> bytes:
         kind = "unknown"
-        task = asyncio.current_task()
-        assert task is not None
-        self._answering.add(task)
         try:
             asked = questions.parse(query)
             kind = asked.ask
@@ -156,8 +157,6 @@ class Wire:
             said = refusal_of(error)
             self._service.metrics.count("postgres", kind, said.sqlstate)
             return protocol.error(said.sqlstate, str(said), said.hint, encoding=encoding)
-        finally:
-            self._answering.discard(task)
         self._service.metrics.count("postgres", kind, "ok")
         return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
 

@@ -1,5 +1,6 @@
 """Networks compute in one thread, whoever asks."""
 
+import _thread
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,3 +45,17 @@ def test_errors_come_back_and_calls_may_be_nested() -> None:
     with pytest.raises(ValueError, match="broken"):
         broken()
     assert len(set(outer())) == 1
+
+
+def test_ctrl_c_waits_for_the_pass() -> None:
+    """Python would abort if it ended in the middle of one."""
+    ended = []
+
+    @in_network_thread
+    def interrupted() -> None:
+        _thread.interrupt_main()
+        ended.append(sum(range(5_000_000)))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert ended

@@ -53,9 +53,7 @@ def template(admin: Connection, server: str) -> str:
     """A database at the newest revision, with dblink for our role."""
     admin.execute("create database dblink_template owner pgimgsearch")
     with psycopg.connect(host=server, user="postgres", dbname="dblink_template", autocommit=True) as connection:
-        connection.execute("create extension vector")
-        connection.execute("create extension dblink")
-        connection.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
+        dblink.enable(connection)
     migrate.upgrade(f"postgresql://pgimgsearch@/dblink_template?host={server}")
     return "dblink_template"
 

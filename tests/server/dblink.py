@@ -6,8 +6,10 @@ import subprocess
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from psycopg import Connection
 
 # Debian's 15 calls what 16 renamed
 RENAMED = "-Dpg_foreign_server_aclcheck(a,b,c)=object_aclcheck(ForeignServerRelationId,(a),(b),(c))"
@@ -29,6 +31,13 @@ def binaries() -> Path:
         if not kept.exists():
             building.rename(kept)
     return installed / "bin"
+
+
+def enable(admin: Connection[Any]) -> None:
+    """Let our role use it in a database."""
+    admin.execute("create extension if not exists vector")
+    admin.execute("create extension dblink")
+    admin.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
 
 
 def _make(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The door for HTTP: texts, files one by one, jobs, health, metrics and the description."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.models.backends.palette import COLOURS
 from pgimgsearch.pipeline import register
+from pgimgsearch.server.jobs import MOST_JOBS, Jobs
 from tests.server.conftest import PASSWORD, Serving
 from tests.server.held import until
 
@@ -89,6 +91,25 @@ def test_a_job_works_off_many_files(client: httpx.Client, navy: bytes) -> None:
     assert [one["file"] for one in results] == [f"{n}.png" for n in range(300)]
     assert [one["status"] for one in results] == ["ok" if n % 10 else "failed" for n in range(300)]
     assert client.get("/jobs/unknown").status_code == 404
+
+
+class FullDisk:
+    """A file that cannot be copied."""
+
+    filename = "a.png"
+
+    @property
+    def file(self) -> Any:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_job_that_cannot_be_taken_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    jobs = Jobs(None)  # type: ignore[arg-type]
+    for _ in range(MOST_JOBS + 1):  # the last would be told busy
+        with pytest.raises(OSError, match="No space left"):
+            asyncio.run(jobs.add(None, [FullDisk()], normalize=None))  # type: ignore[arg-type, list-item]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

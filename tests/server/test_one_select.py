@@ -87,7 +87,14 @@ def test_a_picture_as_a_hash(tmp_path: Path, ingest: Callable[..., Any], serve: 
 def test_bytes_that_are_no_picture(swatches: Path, connected: Serving, connection: Connection, data: Path) -> None:
     bomb = next(iter(sorted((data / "odd").glob("**/*bomb*"), key=lambda path: path.stat().st_size)))
     whole = (swatches / "red.png").read_bytes()
-    for broken in (b"\0", b"no picture", whole[: len(whole) // 2], bomb.read_bytes(), b"x" * ((64 << 20) + 1)):
+    for broken in (
+        b"\0",
+        b"no picture",
+        whole[: len(whole) // 2],
+        bomb.read_bytes(),
+        b"x" * (64 << 20),
+        b"x" * ((64 << 20) + 1),
+    ):
         state, said = refused(connection, "select * from imgsearch.similar_to_image(%s)", broken)
         assert state == "PI014", said
     assert first(connection, "teal") == "teal.png"

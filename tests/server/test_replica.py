@@ -1,5 +1,6 @@
 """On a streaming replica: nothing can be written there, and everything can be asked."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ def replica(server: str, admin: Connection, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("replica")
     uid = programs.server_uid()
     if uid is not None:
-        import os
-
         os.chown(folder, uid, -1)
         for parent in folder.parents:
             parent.chmod(parent.stat().st_mode | 0o011)
