@@ -63,7 +63,8 @@ begin
     if access = 'writer' then
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
-                                             'text_embedding']) t
+                                             'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
+                                             'duplicate_verdict']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);

@@ -1010,53 +1010,283 @@ begin
     return query select * from imgsearch._fuse(ids, lists, ranks, weights, k);
 end $$;
 
--- Duplicates: identical (same bytes or same pixels) and near (above the model's threshold), by exact search.
+-- Pairs of contents that are alike: found through the index or exactly, and remembered.
+
+-- The operator of a model's distance.
+create or replace function imgsearch._operator(m imgsearch.model) returns text
+language sql immutable parallel safe as $$
+    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
+$$;
+
+-- What a model's distance is divided by, to be 1 - similarity.
+create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
+language sql immutable parallel safe as $$
+    select case m.storage when 'bit' then m.dim else 1 end
+$$;
+
+-- For each of some contents the one that stands for all of equal pixels: the first that the model has a vector of.
+create or replace function imgsearch._stand_ins(m imgsearch.model, contents bigint[])
+returns table (content_id bigint, stand_in bigint)
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format(
+        'select q.content_id, min(c.content_id)
+         from unnest($1) x join imgsearch.content q on q.content_id = x
+         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
+         join %s e on e.content_id = c.content_id group by q.content_id', m.embeddings) using contents;
+end $$;
+
+-- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
+-- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 1,000.
+create or replace function imgsearch._pairs(
+    m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null
+) returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel unsafe as $$
+declare
+    scale integer := imgsearch._distance_scale(m);
+    distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
+    -- where reading the scope takes no longer than a scan of the index
+    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true);
+    wanted integer := 16;
+    ones bigint[];
+    others bigint[];
+    distances double precision[];
+    settings text[];
+begin
+    while through_index and cardinality(asked) > 0 and wanted <= 1000 loop
+        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+        settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
+        execute format(
+            'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
+             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+             cross join lateral (
+                 select e.content_id, %2$s as distance from %1$s e order by %2$s limit %3$s) n
+             where n.distance <= $2', m.embeddings, distance, wanted)
+            into ones, others, distances using asked, (1 - cut) * scale;
+        perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+        return query
+            select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
+            from unnest(ones, others, distances) as n (a, b, d)
+            where n.a <> n.b and (scope is null or n.b = any(scope));
+        asked := array(select a from unnest(ones) a group by a having count(*) >= wanted);
+        wanted := wanted * 4;
+    end loop;
+    if cardinality(asked) > 0 then
+        return query execute format(
+            'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $3, 1)
+             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+             join (select e.* from %1$s e where $4 is null or e.content_id = any($4)) e
+                 on e.content_id <> a.content_id and %2$s <= $2', m.embeddings, distance)
+            using asked, (1 - cut) * scale, scale::double precision, scope;
+    end if;
+end $$;
+
+-- Contents in scope (null: all) that no scan with this cut has compared with the others yet.
+create or replace function imgsearch._unscanned(m imgsearch.model, cut double precision, scope bigint[] default null)
+returns bigint[]
+language plpgsql stable parallel safe as $$
+declare
+    result bigint[];
+begin
+    execute format(
+        'select array_agg(e.content_id order by e.content_id) from %s e
+         where ($1 is null or e.content_id = any($1)) and not exists (
+             select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
+             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6)', m.embeddings)
+        into result using scope, m.model_id, cut;
+    return coalesce(result, '{}');
+end $$;
+
+-- All pairs at least as similar as cut, of contents in scope (null: all): those remembered, and those of contents that
+-- were not scanned yet, which are found now. May tell a pair twice.
+create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
+returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel unsafe as $$
+begin
+    return query
+        select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
+        where p.model_id = m.model_id and p.similarity >= cut;
+    return query select * from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope);
+end $$;
+
+-- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
+-- Returns the threshold down to which pairs are remembered.
+create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
+language plpgsql volatile as $$
+declare
+    remembered double precision;
+begin
+    select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
+    if remembered <= cut + 1e-6 then
+        return remembered;
+    end if;
+    delete from imgsearch.duplicate_scanned d where d.model_id = m.model_id;
+    insert into imgsearch.duplicate_scan (model_id, threshold) values (m.model_id, cut)
+    on conflict (model_id) do update set threshold = excluded.threshold, started_at = now();
+    return cut;
+end $$;
+
+-- Remember pairs, and that contents were compared with all others. Of contents with equal pixels only one is remembered,
+-- with which the mark of the others goes. Returns the number of pairs that are new.
+create or replace function imgsearch._remember(
+    m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[]
+) returns bigint
+language plpgsql volatile as $$
+declare
+    new_pairs bigint;
+begin
+    with shown as materialized (
+        select * from imgsearch._stand_ins(m, array(select unnest(ones) union select unnest(others)))),
+    pair as (
+        select least(a.stand_in, b.stand_in) as a, greatest(a.stand_in, b.stand_in) as b, max(p.similarity) as similarity
+        from unnest(ones, others, similarities) as p (one, other, similarity)
+        join shown a on a.content_id = p.one join shown b on b.content_id = p.other
+        where a.stand_in <> b.stand_in
+        group by 1, 2)
+    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity)
+    select m.model_id, p.a, p.b, p.similarity from pair p order by p.a, p.b
+    on conflict do nothing;
+    get diagnostics new_pairs = row_count;
+    insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
+    select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2
+    on conflict do nothing;
+    return new_pairs;
+end $$;
+
+-- Compare contents with all others through the index, and remember what is found. Returns the number of new pairs.
+create or replace function imgsearch._scan(m imgsearch.model, cut double precision, contents bigint[]) returns bigint
+language plpgsql volatile as $$
+declare
+    asked bigint[] := array(
+        select s.content_id from imgsearch._stand_ins(m, contents) s where s.content_id = s.stand_in);
+    ones bigint[];
+    others bigint[];
+    similarities double precision[];
+begin
+    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
+    from imgsearch._pairs(m, cut, asked) p;
+    return imgsearch._remember(m, contents, ones, others, similarities);
+end $$;
+
+-- Duplicates: identical (same bytes or same pixels), near (above the model's threshold) and similar (below it).
 -- Images with equal pixels form a picture, shown by its first image, so a picture of 2,000 copies costs 1,999 pairs.
 
--- The threshold to use; raises PI007 when neither the caller nor the model has one.
+-- The threshold to use; raises PI007 when neither the caller nor the model has one, PI008 for one that cannot be.
 create or replace function imgsearch._threshold(m imgsearch.model, threshold double precision)
 returns double precision
 language plpgsql immutable parallel safe as $$
 begin
     if coalesce(threshold, m.near) is null then
         raise exception 'model % has no threshold for duplicates', m.name using errcode = 'PI007',
-            hint = 'give one, for example threshold => 0.95';
+            hint = format('measure it: pgimgsearch models calibrate %s; or give one, for example threshold => 0.95', m.name);
+    end if;
+    if threshold not between 0 and 1 then
+        raise exception 'the threshold must be 0 to 1, not %', threshold using errcode = 'PI008',
+            hint = 'a similarity: 1 is the same, for example threshold => 0.95';
     end if;
     return coalesce(threshold, m.near);
 end $$;
 
+-- The contents that images under a condition show; null where that is all.
+create or replace function imgsearch._scope(filter jsonb, collection_id integer, among bigint[]) returns bigint[]
+language plpgsql stable parallel safe as $$
+declare
+    condition text := imgsearch._condition(filter, collection_id, among);
+    result bigint[];
+begin
+    if condition = 'true' and not row_security_active('imgsearch.image') then return null; end if;
+    execute format('select array_agg(distinct i.content_id) from imgsearch.image i where %s', condition)
+        into result using filter, collection_id, among;
+    return coalesce(result, '{}');
+end $$;
+
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
+-- also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
+-- by its own threshold. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null
-) returns table (image_a bigint, image_b bigint, similarity double precision, kind text)
+    collection text default null, among bigint[] default null, also text[] default null, agree text default 'all',
+    k integer default null, after bigint[] default null
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
     cut double precision := imgsearch._threshold(m, duplicates.threshold);
     collection_id integer := imgsearch._collection_id(duplicates.collection);
-    distance text := case m.storage
-        when 'bit' then format('(a.embedding OPERATOR(@vector@.<~>) b.embedding) / %s', m.dim)
-        else 'a.embedding OPERATOR(@vector@.<=>) b.embedding' end;
+    condition text := imgsearch._condition(duplicates.filter, collection_id, duplicates.among);
+    scope bigint[] := imgsearch._scope(duplicates.filter, collection_id, duplicates.among);
+    other imgsearch.model;
+    other_name text;
+    ones bigint[];
+    others bigint[];
+    similarities double precision[];
+    kinds text[];
 begin
+    if duplicates.agree not in ('all', 'any') then
+        raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
+            hint = 'all: every model has to find a pair; any: one is enough';
+    end if;
+    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
+           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end)
+    into ones, others, similarities, kinds
+    from imgsearch._all_pairs(m, cut, scope) p;
+    foreach other_name in array coalesce(duplicates.also, '{}') loop
+        other := imgsearch._resolve_model(other_name);
+        if duplicates.agree = 'any' then
+            select ones || array_agg(p.content_a), others || array_agg(p.content_b),
+                   similarities || array_agg(p.similarity), kinds || array_agg('near'::text)
+            into ones, others, similarities, kinds
+            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p;
+        else
+            execute format(
+                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind)
+                 from unnest($1, $2, $3, $4) as p (a, b, similarity, kind)
+                 join %1$s a on a.content_id = p.a join %1$s b on b.content_id = p.b
+                 where a.embedding %2$s b.embedding <= $5', other.embeddings, imgsearch._operator(other))
+                into ones, others, similarities, kinds
+                using ones, others, similarities, kinds,
+                      (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
+        end if;
+    end loop;
+
     return query execute format(
         'with scope as materialized (
-             select i.image_id, i.content_id, first_value(i.image_id) over same_pixels as first_id
+             select i.image_id, c.pixel_sha256, first_value(i.image_id) over same_pixels as first_id
              from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
              where %s
              window same_pixels as (partition by c.pixel_sha256 order by i.image_id)),
-         picture as materialized (
-             select distinct on (s.first_id) s.first_id as image_id, e.embedding
-             from scope s join %s e on e.content_id = s.content_id order by s.first_id, s.image_id)
-         select s.first_id, s.image_id, 1::double precision, ''identical''
-         from scope s where s.image_id <> s.first_id
-         union all
-         select a.image_id, b.image_id, 1 - (%s), case when 1 - (%s) >= $5 then ''near'' else ''similar'' end
-         from picture a join picture b on a.image_id < b.image_id and %s <= 1 - $4
-         order by 3 desc, 1, 2',
-        imgsearch._condition(duplicates.filter, collection_id, duplicates.among), m.embeddings,
-        distance, distance, distance)
-        using duplicates.filter, collection_id, duplicates.among, cut, coalesce(m.near, cut);
+         pair as (
+             select distinct on (1, 2) least(a.image_id, b.image_id) as image_a, greatest(a.image_id, b.image_id) as image_b,
+                    p.similarity, p.kind, v.verdict
+             from unnest($4, $5, $6, $7) with ordinality as p (one, other, similarity, kind, place)
+             join imgsearch.content c on c.content_id = p.one
+             join imgsearch.content d on d.content_id = p.other
+             join scope a on a.pixel_sha256 = c.pixel_sha256 and a.image_id = a.first_id
+             join scope b on b.pixel_sha256 = d.pixel_sha256 and b.image_id = b.first_id
+             left join imgsearch.duplicate_verdict v
+                 on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256) and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256)
+             where a.image_id <> b.image_id
+             order by 1, 2, p.kind, p.place),
+         found as materialized (
+             select s.first_id as image_a, s.image_id as image_b, 1::double precision as similarity,
+                    ''identical'' as kind, v.verdict
+             from scope s
+             left join imgsearch.duplicate_verdict v on v.pixels_a = s.pixel_sha256 and v.pixels_b = s.pixel_sha256
+             where s.image_id <> s.first_id
+             union all select * from pair)
+         select f.* from found f
+         where f.verdict is distinct from ''rejected'' and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
+             select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
+         order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
+        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, kinds, duplicates.after,
+              duplicates.k;
+    if not found and duplicates.after is not null and not exists (
+        select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
+            duplicates.collection, duplicates.among, duplicates.also, duplicates.agree) d
+        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2]) then
+        raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
+            hint = 'begin with the first page again';
+    end if;
 end $$;
 
 -- One image's copies, nearest first.
@@ -1070,113 +1300,311 @@ declare
     cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
     content bigint := imgsearch._content_of(duplicates_of.image_id);
     collection_id integer := imgsearch._collection_id(duplicates_of.collection);
-    query_vector @vector@.vector :=
-        case when m.storage <> 'bit' then imgsearch._stored_vector(duplicates_of.image_id, m) end;
-    query_bits bit varying := case m.storage when 'bit' then imgsearch._stored_bits(duplicates_of.image_id, m) end;
-    distance text := case m.storage
-        when 'bit' then format('(e.embedding OPERATOR(@vector@.<~>) $9::bit(%s)) / %s', m.dim, m.dim)
-        else format('e.embedding OPERATOR(@vector@.<=>) $8::@vector@.%s', m.storage) end;
+    scope bigint[] := imgsearch._scope(duplicates_of.filter, collection_id, duplicates_of.among);
+    stand_in bigint := (select s.stand_in from imgsearch._stand_ins(m, array[content]) s);
 begin
+    if stand_in is null then
+        perform imgsearch._raise_not_embedded(duplicates_of.image_id, m.name);
+    end if;
     return query execute format(
-        'with near as materialized (
-             select e.content_id, %s as distance from %s e where %s <= 1 - $5)
-         select i.image_id,
-                case when c.pixel_sha256 = q.pixel_sha256 then 1 else 1 - n.distance end,
+        'with pair as (
+             select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7], $8) p
+             union all
+             select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
+             where $7 in (p.content_a, p.content_b) and p.model_id = $9 and p.similarity >= $6),
+         near as (
+             select c.pixel_sha256, max(p.similarity) as similarity
+             from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
+         select i.image_id, case when c.pixel_sha256 = q.pixel_sha256 then 1 else n.similarity end,
                 case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
-                     when 1 - n.distance >= $6 then ''near'' else ''similar'' end,
+                     when n.similarity >= $10 then ''near'' else ''similar'' end,
                 l.name, i.path, i.external_id, c.width, c.height, c.bytes
          from imgsearch.content q
-         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
-              or c.content_id in (select x.content_id from near x)
-         left join near n on n.content_id = c.content_id
+         join (select pixel_sha256, similarity from near
+               union all select q.pixel_sha256, null from imgsearch.content q
+                         where q.content_id = $4 and q.pixel_sha256 not in (select pixel_sha256 from near)) n on true
+         join imgsearch.content c on c.pixel_sha256 = n.pixel_sha256
+         left join imgsearch.duplicate_verdict v
+             on v.pixels_a = least(c.pixel_sha256, q.pixel_sha256) and v.pixels_b = greatest(c.pixel_sha256, q.pixel_sha256)
          join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
-         where q.content_id = $4 and i.image_id <> $7 and %s
+         where q.content_id = $4 and i.image_id <> $11 and v.verdict is distinct from ''rejected'' and %s
          order by 2 desc, 1',
-        distance, m.embeddings, distance, imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
-        using duplicates_of.filter, collection_id, duplicates_of.among, content, cut, coalesce(m.near, cut),
-              duplicates_of.image_id, query_vector, query_bits;
+        imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
+        using duplicates_of.filter, collection_id, duplicates_of.among, content, m, cut, stand_in, scope, m.model_id,
+              coalesce(m.near, cut), duplicates_of.image_id;
 end $$;
 
--- Groups of duplicates without chains: every member is within the threshold of its group's keeper.
--- Pictures are taken in the order of pixels, bytes and age: each becomes a keeper unless an earlier one took it.
--- A group's id is its keeper's image_id.
+-- Keep what a person says of two images: 'accepted' for copies, 'rejected' for others, which are never reported again;
+-- null forgets it. It is said of the pixels, so it holds for all copies of both, and for every model.
+create or replace function imgsearch.judge_duplicates(image_a bigint, image_b bigint, verdict text) returns void
+language plpgsql volatile as $$
+declare
+    pixels bytea[] := array(
+        select c.pixel_sha256
+        from unnest(array[imgsearch._content_of(image_a), imgsearch._content_of(image_b)]) x
+        join imgsearch.content c on c.content_id = x order by 1);
+begin
+    if judge_duplicates.image_a = judge_duplicates.image_b then
+        raise exception 'image % is itself', judge_duplicates.image_a using errcode = 'PI008',
+            hint = 'give two images';
+    end if;
+    if judge_duplicates.verdict not in ('accepted', 'rejected') then
+        raise exception 'unknown verdict: %', judge_duplicates.verdict using errcode = 'PI008',
+            hint = 'accepted, rejected, or null to forget one';
+    end if;
+    if judge_duplicates.verdict is null then
+        delete from imgsearch.duplicate_verdict v where v.pixels_a = pixels[1] and v.pixels_b = pixels[2];
+    else
+        insert into imgsearch.duplicate_verdict as v (pixels_a, pixels_b, verdict)
+        values (pixels[1], pixels[2], judge_duplicates.verdict)
+        on conflict on constraint duplicate_verdict_pkey do update
+            set verdict = excluded.verdict, decided_by = excluded.decided_by, decided_at = excluded.decided_at;
+    end if;
+end $$;
+
+-- Groups of duplicates, without chains, each with the image to keep and why.
+
+-- How much an image deserves to be kept, rule by rule; of two, the one with more at the first rule that tells them apart.
+-- Raises PI008 for an unknown rule.
+create or replace function imgsearch._worth(
+    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format text,
+    modified_at timestamptz, reference boolean
+) returns double precision[]
+language plpgsql immutable parallel safe as $$
+declare
+    result double precision[] := array[reference::integer];
+    place integer;
+    rule text;
+begin
+    foreach rule in array keep loop
+        result := result || case rule
+            when 'pixels' then width::double precision * height
+            -- what is smaller for the same picture counts more than what is larger
+            when 'lossless' then case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
+                                      when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
+            when 'bytes' then bytes
+            when 'oldest' then -coalesce(extract(epoch from modified_at), 'infinity')
+            when 'newest' then coalesce(extract(epoch from modified_at), '-infinity')
+            when 'path' then null
+            else 'nan' end;
+        if rule = 'path' then
+            select min(n) into place from unnest(prefer) with ordinality as p (pattern, n) where path like pattern;
+            result[cardinality(result)] := -1000000.0 * coalesce(place, cardinality(prefer) + 1, 1) - length(path);
+        elsif result[cardinality(result)] = 'nan' then
+            raise exception 'unknown rule: %', rule using errcode = 'PI008',
+                hint = 'rules are pixels, lossless, bytes, oldest, newest and path';
+        end if;
+    end loop;
+    return result;
+end $$;
+
+-- Groups over pairs: each picture and the medoid of its group. 'medoid' takes pictures in the order of how many are like
+-- them; each becomes a medoid unless it is like an earlier one, and the others join the one they are most like.
+-- 'components' joins whatever is connected, however far its ends are apart; the medoid is the picture with most pairs.
+create or replace function imgsearch._medoids(
+    ones bigint[], others bigint[], similarities double precision[], linkage text
+) returns table (picture bigint, medoid bigint)
+language plpgsql immutable as $$
+declare
+    pictures bigint[];  -- best first; a picture's place is what the rest goes by
+    lows integer[];
+    highs integer[];
+    left_lows integer[];
+    left_highs integer[];
+    found integer[];
+    medoids integer[] := '{}';
+    labels integer[];
+    before integer[];
+begin
+    select array_agg(n.picture order by n.pairs desc, n.total desc, n.picture) into pictures
+    from (select p.picture, count(*) as pairs, sum(p.similarity) as total
+          from (select * from unnest(ones, similarities) union all select * from unnest(others, similarities))
+              as p (picture, similarity) group by 1) n;
+    with place as (select * from unnest(pictures) with ordinality as n (picture, place))
+    select array_agg(least(a.place, b.place) order by e.n), array_agg(greatest(a.place, b.place) order by e.n)
+    into lows, highs
+    from unnest(ones, others) with ordinality as e (one, other, n)
+    join place a on a.picture = e.one join place b on b.picture = e.other;
+
+    if linkage = 'components' then
+        labels := array(select generate_series(1, cardinality(pictures)));
+        while labels is distinct from before loop
+            before := labels;
+            with label as materialized (select * from unnest(before) with ordinality as l (label, place)),
+            lowest as (
+                select x.place, min(l.label) as label
+                from (select e.low as place, e.high as other from unnest(lows, highs) as e (low, high)
+                      union all select e.high, e.low from unnest(lows, highs) as e (low, high)) x
+                join label l on l.place = x.other group by 1)
+            -- the label of the label: paths halve
+            select array_agg(j.label order by l.place) into labels
+            from label l left join lowest w on w.place = l.place
+            join label j on j.place = least(l.label, w.label);
+        end loop;
+        return query select pictures[n], pictures[l] from unnest(labels) with ordinality as x (l, n);
+        return;
+    end if;
+
+    left_lows := lows;
+    left_highs := highs;
+    while cardinality(left_lows) > 0 loop
+        with edge as materialized (select * from unnest(left_lows, left_highs) as e (low, high)),
+        best as materialized (select e.low as place from edge e except select e.high from edge e),
+        taken as materialized (
+            select b.place from best b union select e.high from edge e join best b on b.place = e.low),
+        remaining as (
+            select e.* from edge e
+            where e.low not in (select t.place from taken t) and e.high not in (select t.place from taken t))
+        select (select array_agg(b.place) from best b), array_agg(r.low), array_agg(r.high)
+        into found, left_lows, left_highs from remaining r;
+        medoids := medoids || found;
+    end loop;
+    return query
+        with edge as materialized (
+            select e.low, e.high, e.similarity from unnest(lows, highs, similarities) as e (low, high, similarity)
+            union all select e.high, e.low, e.similarity from unnest(lows, highs, similarities) as e (low, high, similarity)),
+        chosen as (select x as place from unnest(medoids) x),
+        -- like none that was chosen, so chosen too
+        lone as (
+            select n.place::integer from generate_series(1, cardinality(pictures)) as n (place)
+            except select c.place from chosen c
+            except select e.high from edge e join chosen c on c.place = e.low),
+        centre as materialized (select * from chosen union all select * from lone)
+        select pictures[c.place], pictures[c.place] from centre c
+        union all
+        select pictures[m.high], pictures[m.low] from (
+            select distinct on (e.high) e.high, e.low
+            from edge e join centre c on c.place = e.low
+            where e.high not in (select x.place from centre x)
+            order by e.high, e.similarity desc, e.low) m;
+end $$;
+
+-- Groups of duplicates: every member is at least as similar as the threshold to the group's medoid, whose image_id is the
+-- group_id; linkage => 'components' joins whatever is connected. minimum and median are of all pairs of pictures in the
+-- group, or beyond 100 pictures of those with the medoid. The keeper is found by the rules of keep in turn: prefer holds
+-- patterns of paths, best first, for the rule path; all images of the collections named by reference are kept.
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null
+    collection text default null, among bigint[] default null, also text[] default null, agree text default 'all',
+    linkage text default 'medoid', keep text[] default null, prefer text[] default null, reference text[] default null,
+    k integer default null, after bigint default null
 ) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
-                 path text, width integer, height integer, bytes bigint, reason text)
+                 collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
+                 minimum double precision, median double precision)
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
+    m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
+    rules text[] := coalesce(duplicate_groups.keep, array['pixels', 'lossless', 'bytes', 'oldest', 'path']);
+    reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
+                       "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
+    kept_collections integer[] := array(
+        select imgsearch._collection_id(x) from unnest(duplicate_groups.reference) x);
     pairs_a bigint[];
     pairs_b bigint[];
     pairs_similarity double precision[];
-    pairs_kind text[];
-    picture record;
-    taken bigint[] := '{}';
-    taken_by bigint[] := '{}';
+    copies bigint[];
+    copied bigint[];
+    pictures bigint[];
+    medoids bigint[];
 begin
-    select array_agg(d.image_a), array_agg(d.image_b), array_agg(d.similarity), array_agg(d.kind)
-    into pairs_a, pairs_b, pairs_similarity, pairs_kind
+    if duplicate_groups.linkage not in ('medoid', 'components') then
+        raise exception 'unknown linkage: %', duplicate_groups.linkage using errcode = 'PI008',
+            hint = 'medoid: all are like one of them; components: whatever is connected';
+    end if;
+    select array_agg(d.image_a) filter (where d.kind <> 'identical'),
+           array_agg(d.image_b) filter (where d.kind <> 'identical'),
+           array_agg(d.similarity) filter (where d.kind <> 'identical'),
+           array_agg(d.image_a) filter (where d.kind = 'identical'),
+           array_agg(d.image_b) filter (where d.kind = 'identical')
+    into pairs_a, pairs_b, pairs_similarity, copied, copies
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
-                              duplicate_groups.collection, duplicate_groups.among) d;
+        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.also, duplicate_groups.agree) d;
 
-    for picture in
-        with pair as (
-            select * from unnest(pairs_a, pairs_b, pairs_kind) as p (a, b, kind)),
-        shown_by as (  -- a picture, named by its first image, and the images that show it
-            select p.a as id, p.a as image_id from pair p
-            union select case p.kind when 'identical' then p.a else p.b end, p.b from pair p),
-        neighbour as (
-            select p.a as id, p.b as other from pair p where p.kind <> 'identical'
-            union all select p.b, p.a from pair p where p.kind <> 'identical')
-        select s.id, array(select n.other from neighbour n where n.id = s.id) as others
-        from shown_by s
-        join imgsearch.image i on i.image_id = s.image_id
+    with grouped as (
+        select g.picture, g.medoid, c.pixel_sha256, coalesce(p.similarity, 1) as similarity
+        from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g
+        join imgsearch.image i on i.image_id = g.picture
         join imgsearch.content c on c.content_id = i.content_id
-        where s.id in (select n.id from neighbour n)  -- the others keep their own copies, see below
-        group by s.id
-        order by max(c.width::bigint * c.height) desc, max(c.bytes) desc, min(i.modified_at), s.id
-    loop
-        continue when picture.id = any(taken);
-        select taken || array_agg(x), taken_by || array_agg(picture.id) into taken, taken_by
-        from unnest(picture.id || picture.others) x where x <> all(taken);
-    end loop;
+        left join unnest(pairs_a, pairs_b, pairs_similarity) as p (a, b, similarity)
+            on p.a = least(g.picture, g.medoid) and p.b = greatest(g.picture, g.medoid)),
+    -- two that a person told apart are not in one group: the one less like the medoid leaves
+    apart as (
+        select case when (a.picture = a.medoid, a.similarity, b.picture) > (b.picture = b.medoid, b.similarity, a.picture)
+                    then b.picture else a.picture end as picture
+        from imgsearch.duplicate_verdict v
+        join grouped a on a.pixel_sha256 = v.pixels_a
+        join grouped b on b.pixel_sha256 = v.pixels_b and b.medoid = a.medoid
+        where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b),
+    member as (
+        select g.picture, g.medoid from grouped g where g.picture not in (select a.picture from apart a)
+        union all
+        select distinct x, x from unnest(copied) x
+        where x not in (select g.picture from grouped g) or x in (select a.picture from apart a))
+    select array_agg(x.picture), array_agg(x.medoid) into pictures, medoids
+    from (select w.*, dense_rank() over (order by w.medoid) as place
+          from (select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as whole
+                from member n) w
+          where w.whole and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
+    where duplicate_groups.k is null or x.place <= duplicate_groups.k;
 
-    return query
-        with pair as (
-            select * from unnest(pairs_a, pairs_b, pairs_similarity, pairs_kind) as p (a, b, similarity, kind)),
-        kept as (
-            select * from unnest(taken, taken_by) as t (id, keeper)
-            union all
-            select distinct p.a, p.a from pair p
-            where p.kind = 'identical' and not exists (select from unnest(taken) t where t = p.a)),
-        member as (
-            select t.keeper, t.id as image_id, t.id as picture from kept t
-            union all
-            select t.keeper, p.b, t.id from kept t join pair p on p.a = t.id and p.kind = 'identical'),
-        measured as (
-            select m.keeper as keeper_picture, m.image_id, coalesce(p.similarity, 1) as similarity,
-                   coalesce(p.kind, 'identical') as kind,
-                   i.path, c.width, c.height, c.bytes, c.width::bigint * c.height as pixels,
-                   row_number() over (partition by m.keeper order by m.picture <> m.keeper, c.bytes desc,
-                                      i.modified_at, m.image_id) = 1 as keeper,
-                   count(*) over (partition by m.keeper) as size
-            from member m
-            join imgsearch.image i on i.image_id = m.image_id
-            join imgsearch.content c on c.content_id = i.content_id
-            left join pair p on p.kind <> 'identical' and (p.a, p.b) in ((m.keeper, m.picture), (m.picture, m.keeper)))
-        select min(m.image_id) filter (where m.keeper) over g, m.image_id, m.keeper, m.similarity,
-               case when not m.keeper then m.kind end, m.path, m.width, m.height, m.bytes,
-               case when not m.keeper then null
-                    when m.pixels > min(m.pixels) over g then 'most pixels'
-                    when m.bytes > min(m.bytes) over g then 'most bytes'
-                    else 'oldest' end
-        from measured m
-        where m.size > 1
-        window g as (partition by m.keeper_picture)
-        order by 1, m.keeper desc, m.similarity desc, m.image_id;
+    return query execute format(
+        'with member as (select * from unnest($1, $2) as n (picture, medoid)),
+         seen as materialized (
+             select n.picture, n.medoid, count(*) over (partition by n.medoid) as size, v.embedding
+             from member n
+             join imgsearch.image i on i.image_id = n.picture
+             join imgsearch.content c on c.content_id = i.content_id
+             left join lateral (
+                 select e.embedding from imgsearch.content t join %1$s e on e.content_id = t.content_id
+                 where t.pixel_sha256 = c.pixel_sha256 order by t.content_id limit 1) v on true),
+         pair as materialized (
+             select a.medoid, a.picture as a, b.picture as b,
+                    coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) as similarity
+             from seen a
+             join seen b on b.medoid = a.medoid and b.picture > a.picture
+                 and (a.size <= 100 or a.medoid in (a.picture, b.picture))
+             left join unnest($4, $5, $6) as p (a, b, similarity) on p.a = a.picture and p.b = b.picture),
+         whole as (
+             select p.medoid, min(p.similarity) as minimum,
+                    percentile_cont(0.5) within group (order by p.similarity) as median
+             from pair p group by p.medoid),
+         shown as (
+             select n.medoid, n.picture, n.picture as image_id from member n
+             union all
+             select n.medoid, n.picture, c.image_id
+             from member n join unnest($7, $8) as c (picture, image_id) on c.picture = n.picture),
+         measured as (
+             select s.medoid, s.image_id, s.picture, i.path, l.name, c.width, c.height, c.bytes, c.format,
+                    case when s.picture = s.medoid then 1 else p.similarity end as similarity,
+                    i.collection_id = any($9) as reference,
+                    imgsearch._worth($10, $11, i.path, c.width, c.height, c.bytes, c.format, i.modified_at,
+                                     i.collection_id = any($9)) as worth
+             from shown s
+             join imgsearch.image i on i.image_id = s.image_id
+             join imgsearch.collection l on l.collection_id = i.collection_id
+             join imgsearch.content c on c.content_id = i.content_id
+             left join pair p on p.a = least(s.picture, s.medoid) and p.b = greatest(s.picture, s.medoid)),
+         ranked as (
+             select x.*, row_number() over best as place, lead(x.worth) over best as next_worth,
+                    first_value(x.picture) over best as kept_picture
+             from measured x window best as (partition by x.medoid order by x.worth desc, x.image_id))
+         select r.medoid, r.image_id, r.place = 1 or r.reference, r.similarity,
+                case when r.place = 1 then null when r.picture = r.kept_picture then ''identical''
+                     when r.similarity >= $12 then ''near'' else ''similar'' end,
+                r.name, r.path, r.width, r.height, r.bytes, r.format,
+                case when r.place = 1 or r.reference then coalesce(
+                    (select $13 ->> x.rule
+                     from unnest($14, r.worth, r.next_worth) with ordinality as x (rule, mine, next, n)
+                     where r.place = 1 and x.mine <> x.next or r.reference order by x.n limit 1), ''first added'') end,
+                coalesce(w.minimum, 1), coalesce(w.median, 1)
+         from ranked r left join whole w on w.medoid = r.medoid
+         order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
+        using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
+              copied, copies, kept_collections, rules, duplicate_groups.prefer,
+              coalesce(m.near, imgsearch._threshold(m, duplicate_groups.threshold)), reasons,
+              array['reference'] || rules;
 end $$;
 
 -- Groups: products instead of pictures. Images of one group_key are one thing; an image without one stands for itself.
@@ -1442,7 +1870,8 @@ begin
     if access = 'writer' then
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
-                                             'text_embedding']) t
+                                             'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
+                                             'duplicate_verdict']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);

@@ -1,0 +1,157 @@
+-- Pairs of contents that are alike: found through the index or exactly, and remembered.
+
+-- The operator of a model's distance.
+create or replace function imgsearch._operator(m imgsearch.model) returns text
+language sql immutable parallel safe as $$
+    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
+$$;
+
+-- What a model's distance is divided by, to be 1 - similarity.
+create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
+language sql immutable parallel safe as $$
+    select case m.storage when 'bit' then m.dim else 1 end
+$$;
+
+-- For each of some contents the one that stands for all of equal pixels: the first that the model has a vector of.
+create or replace function imgsearch._stand_ins(m imgsearch.model, contents bigint[])
+returns table (content_id bigint, stand_in bigint)
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format(
+        'select q.content_id, min(c.content_id)
+         from unnest($1) x join imgsearch.content q on q.content_id = x
+         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
+         join %s e on e.content_id = c.content_id group by q.content_id', m.embeddings) using contents;
+end $$;
+
+-- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
+-- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 1,000.
+create or replace function imgsearch._pairs(
+    m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null
+) returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel unsafe as $$
+declare
+    scale integer := imgsearch._distance_scale(m);
+    distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
+    -- where reading the scope takes no longer than a scan of the index
+    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true);
+    wanted integer := 16;
+    ones bigint[];
+    others bigint[];
+    distances double precision[];
+    settings text[];
+begin
+    while through_index and cardinality(asked) > 0 and wanted <= 1000 loop
+        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+        settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
+        execute format(
+            'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
+             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+             cross join lateral (
+                 select e.content_id, %2$s as distance from %1$s e order by %2$s limit %3$s) n
+             where n.distance <= $2', m.embeddings, distance, wanted)
+            into ones, others, distances using asked, (1 - cut) * scale;
+        perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+        return query
+            select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
+            from unnest(ones, others, distances) as n (a, b, d)
+            where n.a <> n.b and (scope is null or n.b = any(scope));
+        asked := array(select a from unnest(ones) a group by a having count(*) >= wanted);
+        wanted := wanted * 4;
+    end loop;
+    if cardinality(asked) > 0 then
+        return query execute format(
+            'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $3, 1)
+             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+             join (select e.* from %1$s e where $4 is null or e.content_id = any($4)) e
+                 on e.content_id <> a.content_id and %2$s <= $2', m.embeddings, distance)
+            using asked, (1 - cut) * scale, scale::double precision, scope;
+    end if;
+end $$;
+
+-- Contents in scope (null: all) that no scan with this cut has compared with the others yet.
+create or replace function imgsearch._unscanned(m imgsearch.model, cut double precision, scope bigint[] default null)
+returns bigint[]
+language plpgsql stable parallel safe as $$
+declare
+    result bigint[];
+begin
+    execute format(
+        'select array_agg(e.content_id order by e.content_id) from %s e
+         where ($1 is null or e.content_id = any($1)) and not exists (
+             select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
+             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6)', m.embeddings)
+        into result using scope, m.model_id, cut;
+    return coalesce(result, '{}');
+end $$;
+
+-- All pairs at least as similar as cut, of contents in scope (null: all): those remembered, and those of contents that
+-- were not scanned yet, which are found now. May tell a pair twice.
+create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
+returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel unsafe as $$
+begin
+    return query
+        select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
+        where p.model_id = m.model_id and p.similarity >= cut;
+    return query select * from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope);
+end $$;
+
+-- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
+-- Returns the threshold down to which pairs are remembered.
+create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
+language plpgsql volatile as $$
+declare
+    remembered double precision;
+begin
+    select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
+    if remembered <= cut + 1e-6 then
+        return remembered;
+    end if;
+    delete from imgsearch.duplicate_scanned d where d.model_id = m.model_id;
+    insert into imgsearch.duplicate_scan (model_id, threshold) values (m.model_id, cut)
+    on conflict (model_id) do update set threshold = excluded.threshold, started_at = now();
+    return cut;
+end $$;
+
+-- Remember pairs, and that contents were compared with all others. Of contents with equal pixels only one is remembered,
+-- with which the mark of the others goes. Returns the number of pairs that are new.
+create or replace function imgsearch._remember(
+    m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[]
+) returns bigint
+language plpgsql volatile as $$
+declare
+    new_pairs bigint;
+begin
+    with shown as materialized (
+        select * from imgsearch._stand_ins(m, array(select unnest(ones) union select unnest(others)))),
+    pair as (
+        select least(a.stand_in, b.stand_in) as a, greatest(a.stand_in, b.stand_in) as b, max(p.similarity) as similarity
+        from unnest(ones, others, similarities) as p (one, other, similarity)
+        join shown a on a.content_id = p.one join shown b on b.content_id = p.other
+        where a.stand_in <> b.stand_in
+        group by 1, 2)
+    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity)
+    select m.model_id, p.a, p.b, p.similarity from pair p order by p.a, p.b
+    on conflict do nothing;
+    get diagnostics new_pairs = row_count;
+    insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
+    select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2
+    on conflict do nothing;
+    return new_pairs;
+end $$;
+
+-- Compare contents with all others through the index, and remember what is found. Returns the number of new pairs.
+create or replace function imgsearch._scan(m imgsearch.model, cut double precision, contents bigint[]) returns bigint
+language plpgsql volatile as $$
+declare
+    asked bigint[] := array(
+        select s.content_id from imgsearch._stand_ins(m, contents) s where s.content_id = s.stand_in);
+    ones bigint[];
+    others bigint[];
+    similarities double precision[];
+begin
+    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
+    from imgsearch._pairs(m, cut, asked) p;
+    return imgsearch._remember(m, contents, ones, others, similarities);
+end $$;

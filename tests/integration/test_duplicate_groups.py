@@ -1,0 +1,181 @@
+"""Groups of duplicates: no chains, the right keeper with its reason, and verdicts that hold."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from benchmarks.harness import add_images, add_model, add_vectors
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.pipeline.decode import register_formats
+from tests.pictures import photo
+
+
+def at_angles(connection: Connection, *degrees: float) -> None:
+    """Images 1 .. n whose vectors lie at angles in a plane."""
+    add_images(connection, len(degrees))
+    radians = np.radians(degrees)
+    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1)
+    add_vectors(connection, add_model(connection, "plane", 2).table_name, vectors)
+
+
+def groups(connection: Connection, arguments: str = "") -> list[list[int]]:
+    rows = connection.execute(
+        f"select array_agg(image_id order by image_id) from imgsearch.duplicate_groups({arguments}) "
+        "group by group_id order by 1"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def test_a_chain_of_neighbours_is_not_one_group(connection: Connection) -> None:
+    """Each is 0.97 like the next; the ends are 0.82 alike."""
+    step = np.degrees(np.arccos(0.97))
+    at_angles(connection, 0, step, 2 * step, 2.47 * step)
+    assert np.cos(np.radians(2.47 * step)) == pytest.approx(0.82, abs=0.005)
+    found = groups(connection, "threshold => 0.965")
+    assert all(not {1, 4} <= set(group) for group in found)
+    assert sorted(itertools.chain(*found)) == [1, 2, 3, 4]
+    assert groups(connection, "threshold => 0.965, linkage => 'components'") == [[1, 2, 3, 4]]
+    rows = connection.execute(
+        "select distinct minimum, median from imgsearch.duplicate_groups(threshold => 0.965, linkage => 'components')"
+    ).fetchall()
+    pairs = [np.cos(np.radians((b - a) * step)) for a, b in itertools.combinations([0, 1, 2, 2.47], 2)]
+    assert rows == [(pytest.approx(min(pairs), abs=2e-3), pytest.approx(np.median(pairs), abs=2e-3))]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(1, 14), st.integers(1, 14), st.integers(0, 20)), max_size=40),
+)
+def test_medoids_cover_every_pair_without_chains(connection: Connection, drawn: list[tuple[int, int, int]]) -> None:
+    pairs = {(min(a, b), max(a, b)): 0.9 + s / 200 for a, b, s in drawn if a != b}
+    ones, others = [a for a, _ in pairs], [b for _, b in pairs]
+    query = "select picture, medoid from imgsearch._medoids(%s::bigint[], %s::bigint[], %s::float8[], %s)"
+    rows = connection.execute(query, [ones, others, list(pairs.values()), "medoid"]).fetchall()
+    medoid = dict(rows)
+    assert len(rows) == len(medoid)
+    assert set(medoid) == {*ones, *others}
+
+    def similarity(a: int, b: int) -> float:
+        return pairs.get((min(a, b), max(a, b)), 0)
+
+    centres = set(medoid.values())
+    for picture, centre in medoid.items():
+        assert picture == centre or similarity(picture, centre) == max(similarity(picture, other) for other in centres)
+        assert picture == centre or similarity(picture, centre) > 0
+    assert all(similarity(a, b) == 0 for a, b in itertools.combinations(centres, 2))
+
+    component = {picture: picture for picture in medoid}
+    for _ in component:
+        for a, b in pairs:
+            component[a] = component[b] = min(component[a], component[b])
+    rows = connection.execute(query, [ones, others, list(pairs.values()), "components"]).fetchall()
+    found = dict(rows)
+    assert {(a, b) for a in found for b in found if found[a] == found[b]} == {
+        (a, b) for a in component for b in component if component[a] == component[b]
+    }
+
+
+@pytest.fixture
+def one_picture(tmp_path: Path, ingest: Callable[..., Any]) -> Callable[..., Path]:
+    """Store variants of one picture, made by functions of (picture, path), by their file names."""
+
+    def store(**variants: Callable[[Image.Image, Path], object]) -> Path:
+        register_formats()
+        original = Image.open(photo(tmp_path / "original.png", seed=5, size=(400, 300)))
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for name, make in variants.items():
+            make(original, folder / name.replace("_", "."))
+        ingest(folder, "pdq")
+        return folder
+
+    return store
+
+
+def kept(connection: Connection, arguments: str = "") -> dict[str, str]:
+    rows = connection.execute(
+        f"select path, reason from imgsearch.duplicate_groups({arguments}) where keeper"
+    ).fetchall()
+    return dict(rows)
+
+
+def test_a_small_jpg_never_beats_a_full_size_original(
+    one_picture: Callable[..., Path], connection: Connection
+) -> None:
+    folder = one_picture(
+        small_jpg=lambda image, path: image.resize((200, 150)).save(path, quality=100, subsampling=0),
+        original_heic=lambda image, path: image.save(path, quality=60),
+        large_jpg=lambda image, path: image.save(path, quality=100),
+    )
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes["original.heic"] < sizes["small.jpg"]
+    assert kept(connection) == {"original.heic": "better format"}
+    assert kept(connection, "keep => '{bytes}'") == {"large.jpg": "most bytes"}
+
+
+def test_rules_paths_and_reference_collections(
+    one_picture: Callable[..., Path], connection: Connection
+) -> None:
+    def png(image: Image.Image, path: Path) -> None:
+        image.save(path)
+
+    one_picture(a_copy_png=png, b_png=png, c_c_bmp=png)
+    # equal bytes and pixels, so what is left is the path: shorter, unless one is preferred
+    assert kept(connection, "keep => '{path}'") == {"b.png": "preferred path"}
+    assert kept(connection, "keep => '{path}', prefer => '{%.bmp, a%}'") == {"c.c.bmp": "preferred path"}
+    connection.execute("insert into imgsearch.collection (name) values ('masters')")
+    connection.execute(
+        "update imgsearch.image set collection_id = (select collection_id from imgsearch.collection "
+        "where name = 'masters') where path in ('a.copy.png', 'c.c.bmp')"
+    )
+    assert kept(connection, "reference => '{masters}'") == {
+        "a.copy.png": "reference collection",
+        "c.c.bmp": "reference collection",
+    }
+    with pytest.raises(Exception, match="unknown rule: size"):
+        kept(connection, "keep => '{size}'")
+
+
+def test_what_was_rejected_never_comes_back(
+    one_picture: Callable[..., Path], connection: Connection, ingest: Callable[..., Any]
+) -> None:
+    folder = one_picture(
+        a_png=lambda image, path: image.save(path),
+        b_png=lambda image, path: image.resize((200, 150)).save(path),
+        c_png=lambda image, path: image.resize((320, 240)).save(path),
+        d_bmp=lambda image, path: image.save(path),
+    )
+    ids = dict(connection.execute("select path, image_id from imgsearch.image").fetchall())
+    judge = "select imgsearch.judge_duplicates(%s, %s, %s)"
+
+    def pairs() -> set[frozenset[str]]:
+        rows = connection.execute(
+            "select a.path, b.path from imgsearch.duplicates() d join imgsearch.image a on a.image_id = image_a "
+            "join imgsearch.image b on b.image_id = image_b"
+        ).fetchall()
+        return {frozenset(row) for row in rows}
+
+    assert len(pairs()) == 4
+    connection.execute(judge, [ids["b.png"], ids["d.bmp"], "rejected"])  # d has the pixels of a
+    assert pairs() == {frozenset(["a.png", "c.png"]), frozenset(["b.png", "c.png"]), frozenset(["a.png", "d.bmp"])}
+    for group in groups(connection):
+        assert not {ids["a.png"], ids["b.png"]} <= set(group)
+    of_b = "select path from imgsearch.duplicates_of(%s)"
+    assert connection.execute(of_b, [ids["b.png"]]).fetchall() == [("c.png",)]
+    # the rows go and come back, with another model
+    connection.execute("truncate imgsearch.image, imgsearch.content cascade")
+    ingest(folder, "palette")
+    connection.execute("select imgsearch.set_alias('duplicates', 'palette')")
+    assert frozenset(["a.png", "b.png"]) not in pairs()
+    ids = dict(connection.execute("select path, image_id from imgsearch.image").fetchall())
+    connection.execute(judge, [ids["a.png"], ids["b.png"], None])
+    assert frozenset(["a.png", "b.png"]) in pairs()
+    connection.execute(judge, [ids["a.png"], ids["d.bmp"], "rejected"])  # copies that are meant to be
+    assert frozenset(["a.png", "d.bmp"]) not in pairs()
