@@ -31,17 +31,18 @@ begin
 end $$;
 
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
--- also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
+-- kinds leaves out the others; also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
 -- by its own threshold. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null, also text[] default null, agree text default 'all',
-    k integer default null, after bigint[] default null
+    collection text default null, among bigint[] default null, kinds text[] default null,
+    also text[] default null, agree text default 'all', k integer default null, after bigint[] default null
 ) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
-    cut double precision := imgsearch._threshold(m, duplicates.threshold);
+    by_pixels boolean := duplicates.kinds = array['identical'];  -- no model is asked
+    cut double precision := case when by_pixels is not true then imgsearch._threshold(m, duplicates.threshold) end;
     collection_id integer := imgsearch._collection_id(duplicates.collection);
     condition text := imgsearch._condition(duplicates.filter, collection_id, duplicates.among);
     scope bigint[] := imgsearch._scope(duplicates.filter, collection_id, duplicates.among);
@@ -56,10 +57,14 @@ begin
         raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
             hint = 'all: every model has to find a pair; any: one is enough';
     end if;
+    if not duplicates.kinds <@ array['identical', 'near', 'similar'] then
+        raise exception 'unknown kind among: %', duplicates.kinds using errcode = 'PI008',
+            hint = 'kinds are identical, near and similar';
+    end if;
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
            array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end)
     into ones, others, similarities, kinds
-    from imgsearch._all_pairs(m, cut, scope) p;
+    from imgsearch._all_pairs(m, cut, scope) p where by_pixels is not true;
     foreach other_name in array coalesce(duplicates.also, '{}') loop
         other := imgsearch._resolve_model(other_name);
         if duplicates.agree = 'any' then
@@ -105,14 +110,14 @@ begin
              where s.image_id <> s.first_id
              union all select * from pair)
          select f.* from found f
-         where f.verdict is distinct from ''rejected'' and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
+         where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10)) and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
              select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
          order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
         using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, kinds, duplicates.after,
-              duplicates.k;
+              duplicates.k, duplicates.kinds;
     if not found and duplicates.after is not null and not exists (
         select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
-            duplicates.collection, duplicates.among, duplicates.also, duplicates.agree) d
+            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree) d
         where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2]) then
         raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
             hint = 'begin with the first page again';

@@ -121,9 +121,9 @@ end $$;
 -- patterns of paths, best first, for the rule path; all images of the collections named by reference are kept.
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null, also text[] default null, agree text default 'all',
-    linkage text default 'medoid', keep text[] default null, prefer text[] default null, reference text[] default null,
-    k integer default null, after bigint default null
+    collection text default null, among bigint[] default null, kinds text[] default null,
+    also text[] default null, agree text default 'all', linkage text default 'medoid', keep text[] default null,
+    prefer text[] default null, reference text[] default null, k integer default null, after bigint default null
 ) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
                  collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
                  minimum double precision, median double precision)
@@ -155,7 +155,7 @@ begin
            array_agg(d.image_b) filter (where d.kind = 'identical')
     into pairs_a, pairs_b, pairs_similarity, copied, copies
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
-        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.also, duplicate_groups.agree) d;
+        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also, duplicate_groups.agree) d;
 
     with grouped as (
         select g.picture, g.medoid, c.pixel_sha256, coalesce(p.similarity, 1) as similarity
@@ -238,6 +238,6 @@ begin
          order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
         using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
               copied, copies, kept_collections, rules, duplicate_groups.prefer,
-              coalesce(m.near, imgsearch._threshold(m, duplicate_groups.threshold)), reasons,
+              coalesce(m.near, duplicate_groups.threshold), reasons,
               array['reference'] || rules;
 end $$;

@@ -1,4 +1,4 @@
-"""``search``, ``embed-text`` and ``duplicates``: questions from the shell; each prints what SQL would answer."""
+"""``search`` and ``embed-text``: questions from the shell; each prints what SQL would answer."""
 
 import json
 import re
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Load = Callable[[], "LoadedModel"]  # only where a vector is missing, as it takes seconds
 MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
-ThresholdOption = Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")]
 
 
 def search(
@@ -106,55 +105,6 @@ def embed_text(
         stored = store.get_model(connection, model)
         embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
-
-
-def duplicates(
-    context: typer.Context,
-    threshold: ThresholdOption = None,
-    model: ModelOption = "duplicates",
-    collection: CollectionOption = None,
-    of: Annotated[int | None, typer.Option(help="Only the copies of this image_id.")] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Pairs instead of groups.")] = False,
-) -> None:
-    """Find identical and nearly identical images, in groups with a suggested keeper."""
-    terminal = terminal_of(context)
-    with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
-        cut = threshold if threshold is not None else stored.near
-        terminal.talk(f"model {stored.name}, threshold {cut if cut is None else round(cut, 4)}")
-        named: dict[str, Any] = {"threshold": threshold, "model": stored.name, "collection": collection}
-        cursor = connection.cursor(row_factory=dict_row)
-        if of is not None:
-            rows = cursor.execute(
-                "select * from imgsearch.duplicates_of(%(of)s, threshold => %(threshold)s, model => %(model)s, "
-                "collection => %(collection)s)", named | {"of": of},
-            ).fetchall()  # fmt: skip
-            columns = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
-        elif pairs:
-            rows = cursor.execute(
-                "select d.*, a.path as path_a, b.path as path_b from imgsearch.duplicates(threshold => %(threshold)s, "
-                "model => %(model)s, collection => %(collection)s) d join imgsearch.image a on a.image_id = d.image_a "
-                "join imgsearch.image b on b.image_id = d.image_b order by d.similarity desc, 1, 2", named,
-            ).fetchall()  # fmt: skip
-            columns = ["image_a", "image_b", "similarity", "kind", "path_a", "path_b"]
-        else:
-            rows = cursor.execute(
-                "select * from imgsearch.duplicate_groups(threshold => %(threshold)s, model => %(model)s, "
-                "collection => %(collection)s)", named,
-            ).fetchall()  # fmt: skip
-            columns = [
-                "group_id",
-                "image_id",
-                "keeper",
-                "similarity",
-                "kind",
-                "path",
-                "width",
-                "height",
-                "bytes",
-                "reason",
-            ]
-    terminal.show(rows, columns)
 
 
 def _ask(

@@ -43,6 +43,7 @@ class StoredModel:
     index_parameters: dict[str, Any]
     ef_search: int
     near: float | None
+    similar: float | None
     status: str
 
     @property
@@ -192,6 +193,13 @@ def coverage(connection: Connection, *, exact: bool) -> list[dict[str, Any]]:
     """What each model covers (see the SQL function)."""
     cursor = connection.cursor(row_factory=dict_row)
     return cursor.execute("select * from imgsearch.coverage(exact => %s)", [exact]).fetchall()
+
+
+def count_embeddings(connection: Connection, model: StoredModel) -> int:
+    """How many contents a model has a vector of."""
+    row = connection.execute(sql.SQL("select count(*) from {}").format(model.table)).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def owns(connection: Connection, model: StoredModel) -> bool:

@@ -1,13 +1,11 @@
 """A page that a person can look at: questions, the SQL that asks them, and the answers as pictures."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from pgimgsearch.pipeline.thumbnail import data_address
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -59,19 +57,5 @@ def _section(section: Section) -> str:
 def _tile(tile: Tile) -> str:
     kind = ' class="query"' if tile.query else ""
     caption = html.escape(tile.caption)
-    return (
-        f'<figure{kind}><img alt="{caption}" src="{_thumbnail(tile.path)}"><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _thumbnail(path: Path) -> str:
-    out = io.BytesIO()
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (320, 320))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError:  # moved meanwhile, or named in bytes that are no UTF-8: the caption still says which it is
-        small = Image.new("RGB", (320, 320), "lightgrey")
-    small.thumbnail((320, 320))
-    small.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    picture = f'<img alt="{caption}" src="{data_address(tile.path)}">'
+    return f"<figure{kind}>{picture}<figcaption>{caption}</figcaption></figure>"

@@ -1,7 +1,7 @@
 """Models of fewer dimensions: fitted on stored vectors or on a sample of pictures, and filled from stored vectors."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.batches import Batches
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
-from pgimgsearch.pipeline.copy_in import COPY_HEADER, copy_block
+from pgimgsearch.pipeline.copy_in import copy_block
+from pgimgsearch.pipeline.copy_out import read_vectors
 from pgimgsearch.pipeline.loaded import LoadedModel, why_not
 from pgimgsearch.pipeline.run import Options
 from pgimgsearch.pipeline.sample import prepared_sample
@@ -24,7 +25,6 @@ from pgimgsearch.pipeline.stages import batched
 LEAST_SAMPLE, LARGEST_SAMPLE = 1024, 20_000
 QUERIES = 500
 LEAST_TO_MEASURE = 16
-ROWS_AT_ONCE = 10_000
 
 
 def sample_size(dim: int) -> int:
@@ -99,34 +99,3 @@ def fill(connection: Connection, reader: Connection, base: StoredModel, reduced:
         connection.execute(sql.SQL(insert).format(reduced.stored.table))
         store.set_status(connection, reduced.stored, base.status)
     return total
-
-
-def read_vectors(
-    connection: Connection, model: StoredModel, limit: int | None = None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Rows of a model's table as (content_id, (n, dim)), read by binary COPY; at random with a limit."""
-    order = sql.SQL("order by random() limit {}").format(sql.Literal(limit)) if limit else sql.SQL("")
-    number = ">f2" if model.storage == "halfvec" else ">f4"
-    row = np.dtype([("fields", ">i2"), ("length_1", ">i4"), ("content_id", ">i8"), ("length_2", ">i4"), ("dim", ">i2"),
-                    ("unused", ">i2"), ("values", number, (model.dim,))])  # fmt: skip
-    query = sql.SQL("copy (select content_id, embedding from {} {}) to stdout (format binary)").format(
-        model.table, order
-    )
-    kept = bytearray()
-    with connection.cursor().copy(query) as copy:
-        to_skip = len(COPY_HEADER)
-        for data in copy:
-            kept += bytes(data)[to_skip:]
-            to_skip = max(0, to_skip - len(data))
-            if len(kept) >= ROWS_AT_ONCE * row.itemsize:
-                yield _parse(kept, row)
-    if len(kept) >= row.itemsize:
-        yield _parse(kept, row)
-
-
-def _parse(kept: bytearray, row: np.dtype[np.void]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Take the whole rows out of a buffer."""
-    size = len(kept) // row.itemsize * row.itemsize
-    rows = np.frombuffer(bytes(kept[:size]), row)
-    del kept[:size]
-    return rows["content_id"].astype(np.int64), rows["values"].astype(np.float32)

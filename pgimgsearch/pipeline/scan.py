@@ -163,6 +163,11 @@ def _examine(path: Path, root: str) -> ScannedFile:
     return ScannedFile(_stored(str(path), root), str(path), found.st_size, modified)
 
 
+def location_of(path: str, root: str | None) -> str:
+    """Where a stored path is read from: below its collection's root, unless it is an address or absolute."""
+    return path if is_url(path) or root is None else os.path.join(root, path)  # noqa: PTH118  (an absolute path wins)
+
+
 def _stored(path: str, root: str) -> str:
     """A path as it is stored: relative below the root; bytes that are no UTF-8 are written as escapes."""
     relative = os.path.relpath(path, root) if root and path.startswith(root.rstrip("/") + "/") else path

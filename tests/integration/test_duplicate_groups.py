@@ -106,9 +106,7 @@ def kept(connection: Connection, arguments: str = "") -> dict[str, str]:
     return dict(rows)
 
 
-def test_a_small_jpg_never_beats_a_full_size_original(
-    one_picture: Callable[..., Path], connection: Connection
-) -> None:
+def test_a_small_jpg_never_beats_a_full_size_original(one_picture: Callable[..., Path], connection: Connection) -> None:
     folder = one_picture(
         small_jpg=lambda image, path: image.resize((200, 150)).save(path, quality=100, subsampling=0),
         original_heic=lambda image, path: image.save(path, quality=60),
@@ -120,9 +118,7 @@ def test_a_small_jpg_never_beats_a_full_size_original(
     assert kept(connection, "keep => '{bytes}'") == {"large.jpg": "most bytes"}
 
 
-def test_rules_paths_and_reference_collections(
-    one_picture: Callable[..., Path], connection: Connection
-) -> None:
+def test_rules_paths_and_reference_collections(one_picture: Callable[..., Path], connection: Connection) -> None:
     def png(image: Image.Image, path: Path) -> None:
         image.save(path)
 

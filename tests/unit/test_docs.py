@@ -23,10 +23,10 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def commands(group: Any, prefix: str = "") -> Iterator[str]:
     for name, command in group.commands.items():
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield f"{prefix}{name}"
         if hasattr(command, "commands"):
             yield from commands(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}"
 
 
 def test_every_command_is_documented_and_helpful() -> None:
@@ -58,6 +58,8 @@ def test_command_lines_are_ones_the_program_takes(path: Path) -> None:
             continue
         command, arguments = typer.main.get_command(app), words[1:]
         while hasattr(command, "commands"):
+            if command.invoke_without_command and (not arguments or arguments[0] not in command.commands):
+                break
             name = next(word for word in arguments if not word.startswith("-"))
             assert name in command.commands, line
             command, arguments = command.commands[name], arguments[arguments.index(name) + 1 :]

@@ -1,0 +1,262 @@
+"""``duplicates``: found, shown, judged and put away."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from psycopg.rows import dict_row
+
+from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
+from pgimgsearch.database import store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.thresholds import calibration_of
+from pgimgsearch.errors import InterruptedRun, UsageError
+
+app = typer.Typer(invoke_without_command=True, help="Find, judge and put away duplicates.")
+
+PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "path_a", "path_b"]
+GROUP_COLUMNS = ["group_id", "image_id", "keeper", "similarity", "kind", "path", "width", "height", "bytes", "reason",
+                 "minimum", "median"]  # fmt: skip
+OF_COLUMNS = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
+PLAN_COLUMNS = ["kind", "bytes", "location", "keeper"]
+ImagesArgument = Annotated[list[int], typer.Argument(help="Two or more image ids.", metavar="IMAGE_ID...")]
+
+
+@app.callback()
+def duplicates(
+    context: typer.Context,
+    threshold: Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model's name or an alias; several agree as --agree says."),
+    ] = None,
+    agree: Annotated[Literal["all", "any"], typer.Option(help="All models find a pair, or any of them.")] = "all",
+    collection: CollectionOption = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only identical, near or similar ones; may be given twice.")
+    ] = None,
+    of: Annotated[int | None, typer.Option(help="Only the copies of this image_id.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Pairs instead of groups.")] = False,
+    linkage: Annotated[
+        Literal["medoid", "components"], typer.Option(help="All like one of them, or whatever is connected.")
+    ] = "medoid",
+    keep: Annotated[
+        str | None,
+        typer.Option(help="What makes a keeper, first things first. Default: pixels,lossless,bytes,oldest,path."),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None, typer.Option(help="Paths to keep, as patterns for LIKE: 'originals/%'; best first.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="A collection whose images are all kept; may be given twice.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", "-k", min=1, help="Groups or pairs on a page.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last group, or pair A,B, of the page before.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a gallery with the pictures.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Write what --apply would move; moves nothing.")] = None,
+    apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
+    trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
+    find: Annotated[
+        bool,
+        typer.Option(
+            "--find/--no-find", envvar="PGIMGSEARCH_DUPLICATES_FIND", help="Compare what is new, and remember it."
+        ),
+    ] = True,
+    method: Annotated[
+        Literal["auto", "index", "exact"], typer.Option(help="How to compare. Default: what is faster here.")
+    ] = "auto",
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Connections that ask the index.")] = 2,
+) -> None:
+    """Find identical and nearly identical images, in groups with a suggested keeper. No file moves without --apply."""
+    if context.invoked_subcommand is not None:
+        return
+    terminal = terminal_of(context)
+    if apply is not None:
+        _apply(terminal, apply, trash)
+        return
+    from pgimgsearch.duplicates.groups import Question
+
+    names = model or ["duplicates"]
+    question = Question(
+        model=names[0], threshold=threshold, collection=collection, kinds=kind, also=names[1:], agree=agree,
+        linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
+        after=None if pairs else _number(after),
+    )  # fmt: skip
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        models = [store.get_model(connection, name) for name in names]
+        _tell_thresholds(terminal, connection, models, threshold)
+        if of is not None:
+            terminal.show(_copies_of(connection, of, question), OF_COLUMNS)
+            return
+        if find and kind != ["identical"]:
+            for number, stored in enumerate(models[: 1 if agree == "all" else None]):
+                _find(terminal, url, stored, threshold if number == 0 else None, method, device, workers)
+        if pairs:
+            _show_pairs(terminal, connection, question, after)
+        else:
+            _show_groups(terminal, connection, question, html, plan)
+
+
+@app.command()
+def accept(context: typer.Context, images: ImagesArgument) -> None:
+    """Say that images are copies of each other."""
+    _judge(context, images, "accepted")
+
+
+@app.command()
+def reject(context: typer.Context, images: ImagesArgument) -> None:
+    """Say that images are no copies of each other; those pairs are never reported again."""
+    _judge(context, images, "rejected")
+
+
+@app.command()
+def forget(context: typer.Context, images: ImagesArgument) -> None:
+    """Take back what was said of images."""
+    _judge(context, images, None)
+
+
+@app.command()
+def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The folder that --trash named.")]) -> None:
+    """Bring back what --apply moved."""
+    from pgimgsearch.duplicates import away
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        outcomes = list(away.undo(connection, trash))
+    terminal.show([{"outcome": o.outcome, "location": o.location, "from": o.to} for o in outcomes],
+                  ["outcome", "location"])  # fmt: skip
+    terminal.talk("their vectors come back with the next pgimgsearch ingest")
+    if any(outcome.outcome != "restored" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _find(
+    terminal: Terminal, url: str, model: StoredModel, threshold: float | None, method: Any, device: str, workers: int
+) -> None:
+    """Compare what is new; a role that may not write asks without, and everything is found anew each time."""
+    from pgimgsearch.duplicates import find
+
+    cut = threshold if threshold is not None else model.near
+    with connect(url) as connection:
+        if cut is None or not 0 <= cut <= 1 or not find.may_remember(connection):
+            return
+    with terminal.progress(f"compare ({model.name})", None) as bar:
+        found = find.find(
+            url, model, cut, method=method, device=device, workers=workers, tell=terminal.talk, progress=bar
+        )
+    if found.compared:
+        terminal.talk(
+            f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
+            f"{found.pairs} remembered at {found.threshold:.4g} or more"
+        )
+    if found.interrupted:
+        raise InterruptedRun(hint="run the same command again to go on")
+
+
+def _tell_thresholds(
+    terminal: Terminal, connection: Connection, models: list[StoredModel], threshold: float | None
+) -> None:
+    """Say which threshold is used, and whether anybody measured it."""
+    for number, model in enumerate(models):
+        if threshold is not None and number == 0:
+            terminal.talk(f"model {model.name}, threshold {threshold:.4g}, as you say")
+        elif model.near is not None:
+            calibrated = calibration_of(connection, model)
+            if calibrated is None:
+                said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
+            else:
+                said = (
+                    f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
+                    f"on {calibrated.calibrated_at:%Y-%m-%d}"
+                )
+            terminal.talk(f"model {model.name}, threshold {model.near:.4g}, {said}")
+
+
+def _copies_of(connection: Connection, image_id: int, question: Any) -> list[dict[str, Any]]:
+    return (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "select * from imgsearch.duplicates_of(%s, threshold => %s, model => %s, collection => %s)",
+            [image_id, question.threshold, question.model, question.collection],
+        )
+        .fetchall()
+    )
+
+
+def _show_pairs(terminal: Terminal, connection: Connection, question: Any, after: str | None) -> None:
+    from pgimgsearch.duplicates.groups import pairs
+
+    last = None if after is None else [_number(part) or 0 for part in after.split(",")]
+    if last is not None and len(last) != 2:
+        raise UsageError(f"--after {after} is no pair", hint="give both image ids: --after 12,40")
+    terminal.show(pairs(connection, question, last), PAIR_COLUMNS)
+
+
+def _show_groups(
+    terminal: Terminal, connection: Connection, question: Any, html: Path | None, plan: Path | None
+) -> None:
+    from dataclasses import asdict
+
+    from pgimgsearch.duplicates import away, report
+    from pgimgsearch.duplicates.groups import groups
+
+    found = groups(connection, question)
+    if html is not None:
+        pages = report.write(html, found, f"found by {question.model}; nothing was changed")
+        terminal.talk(f"written: {', '.join(map(str, pages[:3]))}{' ...' if len(pages) > 3 else ''}")
+    if plan is not None:
+        moves = away.plan(found)
+        away.write_plan(plan, moves)
+        terminal.show([asdict(move) for move in moves], PLAN_COLUMNS)
+        terminal.talk(
+            f"{len(moves)} files, {sum(move.bytes for move in moves) / 1e6:.1f} MB, would move; nothing has. "
+            f"Read {plan}, delete lines as you like, then: pgimgsearch duplicates --apply {plan} --trash FOLDER"
+        )
+    else:
+        terminal.show([asdict(member) for group in found for member in group], GROUP_COLUMNS)
+
+
+def _apply(terminal: Terminal, plan: Path, trash: Path | None) -> None:
+    from pgimgsearch.duplicates import away
+
+    if trash is None:
+        raise UsageError("--apply needs --trash", hint=f"for example: --apply {plan} --trash ./trash")
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        outcomes = list(away.apply(connection, away.read_plan(plan), trash))
+    terminal.show([{"outcome": o.outcome, "location": o.location, "to": o.to} for o in outcomes],
+                  ["outcome", "location"])  # fmt: skip
+    moved = sum(outcome.outcome == "moved" for outcome in outcomes)
+    terminal.talk(
+        f"{moved} moved, {len(outcomes) - moved} left; to bring them back: pgimgsearch duplicates undo {trash}"
+    )
+    if moved < len(outcomes):
+        raise typer.Exit(1)
+
+
+def _judge(context: typer.Context, images: list[int], verdict: str | None) -> None:
+    terminal = terminal_of(context)
+    if len(set(images)) < 2:
+        raise UsageError("give two images or more", hint="for example: pgimgsearch duplicates reject 12 40")
+    chosen = sorted(set(images))
+    pairs = [(a, b) for place, a in enumerate(chosen) for b in chosen[place + 1 :]]
+    with database_url(terminal.settings) as url, connect(url) as connection, connection.transaction():
+        connection.cursor().executemany(
+            "select imgsearch.judge_duplicates(%s, %s, %s)", [(a, b, verdict) for a, b in pairs]
+        )
+    terminal.talk(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} {verdict or 'forgotten'}")
+
+
+def _rules(text: str | None) -> list[str] | None:
+    return None if text is None else [rule.strip() for rule in text.split(",") if rule.strip()]
+
+
+def _number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"{text} is no id", hint="give the number that the page before ended with") from error

@@ -1,0 +1,1 @@
+"""Duplicates: pairs are found and remembered, thresholds measured, and copies put away."""

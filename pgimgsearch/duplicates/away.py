@@ -1,0 +1,221 @@
+"""Copies put away: a plan that a person reads, a trash folder, and an undo file."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates.groups import Member
+from pgimgsearch.errors import DatabaseError, SourceError
+from pgimgsearch.pipeline.scan import is_url
+
+UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One file of a plan: a copy, and the image that is kept for it; digests are of the files' bytes."""
+
+    image_id: int
+    location: str
+    sha256: str
+    bytes: int
+    kind: str
+    keeper_id: int
+    keeper: str
+    keeper_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a file: ``moved`` or ``restored``, or why not."""
+
+    location: str
+    outcome: str
+    to: str = ""
+
+
+def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
+    """What may go: all but the keepers, each with the best of its group that stays."""
+    return [
+        Move(
+            member.image_id, member.location, member.sha256, member.bytes, member.kind or "near",
+            group[0].image_id, group[0].location, group[0].sha256,
+        )
+        for group in groups
+        for member in group
+        if not member.keeper
+    ]  # fmt: skip
+
+
+def write_plan(path: Path, moves: Sequence[Move]) -> None:
+    """Write a plan, a line for each file; lines may be deleted by hand."""
+    path.write_text("".join(json.dumps(asdict(move), ensure_ascii=False) + "\n" for move in moves), "utf-8")
+
+
+def read_plan(path: Path) -> list[Move]:
+    """Read a plan; raises SourceError where it is none."""
+    try:
+        return [Move(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise SourceError(
+            f"{path} is no plan: {error}", hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl"
+        ) from error
+
+
+def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterator[Outcome]:
+    """Move copies into the trash folder and drop their images; yields what became of each.
+
+    Nothing is moved whose bytes are not those of the plan, or whose keeper is not there any more.
+    """
+    with _alone(connection):
+        trash.mkdir(parents=True, exist_ok=True)
+        going = {move.location for move in moves}
+        with (trash / UNDO).open("a", encoding="utf-8") as undo:
+            for move in moves:
+                image = _image(connection, move)
+                problem = _problem(move, going) if image else "the database knows it no longer"
+                if problem is not None or image is None:
+                    yield Outcome(move.location, str(problem))
+                    continue
+                to = _free(trash / Path(move.location).relative_to(Path(move.location).anchor))
+                _write_line(undo, {"from": move.location, "to": str(to), "image": image})
+                try:
+                    with connection.transaction():
+                        connection.execute("delete from imgsearch.image where image_id = %s", [move.image_id])
+                        _move(Path(move.location), to)
+                except OSError as error:
+                    yield Outcome(move.location, f"it cannot be moved: {error.strerror}")
+                    continue
+                _drop_orphan(connection, image)
+                yield Outcome(move.location, "moved", str(to))
+
+
+def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
+    """Bring back what a trash folder holds, files and images; the next ingest embeds them again."""
+    path = trash / UNDO
+    if not path.is_file():
+        raise SourceError(f"there is no {path}", hint="name the folder that --trash named")
+    with _alone(connection):
+        for line in reversed(path.read_text("utf-8").splitlines()):  # a name may have been taken twice
+            entry = json.loads(line)
+            source, target = Path(entry["to"]), Path(entry["from"])
+            if not source.exists():
+                continue  # brought back before, or never moved
+            if target.exists():
+                yield Outcome(entry["from"], "there is a file of that name again", entry["to"])
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move(source, target)
+            _restore(connection, entry["image"])
+            yield Outcome(entry["from"], "restored")
+
+
+def _problem(move: Move, going: set[str]) -> str | None:
+    """Why a file must stay."""
+    if is_url(move.location):
+        return "it is an address"
+    if move.keeper in going:
+        return "the plan moves its keeper too"
+    found = _digest(move.location)
+    if found is None:
+        return "the file is gone"
+    if found != move.sha256:
+        return "the file has changed"
+    if not is_url(move.keeper) and _digest(move.keeper) != move.keeper_sha256:
+        return f"its keeper is gone or has changed: {move.keeper}"
+    if not is_url(move.keeper) and Path(move.location).samefile(move.keeper):
+        return "it is its keeper's own file, by another name"
+    return None
+
+
+def _digest(location: str) -> str | None:
+    try:
+        with open(location, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _free(path: Path) -> Path:
+    """A name that is not taken, as nothing is ever written over."""
+    number, free = 1, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return free
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename, or across file systems copy with times and then remove."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source, target)
+
+
+def _write_line(file: Any, entry: dict[str, Any]) -> None:
+    file.write(json.dumps(entry, default=_plain, ensure_ascii=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else bytes(value).hex()  # type: ignore[call-overload]
+
+
+def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
+    """All that the database knows of an image and its content, to bring it back."""
+    return (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "select l.name as collection, i.path, i.external_id, i.modified_at, i.group_key, i.caption, i.metadata, "
+            "c.content_id, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format "
+            "from imgsearch.image i join imgsearch.collection l using (collection_id) "
+            "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
+            [move.image_id, bytes.fromhex(move.sha256)],
+        )
+        .fetchone()
+    )
+
+
+def _drop_orphan(connection: Connection, image: dict[str, Any]) -> None:
+    connection.execute(
+        "delete from imgsearch.content c where c.content_id = %s "
+        "and not exists (select from imgsearch.image i where i.content_id = c.content_id)",
+        [image["content_id"]],
+    )
+
+
+def _restore(connection: Connection, image: dict[str, Any]) -> None:
+    connection.execute(
+        "with content as ("
+        "  insert into imgsearch.content as c (sha256, pixel_sha256, bytes, width, height, format) values "
+        "  (decode(%(sha256)s, 'hex'), decode(%(pixel_sha256)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
+        "  on conflict (sha256) do update set bytes = c.bytes returning c.content_id) "
+        "insert into imgsearch.image (content_id, collection_id, path, external_id, modified_at, group_key, caption, "
+        "metadata) select n.content_id, l.collection_id, %(path)s, %(external_id)s, %(modified_at)s::timestamptz, "
+        "%(group_key)s, %(caption)s, %(metadata)s from content n, imgsearch.collection l "
+        "where l.name = %(collection)s on conflict (collection_id, path) do nothing",
+        image | {"metadata": Jsonb(image["metadata"])},
+    )
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """One at a time, as each reads what is there before it moves it."""
+    key = ["pgimgsearch.duplicates.away"]
+    if connection.execute("select pg_try_advisory_lock(hashtext(%s))", key).fetchone() != (True,):
+        raise DatabaseError("another command is moving duplicates", hint="wait for it to end")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(hashtext(%s))", key)

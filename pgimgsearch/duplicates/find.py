@@ -1,0 +1,274 @@
+"""All pairs above a threshold, remembered: new images against all, by the index or by all products."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import errors as pg
+from psycopg_pool import ConnectionPool
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.index import MEGABYTE, machine_memory
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import DatabaseError, ModelError, UsageError
+from pgimgsearch.models.products import Products, settle_device
+from pgimgsearch.pipeline.copy_out import read_vectors
+from pgimgsearch.pipeline.stages import ordered_map, stop_signals
+
+TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
+ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
+LONG = 20  # seconds from which it is worth to look for a GPU
+MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
+
+Method = Literal["auto", "index", "exact"]
+Tell = Callable[[str], None]
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a scan did: contents compared, pairs that are new, and pairs remembered by now."""
+
+    model: str
+    threshold: float
+    compared: int
+    new_pairs: int
+    pairs: int
+    method: str
+    seconds: float
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All vectors of a model: ``ids`` (n,) content_id, in order, ``vectors`` (n, dim) float16, ``norms`` (n,)."""
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float16]
+    norms: NDArray[np.float32]
+
+
+def find(
+    url: str, model: StoredModel, threshold: float, *, method: Method = "auto", device: str = "auto", workers: int = 2,
+    tell: Tell = lambda _: None, progress: Progress = lambda _, __: None,
+) -> Found:  # fmt: skip
+    """Compare what no scan has compared yet with everything, and remember the pairs at least as similar.
+
+    What is finished is committed, so an interrupted scan goes on where it was.
+    """
+    start = time.perf_counter()
+    with connect(url) as connection, _locked(connection, model), stop_signals() as stopped:
+        cut = _begin(connection, model, threshold)
+        fresh = _unscanned(connection, model, cut)
+        before = _count_pairs(connection, model)
+        chosen, device = _plan(connection, model, cut, fresh, method, device, tell)
+        progress(0, len(fresh))
+        if chosen == "exact":
+            steps = _exactly(connection, model, cut, fresh, device)
+        else:
+            steps = _through_index(url, model, cut, fresh, workers)
+        compared = 0
+        for number in steps:
+            compared += number
+            progress(compared, len(fresh))
+            _check_sense(connection, model, before, compared, cut)
+            if stopped.is_set():
+                steps.close()
+                break
+        pairs = _count_pairs(connection, model)
+    return Found(
+        model.name, cut, compared, pairs - before, pairs, chosen, time.perf_counter() - start, compared < len(fresh)
+    )
+
+
+def may_remember(connection: Connection) -> bool:
+    """Whether this role may write pairs; a reader's are found anew each time."""
+    row = connection.execute("select has_table_privilege('imgsearch.duplicate_pair', 'insert')").fetchone()
+    return row == (True,)
+
+
+def _begin(connection: Connection, model: StoredModel, threshold: float) -> float:
+    row = connection.execute(
+        "select imgsearch._begin_scan(m, %s) from imgsearch.model m where m.model_id = %s", [threshold, model.model_id]
+    ).fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+def _unscanned(connection: Connection, model: StoredModel, cut: float) -> list[int]:
+    row = connection.execute(
+        "select imgsearch._unscanned(m, %s) from imgsearch.model m where m.model_id = %s", [cut, model.model_id]
+    ).fetchone()
+    assert row is not None
+    return list(row[0])
+
+
+def _count_pairs(connection: Connection, model: StoredModel) -> int:
+    row = connection.execute(
+        "select count(*) from imgsearch.duplicate_pair where model_id = %s", [model.model_id]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _plan(
+    connection: Connection, model: StoredModel, cut: float, fresh: list[int], method: Method, device: str, tell: Tell
+) -> tuple[str, str]:
+    """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
+    rows = store.count_embeddings(connection, model)
+    fits = rows * model.dim * 2 < machine_memory() * MEGABYTE
+    if method == "exact" or model.index_method == "none":
+        if method == "index":
+            raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
+        if not fits:
+            raise ModelError(
+                f"the vectors of {model.name} do not fit a quarter of this machine's memory, and it has no index",
+                hint=f"run: pgimgsearch index build {model.name}",
+            )
+        return "exact", settle_device(device)
+    if method == "index" or not fits or not fresh:
+        return "index", "cpu"
+    start = time.perf_counter()
+    _scan(connection, model, cut, fresh[:TRIED])
+    by_index = (time.perf_counter() - start) / len(fresh[:TRIED]) * len(fresh)
+    exactly = rows / ROWS_READ_A_SECOND + _product_seconds(model.dim) * rows * len(fresh) * (
+        0.5 if len(fresh) == rows else 1
+    )
+    if min(by_index, exactly) > LONG and device == "auto":
+        device = settle_device(device)
+    if device not in {"auto", "cpu"}:  # a GPU multiplies at least ten times as fast
+        exactly = rows / ROWS_READ_A_SECOND + exactly / 10
+    chosen = "exact" if exactly < by_index else "index"
+    tell(f"{len(fresh)} to compare with {rows}: about {by_index:.0f} s by the index, {exactly:.0f} s exactly: {chosen}")
+    return chosen, "cpu" if device == "auto" else device
+
+
+def _product_seconds(dim: int) -> float:
+    """Seconds for one product of two vectors, one of very many at once, on this machine."""
+    part = np.ones((2048, dim), np.float16)
+    products = Products(part, np.ones(2048, np.float32))
+    products.above(slice(0, 2048), slice(0, 2048), np.inf)
+    start = time.perf_counter()
+    products.above(slice(0, 2048), slice(0, 2048), np.inf)
+    return (time.perf_counter() - start) / 2048**2
+
+
+def _through_index(
+    url: str, model: StoredModel, cut: float, fresh: Sequence[int], workers: int
+) -> Generator[int, None, None]:
+    """Blocks of contents, over several connections; yields the number of each block that is done."""
+    blocks = (list(fresh[start : start + BLOCK]) for start in range(0, len(fresh), BLOCK))
+    with (
+        ConnectionPool(url, min_size=workers, max_size=workers, kwargs={"autocommit": True}) as connections,
+        ThreadPoolExecutor(workers, thread_name_prefix="pairs") as threads,
+    ):
+
+        def scan(block: list[int]) -> int:
+            with connections.connection() as connection:
+                _scan(connection, model, cut, block)
+            return len(block)
+
+        yield from ordered_map(threads, scan, blocks, 2 * workers)
+
+
+def _exactly(
+    connection: Connection, model: StoredModel, cut: float, fresh: Sequence[int], device: str
+) -> Generator[int, None, None]:
+    """Tile by tile of what is new, against all that comes after it; yields the number of each tile that is done.
+
+    What is new comes first in that order, so that each product is made once.
+    """
+    matrix = _read(connection, model)
+    new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
+    order = np.argsort(~new, kind="stable")
+    ids, number = matrix.ids[order], int(new.sum())
+    products = Products(matrix.vectors[order], matrix.norms[order], device)
+    del matrix
+    # of bits as -1 and 1 the product runs from -1 to 1 where the share of equal ones runs from 0 to 1
+    bits = model.storage == "bit"
+    least = 2 * cut - 1 if bits else cut
+    for start in range(0, number, products.tile):
+        rows = slice(start, min(start + products.tile, number))
+        ones, others, similarities = [], [], []
+        for first in range(start, len(ids), products.tile):
+            a, b, product = products.above(rows, slice(first, first + products.tile), least)
+            once = a < b if first == start else slice(None)
+            ones.append(ids[a[once]])
+            others.append(ids[b[once]])
+            similarities.append((product[once] + 1) / 2 if bits else product[once])
+        _remember(
+            connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
+            np.minimum(np.concatenate(similarities), 1).tolist(),
+        )  # fmt: skip
+        yield rows.stop - rows.start
+
+
+def _read(connection: Connection, model: StoredModel) -> Matrix:
+    """All vectors of a model in half precision, as they are stored by default."""
+    parts = [
+        (ids, vectors.astype(np.float16), np.linalg.norm(vectors, axis=1).astype(np.float32))
+        for ids, vectors in read_vectors(connection, model)
+    ]
+    if not parts:
+        return Matrix(np.empty(0, np.int64), np.empty((0, model.dim), np.float16), np.empty(0, np.float32))
+    ids, vectors, norms = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Matrix(ids, vectors, norms)
+
+
+# What another session removes or writes meanwhile is no reason to give up.
+_patient = retry(
+    retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure, pg.ForeignKeyViolation)),
+    stop=stop_after_attempt(5), wait=wait_random(0.05, 0.5), reraise=True,
+)  # fmt: skip
+
+
+@_patient
+def _scan(connection: Connection, model: StoredModel, cut: float, contents: list[int]) -> None:
+    connection.execute(
+        "select imgsearch._scan(m, %s, %s) from imgsearch.model m where m.model_id = %s",
+        [cut, contents, model.model_id],
+    )
+
+
+@_patient
+def _remember(
+    connection: Connection, model: StoredModel, scanned: list[int], ones: list[int], others: list[int],
+    similarities: list[float],
+) -> None:  # fmt: skip
+    connection.execute(
+        "select imgsearch._remember(m, %s, %s::bigint[], %s::bigint[], %s::float8[]) from imgsearch.model m "
+        "where m.model_id = %s",
+        [scanned, ones, others, similarities, model.model_id],
+    )
+
+
+def _check_sense(connection: Connection, model: StoredModel, before: int, compared: int, cut: float) -> None:
+    new = _count_pairs(connection, model) - before
+    if new > MOST_PAIRS * max(compared, 1000):
+        raise UsageError(
+            f"{new} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no threshold "
+            "for duplicates",
+            hint=f"measure one: pgimgsearch models calibrate {model.name}; or give a higher --threshold",
+        )
+
+
+@contextmanager
+def _locked(connection: Connection, model: StoredModel) -> Iterator[None]:
+    """One scan of a model at a time."""
+    key = ["pgimgsearch.duplicates", model.model_id]
+    if connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", key).fetchone() != (True,):
+        raise DatabaseError(
+            f"another scan for duplicates with {model.name} is running", hint="wait for it, or stop it with Ctrl-C"
+        )
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", key)

@@ -1,0 +1,89 @@
+"""A gallery of duplicates: self-contained pages with the pictures side by side, for a screen or a phone."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgimgsearch.duplicates.groups import Member
+from pgimgsearch.pipeline.thumbnail import data_address
+
+GROUPS_A_PAGE = 50
+MEMBERS_SHOWN = 60  # of one group; the others are counted
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --keep: #1a7f37; --copy: #b35900; }
+* { box-sizing: border-box; }
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.4rem; margin: .5rem 0; }
+nav { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1rem 0; }
+section { border: 1px solid var(--line); border-radius: .6rem; padding: .75rem; margin: 1rem 0; }
+h2 { font-size: 1rem; margin: 0 0 .6rem; }
+h2 small { font-weight: normal; opacity: .75; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .75rem; }
+figure { margin: 0; border: 2px solid var(--line); border-radius: .5rem; overflow: hidden; }
+figure.keep { border-color: var(--keep); }
+img { display: block; width: 100%; height: 15rem; object-fit: contain; background: var(--soft); }
+figcaption { padding: .5rem .6rem; font-size: .85rem; overflow-wrap: anywhere; }
+b { display: inline-block; padding: 0 .45rem; border-radius: 1rem; color: #fff; background: var(--copy); }
+.keep b { background: var(--keep); }
+code { font-size: .8rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { .row { grid-template-columns: 1fr 1fr; gap: .5rem; } img { height: 9rem; } }
+"""
+
+
+def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list[Path]:
+    """Write ``path`` and, beyond 50 groups, ``path-2`` and so on beside it. Returns all of them."""
+    count = max(1, -(-len(groups) // GROUPS_A_PAGE))
+    paths = [path if n == 0 else path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(count)]
+    spare = sum(member.bytes for group in groups for member in group if not member.keeper)
+    title = f"{len(groups)} groups of duplicates, {spare / 1e6:.1f} MB beside the keepers"
+    for number, page in enumerate(paths):
+        part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
+        body = "\n".join(map(_group, part)) or "<p>None were found.</p>"
+        links = _links(paths, number)
+        page.write_text(
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style><body><h1>{html.escape(title)}</h1>"
+            f"<p>{html.escape(subtitle)}</p>{links}{body}{links}</body></html>",
+            "utf-8",
+        )
+    return paths
+
+
+def _links(paths: Sequence[Path], number: int) -> str:
+    if len(paths) == 1:
+        return ""
+    before = f'<a rel="prev" href="{html.escape(paths[number - 1].name)}">previous</a>' if number else ""
+    after = f'<a rel="next" href="{html.escape(paths[number + 1].name)}">next</a>' if number + 1 < len(paths) else ""
+    return f"<nav>{before}<span>page {number + 1} of {len(paths)}</span>{after}</nav>"
+
+
+def _group(members: Sequence[Member]) -> str:
+    first = members[0]
+    figures = "".join(map(_figure, members[:MEMBERS_SHOWN]))
+    more = f"<p>and {len(members) - MEMBERS_SHOWN} more</p>" if len(members) > MEMBERS_SHOWN else ""
+    return (
+        f'<section id="g{first.group_id}"><h2>Group {first.group_id}: {len(members)} images '
+        f"<small>similarity of its pictures: least {first.minimum:.3f}, median {first.median:.3f}</small></h2>"
+        f'<div class="row">{figures}</div>{more}'
+        f"<p><code>pgimgsearch duplicates reject {' '.join(str(member.image_id) for member in members[:2])}</code></p>"
+        "</section>"
+    )
+
+
+def _figure(member: Member) -> str:
+    said = f"{member.reason}" if member.keeper else f"similarity {_number(member.similarity)}"
+    badge = "keep" if member.keeper else str(member.kind)
+    facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
+    picture = data_address(Path(member.location))
+    return (
+        f'<figure{" class=keep" if member.keeper else ""}><img loading="lazy" alt="{html.escape(member.path)}" '
+        f'src="{picture}"><figcaption><b>{html.escape(badge)}</b> {html.escape(said)}<br>{html.escape(facts)}<br>'
+        f"{html.escape(member.collection)}: {html.escape(member.path)} <small>(image {member.image_id})</small>"
+        "</figcaption></figure>"
+    )
+
+
+def _number(similarity: float | None) -> str:
+    return "unknown" if similarity is None else f"{similarity:.3f}"
