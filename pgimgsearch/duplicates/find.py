@@ -18,12 +18,13 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.index import MEGABYTE, machine_memory
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DatabaseError, ModelError, UsageError
-from pgimgsearch.models.products import Products, settle_device
+from pgimgsearch.models.products import CpuProducts, hold, settle_device
 from pgimgsearch.pipeline.copy_out import read_vectors
 from pgimgsearch.pipeline.stages import ordered_map, stop_signals
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
 ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
+SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG = 20  # seconds from which it is worth to look for a GPU
 MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
 
@@ -68,7 +69,7 @@ def find(
         cut = _begin(connection, model, threshold)
         fresh = _unscanned(connection, model, cut)
         before = _count_pairs(connection, model)
-        chosen, device = _plan(connection, model, cut, fresh, method, device, tell)
+        chosen, device = _plan(connection, model, cut, fresh, method, device, workers, tell)
         progress(0, len(fresh))
         if chosen == "exact":
             steps = _exactly(connection, model, cut, fresh, device)
@@ -119,7 +120,14 @@ def _count_pairs(connection: Connection, model: StoredModel) -> int:
 
 
 def _plan(
-    connection: Connection, model: StoredModel, cut: float, fresh: list[int], method: Method, device: str, tell: Tell
+    connection: Connection,
+    model: StoredModel,
+    cut: float,
+    fresh: list[int],
+    method: Method,
+    device: str,
+    workers: int,
+    tell: Tell,
 ) -> tuple[str, str]:
     """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
     rows = store.count_embeddings(connection, model)
@@ -137,7 +145,7 @@ def _plan(
         return "index", "cpu"
     start = time.perf_counter()
     _scan(connection, model, cut, fresh[:TRIED])
-    by_index = (time.perf_counter() - start) / len(fresh[:TRIED]) * len(fresh)
+    by_index = (time.perf_counter() - start) / len(fresh[:TRIED]) * len(fresh) / workers
     exactly = rows / ROWS_READ_A_SECOND + _product_seconds(model.dim) * rows * len(fresh) * (
         0.5 if len(fresh) == rows else 1
     )
@@ -153,7 +161,7 @@ def _plan(
 def _product_seconds(dim: int) -> float:
     """Seconds for one product of two vectors, one of very many at once, on this machine."""
     part = np.ones((2048, dim), np.float16)
-    products = Products(part, np.ones(2048, np.float32))
+    products = CpuProducts(part, np.ones(2048, np.float32))
     products.above(slice(0, 2048), slice(0, 2048), np.inf)
     start = time.perf_counter()
     products.above(slice(0, 2048), slice(0, 2048), np.inf)
@@ -187,9 +195,9 @@ def _exactly(
     """
     matrix = _read(connection, model)
     new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
-    order = np.argsort(~new, kind="stable")
+    order = slice(None) if new.all() else np.argsort(~new, kind="stable")
     ids, number = matrix.ids[order], int(new.sum())
-    products = Products(matrix.vectors[order], matrix.norms[order], device)
+    products = hold(matrix.vectors[order], matrix.norms[order], device)
     del matrix
     # of bits as -1 and 1 the product runs from -1 to 1 where the share of equal ones runs from 0 to 1
     bits = model.storage == "bit"
@@ -212,14 +220,17 @@ def _exactly(
 
 def _read(connection: Connection, model: StoredModel) -> Matrix:
     """All vectors of a model in half precision, as they are stored by default."""
-    parts = [
-        (ids, vectors.astype(np.float16), np.linalg.norm(vectors, axis=1).astype(np.float32))
-        for ids, vectors in read_vectors(connection, model)
-    ]
-    if not parts:
-        return Matrix(np.empty(0, np.int64), np.empty((0, model.dim), np.float16), np.empty(0, np.float32))
-    ids, vectors, norms = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Matrix(ids, vectors, norms)
+    most = store.count_embeddings(connection, model) + SPARE_ROWS
+    matrix = Matrix(np.empty(most, np.int64), np.empty((most, model.dim), np.float16), np.empty(most, np.float32))
+    rows = 0
+    for ids, vectors in read_vectors(connection, model):
+        part = slice(rows, rows + len(ids))
+        if part.stop > most:  # what came meanwhile is for the next scan
+            break
+        matrix.ids[part], matrix.vectors[part] = ids, vectors
+        matrix.norms[part] = np.linalg.norm(vectors, axis=1)
+        rows = part.stop
+    return Matrix(matrix.ids[:rows], matrix.vectors[:rows], matrix.norms[:rows])
 
 
 # What another session removes or writes meanwhile is no reason to give up.

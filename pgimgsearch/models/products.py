@@ -1,48 +1,66 @@
 """All products of unit vectors at once, on a GPU or on all cores: what a search without an index is."""
 
 import importlib.util
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-TILE = {"cpu": 4096, "cuda": 16_384, "mps": 8192}
+Above = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
-class Products:
-    """Vectors on a device, held in half precision and multiplied in single.
+class Products(Protocol):
+    """Vectors held in half precision and multiplied in single; ``tile`` is how many rows go well at once."""
 
-    ``vectors`` is (n, dim) float16, ``norms`` (n,) float32. ``tile`` is how many rows are multiplied at once.
-    """
+    tile: int
 
-    def __init__(self, vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str = "cpu") -> None:
-        self.vectors, self.norms = vectors, norms
-        self.device = device
-        self.tile = TILE[self.device.partition(":")[0]]
-        if self.device != "cpu":
-            import torch
-
-            self._held = torch.from_numpy(vectors).to(self.device)
-            self._norms = torch.from_numpy(norms).to(self.device)
-
-    def above(
-        self, rows: slice, columns: slice, cut: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    def above(self, rows: slice, columns: slice, cut: float) -> Above:
         """Places of all products of rows with columns that are at least ``cut``, and the products."""
-        if self.device == "cpu":
-            products = self._unit(rows) @ self._unit(columns).T
-            found = np.nonzero(products >= cut)
-            return found[0] + rows.start, found[1] + columns.start, products[found]
-        similarities = self._unit_there(rows) @ self._unit_there(columns).T
-        places = (similarities >= cut).nonzero(as_tuple=True)
-        values = similarities[places].cpu().numpy()
-        return places[0].cpu().numpy() + rows.start, places[1].cpu().numpy() + columns.start, values
+
+
+class CpuProducts:
+    """By NumPy. ``vectors`` is (n, dim) float16, ``norms`` (n,) float32, by which they are divided."""
+
+    tile = 2048
+
+    def __init__(self, vectors: NDArray[np.float16], norms: NDArray[np.float32]) -> None:
+        self.vectors, self.norms = vectors, norms
+
+    def above(self, rows: slice, columns: slice, cut: float) -> Above:
+        """See Products."""
+        products = self._unit(rows) @ self._unit(columns).T
+        found = np.nonzero(products >= cut)
+        return found[0] + rows.start, found[1] + columns.start, products[found]
 
     def _unit(self, part: slice) -> NDArray[np.float32]:
         return np.asarray(self.vectors[part].astype(np.float32) / self.norms[part, None])
 
-    def _unit_there(self, part: slice) -> Any:
-        return self._held[part].float() / self._norms[part, None]
+
+class TorchProducts:
+    """The same by torch, on a device that holds all vectors."""
+
+    tile = 16_384
+
+    def __init__(self, vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str) -> None:
+        import torch
+
+        self.vectors = torch.from_numpy(vectors).to(device)
+        self.norms = torch.from_numpy(norms).to(device)
+
+    def above(self, rows: slice, columns: slice, cut: float) -> Above:
+        """See Products."""
+        products = self._unit(rows) @ self._unit(columns).T
+        found = (products >= cut).nonzero(as_tuple=True)
+        values = products[found].cpu().numpy()
+        return found[0].cpu().numpy() + rows.start, found[1].cpu().numpy() + columns.start, values
+
+    def _unit(self, part: slice) -> Any:
+        return self.vectors[part].float() / self.norms[part, None]
+
+
+def hold(vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str) -> Products:
+    """Hold vectors where they are to be multiplied."""
+    return CpuProducts(vectors, norms) if device == "cpu" else TorchProducts(vectors, norms, device)
 
 
 def settle_device(device: str) -> str:

@@ -1,0 +1,71 @@
+"""``models calibrate``: thresholds measured on the user's own images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TrustOption, terminal_of
+from pgimgsearch.database import store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect
+
+
+def calibrate(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name or an alias.")] = "duplicates",
+    precision: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="The share of pairs called near that are to be copies.")
+    ] = 0.95,
+    similar_precision: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="The same of pairs called similar.")
+    ] = 0.8,
+    copies: Annotated[
+        float, typer.Option(min=0.0001, max=1, help="The share of your images that have a copy, as you expect it.")
+    ] = 0.1,
+    sample: Annotated[int, typer.Option(min=20, help="Pictures of which edited copies are made.")] = 100,
+    compared: Annotated[int, typer.Option(min=20, help="Pictures that are compared with all others.")] = 5000,
+    collection: CollectionOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot, as PNG.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page: the plot, and the hardest pairs to judge.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but leave the thresholds as they are.")] = False,
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
+) -> None:
+    """Measure the thresholds for duplicates on your own images, and what they find and miss."""
+    from pgimgsearch.duplicates import calibrate as measuring
+    from pgimgsearch.duplicates import plot as drawing
+    from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.pipeline import register
+
+    terminal = terminal_of(context)
+    wish = measuring.Wish(precision, similar_precision, copies, sample, compared, collection)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, name)
+        model = register.open_model(connection, stored.name, Checkpoint(trust=trust), Placement(device))
+        with terminal.progress("edit and embed", sample) as bar:
+            found = measuring.calibrate(connection, model, wish, bar)
+        if plot is not None:
+            plot.write_bytes(drawing.png(found, stored.name))
+        if html is not None:
+            drawing.write_page(connection, found, stored.name, html)
+        if not dry_run:
+            measuring.store(connection, stored, found)
+    summary = measuring.summary(found)
+    if terminal.settings.json:
+        terminal.show_one(summary | {"model": stored.name, "stored": not dry_run})
+        return
+    rows = [{"threshold": kind, **summary[kind]} for kind in ("near", "similar")]
+    terminal.show(rows, ["threshold", "value", "precision", "recall", "false_pairs", "false_pairs_at_most"])
+    terminal.write("")
+    edits = [
+        {"edit": edit, "near": share, "similar": summary["recall_similar"][edit]}
+        for edit, share in summary["recall"].items()
+    ]
+    terminal.show(edits, ["edit", "near", "similar"])
+    terminal.talk(
+        f"{stored.name}: {found.images} pictures, {found.edited} of them edited, {found.compared} compared with all; "
+        f"{found.negatives.copies} pairs left out as copies; copies expected: {copies:.0%} of the images"
+    )
+    terminal.talk("nothing was changed" if dry_run else f"duplicates are near from {found.near.value:.4g} on")

@@ -1,0 +1,110 @@
+"""Thresholds measured on the user's own images: edited copies of a sample, against the pairs that are no copies."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.database import thresholds
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.duplicates import measure, trial
+from pgimgsearch.duplicates.edits import NEAR, SIMILAR
+from pgimgsearch.duplicates.measure import Negatives, Similarities, Threshold
+from pgimgsearch.duplicates.trial import Progress
+from pgimgsearch.errors import ModelError
+from pgimgsearch.pipeline.loaded import LoadedModel
+
+CHECKED = 500  # of the hardest pairs, whether they are copies that nobody marked
+LEAST_PICTURES = 20
+SEED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to promise, and how much to look at.
+
+    ``precision`` is that of pairs above the threshold ``near``, if a share ``copies`` of the images has one edited
+    copy; ``sample`` pictures are edited, and ``compared`` with all others.
+    """
+
+    precision: float = 0.95
+    similar_precision: float = 0.8
+    copies: float = 0.1
+    sample: int = 100
+    compared: int = 5000
+    collection: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured; ``histogram`` counts all pairs in equal bins of 0 to 1, ``hardest`` are (a, b) content_ids."""
+
+    wish: Wish
+    images: int
+    edited: int
+    compared: int
+    near: Threshold
+    similar: Threshold
+    positives: Similarities
+    negatives: Negatives
+    histogram: NDArray[np.int64]
+    hardest: NDArray[np.int64]
+
+
+def calibrate(connection: Connection, model: LoadedModel, wish: Wish, progress: Progress) -> Calibration:
+    """Measure the thresholds of a model on images that it has vectors of; nothing is stored.
+
+    Raises ModelError where the images cannot support what is wished for, SourceError where no file can be read.
+    """
+    contents = trial.pictures(connection, model.stored, wish.collection)
+    if len(contents) < LEAST_PICTURES:
+        raise ModelError(
+            f"{model.stored.name} has vectors of {len(contents)} different pictures: too few to measure a threshold",
+            hint=f"ingest more: pgimgsearch ingest DIR --model {model.stored.name}",
+        )
+    order = np.random.default_rng(SEED).permutation(len(contents))
+    positives = trial.edited_similarities(connection, model, contents[order].tolist(), wish.sample, progress)
+    sample = contents[order[: wish.compared]]
+    pairs, similarities, histogram = trial.hardest_pairs(connection, model.stored, contents, sample)
+    copies = np.zeros(len(pairs), bool)
+    copies[:CHECKED] = trial.are_copies(connection, pairs[:CHECKED])
+    negatives = Negatives(
+        images=len(contents),
+        seen=1 - (1 - len(sample) / len(contents)) ** 2,
+        hardest=similarities[~copies],
+        floor=float(similarities[-1]) if len(similarities) == trial.HARDEST else 0.0,
+        copies=int(copies.sum()),
+    )
+    near = measure.threshold(_of(positives, NEAR), negatives, wish.copies, wish.precision)
+    similar = measure.threshold(
+        _of(positives, NEAR + SIMILAR), negatives, wish.copies, min(wish.similar_precision, wish.precision)
+    )
+    edited = len(next(iter(positives.values())))
+    return Calibration(
+        wish, len(contents), edited, len(sample), near, similar, positives, negatives, histogram, pairs[~copies]
+    )
+
+
+def store(connection: Connection, model: StoredModel, found: Calibration) -> None:
+    """Make the measured thresholds the model's own."""
+    near, similar = found.near.value, min(found.near.value, found.similar.value)
+    thresholds.store_calibration(
+        connection, model, near, similar, found.wish.precision, found.wish.copies, found.images, summary(found)
+    )
+
+
+def summary(found: Calibration) -> dict[str, Any]:
+    """The figures of a calibration, ready for JSON."""
+    return {
+        "near": asdict(found.near), "similar": asdict(found.similar),
+        "edited": found.edited, "compared": found.compared, "collection": found.wish.collection,
+        "copies_left_out": found.negatives.copies,
+        "recall": measure.recalls(found.positives, found.near.value),
+        "recall_similar": measure.recalls(found.positives, found.similar.value),
+    }  # fmt: skip
+
+
+def _of(positives: Similarities, edits: Any) -> Similarities:
+    return {edit.name: positives[edit.name] for edit in edits}

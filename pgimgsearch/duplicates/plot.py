@@ -1,0 +1,94 @@
+"""What a calibration found, as a picture and as a page with the hardest pairs."""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates import measure, trial
+from pgimgsearch.duplicates.calibrate import Calibration
+from pgimgsearch.duplicates.edits import NEAR, SIMILAR
+from pgimgsearch.duplicates.report import STYLE
+from pgimgsearch.errors import ModelError
+from pgimgsearch.pipeline.thumbnail import data_address
+
+HARDEST_SHOWN = 20
+
+
+def png(found: Calibration, model: str) -> bytes:
+    """Shares of pairs by similarity: different pictures, edited copies and the same scene, with the thresholds."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which keeps every figure
+    except ImportError as error:
+        raise ModelError("a plot needs matplotlib", hint="run: pip install 'pgimgsearch[analysis]'") from error
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, 1, trial.BINS + 1)
+    drawn = {
+        "different pictures": found.histogram,
+        "the same scene": np.histogram(_values(found, SIMILAR), edges)[0],
+        "edited copies": np.histogram(_values(found, NEAR), edges)[0],
+    }
+    for (label, counts), colour in zip(drawn.items(), ("0.55", "tab:orange", "tab:blue"), strict=True):
+        axes.stairs(counts / max(counts.sum(), 1), edges, label=label, color=colour, fill=True, alpha=0.6)
+    for name, value, style in (("near", found.near.value, "-"), ("similar", found.similar.value, "--")):
+        axes.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3f}")
+    axes.set(yscale="log", xlabel="similarity", ylabel="share of pairs", title=f"{model}, {found.images} pictures")
+    axes.legend(loc="upper left", fontsize="small")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    return out.getvalue()
+
+
+def write_page(connection: Connection, found: Calibration, model: str, path: Path) -> None:
+    """Write a page with the plot, the recall by edit, and the hardest pairs for a person to judge."""
+    title = f"Thresholds of {model}"
+    picture = base64.b64encode(png(found, model)).decode()
+    near, similar = (measure.recalls(found.positives, t.value) for t in (found.near, found.similar))
+    recalls = "".join(
+        f"<tr><td>{html.escape(edit)}<td>{near[edit]:.0%}<td>{similar[edit]:.0%}" for edit in found.positives
+    )
+    path.write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE} .plot {{ height: auto; background: #fff; }} "
+        f"td, th {{ padding: .1rem .8rem; text-align: left; }}</style><body><h1>{html.escape(title)}</h1>"
+        f"<p>{html.escape(_told(found))}</p>"
+        f'<img class="plot" alt="similarities of pairs" src="data:image/png;base64,{picture}">'
+        f"<h2>Copies found, by edit</h2><table><tr><th>edit<th>near {found.near.value:.3f}"
+        f"<th>similar {found.similar.value:.3f}{recalls}</table>"
+        f"<h2>The most similar pairs that count as different</h2>{_hardest(connection, found)}</body></html>",
+        "utf-8",
+    )
+
+
+def _told(found: Calibration) -> str:
+    return (
+        f"At {found.near.value:.3f} or more, pairs are copies with a precision of {found.wish.precision} if "
+        f"{found.wish.copies:.0%} of the {found.images} pictures have a copy: about {found.near.false_pairs:.1f} false "
+        f"pairs, at most {found.near.false_pairs_at_most:.1f}. {found.negatives.copies} pairs were left out as copies."
+    )
+
+
+def _hardest(connection: Connection, found: Calibration) -> str:
+    pairs = found.hardest[:HARDEST_SHOWN].tolist()
+    images = trial.images(connection, sorted({content for pair in pairs for content in pair}))
+    return "".join(
+        f"<section><h2>{similarity:.4f} <small><code>pgimgsearch duplicates accept {images[a][0]} {images[b][0]}</code>"
+        '</small></h2><div class="row">'
+        + "".join(
+            f'<figure><img loading="lazy" alt="" src="{data_address(Path(location))}">'
+            f"<figcaption>{html.escape(location)}</figcaption></figure>"
+            for _, location in (images[a], images[b])
+        )
+        + "</div></section>"
+        for (a, b), similarity in zip(pairs, found.negatives.hardest, strict=False)
+        if a in images and b in images
+    )
+
+
+def _values(found: Calibration, edits: object) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.concatenate([found.positives[edit.name] for edit in edits])  # type: ignore[attr-defined]

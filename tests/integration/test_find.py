@@ -1,0 +1,124 @@
+"""The scan behind ``duplicates``: both ways of comparing agree, and what is interrupted goes on."""
+
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+from psycopg import sql
+
+from benchmarks.harness import add_images, clustered
+from pgimgsearch.database import index, store
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates import find
+from pgimgsearch.errors import DatabaseError, ModelError, UsageError
+from pgimgsearch.models.products import CpuProducts, TorchProducts
+from tests.integration.test_duplicate_pairs import exact, fill, reported
+
+VECTORS = clustered(1500, 16)
+
+
+def remembered(connection: Connection) -> set[tuple[int, int]]:
+    return set(connection.execute("select content_a, content_b from imgsearch.duplicate_pair").fetchall())
+
+
+@pytest.mark.parametrize("method", ["index", "exact", "auto"])
+def test_every_way_finds_the_pairs_that_numpy_finds(connection: Connection, url: str, method: Any) -> None:
+    model = fill(connection, VECTORS)
+    index.build(connection, model, memory_limit=64)
+    model = store.get_model(connection, "pairs")
+    told: list[str] = []
+    progress: list[int] = []
+    found = find.find(url, model, 0.9, method=method, tell=told.append, progress=lambda done, _: progress.append(done))
+    true = exact(VECTORS, 0.9)
+    assert found.compared == 1500
+    assert progress[-1] == 1500
+    assert len(remembered(connection) ^ true) / len(true) < 0.01
+    assert found.pairs == found.new_pairs == len(remembered(connection))
+    assert bool(told) == (method == "auto")
+    again = find.find(url, model, 0.9, method=method)
+    assert (again.compared, again.new_pairs, again.pairs) == (0, 0, found.pairs)
+
+
+def test_new_images_are_compared_with_all(connection: Connection, url: str) -> None:
+    """Exactly, in tiles: the first 1,400 are known, the others are new."""
+    model = fill(connection, VECTORS)
+    connection.execute(
+        sql.SQL("create temporary table late as select * from {} where content_id > 1400").format(model.table)
+    )
+    connection.execute(sql.SQL("delete from {} where content_id > 1400").format(model.table))
+    assert find.find(url, model, 0.9).compared == 1400
+    connection.execute(sql.SQL("insert into {} select * from late").format(model.table))
+    assert find.find(url, model, 0.9).compared == 100
+    assert len(remembered(connection) ^ exact(VECTORS, 0.9)) <= 3  # rounding at the threshold
+    assert reported(connection) == remembered(connection)
+
+
+def test_hashes(connection: Connection, url: str) -> None:
+    add_images(connection, 300)
+    bits = np.random.default_rng(6).integers(0, 2, (300, 64))
+    bits[150:] = bits[:150] ^ (np.random.default_rng(7).random((150, 64)) < 0.08)
+    model = _bits(connection)
+    connection.cursor().executemany(
+        sql.SQL("insert into {} values (%s, %s::bit(64))").format(model.table),
+        [(n, "".join(map(str, row))) for n, row in enumerate(bits.tolist(), 1)],
+    )
+    found = find.find(url, model, 0.9, method="exact")
+    agree = (bits[:, None, :] == bits[None, :, :]).mean(axis=2)
+    true = {(int(a) + 1, int(b) + 1) for a, b in np.argwhere(np.triu(agree, 1) >= 0.9)}
+    assert remembered(connection) == true
+    assert found.pairs > 50
+    assert {(a, b) for a, b, *_ in connection.execute(
+        "select image_a, image_b from imgsearch.duplicates(threshold => 0.9)").fetchall()} == true  # fmt: skip
+
+
+def _bits(connection: Connection) -> store.StoredModel:
+    return store.add_model(
+        connection,
+        {"name": "hashes", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq", "checkpoint": "hashes",
+         "output": "hash", "preprocess": {}, "fingerprint": "hashes", "has_text": False, "near": 0.9},
+    )  # fmt: skip
+
+
+def test_an_interrupted_scan_goes_on_and_a_second_one_waits(
+    connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fill(connection, VECTORS)
+    monkeypatch.setattr(CpuProducts, "tile", 256)
+
+    def interrupt(done: int, _: int | None) -> None:
+        if done:
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(DatabaseError, match="another scan"):
+                find.find(url, model, 0.9)
+
+    stopped = find.find(url, model, 0.9, method="exact", progress=interrupt)
+    assert stopped.interrupted
+    assert stopped.compared == 256
+    rest = find.find(url, model, 0.9, method="exact")
+    assert rest.compared == 1500 - 256
+    assert len(remembered(connection) ^ exact(VECTORS, 0.9)) <= 3
+
+
+def test_what_cannot_be_is_said(connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fill(connection, VECTORS)
+    with pytest.raises(ModelError, match="has no index"):
+        find.find(url, model, 0.9, method="index")
+    monkeypatch.setattr(find, "MOST_PAIRS", 0.01)
+    with pytest.raises(UsageError, match="no threshold for duplicates"):
+        find.find(url, model, 0.5)
+    monkeypatch.setattr(find, "machine_memory", lambda: 0)
+    with pytest.raises(ModelError, match="do not fit"):
+        find.find(url, model, 0.9)
+
+
+def test_products_on_a_device_are_those_of_numpy() -> None:
+    """By torch, on the device that every machine has."""
+    vectors = VECTORS.astype(np.float16)
+    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    parts = slice(0, 700), slice(400, 1500)
+    for one, other in zip(
+        CpuProducts(vectors, norms).above(*parts, 0.9), TorchProducts(vectors, norms, "cpu").above(*parts, 0.9), strict=True
+    ):  # fmt: skip
+        assert len(one) > 100
+        np.testing.assert_allclose(one, other, rtol=1e-5)
