@@ -1,0 +1,131 @@
+"""Copies are put away only as planned, and come back; whatever happened meanwhile, no picture is lost."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from PIL import Image
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates import away
+from pgimgsearch.errors import DatabaseError, SourceError
+from tests.pictures import photo
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> Path:
+    """Three originals; of the first a byte copy and a small one, of the second a small one."""
+    folder = tmp_path / "shop"
+    for number in range(3):
+        photo(folder / f"{number}.png", seed=number + 3, size=(320, 240))
+    (folder / "copy of 0.png").write_bytes((folder / "0.png").read_bytes())
+    for number in range(2):
+        Image.open(folder / f"{number}.png").resize((200, 150)).save(folder / f"small {number}.png")
+    ingest(folder, "pdq")
+    connection.execute("update imgsearch.image set caption = path, metadata = jsonb_build_object('path', path)")
+    return folder
+
+
+def files(folder: Path) -> Files:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def images(connection: Connection) -> list[Any]:
+    return connection.execute(
+        "select i.path, i.caption, i.metadata, i.modified_at, c.sha256, c.pixel_sha256, c.width "
+        "from imgsearch.image i join imgsearch.content c using (content_id) order by 1"
+    ).fetchall()
+
+
+def test_planned_moved_and_brought_back(
+    shop: Path, tmp_path: Path, cli: Callable[..., Any], connection: Connection, ingest: Callable[..., Any]
+) -> None:
+    plan, trash = tmp_path / "plan.jsonl", tmp_path / "trash"
+    before, rows = files(shop), images(connection)
+    shown = cli("duplicates", "--plan", str(plan))
+    assert "3 files" in shown.stderr
+    assert "nothing has" in shown.stderr
+    assert files(shop) == before
+    done = cli("--json", "duplicates", "--apply", str(plan), "--trash", str(trash))
+    assert done.returncode == 0, done.stderr
+    assert [row["outcome"] for row in json.loads(done.stdout)] == ["moved"] * 3
+    assert set(files(shop)) == {"0.png", "1.png", "2.png"}
+    assert {**files(shop), **files(trash)}.items() >= before.items()
+    assert [row[0] for row in images(connection)] == ["0.png", "1.png", "2.png"]
+    assert connection.execute("select count(*) from imgsearch.content").fetchone() == (3,)
+    done = cli("duplicates", "undo", str(trash))
+    assert done.returncode == 0, done.stderr
+    assert files(shop) == before
+    assert images(connection) == rows
+    assert ingest(shop, "pdq").counts["pdq"]["embedded"] == 2  # the copy's bytes are known
+    assert json.loads(cli("--json", "duplicates", "undo", str(trash)).stdout) == []
+
+
+def test_what_changed_since_the_plan_stays(shop: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    plan, trash = tmp_path / "plan.jsonl", tmp_path / "trash"
+    cli("duplicates", "--plan", str(plan))
+    (shop / "copy of 0.png").unlink()
+    (shop / "small 0.png").write_bytes(b"something else")
+    (shop / "1.png").unlink()  # the keeper of small 1
+    before = files(shop)
+    done = cli("--json", "duplicates", "--apply", str(plan), "--trash", str(trash))
+    assert done.returncode == 1
+    said = {Path(row["location"]).name: row["outcome"] for row in json.loads(done.stdout)}
+    assert said["copy of 0.png"] == "the file is gone"
+    assert said["small 0.png"] == "the file has changed"
+    assert "its keeper is gone" in said["small 1.png"]
+    assert files(shop) == before
+
+
+def test_a_file_is_never_moved_for_itself(shop: Path, tmp_path: Path, connection: Connection) -> None:
+    """Two rows that lead to one file, as by a link: the file stays."""
+    os.link(shop / "0.png", shop / "same.png")
+    connection.execute("update imgsearch.image set path = 'same.png' where path = 'copy of 0.png'")
+    moves = [move for move in away.plan(_groups(connection)) if move.location.endswith("same.png")]
+    assert len(moves) == 1
+    outcomes = list(away.apply(connection, moves, tmp_path / "trash"))
+    assert "its keeper's own file" in outcomes[0].outcome
+    assert (shop / "same.png").exists()
+
+
+def test_nothing_is_written_over(shop: Path, tmp_path: Path, connection: Connection) -> None:
+    moves, trash = away.plan(_groups(connection)), tmp_path / "trash"
+    taken = trash / str(shop / "small 1.png").lstrip("/")
+    taken.parent.mkdir(parents=True)
+    taken.write_bytes(b"mine")
+    before = files(shop)
+    assert {outcome.outcome for outcome in away.apply(connection, moves, trash)} == {"moved"}
+    assert taken.read_bytes() == b"mine"
+    (shop / "small 0.png").write_bytes(b"a new one")
+    back = {Path(outcome.location).name: outcome.outcome for outcome in away.undo(connection, trash)}
+    assert back["small 1.png"] == "restored"
+    assert back["small 0.png"] == "there is a file of that name again"
+    assert files(shop) == before | {"small 0.png": b"a new one"}
+    assert before["small 0.png"] in files(trash).values()
+
+
+def test_one_at_a_time_and_only_plans(shop: Path, tmp_path: Path, connection: Connection, url: str) -> None:
+    moves = away.plan(_groups(connection))
+    with psycopg.connect(url, autocommit=True) as other:
+        running = away.apply(other, moves, tmp_path / "trash")
+        next(running)
+        with pytest.raises(DatabaseError, match="another command is moving"):
+            next(away.apply(connection, moves, tmp_path / "trash"))
+        assert len(list(running)) == 2
+    (tmp_path / "plan.jsonl").write_text('{"image_id": 1}\n')
+    with pytest.raises(SourceError, match="is no plan"):
+        away.read_plan(tmp_path / "plan.jsonl")
+    with pytest.raises(SourceError, match="there is no"):
+        next(away.undo(connection, tmp_path))
+
+
+def _groups(connection: Connection) -> Any:
+    from pgimgsearch.duplicates.groups import Question, groups
+
+    return groups(connection, Question())
