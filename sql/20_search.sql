@@ -129,6 +129,12 @@ begin
         raise exception 'a zero vector is like nothing' using errcode = 'PI002',
             hint = 'bring the vector of a picture or a text';
     end if;
+    if _search.collapse and m.near is not null then
+        return query select * from imgsearch._collapsed(m, query_vector, query_bits, _search.self, _search.k,
+            _search.filter, _search.collection, _search.among, _search.min_similarity, _search.exact, _search.after,
+            _search.ef_search, _search.key);
+        return;
+    end if;
     if _search.after is not null then
         after_content := imgsearch._content_of(_search.after);
         execute format('select %s from %s e where e.content_id = $8', distance, m.embeddings) into after_distance

@@ -192,3 +192,36 @@ def test_row_level_security_hides_pairs(connection: Connection, admin: Connectio
         with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
             owner.execute(f"drop owned by {role}")
         admin.execute(f"drop role {role}")
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_search_can_leave_out_what_is_near_an_earlier_answer(connection: Connection, indexed: bool) -> None:
+    vectors = clustered(400, 16)
+    copies = np.random.default_rng(3).integers(0, 40, 300)  # 300 of the images are near one of 40
+    noise = 0.02 * np.random.default_rng(8).standard_normal((300, 16))
+    vectors[100:] = vectors[copies] + noise
+    model = fill(connection, vectors)
+    connection.execute("update imgsearch.model set near = 0.98")
+    if indexed:
+        index.build(connection, model, memory_limit=64)
+    stored = vectors.astype(np.float16).astype(np.float64)
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    kept: list[int] = []
+    for row in np.argsort(-(stored @ stored[0]), kind="stable"):
+        if row != 0 and all(stored[row] @ stored[other] < 0.98 for other in kept):
+            kept.append(int(row))
+    expected = [row + 1 for row in kept]
+    query = "select image_id from imgsearch.similar(1, k => %s, model => 'pairs', collapse => true, after => %s)"
+    assert [row[0] for row in connection.execute(query, [60, None]).fetchall()] == expected[:60]
+    paged: list[int] = []
+    while len(paged) < 60:
+        paged += [row[0] for row in connection.execute(query, [12, paged[-1] if paged else None]).fetchall()]
+    assert paged == expected[:60]
+    first, hidden = expected[0], next(
+        row + 1 for row in np.argsort(-(stored @ stored[0]))
+        if row + 1 not in expected and row != 0 and stored[row] @ stored[expected[0] - 1] >= 0.98
+    )  # fmt: skip
+    connection.execute("select imgsearch.judge_duplicates(%s, %s, 'rejected')", [first, hidden])
+    assert hidden in [row[0] for row in connection.execute(query, [60, None]).fetchall()]
+    with pytest.raises(psycopg.Error, match="not among the answers"):
+        connection.execute(query, [5, 1])
