@@ -1821,6 +1821,54 @@ begin
         filter, collection, among, exact, ef_search);
 end $$;
 
+-- Clusters: groups of like images, made by the command cluster.
+
+-- The images of a model's clusters, largest cluster first, the most typical image of each first; null is like no other.
+create or replace function imgsearch.clusters(
+    model text default 'default', filter jsonb default null, collection text default null, among bigint[] default null
+) returns table (cluster integer, size bigint, image_id bigint, probability real, collection_name text, path text,
+                 external_id text)
+language plpgsql stable parallel safe as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(clusters.model);
+    collection_id integer := imgsearch._collection_id(clusters.collection);
+begin
+    if not exists (select from imgsearch.cluster x where x.model_id = m.model_id) then
+        raise exception 'no clusters were made with model %', m.name using errcode = 'PI003',
+            hint = format('run: pgimgsearch cluster --model %s', m.name);
+    end if;
+    return query execute format(
+        'select x.cluster, count(*) over (partition by x.cluster), i.image_id, x.probability, l.name, i.path, i.external_id
+         from imgsearch.cluster x
+         join imgsearch.image i on i.content_id = x.content_id
+         join imgsearch.collection l on l.collection_id = i.collection_id
+         where x.model_id = $4 and %s
+         order by x.cluster is null, 2 desc, x.cluster, x.probability desc, i.image_id',
+        imgsearch._condition(clusters.filter, collection_id, clusters.among))
+        using clusters.filter, collection_id, clusters.among, m.model_id;
+end $$;
+
+-- The k nearest contents of each of some contents, through the index; itself is not among them.
+create or replace function imgsearch._neighbours(m imgsearch.model, contents bigint[], k integer)
+returns table (content_id bigint, neighbour bigint, distance double precision)
+language plpgsql stable parallel unsafe as $$
+declare
+    operator text := imgsearch._operator(m);
+    settings text[];
+begin
+    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+    settings := imgsearch._set_scan(greatest(64, k + 1)::text, 'off', '20000', '1');
+    return query execute format(
+        'select a.content_id, n.content_id, n.distance / $2
+         from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+         cross join lateral (
+             select e.content_id, a.embedding %2$s e.embedding as distance from %1$s e
+             order by a.embedding %2$s e.embedding limit %3$s) n
+         where n.content_id <> a.content_id', m.embeddings, operator, k + 1)
+        using contents, imgsearch._distance_scale(m)::double precision;
+    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+end $$;
+
 -- Labels: by words (zero-shot), or by what the nearest images are labelled.
 
 -- How well labels in a template fit an image, with the model's own temperature: a softmax over the labels (CLIP), or
@@ -1949,7 +1997,7 @@ begin
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
                                              'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
-                                             'duplicate_verdict']) t
+                                             'duplicate_verdict', 'cluster']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);

@@ -221,6 +221,16 @@ create index duplicate_verdict_b on imgsearch.duplicate_verdict (pixels_b);
 comment on table imgsearch.duplicate_verdict is 'what people said of pairs of pictures, by their pixel_sha256; a '
     'rejected pair is never reported again';
 
+create table imgsearch.cluster (
+    content_id bigint not null references imgsearch.content on delete cascade,
+    model_id integer not null references imgsearch.model on delete cascade,
+    cluster integer,
+    probability real not null,
+    primary key (content_id, model_id)
+);
+create index cluster_model on imgsearch.cluster (model_id, cluster);
+comment on table imgsearch.cluster is 'groups of like images, as last made; a null cluster is like no other';
+
 create type imgsearch.match as (
     image_id bigint, similarity double precision, collection text, path text,
     external_id text, group_key text, caption text, metadata jsonb
@@ -234,9 +244,9 @@ create type imgsearch.duplicate as (
 DOWNGRADE = """
 drop type imgsearch.duplicate;
 drop type imgsearch.match;
-drop table imgsearch.duplicate_verdict, imgsearch.duplicate_pair, imgsearch.duplicate_scanned, imgsearch.duplicate_scan,
-    imgsearch.calibration, imgsearch.ingest_failure, imgsearch.ingest_run, imgsearch.text_embedding, imgsearch.alias_history,
-    imgsearch.alias, imgsearch.canary, imgsearch.reduction, imgsearch.model, imgsearch.image,
+drop table imgsearch.cluster, imgsearch.duplicate_verdict, imgsearch.duplicate_pair, imgsearch.duplicate_scanned,
+    imgsearch.duplicate_scan, imgsearch.calibration, imgsearch.ingest_failure, imgsearch.ingest_run,
+    imgsearch.text_embedding, imgsearch.alias_history, imgsearch.alias, imgsearch.canary, imgsearch.reduction, imgsearch.model, imgsearch.image,
     imgsearch.content, imgsearch.collection;
 """
 

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from pgimgsearch import __version__
-from pgimgsearch.cli import calibrate, database, demo, duplicates, index, ingest, models, operations, search, serve
+from pgimgsearch.cli import (
+    calibrate,
+    cluster,
+    database,
+    demo,
+    duplicates,
+    index,
+    ingest,
+    models,
+    operations,
+    search,
+    serve,
+)
 from pgimgsearch.cli.terminal import Group, Terminal, hush_libraries, show_error
 from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.settings import Settings, config_path, default_home, read_config
@@ -26,6 +38,7 @@ app.command("embed-text")(search.embed_text)
 app.command()(operations.stats)
 app.command()(operations.doctor)
 app.command()(serve.serve)
+app.command()(cluster.cluster)
 app.add_typer(duplicates.app, name="duplicates")
 models.app.command("calibrate")(calibrate.calibrate)
 app.add_typer(models.app, name="models")

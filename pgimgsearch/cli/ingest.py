@@ -75,6 +75,9 @@ def ingest(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try files again that failed or were skipped.")
     ] = False,
+    skip_duplicates: Annotated[
+        bool, typer.Option("--skip-duplicates", help="Refuse pictures of which a copy is stored, or came before.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Look at so many files only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     device: DeviceOption = "auto",
@@ -119,6 +122,7 @@ def ingest(
     defaults = Options()
     options = Options(
         collection=collection, workers=workers or defaults.workers, limit=limit, prune=prune, retry_failed=retry_failed,
+        skip_duplicates=skip_duplicates,
         max_pixels=int(max_megapixels * 1e6), max_bytes=int(max_megabytes * 1e6),
     )  # fmt: skip
     with database_url(terminal.settings) as url:

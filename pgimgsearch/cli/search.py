@@ -140,7 +140,7 @@ def _ask_with_text(
     """Through the cache; a role that may not write to it asks with the vector itself."""
     missing = model.has_text and bool(store.missing_texts(connection, model, [text], template))
     if missing and not store.can_cache(connection):
-        from pgimgsearch.pipeline.query import literal
+        from pgimgsearch.pipeline.loaded import literal
 
         vector = load().embed_texts([text], template)[0]
         return _ask(connection, "similar_to", literal(vector), model, limits)

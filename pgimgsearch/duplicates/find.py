@@ -20,6 +20,7 @@ from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DatabaseError, ModelError, UsageError
 from pgimgsearch.models.products import CpuProducts, hold, settle_device
 from pgimgsearch.pipeline.copy_out import read_vectors
+from pgimgsearch.pipeline.likeness import product, similarity
 from pgimgsearch.pipeline.stages import ordered_map, stop_signals
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
@@ -199,18 +200,16 @@ def _exactly(
     ids, number = matrix.ids[order], int(new.sum())
     products = hold(matrix.vectors[order], matrix.norms[order], device)
     del matrix
-    # of bits as -1 and 1 the product runs from -1 to 1 where the share of equal ones runs from 0 to 1
-    bits = model.storage == "bit"
-    least = 2 * cut - 1 if bits else cut
+    least = product(cut, model.storage)
     for start in range(0, number, products.tile):
         rows = slice(start, min(start + products.tile, number))
         ones, others, similarities = [], [], []
         for first in range(start, len(ids), products.tile):
-            a, b, product = products.above(rows, slice(first, first + products.tile), least)
+            a, b, found = products.above(rows, slice(first, first + products.tile), least)
             once = a < b if first == start else slice(None)
             ones.append(ids[a[once]])
             others.append(ids[b[once]])
-            similarities.append((product[once] + 1) / 2 if bits else product[once])
+            similarities.append(similarity(found[once], model.storage))
         _remember(
             connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
             np.minimum(np.concatenate(similarities), 1).tolist(),

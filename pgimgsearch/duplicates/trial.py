@@ -16,6 +16,7 @@ from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.copy_out import read_vectors
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.pipeline.likeness import similarity, unit_rows
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.run import Options
 from pgimgsearch.pipeline.scan import location_of
@@ -77,17 +78,18 @@ def hardest_pairs(
     products in ``BINS`` equal bins from 0 to 1.
     """
     chosen = [
-        (ids[wanted], v[wanted]) for ids, v in read_vectors(connection, model) if len(wanted := np.isin(ids, sample))
+        (ids[wanted], v[wanted]) for ids, v in read_vectors(connection, model) for wanted in [np.isin(ids, sample)]
     ]
-    ids, queries = np.concatenate([ids for ids, _ in chosen]), _unit(np.concatenate([v for _, v in chosen]))
+    ids = np.concatenate([ids for ids, _ in chosen])
+    queries = unit_rows(np.concatenate([v for _, v in chosen]), model.storage)
     histogram = np.zeros(BINS, np.int64)
     kept_pairs, kept = np.empty((0, 2), np.int64), np.empty(0)
     for others, values in read_vectors(connection, model):
         allowed = np.isin(others, contents)
         for start in range(0, int(allowed.sum()), ROWS):
             part = others[allowed][start : start + ROWS]
-            products = queries @ _unit(values[allowed][start : start + ROWS]).T
-            similarities = (products + 1) / 2 if model.storage == "bit" else products
+            products = queries @ unit_rows(values[allowed][start : start + ROWS], model.storage).T
+            similarities = similarity(products, model.storage)
             # each pair once, and nothing with itself
             once = (ids[:, None] < part[None, :]) | ~np.isin(part, ids)[None, :]
             histogram += np.histogram(similarities[once], BINS, (0, 1))[0]
@@ -121,12 +123,8 @@ def _similarities(model: LoadedModel, network: Batches, original: Image.Image, r
         copy = _prepared(model, edit, small, random)
         readable.append(copy is not None)
         prepared += [copy] if copy is not None else []
-    vectors = model.vectors(network.embed(prepared)).astype(np.float64)
-    if model.stored.storage == "bit":
-        similar = iter((vectors[1:] == vectors[0]).mean(axis=1).tolist())
-    else:
-        units = _unit(vectors)
-        similar = iter((units[1:] @ units[0]).tolist())
+    rows = unit_rows(model.storable(network.embed(prepared)), model.stored.storage)
+    similar = iter(similarity(rows[1:] @ rows[0], model.stored.storage).tolist())
     return [next(similar) if has else -1.0 for has in readable]
 
 
@@ -177,7 +175,3 @@ def _same_pixels(one: NDArray[np.float64] | None, other: NDArray[np.float64] | N
     if one is None or other is None or min(one.std(), other.std()) < 1:
         return False
     return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())) >= SAME
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -119,7 +119,7 @@ class Writer:
     )
     def write(self, items: Sequence[Item], counts: Counts) -> None:
         """Write finished items with the counts that will be true then: all of it, or nothing."""
-        good = [item for item in items if item.failure is None]
+        good = [item for item in items if item.failure is None and item.refused is None]
         with self.connection.transaction():
             if good:
                 self._stage(good)
@@ -177,7 +177,7 @@ class Writer:
             self.replaced.update(replaced[0])
 
     def _record_failures(self, items: Sequence[Item]) -> None:
-        troubled = [item for item in items if item.failure is not None or item.reasons]
+        troubled = [item for item in items if item.failure is not None or item.refused is not None or item.reasons]
         rows = [row for item in troubled for row in self._failures(item)]
         if rows:
             with self.connection.cursor() as cursor:
@@ -196,6 +196,8 @@ class Writer:
 
         if item.failure is not None:
             return [row(None, "failed", *item.failure)]
+        if item.refused is not None:
+            return [row(None, "skipped", "DuplicatePicture", item.refused)]
         return [
             row(self.models[position].model_id, "skipped", "SkippedPicture", why)
             for position, why in item.reasons.items()

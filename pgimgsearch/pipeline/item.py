@@ -19,7 +19,8 @@ class Item:
 
     ``wanted`` still need a vector of it, of which ``reused`` have or get one from elsewhere; ``reasons`` are the models
     that will have none, and why. A ``twin`` is an item further ahead with the same bytes, whose fate is shared.
-    ``failure`` is (class, message). ``replaces`` is set where the path is stored, perhaps with another content.
+    ``failure`` is (class, message), ``refused`` why it is not wanted at all. ``replaces`` is set where the path is
+    stored, perhaps with another content.
     """
 
     file: ScannedFile
@@ -35,6 +36,7 @@ class Item:
     reasons: dict[int, str] = field(default_factory=dict)
     twin: "Item | None" = None
     failure: tuple[str, str] | None = None
+    refused: str | None = None
 
     def fail(self, error: BaseException) -> None:
         """Record why this file has no vectors."""
@@ -51,7 +53,7 @@ class Item:
         """How this file ended for a model that wanted it."""
         if self.failure is not None:
             return "failed"
-        if model in self.reasons:
+        if self.refused is not None or model in self.reasons:
             return "skipped"
         return "embedded" if model in self.vectors else "reused"
 

@@ -77,3 +77,10 @@ def why_not(vector: NDArray[Any]) -> str | None:
     if not np.isfinite(vector).all():
         return "the vector is not finite"
     return None if vector.any() else "the vector is zero"
+
+
+def literal(vector: NDArray[Any], storage: str = "vector") -> str:
+    """A vector or a hash in the form that Postgres reads."""
+    if storage == "bit":
+        return "".join(map(str, vector.tolist()))
+    return "[" + ",".join(map(repr, np.asarray(vector).astype(float).tolist())) + "]"

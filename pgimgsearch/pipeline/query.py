@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
-from pgimgsearch.pipeline.loaded import LoadedModel, why_not
+from pgimgsearch.pipeline.loaded import LoadedModel, literal, why_not
 from pgimgsearch.pipeline.run import Options
 
 Crop = Sequence[int]  # x, y, width, height in pixels of the upright picture
@@ -50,10 +47,3 @@ def upright(data: bytes, crop: Crop | None, max_pixels: int) -> Image.Image:
             hint="x, y, width and height, in pixels of the upright picture",
         )
     return image.crop((left, top, left + width, top + height))
-
-
-def literal(vector: NDArray[Any], storage: str = "vector") -> str:
-    """A vector or a hash in the form that Postgres reads."""
-    if storage == "bit":
-        return "".join(map(str, vector.tolist()))
-    return "[" + ",".join(map(repr, np.asarray(vector).astype(float).tolist())) + "]"

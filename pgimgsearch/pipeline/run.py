@@ -20,6 +20,7 @@ from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.copy_in import Writer
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.pipeline.door import Door
 from pgimgsearch.pipeline.embed import by_network, embed
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.loaded import LoadedModel
@@ -43,6 +44,7 @@ class Options:
     limit: int | None = None
     prune: bool = False
     retry_failed: bool = False
+    skip_duplicates: bool = False
     max_pixels: int = 100_000_000
     max_bytes: int = 256 << 20
 
@@ -89,7 +91,8 @@ def ingest(
         status, pruned = "failed", 0
         sink = Writer(writer, collection_id, run_id, stored)
         try:
-            _work(sink, planner, files, models, options, watch, progress, stopped)
+            door = Door(writer, stored) if options.skip_duplicates else None
+            _work(sink, planner, door, files, models, options, watch, progress, stopped)
             status = "interrupted" if stopped.is_set() else "complete"
             gone = _prune(planner, source, root) if status == "complete" and options.prune else []
             pruned = len(gone)
@@ -127,8 +130,8 @@ def finish(
 
 
 def _work(
-    writer: Writer, planner: Planner, files: Iterator[ScannedFile], models: Sequence[LoadedModel], options: Options,
-    watch: Stopwatch, progress: Callable[[int], None], stopped: threading.Event,
+    writer: Writer, planner: Planner, door: Door | None, files: Iterator[ScannedFile], models: Sequence[LoadedModel],
+    options: Options, watch: Stopwatch, progress: Callable[[int], None], stopped: threading.Event,
 ) -> None:  # fmt: skip
     """Run the stages, and write in the calling thread, until the files end or ``stopped`` is set."""
     finished: list[Item] = []
@@ -142,10 +145,10 @@ def _work(
             if stopped.is_set():
                 break
             if len(finished) >= FILES_A_CHUNK or time.monotonic() - last > SECONDS_A_CHUNK:
-                _write(writer, planner, finished, watch)
+                _write(writer, planner, door, finished, watch)
                 progress(planner.counts.done())
                 finished, last = [], time.monotonic()
-        _write(writer, planner, finished, watch)
+        _write(writer, planner, door, finished, watch)
         progress(planner.counts.done())
 
 
@@ -200,11 +203,15 @@ def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None
     item.data = b""
 
 
-def _write(writer: Writer, planner: Planner, items: list[Item], watch: Stopwatch) -> None:
+def _write(writer: Writer, planner: Planner, door: Door | None, items: list[Item], watch: Stopwatch) -> None:
     if not items:
         return
     for item in items:
         item.resolve_twin()
+    if door is not None:
+        with watch.time("compare", len(items)):
+            door.check(items)
+    for item in items:
         planner.counts.add_item(item)
     try:
         with watch.time("write", len(items)):

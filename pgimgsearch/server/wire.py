@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-from pgimgsearch.pipeline.query import literal
+from pgimgsearch.pipeline.loaded import literal
 from pgimgsearch.server import protocol, questions, scram
 from pgimgsearch.server.refusals import refusal_of
 from pgimgsearch.server.service import LARGEST_PICTURE, Service

@@ -432,3 +432,43 @@ def test_disk_full_is_said(ingest: Ingest, photos: Path) -> None:
     error = translate(psycopg.errors.DiskFull("could not extend file: No space left on device"))
     assert (type(error).__name__, error.exit_code) == ("DiskFullError", 7)
     assert "free some space" in str(error.hint)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_copies_are_refused_at_the_door(
+    tmp_path: Path, ingest: Callable[..., Any], connection: Connection, indexed: bool
+) -> None:
+    """Bytes, pixels and near copies; of what is stored and of what came before in the same run. Counts add up."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for number in range(3, 7):
+        photo(first / f"{number}.png", seed=number, size=(320, 240))
+    ingest(first, "pdq", "palette")
+    if not indexed:
+        connection.execute("update imgsearch.model set index_method = 'none'")
+    original = Image.open(first / "3.png")
+    second.mkdir()
+    (second / "a bytes.png").write_bytes((first / "3.png").read_bytes())
+    original.save(second / "b pixels.bmp")
+    original.resize((200, 150)).save(second / "c small.png")
+    photo(second / "d new.png", seed=8, size=(320, 240))
+    Image.open(second / "d new.png").resize((200, 150)).save(second / "e small new.png")
+    (second / "f new again.png").write_bytes((second / "d new.png").read_bytes())
+    report = ingest(second, "pdq", "palette", skip_duplicates=True, collection="second")
+    expected = {"scanned": 6, "embedded": 1, "reused": 0, "unchanged": 0, "skipped": 5, "failed": 0}
+    assert report.counts == {"pdq": expected, "palette": expected}
+    why = dict(
+        connection.execute(
+            "select path, message from imgsearch.ingest_failure where error_class = 'DuplicatePicture'"
+        ).fetchall()
+    )
+    assert why["a bytes.png"] == why["b pixels.bmp"] == "identical to 3.png"
+    assert why["c small.png"].startswith("near copy of 3.png")
+    assert why["e small new.png"].startswith("near copy of d new.png")
+    assert why["f new again.png"] == "identical to d new.png"
+    assert connection.execute("select path from imgsearch.image join imgsearch.collection using (collection_id) where name = 'second'").fetchall() == [("d new.png",)]  # fmt: skip
+    again = ingest(second, "pdq", "palette", skip_duplicates=True, collection="second")
+    assert again.counts["pdq"]["skipped"] == 5
+    assert again.counts["pdq"]["unchanged"] == 1
+    welcome = ingest(second, "pdq", "palette", retry_failed=True, collection="second")
+    assert welcome.counts["pdq"]["skipped"] == 0
+    assert connection.execute("select count(*) from imgsearch.ingest_failure").fetchone() == (0,)

@@ -1,0 +1,41 @@
+"""``cluster``: groups of like images."""
+
+from typing import Annotated
+
+import typer
+from psycopg.rows import dict_row
+
+from pgimgsearch.cli.terminal import CollectionOption, ModelOption, terminal_of
+from pgimgsearch.database import store
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect
+
+
+def cluster(
+    context: typer.Context,
+    model: ModelOption = "default",
+    collection: CollectionOption = None,
+    least: Annotated[int, typer.Option(min=2, help="The smallest group to find.")] = 5,
+    neighbours: Annotated[int, typer.Option(min=2, max=200, help="Nearest neighbours to look at.")] = 15,
+) -> None:
+    """Group like images, and keep the groups for imgsearch.clusters()."""
+    from pgimgsearch.duplicates import cluster as clustering
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        stored = store.get_model(connection, model)
+        with terminal.progress("neighbours", None) as bar:
+            found = clustering.cluster(connection, stored, neighbours, least, collection, bar)
+        clustering.save(connection, stored, found)
+        rows = (
+            connection.cursor(row_factory=dict_row)
+            .execute(
+                "select distinct on (size, cluster) cluster, size as images, image_id, path as typical "
+                "from imgsearch.clusters(%s) where cluster is not null order by size desc, cluster, probability desc",
+                [stored.name],
+            )
+            .fetchall()
+        )
+    terminal.show(rows, ["cluster", "images", "image_id", "typical"])
+    alone = int((found.labels == -1).sum())
+    terminal.talk(f"{stored.name}: {len(found.labels)} pictures in {len(rows)} groups, {alone} like no others")
