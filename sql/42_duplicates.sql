@@ -37,7 +37,8 @@ create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
     also text[] default null, agree text default 'all', k integer default null, after bigint[] default null
-) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text)
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text,
+                 turned text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
@@ -51,7 +52,8 @@ declare
     ones bigint[];
     others bigint[];
     similarities double precision[];
-    kinds text[];
+    found_kinds text[];
+    turns text[];
 begin
     if duplicates.agree not in ('all', 'any') then
         raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
@@ -62,24 +64,25 @@ begin
             hint = 'kinds are identical, near and similar';
     end if;
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
-           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end)
-    into ones, others, similarities, kinds
+           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end), array_agg(p.turned)
+    into ones, others, similarities, found_kinds, turns
     from imgsearch._all_pairs(m, cut, scope) p where by_pixels is not true;
     foreach other_name in array coalesce(duplicates.also, '{}') loop
         other := imgsearch._resolve_model(other_name);
         if duplicates.agree = 'any' then
             select ones || array_agg(p.content_a), others || array_agg(p.content_b),
-                   similarities || array_agg(p.similarity), kinds || array_agg('near'::text)
-            into ones, others, similarities, kinds
+                   similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
+                   turns || array_agg(p.turned)
+            into ones, others, similarities, found_kinds, turns
             from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p;
         else
             execute format(
-                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind)
-                 from unnest($1, $2, $3, $4) as p (a, b, similarity, kind)
+                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind), array_agg(p.turned)
+                 from unnest($1, $2, $3, $4, $5) as p (a, b, similarity, kind, turned)
                  join %1$s a on a.content_id = p.a join %1$s b on b.content_id = p.b
-                 where a.embedding %2$s b.embedding <= $5', other.embeddings, imgsearch._operator(other))
-                into ones, others, similarities, kinds
-                using ones, others, similarities, kinds,
+                 where a.embedding %2$s b.embedding <= $6', other.embeddings, imgsearch._operator(other))
+                into ones, others, similarities, found_kinds, turns
+                using ones, others, similarities, found_kinds, turns,
                       (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
         end if;
     end loop;
@@ -92,8 +95,8 @@ begin
              window same_pixels as (partition by c.pixel_sha256 order by i.image_id)),
          pair as (
              select distinct on (1, 2) least(a.image_id, b.image_id) as image_a, greatest(a.image_id, b.image_id) as image_b,
-                    p.similarity, p.kind, v.verdict
-             from unnest($4, $5, $6, $7) with ordinality as p (one, other, similarity, kind, place)
+                    p.similarity, p.kind, v.verdict, p.turned
+             from unnest($4, $5, $6, $7, $11) with ordinality as p (one, other, similarity, kind, turned, place)
              join imgsearch.content c on c.content_id = p.one
              join imgsearch.content d on d.content_id = p.other
              join scope a on a.pixel_sha256 = c.pixel_sha256 and a.image_id = a.first_id
@@ -104,7 +107,7 @@ begin
              order by 1, 2, p.kind, p.place),
          found as materialized (
              select s.first_id as image_a, s.image_id as image_b, 1::double precision as similarity,
-                    ''identical'' as kind, v.verdict
+                    ''identical'' as kind, v.verdict, null::text as turned
              from scope s
              left join imgsearch.duplicate_verdict v on v.pixels_a = s.pixel_sha256 and v.pixels_b = s.pixel_sha256
              where s.image_id <> s.first_id
@@ -113,8 +116,8 @@ begin
          where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10)) and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
              select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
          order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
-        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, kinds, duplicates.after,
-              duplicates.k, duplicates.kinds;
+        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, found_kinds,
+              duplicates.after, duplicates.k, duplicates.kinds, turns;
     if not found and duplicates.after is not null and not exists (
         select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
             duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree) d

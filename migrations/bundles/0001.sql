@@ -1110,12 +1110,22 @@ begin
 end $$;
 
 -- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
+-- With vectors, in the text form of the column, those are compared instead of the stored ones of what is asked.
 -- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 1,000.
 create or replace function imgsearch._pairs(
-    m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null
+    m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
+    vectors text[] default null
 ) returns table (content_a bigint, content_b bigint, similarity double precision)
 language plpgsql stable parallel unsafe as $$
 declare
+    all_asked bigint[] := asked;
+    source text := case
+        when vectors is null then
+            format('(select e.* from %s e join unnest($1) x on x = e.content_id)', m.embeddings)
+        else format('(select x.content_id, x.vector::%s as embedding
+                      from unnest($3, $4) as x (content_id, vector) where x.content_id = any($1))',
+                    case m.storage when 'bit' then format('bit(%s)', m.dim)
+                                   else format('@vector@.%s(%s)', m.storage, m.dim) end) end;
     scale integer := imgsearch._distance_scale(m);
     distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
     -- where reading the scope takes no longer than a scan of the index
@@ -1131,11 +1141,11 @@ begin
         settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
         execute format(
             'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
-             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
+             from %4$s a
              cross join lateral (
                  select e.content_id, %2$s as distance from %1$s e order by %2$s limit %3$s) n
-             where n.distance <= $2', m.embeddings, distance, wanted)
-            into ones, others, distances using asked, (1 - cut) * scale;
+             where n.distance <= $2', m.embeddings, distance, wanted, source)
+            into ones, others, distances using asked, (1 - cut) * scale, all_asked, vectors;
         perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
         return query
             select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
@@ -1146,11 +1156,11 @@ begin
     end loop;
     if cardinality(asked) > 0 then
         return query execute format(
-            'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $3, 1)
-             from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
-             join (select e.* from %1$s e where $4 is null or e.content_id = any($4)) e
-                 on e.content_id <> a.content_id and %2$s <= $2', m.embeddings, distance)
-            using asked, (1 - cut) * scale, scale::double precision, scope;
+            'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $5, 1)
+             from %3$s a
+             join (select e.* from %1$s e where $6 is null or e.content_id = any($6)) e
+                 on e.content_id <> a.content_id and %2$s <= $2', m.embeddings, distance, source)
+            using asked, (1 - cut) * scale, all_asked, vectors, scale::double precision, scope;
     end if;
 end $$;
 
@@ -1173,13 +1183,14 @@ end $$;
 -- All pairs at least as similar as cut, of contents in scope (null: all): those remembered, and those of contents that
 -- were not scanned yet, which are found now. May tell a pair twice.
 create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
-returns table (content_a bigint, content_b bigint, similarity double precision)
+returns table (content_a bigint, content_b bigint, similarity double precision, turned text)
 language plpgsql stable parallel unsafe as $$
 begin
     return query
-        select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
+        select p.content_a, p.content_b, p.similarity, p.turned from imgsearch.duplicate_pair p
         where p.model_id = m.model_id and p.similarity >= cut;
-    return query select * from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope);
+    return query
+        select p.*, null::text from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope) p;
 end $$;
 
 -- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
@@ -1202,7 +1213,8 @@ end $$;
 -- Remember pairs, and that contents were compared with all others. Of contents with equal pixels only one is remembered,
 -- with which the mark of the others goes. Returns the number of pairs that are new.
 create or replace function imgsearch._remember(
-    m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[]
+    m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[],
+    turned text default null
 ) returns bigint
 language plpgsql volatile as $$
 declare
@@ -1216,8 +1228,8 @@ begin
         join shown a on a.content_id = p.one join shown b on b.content_id = p.other
         where a.stand_in <> b.stand_in
         group by 1, 2)
-    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity)
-    select m.model_id, p.a, p.b, p.similarity from pair p order by p.a, p.b
+    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, turned)
+    select m.model_id, p.a, p.b, p.similarity, _remember.turned from pair p order by p.a, p.b
     on conflict do nothing;
     get diagnostics new_pairs = row_count;
     insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
@@ -1239,6 +1251,32 @@ begin
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
     from imgsearch._pairs(m, cut, asked) p;
     return imgsearch._remember(m, contents, ones, others, similarities);
+end $$;
+
+-- Contents that were compared with all others, but not turned in all of these ways; those that stand for others alone.
+create or replace function imgsearch._unturned(m imgsearch.model, turns text[]) returns bigint[]
+language sql stable parallel safe as $$
+    select coalesce(array_agg(d.content_id order by d.content_id), '{}')
+    from imgsearch.duplicate_scanned d
+    where d.model_id = m.model_id and d.stand_in = d.content_id and not d.turns @> _unturned.turns
+$$;
+
+-- Compare turned contents, by their vectors in text form, with all others, and remember what is found and how it was
+-- turned. Returns the number of new pairs.
+create or replace function imgsearch._scan_turned(
+    m imgsearch.model, cut double precision, turn text, contents bigint[], vectors text[]
+) returns bigint
+language plpgsql volatile as $$
+declare
+    ones bigint[];
+    others bigint[];
+    similarities double precision[];
+begin
+    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
+    from imgsearch._pairs(m, cut, contents, null, vectors) p;
+    update imgsearch.duplicate_scanned d set turns = array_append(d.turns, turn)
+    where d.model_id = m.model_id and d.content_id = any(contents) and turn <> all(d.turns);
+    return imgsearch._remember(m, '{}', ones, others, similarities, turn);
 end $$;
 
 -- Duplicates: identical (same bytes or same pixels), near (above the model's threshold) and similar (below it).
@@ -1280,7 +1318,8 @@ create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
     also text[] default null, agree text default 'all', k integer default null, after bigint[] default null
-) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text)
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text,
+                 turned text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
@@ -1294,7 +1333,8 @@ declare
     ones bigint[];
     others bigint[];
     similarities double precision[];
-    kinds text[];
+    found_kinds text[];
+    turns text[];
 begin
     if duplicates.agree not in ('all', 'any') then
         raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
@@ -1305,24 +1345,25 @@ begin
             hint = 'kinds are identical, near and similar';
     end if;
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
-           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end)
-    into ones, others, similarities, kinds
+           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end), array_agg(p.turned)
+    into ones, others, similarities, found_kinds, turns
     from imgsearch._all_pairs(m, cut, scope) p where by_pixels is not true;
     foreach other_name in array coalesce(duplicates.also, '{}') loop
         other := imgsearch._resolve_model(other_name);
         if duplicates.agree = 'any' then
             select ones || array_agg(p.content_a), others || array_agg(p.content_b),
-                   similarities || array_agg(p.similarity), kinds || array_agg('near'::text)
-            into ones, others, similarities, kinds
+                   similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
+                   turns || array_agg(p.turned)
+            into ones, others, similarities, found_kinds, turns
             from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p;
         else
             execute format(
-                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind)
-                 from unnest($1, $2, $3, $4) as p (a, b, similarity, kind)
+                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind), array_agg(p.turned)
+                 from unnest($1, $2, $3, $4, $5) as p (a, b, similarity, kind, turned)
                  join %1$s a on a.content_id = p.a join %1$s b on b.content_id = p.b
-                 where a.embedding %2$s b.embedding <= $5', other.embeddings, imgsearch._operator(other))
-                into ones, others, similarities, kinds
-                using ones, others, similarities, kinds,
+                 where a.embedding %2$s b.embedding <= $6', other.embeddings, imgsearch._operator(other))
+                into ones, others, similarities, found_kinds, turns
+                using ones, others, similarities, found_kinds, turns,
                       (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
         end if;
     end loop;
@@ -1335,8 +1376,8 @@ begin
              window same_pixels as (partition by c.pixel_sha256 order by i.image_id)),
          pair as (
              select distinct on (1, 2) least(a.image_id, b.image_id) as image_a, greatest(a.image_id, b.image_id) as image_b,
-                    p.similarity, p.kind, v.verdict
-             from unnest($4, $5, $6, $7) with ordinality as p (one, other, similarity, kind, place)
+                    p.similarity, p.kind, v.verdict, p.turned
+             from unnest($4, $5, $6, $7, $11) with ordinality as p (one, other, similarity, kind, turned, place)
              join imgsearch.content c on c.content_id = p.one
              join imgsearch.content d on d.content_id = p.other
              join scope a on a.pixel_sha256 = c.pixel_sha256 and a.image_id = a.first_id
@@ -1347,7 +1388,7 @@ begin
              order by 1, 2, p.kind, p.place),
          found as materialized (
              select s.first_id as image_a, s.image_id as image_b, 1::double precision as similarity,
-                    ''identical'' as kind, v.verdict
+                    ''identical'' as kind, v.verdict, null::text as turned
              from scope s
              left join imgsearch.duplicate_verdict v on v.pixels_a = s.pixel_sha256 and v.pixels_b = s.pixel_sha256
              where s.image_id <> s.first_id
@@ -1356,8 +1397,8 @@ begin
          where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10)) and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
              select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
          order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
-        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, kinds, duplicates.after,
-              duplicates.k, duplicates.kinds;
+        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, found_kinds,
+              duplicates.after, duplicates.k, duplicates.kinds, turns;
     if not found and duplicates.after is not null and not exists (
         select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
             duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree) d

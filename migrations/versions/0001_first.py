@@ -174,13 +174,13 @@ comment on table imgsearch.calibration is 'what the thresholds of a model were m
 create table imgsearch.duplicate_scan (
     model_id integer primary key references imgsearch.model on delete cascade,
     threshold double precision not null,
-    turns text[] not null default '{}',
     started_at timestamptz not null default now()
 );
 create table imgsearch.duplicate_scanned (
     content_id bigint not null references imgsearch.content on delete cascade,
     model_id integer not null references imgsearch.duplicate_scan on delete cascade,
     stand_in bigint not null references imgsearch.content on delete cascade,
+    turns text[] not null default '{}',
     primary key (content_id, model_id)
 );
 create index duplicate_scanned_stand_in on imgsearch.duplicate_scanned (stand_in);
@@ -189,7 +189,7 @@ create table imgsearch.duplicate_pair (
     content_b bigint not null references imgsearch.content on delete cascade,
     model_id integer not null references imgsearch.duplicate_scan on delete cascade,
     similarity double precision not null,
-    turned text not null default '',
+    turned text,
     primary key (content_a, content_b, model_id),
     check (content_a < content_b)
 );
@@ -203,9 +203,10 @@ create policy add on imgsearch.duplicate_pair for insert with check (true);
 create policy change on imgsearch.duplicate_pair for update using (true);
 create policy remove on imgsearch.duplicate_pair for delete using (true);
 comment on table imgsearch.duplicate_scan is 'models whose pairs are remembered, and down to which similarity';
-comment on table imgsearch.duplicate_scanned is 'contents that were compared with all others, and the first of equal '
-    'pixels, with which the mark goes';
-comment on table imgsearch.duplicate_pair is 'pairs of contents that are alike, as far as they are remembered';
+comment on table imgsearch.duplicate_scanned is 'contents that were compared with all others, also turned how; and the '
+    'first of equal pixels, with which the mark goes';
+comment on table imgsearch.duplicate_pair is 'pairs of contents that are alike, as far as they are remembered, perhaps '
+    'only when one is turned';
 
 -- By pixels, so that a verdict outlives the rows: pictures that are removed and come back, and other models.
 create table imgsearch.duplicate_verdict (

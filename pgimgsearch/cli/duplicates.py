@@ -6,17 +6,16 @@ from typing import Annotated, Any, Literal
 import typer
 from psycopg.rows import dict_row
 
+from pgimgsearch.cli.finding import find_new, find_turned, tell_thresholds, turns_of
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.database.thresholds import calibration_of
-from pgimgsearch.errors import InterruptedRun, UsageError
+from pgimgsearch.errors import UsageError
 
 app = typer.Typer(invoke_without_command=True, help="Find, judge and put away duplicates.")
 
-PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "path_a", "path_b"]
+PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "turned", "path_a", "path_b"]
 GROUP_COLUMNS = ["group_id", "image_id", "keeper", "similarity", "kind", "path", "width", "height", "bytes", "reason",
                  "minimum", "median"]  # fmt: skip
 OF_COLUMNS = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
@@ -58,6 +57,9 @@ def duplicates(
     plan: Annotated[Path | None, typer.Option(help="Write what --apply would move; moves nothing.")] = None,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
+    invariant: Annotated[
+        str | None, typer.Option(help="Find copies that are mirrored, rotated or both: mirror,rotate. Reads the files.")
+    ] = None,
     find: Annotated[
         bool,
         typer.Option(
@@ -87,13 +89,16 @@ def duplicates(
     )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [store.get_model(connection, name) for name in names]
-        _tell_thresholds(terminal, connection, models, threshold)
+        tell_thresholds(terminal, connection, models, threshold)
         if of is not None:
             terminal.show(_copies_of(connection, of, question), OF_COLUMNS)
             return
         if find and kind != ["identical"]:
             for number, stored in enumerate(models[: 1 if agree == "all" else None]):
-                _find(terminal, url, stored, threshold if number == 0 else None, method, device, workers)
+                cut = threshold if number == 0 else None
+                find_new(terminal, url, stored, cut, method, device, workers)
+                if invariant is not None:
+                    find_turned(terminal, url, stored, cut, turns_of(invariant), device, workers)
         if pairs:
             _show_pairs(terminal, connection, question, after)
         else:
@@ -131,48 +136,6 @@ def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The
     terminal.talk("their vectors come back with the next pgimgsearch ingest")
     if any(outcome.outcome != "restored" for outcome in outcomes):
         raise typer.Exit(1)
-
-
-def _find(
-    terminal: Terminal, url: str, model: StoredModel, threshold: float | None, method: Any, device: str, workers: int
-) -> None:
-    """Compare what is new; a role that may not write asks without, and everything is found anew each time."""
-    from pgimgsearch.duplicates import find
-
-    cut = threshold if threshold is not None else model.near
-    with connect(url) as connection:
-        if cut is None or not 0 <= cut <= 1 or not find.may_remember(connection):
-            return
-    with terminal.progress(f"compare ({model.name})", None) as bar:
-        found = find.find(
-            url, model, cut, method=method, device=device, workers=workers, tell=terminal.talk, progress=bar
-        )
-    if found.compared:
-        terminal.talk(
-            f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
-            f"{found.pairs} remembered at {found.threshold:.4g} or more"
-        )
-    if found.interrupted:
-        raise InterruptedRun(hint="run the same command again to go on")
-
-
-def _tell_thresholds(
-    terminal: Terminal, connection: Connection, models: list[StoredModel], threshold: float | None
-) -> None:
-    """Say which threshold is used, and whether anybody measured it."""
-    for number, model in enumerate(models):
-        if threshold is not None and number == 0:
-            terminal.talk(f"model {model.name}, threshold {threshold:.4g}, as you say")
-        elif model.near is not None:
-            calibrated = calibration_of(connection, model)
-            if calibrated is None:
-                said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
-            else:
-                said = (
-                    f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
-                    f"on {calibrated.calibrated_at:%Y-%m-%d}"
-                )
-            terminal.talk(f"model {model.name}, threshold {model.near:.4g}, {said}")
 
 
 def _copies_of(connection: Connection, image_id: int, question: Any) -> list[dict[str, Any]]:

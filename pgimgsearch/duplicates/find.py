@@ -66,7 +66,7 @@ def find(
     What is finished is committed, so an interrupted scan goes on where it was.
     """
     start = time.perf_counter()
-    with connect(url) as connection, _locked(connection, model), stop_signals() as stopped:
+    with connect(url) as connection, locked(connection, model), stop_signals() as stopped:
         cut = _begin(connection, model, threshold)
         fresh = _unscanned(connection, model, cut)
         before = _count_pairs(connection, model)
@@ -233,13 +233,13 @@ def _read(connection: Connection, model: StoredModel) -> Matrix:
 
 
 # What another session removes or writes meanwhile is no reason to give up.
-_patient = retry(
+patient = retry(
     retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure, pg.ForeignKeyViolation)),
     stop=stop_after_attempt(5), wait=wait_random(0.05, 0.5), reraise=True,
 )  # fmt: skip
 
 
-@_patient
+@patient
 def _scan(connection: Connection, model: StoredModel, cut: float, contents: list[int]) -> None:
     connection.execute(
         "select imgsearch._scan(m, %s, %s) from imgsearch.model m where m.model_id = %s",
@@ -247,7 +247,7 @@ def _scan(connection: Connection, model: StoredModel, cut: float, contents: list
     )
 
 
-@_patient
+@patient
 def _remember(
     connection: Connection, model: StoredModel, scanned: list[int], ones: list[int], others: list[int],
     similarities: list[float],
@@ -270,7 +270,7 @@ def _check_sense(connection: Connection, model: StoredModel, before: int, compar
 
 
 @contextmanager
-def _locked(connection: Connection, model: StoredModel) -> Iterator[None]:
+def locked(connection: Connection, model: StoredModel) -> Iterator[None]:
     """One scan of a model at a time."""
     key = ["pgimgsearch.duplicates", model.model_id]
     if connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", key).fetchone() != (True,):

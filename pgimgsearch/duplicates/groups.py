@@ -82,7 +82,8 @@ def pairs(connection: Connection, question: Question, after: list[int] | None) -
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select d.image_a, d.image_b, d.similarity, d.kind, d.verdict, a.path as path_a, b.path as path_b "
+            "select d.image_a, d.image_b, d.similarity, d.kind, d.verdict, d.turned, "
+            "a.path as path_a, b.path as path_b "
             "from imgsearch.duplicates(threshold => %(threshold)s, model => %(model)s, collection => %(collection)s, "
             "kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, k => %(k)s, after => %(after)s) "
             "with ordinality as d "
