@@ -16,7 +16,7 @@ def calibrate(
     name: Annotated[str, typer.Argument(help="A model's name or an alias.")] = "duplicates",
     precision: Annotated[
         float, typer.Option(min=0.01, max=0.999, help="The share of pairs called near that are to be copies.")
-    ] = 0.95,
+    ] = 0.9,
     similar_precision: Annotated[
         float, typer.Option(min=0.01, max=0.999, help="The same of pairs called similar.")
     ] = 0.8,
@@ -50,6 +50,8 @@ def calibrate(
             plot.write_bytes(drawing.png(found, stored.name))
         if html is not None:
             drawing.write_page(connection, found, stored.name, html)
+        if found.problem is not None:
+            raise found.problem
         if not dry_run:
             measuring.store(connection, stored, found)
     summary = measuring.summary(found)
@@ -59,13 +61,11 @@ def calibrate(
     rows = [{"threshold": kind, **summary[kind]} for kind in ("near", "similar")]
     terminal.show(rows, ["threshold", "value", "precision", "recall", "false_pairs", "false_pairs_at_most"])
     terminal.write("")
-    edits = [
-        {"edit": edit, "near": share, "similar": summary["recall_similar"][edit]}
-        for edit, share in summary["recall"].items()
-    ]
-    terminal.show(edits, ["edit", "near", "similar"])
+    near, similar = summary["recall"]["near"], summary["recall"]["similar"]
+    terminal.show([{"edit": edit, "near": near[edit], "similar": similar[edit]} for edit in near],
+                  ["edit", "near", "similar"])  # fmt: skip
     terminal.talk(
         f"{stored.name}: {found.images} pictures, {found.edited} of them edited, {found.compared} compared with all; "
         f"{found.negatives.copies} pairs left out as copies; copies expected: {copies:.0%} of the images"
     )
-    terminal.talk("nothing was changed" if dry_run else f"duplicates are near from {found.near.value:.4g} on")
+    terminal.talk("nothing was changed" if dry_run else f"duplicates are near from {summary['near']['value']:.4g} on")

@@ -29,7 +29,7 @@ class Wish:
     copy; ``sample`` pictures are edited, and ``compared`` with all others.
     """
 
-    precision: float = 0.95
+    precision: float = 0.9
     similar_precision: float = 0.8
     copies: float = 0.1
     sample: int = 100
@@ -39,14 +39,18 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured; ``histogram`` counts all pairs in equal bins of 0 to 1, ``hardest`` are (a, b) content_ids."""
+    """What was measured; ``histogram`` counts all pairs in equal bins of 0 to 1, ``hardest`` are (a, b) content_ids.
+
+    Without thresholds, ``problem`` says why there are none.
+    """
 
     wish: Wish
     images: int
     edited: int
     compared: int
-    near: Threshold
-    similar: Threshold
+    near: Threshold | None
+    similar: Threshold | None
+    problem: ModelError | None
     positives: Similarities
     negatives: Negatives
     histogram: NDArray[np.int64]
@@ -56,7 +60,7 @@ class Calibration:
 def calibrate(connection: Connection, model: LoadedModel, wish: Wish, progress: Progress) -> Calibration:
     """Measure the thresholds of a model on images that it has vectors of; nothing is stored.
 
-    Raises ModelError where the images cannot support what is wished for, SourceError where no file can be read.
+    Raises ModelError where there is next to nothing to measure on, SourceError where no file can be read.
     """
     contents = trial.pictures(connection, model.stored, wish.collection)
     if len(contents) < LEAST_PICTURES:
@@ -77,18 +81,22 @@ def calibrate(connection: Connection, model: LoadedModel, wish: Wish, progress: 
         floor=float(similarities[-1]) if len(similarities) == trial.HARDEST else 0.0,
         copies=int(copies.sum()),
     )
-    near = measure.threshold(_of(positives, NEAR), negatives, wish.copies, wish.precision)
-    similar = measure.threshold(
-        _of(positives, NEAR + SIMILAR), negatives, wish.copies, min(wish.similar_precision, wish.precision)
-    )
-    edited = len(next(iter(positives.values())))
+    near, similar, problem = None, None, None
+    try:
+        near = similar = measure.threshold(_of(positives, NEAR), negatives, wish.copies, wish.precision)
+        similar = measure.threshold(_of(positives, NEAR + SIMILAR), negatives, wish.copies, wish.similar_precision)
+    except ModelError as error:  # where only the second cannot be promised, similar is near
+        problem = None if near else error
     return Calibration(
-        wish, len(contents), edited, len(sample), near, similar, positives, negatives, histogram, pairs[~copies]
-    )
+        wish, len(contents), len(next(iter(positives.values()))), len(sample), near, similar, problem, positives,
+        negatives, histogram, pairs[~copies],
+    )  # fmt: skip
 
 
 def store(connection: Connection, model: StoredModel, found: Calibration) -> None:
-    """Make the measured thresholds the model's own."""
+    """Make the measured thresholds the model's own; raises the problem where there are none."""
+    if found.near is None or found.similar is None:
+        raise found.problem or ModelError
     near, similar = found.near.value, min(found.near.value, found.similar.value)
     thresholds.store_calibration(
         connection, model, near, similar, found.wish.precision, found.wish.copies, found.images, summary(found)
@@ -97,12 +105,14 @@ def store(connection: Connection, model: StoredModel, found: Calibration) -> Non
 
 def summary(found: Calibration) -> dict[str, Any]:
     """The figures of a calibration, ready for JSON."""
+    kinds = {"near": found.near, "similar": found.similar}
     return {
-        "near": asdict(found.near), "similar": asdict(found.similar),
+        **{kind: threshold and asdict(threshold) for kind, threshold in kinds.items()},
         "edited": found.edited, "compared": found.compared, "collection": found.wish.collection,
         "copies_left_out": found.negatives.copies,
-        "recall": measure.recalls(found.positives, found.near.value),
-        "recall_similar": measure.recalls(found.positives, found.similar.value),
+        "recall": {
+            kind: measure.recalls(found.positives, threshold.value) for kind, threshold in kinds.items() if threshold
+        },
     }  # fmt: skip
 
 

@@ -81,11 +81,13 @@ def _short(negatives: Negatives, recall: float, copies: float, precision: float,
     """Too few images for any threshold, or a model that cannot tell copies from others."""
     none_seen = float(upper(np.zeros(1, np.int64))[0]) / negatives.seen
     needed = none_seen * precision / (1 - precision) / copies / max(recall, 1e-9)
+    whole = negatives.seen == 1
     if recall > 0.1 and needed > negatives.images:
         return ModelError(
             f"{negatives.images} images are too few to promise a precision of {precision}: without any false pair in "
             f"sight it could still be {best:.3f}; about {needed:.0f} are needed",
-            hint=f"promise less: --precision {np.floor(best * 100) / 100:.2f}; or compare more: --compared",
+            hint=f"promise less: --precision {np.floor(best * 100) / 100:.2f}"
+            + ("" if whole else "; or look at more pairs: --compared"),
         )
     return ModelError(
         f"at no threshold are the pairs copies with a precision of {precision}: the best is {best:.3f}, as pictures "

@@ -34,8 +34,9 @@ def png(found: Calibration, model: str) -> bytes:
     }
     for (label, counts), colour in zip(drawn.items(), ("0.55", "tab:orange", "tab:blue"), strict=True):
         axes.stairs(counts / max(counts.sum(), 1), edges, label=label, color=colour, fill=True, alpha=0.6)
-    for name, value, style in (("near", found.near.value, "-"), ("similar", found.similar.value, "--")):
-        axes.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3f}")
+    for name, threshold, style in (("near", found.near, "-"), ("similar", found.similar, "--")):
+        if threshold is not None:
+            axes.axvline(threshold.value, color="black", linestyle=style, label=f"{name} {threshold.value:.3f}")
     axes.set(yscale="log", xlabel="similarity", ylabel="share of pairs", title=f"{model}, {found.images} pictures")
     axes.legend(loc="upper left", fontsize="small")
     out = io.BytesIO()
@@ -47,10 +48,6 @@ def write_page(connection: Connection, found: Calibration, model: str, path: Pat
     """Write a page with the plot, the recall by edit, and the hardest pairs for a person to judge."""
     title = f"Thresholds of {model}"
     picture = base64.b64encode(png(found, model)).decode()
-    near, similar = (measure.recalls(found.positives, t.value) for t in (found.near, found.similar))
-    recalls = "".join(
-        f"<tr><td>{html.escape(edit)}<td>{near[edit]:.0%}<td>{similar[edit]:.0%}" for edit in found.positives
-    )
     path.write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -58,18 +55,30 @@ def write_page(connection: Connection, found: Calibration, model: str, path: Pat
         f"td, th {{ padding: .1rem .8rem; text-align: left; }}</style><body><h1>{html.escape(title)}</h1>"
         f"<p>{html.escape(_told(found))}</p>"
         f'<img class="plot" alt="similarities of pairs" src="data:image/png;base64,{picture}">'
-        f"<h2>Copies found, by edit</h2><table><tr><th>edit<th>near {found.near.value:.3f}"
-        f"<th>similar {found.similar.value:.3f}{recalls}</table>"
+        f"{_recalls(found)}"
         f"<h2>The most similar pairs that count as different</h2>{_hardest(connection, found)}</body></html>",
         "utf-8",
     )
 
 
 def _told(found: Calibration) -> str:
+    if found.near is None:
+        return f"No threshold: {found.problem}."
     return (
         f"At {found.near.value:.3f} or more, pairs are copies with a precision of {found.wish.precision} if "
         f"{found.wish.copies:.0%} of the {found.images} pictures have a copy: about {found.near.false_pairs:.1f} false "
         f"pairs, at most {found.near.false_pairs_at_most:.1f}. {found.negatives.copies} pairs were left out as copies."
+    )
+
+
+def _recalls(found: Calibration) -> str:
+    if found.near is None or found.similar is None:
+        return ""
+    near, similar = (measure.recalls(found.positives, threshold.value) for threshold in (found.near, found.similar))
+    rows = "".join(f"<tr><td>{html.escape(edit)}<td>{near[edit]:.0%}<td>{similar[edit]:.0%}" for edit in near)
+    return (
+        f"<h2>Copies found, by edit</h2><table><tr><th>edit<th>near {found.near.value:.3f}"
+        f"<th>similar {found.similar.value:.3f}{rows}</table>"
     )
 
 
