@@ -2,7 +2,9 @@
 
 import json
 import platform
+import subprocess
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,3 +109,20 @@ def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str)
     name = question.lower().split(":")[0].replace(" ", "_")
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1))
     return result
+
+
+def peer_python(name: str, *requirements: str) -> Path:
+    """The interpreter of a virtual environment that holds a peer alone, made on first use from PyPI."""
+    folder = Path(__file__).parent / "peers" / f".{name}"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([folder / "bin" / "pip", "install", "--quiet", *requirements], check=True)
+        (folder / "ready").touch()
+    return folder / "bin" / "python"
+
+
+def run_peer(python: Path, script: str, *arguments: str) -> dict[str, Any]:
+    """What a script of benchmarks/peers prints in its last line, as JSON."""
+    path = Path(__file__).parent / "peers" / script
+    done = subprocess.run([python, path, *arguments], check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))

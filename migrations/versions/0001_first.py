@@ -168,8 +168,8 @@ create table imgsearch.calibration (
     measured jsonb not null,
     calibrated_at timestamptz not null default now()
 );
-comment on table imgsearch.calibration is 'what the thresholds of a model were measured on: pairs that are reported are '
-    'copies with this precision, if so many of the images have a copy; false pairs expected, and recall by kind of edit';
+comment on table imgsearch.calibration is 'what the thresholds of a model were measured on: reported pairs are copies '
+    'with this precision, if a share copies of the images has one; measured holds false pairs and recall by edit';
 
 create table imgsearch.duplicate_scan (
     model_id integer primary key references imgsearch.model on delete cascade,
@@ -247,8 +247,8 @@ drop type imgsearch.duplicate;
 drop type imgsearch.match;
 drop table imgsearch.cluster, imgsearch.duplicate_verdict, imgsearch.duplicate_pair, imgsearch.duplicate_scanned,
     imgsearch.duplicate_scan, imgsearch.calibration, imgsearch.ingest_failure, imgsearch.ingest_run,
-    imgsearch.text_embedding, imgsearch.alias_history, imgsearch.alias, imgsearch.canary, imgsearch.reduction, imgsearch.model, imgsearch.image,
-    imgsearch.content, imgsearch.collection;
+    imgsearch.text_embedding, imgsearch.alias_history, imgsearch.alias, imgsearch.canary, imgsearch.reduction,
+    imgsearch.model, imgsearch.image, imgsearch.content, imgsearch.collection;
 """
 
 

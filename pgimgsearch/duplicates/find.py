@@ -24,6 +24,7 @@ from pgimgsearch.pipeline.likeness import product, similarity
 from pgimgsearch.pipeline.stages import ordered_map, stop_signals
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
+FEW = 2000  # new contents for which no other way pays
 ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG = 20  # seconds from which it is worth to look for a GPU
@@ -142,11 +143,12 @@ def _plan(
                 hint=f"run: pgimgsearch index build {model.name}",
             )
         return "exact", settle_device(device)
-    if method == "index" or not fits or not fresh:
+    if method == "index" or not fits or len(fresh) <= FEW:
         return "index", "cpu"
+    _scan(connection, model, cut, fresh[:TRIED])  # to warm up
     start = time.perf_counter()
-    _scan(connection, model, cut, fresh[:TRIED])
-    by_index = (time.perf_counter() - start) / len(fresh[:TRIED]) * len(fresh) / workers
+    _scan(connection, model, cut, fresh[TRIED : 2 * TRIED])
+    by_index = (time.perf_counter() - start) / TRIED * len(fresh) / workers
     exactly = rows / ROWS_READ_A_SECOND + _product_seconds(model.dim) * rows * len(fresh) * (
         0.5 if len(fresh) == rows else 1
     )

@@ -1,6 +1,8 @@
 """All products of unit vectors at once, on a GPU or on all cores: what a search without an index is."""
 
 import importlib.util
+import sys
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,8 +67,16 @@ def hold(vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str) 
 
 def settle_device(device: str) -> str:
     """What ``auto`` is here: a GPU if there is one and torch to use it, else cpu. Raises ModelError for no device."""
-    if device == "cpu" or (device == "auto" and importlib.util.find_spec("torch") is None):
+    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
         return "cpu"
-    from pgimgsearch.models.torch_encoder import choose_device  # torch takes seconds to import
+    from pgimgsearch.models.torch_encoder import choose_device
 
     return choose_device(device)
+
+
+def _may_have_gpu() -> bool:
+    """Asked before torch is, which takes seconds and hundreds of megabytes to import."""
+    present = sys.platform == "darwin" or any(
+        Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    )
+    return present and importlib.util.find_spec("torch") is not None

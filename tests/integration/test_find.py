@@ -23,7 +23,10 @@ def remembered(connection: Connection) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("method", ["index", "exact", "auto"])
-def test_every_way_finds_the_pairs_that_numpy_finds(connection: Connection, url: str, method: Any) -> None:
+def test_every_way_finds_the_pairs_that_numpy_finds(
+    connection: Connection, url: str, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "FEW", 0)
     model = fill(connection, VECTORS)
     index.build(connection, model, memory_limit=64)
     model = store.get_model(connection, "pairs")

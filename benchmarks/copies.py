@@ -1,0 +1,130 @@
+"""Copies found on real photos: recall by edit and precision at measured thresholds, beside imagededup's defaults.
+
+Reads the photos of PGIMGSEARCH_TEST_DATA. The thresholds are measured on other photos than those that are searched, and
+the edits have other strengths than those they are measured with.
+"""
+
+import io
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+
+from benchmarks.harness import fresh_database, peer_python, report, run_peer
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.duplicates import calibrate
+from pgimgsearch.duplicates.find import find
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.pipeline.loaded import LoadedModel
+
+DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+KNOWN, SEARCHED, EDITED = 1200, 600, 60  # photos to measure on, photos to search, and those of them that are edited
+Pairs = set[tuple[str, str]]
+
+
+def recoded(image: Image.Image, kind: str, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, kind, quality=quality)
+    return Image.open(out).convert("RGB")
+
+
+def stamped(image: Image.Image) -> Image.Image:
+    copy = image.copy()
+    ImageDraw.Draw(copy).rectangle((0, 0, image.width // 6, image.height // 6), fill="yellow")
+    return copy
+
+
+EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "resize 0.7": lambda image: image.resize((image.width * 7 // 10, image.height * 7 // 10)),
+    "resize 0.35": lambda image: image.resize((image.width * 35 // 100, image.height * 35 // 100)),
+    "JPEG 45": lambda image: recoded(image, "JPEG", 45),
+    "WebP 30": lambda image: recoded(image, "WEBP", 30),
+    "crop 95%": lambda image: ImageOps.crop(image, min(image.size) // 40),
+    "frame 3%": lambda image: ImageOps.expand(image, min(image.size) // 30, "navy"),
+    "stamp": stamped,
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+    "pale": lambda image: ImageEnhance.Color(image).enhance(0.3),
+    "blur 1.5%": lambda image: image.filter(ImageFilter.GaussianBlur(min(image.size) * 0.015)),
+}
+
+
+def make(folder: Path) -> None:
+    """Photos to measure on in ``known``; in ``searched`` others, and edited copies named NUMBER-EDIT.png."""
+    photos = sorted((DATA / "fashion").rglob("*.jpg")) + sorted((DATA / "clothing").rglob("*.jpg"))
+    random.Random(5).shuffle(photos)
+    for name, part in (("known", photos[:KNOWN]), ("searched", photos[KNOWN : KNOWN + SEARCHED])):
+        (folder / name).mkdir()
+        for number, path in enumerate(part):
+            shutil.copy(path, folder / name / f"{number:05}{path.suffix}")
+    for number, path in enumerate(photos[KNOWN : KNOWN + EDITED]):
+        original = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        for edit, change in EDITS.items():
+            change(original).save(folder / "searched" / f"{number:05}-{edit}.png")
+
+
+def judged(name: str, found: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Recall of copies with their originals, by edit, and the precision of all pairs."""
+    pairs = {(min(a, b), max(a, b)) for a, b in found}
+    true = {pair for pair in pairs if pair[0][:5] == pair[1][:5]}
+    with_original = {copy for pair in true for original, copy in [pair] if "-" not in original}
+    with_original |= {original for original, copy in true if "-" not in copy}
+    by_edit = {
+        edit: sum(copy.endswith(f"-{edit}.png") for copy in with_original) / EDITED for edit in EDITS
+    }  # fmt: skip
+    return {"by": name, "precision": len(true) / max(len(pairs), 1), "false pairs": len(pairs - true),
+            "recall": sum(by_edit.values()) / len(by_edit), **by_edit}  # fmt: skip
+
+
+def ours(connection: Connection, model: str, arguments: str = "") -> Pairs:
+    rows = connection.execute(
+        "select a.path, b.path from imgsearch.duplicates(model => %s, collection => 'searched'" + arguments + ") d "
+        "join imgsearch.image a on a.image_id = d.image_a join imgsearch.image b on b.image_id = d.image_b",
+        [model],
+    ).fetchall()
+    return set(rows)
+
+
+def measure(url: str, model: LoadedModel, precision: float) -> None:
+    with connect(url) as connection:
+        wish = calibrate.Wish(precision=precision, collection="known", sample=50)
+        found = calibrate.calibrate(connection, model, wish, lambda *_: None)
+        calibrate.store(connection, model.stored, found)
+        assert found.near is not None
+    find(url, model.stored, found.near.value)
+
+
+def main() -> dict[str, object]:
+    """Search with a hash and a small network at measured thresholds, and with the peer's methods."""
+    weights = str(DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors")
+    rows = []
+    with fresh_database() as (url, connection), TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder)
+        network = "timm:mobilenetv2_100"
+        models = [register.open_model(connection, "pdq"), register.open_model(connection, network, Checkpoint(weights))]
+        for part in ("known", "searched"):
+            run.ingest(url, scan.folder_source(folder / part), models, run.Options(collection=part))
+        rows.append(judged("pdq, 31 bits, its default", ours(connection, "pdq")))
+        measure(url, models[0], 0.9)
+        measure(url, models[1], 0.8)
+        rows.append(judged("pdq, measured for 0.9", ours(connection, "pdq")))
+        rows.append(judged("MobileNetV2, measured for 0.8", ours(connection, network)))
+        rows.append(judged("either", ours(connection, "pdq", f", also => '{{{network}}}', agree => 'any'")))
+        peer = run_peer(
+            peer_python("imagededup", "imagededup==0.3.3.post2", "timm"),
+            "imagededup_copies.py",
+            str(folder / "searched"),
+            weights,
+        )
+        rows += [judged(f"imagededup {method}", {(a, b) for a, b in found}) for method, found in peer.items()]
+    return report("Copies: recall by edit on real photos", rows, rows[1]["recall"] / rows[4]["recall"], "above 1")
+
+
+if __name__ == "__main__":
+    main()
