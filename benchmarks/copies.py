@@ -123,7 +123,11 @@ def main() -> dict[str, object]:
             weights,
         )
         rows += [judged(f"imagededup {method}", {(a, b) for a, b in found}) for method, found in peer.items()]
-    return report("Copies: recall by edit on real photos", rows, rows[1]["recall"] / rows[4]["recall"], "above 1")
+    best = max(rows[4:], key=lambda row: row["precision"])
+    return report(
+        "Copies: recall by hash or network, over the most precise of imagededup's methods", rows,
+        rows[3]["recall"] / best["recall"], "above 1, and more precise",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
 ) returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe rows 20 as $$
 declare
     all_asked bigint[] := asked;
     source text := case
@@ -43,8 +43,9 @@ declare
                                    else format('@vector@.%s(%s)', m.storage, m.dim) end) end;
     scale integer := imgsearch._distance_scale(m);
     distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
-    -- where reading the scope takes no longer than a scan of the index
-    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true);
+    -- not where reading the scope takes no longer than a scan of the index, nor where rows are hidden from that
+    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true)
+        and not row_security_active('imgsearch.image');
     wanted integer := 16;
     ones bigint[];
     others bigint[];

@@ -1116,7 +1116,7 @@ create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
 ) returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe rows 20 as $$
 declare
     all_asked bigint[] := asked;
     source text := case
@@ -1128,8 +1128,9 @@ declare
                                    else format('@vector@.%s(%s)', m.storage, m.dim) end) end;
     scale integer := imgsearch._distance_scale(m);
     distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
-    -- where reading the scope takes no longer than a scan of the index
-    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true);
+    -- not where reading the scope takes no longer than a scan of the index, nor where rows are hidden from that
+    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true)
+        and not row_security_active('imgsearch.image');
     wanted integer := 16;
     ones bigint[];
     others bigint[];
@@ -1419,7 +1420,6 @@ declare
     cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
     content bigint := imgsearch._content_of(duplicates_of.image_id);
     collection_id integer := imgsearch._collection_id(duplicates_of.collection);
-    scope bigint[] := imgsearch._scope(duplicates_of.filter, collection_id, duplicates_of.among);
     stand_in bigint := (select s.stand_in from imgsearch._stand_ins(m, array[content]) s);
 begin
     if stand_in is null then
@@ -1427,16 +1427,16 @@ begin
     end if;
     return query execute format(
         'with pair as (
-             select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7], $8) p
+             select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7]) p
              union all
              select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
-             where $7 in (p.content_a, p.content_b) and p.model_id = $9 and p.similarity >= $6),
+             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6),
          near as (
              select c.pixel_sha256, max(p.similarity) as similarity
              from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
          select i.image_id, case when c.pixel_sha256 = q.pixel_sha256 then 1 else n.similarity end,
                 case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
-                     when n.similarity >= $10 then ''near'' else ''similar'' end,
+                     when n.similarity >= $9 then ''near'' else ''similar'' end,
                 l.name, i.path, i.external_id, c.width, c.height, c.bytes
          from imgsearch.content q
          join (select pixel_sha256, similarity from near
@@ -1447,10 +1447,10 @@ begin
              on v.pixels_a = least(c.pixel_sha256, q.pixel_sha256) and v.pixels_b = greatest(c.pixel_sha256, q.pixel_sha256)
          join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
-         where q.content_id = $4 and i.image_id <> $11 and v.verdict is distinct from ''rejected'' and %s
+         where q.content_id = $4 and i.image_id <> $10 and v.verdict is distinct from ''rejected'' and %s
          order by 2 desc, 1',
         imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
-        using duplicates_of.filter, collection_id, duplicates_of.among, content, m, cut, stand_in, scope, m.model_id,
+        using duplicates_of.filter, collection_id, duplicates_of.among, content, m, cut, stand_in, m.model_id,
               coalesce(m.near, cut), duplicates_of.image_id;
 end $$;
 
