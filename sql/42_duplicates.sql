@@ -1,20 +1,25 @@
 -- Duplicates: identical (same bytes or same pixels), near (above the model's threshold) and similar (below it).
 -- Images with equal pixels form a picture, shown by its first image, so a picture of 2,000 copies costs 1,999 pairs.
 
--- The threshold to use; raises PI007 when neither the caller nor the model has one, PI008 for one that cannot be.
-create or replace function imgsearch._threshold(m imgsearch.model, threshold double precision)
-returns double precision
+-- The threshold to use: the caller's, else the model's own, that of similar pairs where they are wanted.
+-- Raises PI007 when there is none, PI008 for one that cannot be.
+create or replace function imgsearch._threshold(
+    m imgsearch.model, threshold double precision, kinds text[] default null
+) returns double precision
 language plpgsql immutable parallel safe as $$
+declare
+    own double precision := case when 'similar' = any(kinds) then m.similar else m.near end;
 begin
-    if coalesce(threshold, m.near) is null then
-        raise exception 'model % has no threshold for duplicates', m.name using errcode = 'PI007',
+    if coalesce(threshold, own) is null then
+        raise exception 'model % has no threshold for % pairs', m.name,
+            case when 'similar' = any(kinds) then 'similar' else 'near' end using errcode = 'PI007',
             hint = format('measure it: pgimgsearch models calibrate %s; or give one, for example threshold => 0.95', m.name);
     end if;
     if threshold not between 0 and 1 then
         raise exception 'the threshold must be 0 to 1, not %', threshold using errcode = 'PI008',
             hint = 'a similarity: 1 is the same, for example threshold => 0.95';
     end if;
-    return coalesce(threshold, m.near);
+    return coalesce(threshold, own);
 end $$;
 
 -- The contents that images under a condition show; null where that is all.
@@ -43,7 +48,8 @@ language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
     by_pixels boolean := duplicates.kinds = array['identical'];  -- no model is asked
-    cut double precision := case when by_pixels is not true then imgsearch._threshold(m, duplicates.threshold) end;
+    cut double precision := case when by_pixels is not true then
+        imgsearch._threshold(m, duplicates.threshold, duplicates.kinds) end;
     collection_id integer := imgsearch._collection_id(duplicates.collection);
     condition text := imgsearch._condition(duplicates.filter, collection_id, duplicates.among);
     scope bigint[] := imgsearch._scope(duplicates.filter, collection_id, duplicates.among);

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from psycopg.rows import dict_row
 
-from pgimgsearch.cli.finding import find_new, find_turned, tell_thresholds, turns_of
+from pgimgsearch.cli.finding import find_new, find_turned, tell_thresholds, threshold_of, turns_of
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
@@ -89,13 +89,13 @@ def duplicates(
     )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [store.get_model(connection, name) for name in names]
-        tell_thresholds(terminal, connection, models, threshold)
+        tell_thresholds(terminal, connection, models, threshold, kind)
         if of is not None:
             terminal.show(_copies_of(connection, of, question), OF_COLUMNS)
             return
         if find and kind != ["identical"]:
             for number, stored in enumerate(models[: 1 if agree == "all" else None]):
-                cut = threshold if number == 0 else None
+                cut = threshold_of(stored, threshold, kind) if number == 0 else stored.near
                 find_new(terminal, url, stored, cut, method, device, workers)
                 if invariant is not None:
                     find_turned(terminal, url, stored, cut, turns_of(invariant), device, workers)

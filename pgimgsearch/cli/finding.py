@@ -9,13 +9,19 @@ from pgimgsearch.database.thresholds import calibration_of
 from pgimgsearch.errors import InterruptedRun, UsageError
 
 
+def threshold_of(model: StoredModel, threshold: float | None, kinds: list[str] | None) -> float | None:
+    """The threshold that the SQL function will use: the user's, else the model's own for the kinds wanted."""
+    if threshold is not None:
+        return threshold
+    return model.similar if "similar" in (kinds or []) else model.near
+
+
 def find_new(
-    terminal: Terminal, url: str, model: StoredModel, threshold: float | None, method: Any, device: str, workers: int
+    terminal: Terminal, url: str, model: StoredModel, cut: float | None, method: Any, device: str, workers: int
 ) -> None:
     """Compare what is new; a role that may not write asks without, and everything is found anew each time."""
     from pgimgsearch.duplicates import find
 
-    cut = threshold if threshold is not None else model.near
     with connect(url) as connection:
         if cut is None or not 0 <= cut <= 1 or not find.may_remember(connection):
             return
@@ -33,7 +39,7 @@ def find_new(
 
 
 def find_turned(
-    terminal: Terminal, url: str, stored: StoredModel, threshold: float | None, turns: Any, device: str, workers: int
+    terminal: Terminal, url: str, stored: StoredModel, cut: float | None, turns: Any, device: str, workers: int
 ) -> None:
     """Compare what was not compared turned yet; needs the model, the files, and the right to remember."""
     from pgimgsearch.duplicates import turns as turning
@@ -41,7 +47,6 @@ def find_turned(
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.pipeline import register
 
-    cut = threshold if threshold is not None else stored.near
     with connect(url) as connection:
         if cut is None or not may_remember(connection):
             raise UsageError("--invariant has to remember pairs", hint="run it as the owner or a writer")
@@ -68,19 +73,22 @@ def turns_of(text: str) -> Any:
 
 
 def tell_thresholds(
-    terminal: Terminal, connection: Connection, models: list[StoredModel], threshold: float | None
-) -> None:
+    terminal: Terminal, connection: Connection, models: list[StoredModel], threshold: float | None,
+    kinds: list[str] | None,
+) -> None:  # fmt: skip
     """Say which threshold is used, and whether anybody measured it."""
-    for number, model in enumerate(models):
-        if threshold is not None and number == 0:
-            terminal.talk(f"model {model.name}, threshold {threshold:.4g}, as you say")
-        elif model.near is not None:
-            calibrated = calibration_of(connection, model)
-            if calibrated is None:
-                said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
-            else:
-                said = (
-                    f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
-                    f"on {calibrated.calibrated_at:%Y-%m-%d}"
-                )
-            terminal.talk(f"model {model.name}, threshold {model.near:.4g}, {said}")
+    for model in models:
+        own = threshold_of(model, None, kinds if model is models[0] else None)
+        calibrated = calibration_of(connection, model)
+        if threshold is not None and model is models[0]:
+            said = "as you say"
+        elif calibrated is None:
+            said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
+        else:
+            said = (
+                f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
+                f"on {calibrated.calibrated_at:%Y-%m-%d}"
+            )
+        cut = threshold if threshold is not None and model is models[0] else own
+        if cut is not None:
+            terminal.talk(f"model {model.name}, threshold {cut:.4g}, {said}")
