@@ -1606,8 +1606,9 @@ begin
 end $$;
 
 -- Groups of duplicates: every member is at least as similar as the threshold to the group's medoid, whose image_id is the
--- group_id; linkage => 'components' joins whatever is connected. minimum and median are of all pairs of pictures in the
--- group, or beyond 100 pictures of those with the medoid. The keeper is found by the rules of keep in turn: prefer holds
+-- group_id; linkage => 'components' joins whatever is connected. similarity and kind are with the keeper; what is no pair
+-- with it by itself, and there through others, is linked. minimum and median are of all pairs of pictures in the group, or
+-- beyond 100 pictures of those with the medoid. The keeper is found by the rules of keep in turn: prefer holds
 -- patterns of paths, best first, for the rule path; all images of the collections named by reference are kept.
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
@@ -1629,6 +1630,7 @@ declare
     pairs_a bigint[];
     pairs_b bigint[];
     pairs_similarity double precision[];
+    pairs_kind text[];
     copies bigint[];
     copied bigint[];
     pictures bigint[];
@@ -1641,9 +1643,10 @@ begin
     select array_agg(d.image_a) filter (where d.kind <> 'identical'),
            array_agg(d.image_b) filter (where d.kind <> 'identical'),
            array_agg(d.similarity) filter (where d.kind <> 'identical'),
+           array_agg(d.kind) filter (where d.kind <> 'identical'),
            array_agg(d.image_a) filter (where d.kind = 'identical'),
            array_agg(d.image_b) filter (where d.kind = 'identical')
-    into pairs_a, pairs_b, pairs_similarity, copied, copies
+    into pairs_a, pairs_b, pairs_similarity, pairs_kind, copied, copies
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
         duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also, duplicate_groups.agree) d;
 
@@ -1700,35 +1703,39 @@ begin
              union all
              select n.medoid, n.picture, c.image_id
              from member n join unnest($7, $8) as c (picture, image_id) on c.picture = n.picture),
-         measured as (
+         ranked as (
              select s.medoid, s.image_id, s.picture, i.path, l.name, c.width, c.height, c.bytes, c.format,
-                    case when s.picture = s.medoid then 1 else p.similarity end as similarity,
-                    i.collection_id = any($9) as reference,
-                    imgsearch._worth($10, $11, i.path, c.width, c.height, c.bytes, c.format, i.modified_at,
-                                     i.collection_id = any($9)) as worth
+                    i.collection_id = any($9) as reference, w.worth, row_number() over best as place,
+                    lead(w.worth) over best as next_worth, first_value(s.picture) over best as kept_picture
              from shown s
              join imgsearch.image i on i.image_id = s.image_id
              join imgsearch.collection l on l.collection_id = i.collection_id
              join imgsearch.content c on c.content_id = i.content_id
-             left join pair p on p.a = least(s.picture, s.medoid) and p.b = greatest(s.picture, s.medoid)),
-         ranked as (
-             select x.*, row_number() over best as place, lead(x.worth) over best as next_worth,
-                    first_value(x.picture) over best as kept_picture
-             from measured x window best as (partition by x.medoid order by x.worth desc, x.image_id))
-         select r.medoid, r.image_id, r.place = 1 or r.reference, r.similarity,
+             cross join lateral (
+                 select imgsearch._worth($10, $11, i.path, c.width, c.height, c.bytes, c.format, i.modified_at,
+                                         i.collection_id = any($9)) as worth) w
+             window best as (partition by s.medoid order by w.worth desc, s.image_id))
+         select r.medoid, r.image_id, r.place = 1 or r.reference,
+                case when r.picture = r.kept_picture then 1
+                     else coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) end,
                 case when r.place = 1 then null when r.picture = r.kept_picture then ''identical''
-                     when r.similarity >= $12 then ''near'' else ''similar'' end,
+                     else coalesce(p.kind, ''linked'') end,
                 r.name, r.path, r.width, r.height, r.bytes, r.format,
                 case when r.place = 1 or r.reference then coalesce(
                     (select $13 ->> x.rule
                      from unnest($14, r.worth, r.next_worth) with ordinality as x (rule, mine, next, n)
                      where r.place = 1 and x.mine <> x.next or r.reference order by x.n limit 1), ''first added'') end,
                 coalesce(w.minimum, 1), coalesce(w.median, 1)
-         from ranked r left join whole w on w.medoid = r.medoid
+         from ranked r
+         join seen a on a.picture = r.picture
+         join seen b on b.picture = r.kept_picture
+         left join unnest($4, $5, $6, $12) as p (a, b, similarity, kind)
+             on p.a = least(r.picture, r.kept_picture) and p.b = greatest(r.picture, r.kept_picture)
+         left join whole w on w.medoid = r.medoid
          order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
         using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
               copied, copies, kept_collections, rules, duplicate_groups.prefer,
-              coalesce(m.near, duplicate_groups.threshold), reasons,
+              pairs_kind, reasons,
               array['reference'] || rules;
 end $$;
 

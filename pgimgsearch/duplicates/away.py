@@ -46,15 +46,15 @@ class Outcome:
 
 
 def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
-    """What may go: all but the keepers, each with the best of its group that stays."""
+    """What may go: each image but the keepers that is a duplicate of the best of its group by itself."""
     return [
         Move(
-            member.image_id, member.location, member.sha256, member.bytes, member.kind or "near",
+            member.image_id, member.location, member.sha256, member.bytes, str(member.kind),
             group[0].image_id, group[0].location, group[0].sha256,
         )
         for group in groups
         for member in group
-        if not member.keeper
+        if not member.keeper and member.kind != "linked"
     ]  # fmt: skip
 
 

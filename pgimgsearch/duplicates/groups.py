@@ -30,7 +30,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image of a group; ``similarity`` is with the group's medoid, ``minimum`` and ``median`` are the group's."""
+    """One image of a group; ``similarity`` and ``kind`` are with its keeper, ``minimum`` and ``median`` the group's."""
 
     group_id: int
     image_id: int

@@ -1,6 +1,5 @@
 """Thresholds measured on real photos keep their promise on photos and edits that they were not measured on."""
 
-import io
 import json
 import random
 import shutil
@@ -9,39 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
+from benchmarks.copies import EDITS  # of other strengths than those that thresholds are measured with
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.pipeline import register, run, scan
 from tests.pictures import photo
-
-
-def recoded(image: Image.Image, kind: str, quality: int) -> Image.Image:
-    out = io.BytesIO()
-    image.save(out, kind, quality=quality)
-    return Image.open(out).convert("RGB")
-
-
-def stamped(image: Image.Image) -> Image.Image:
-    copy = image.copy()
-    ImageDraw.Draw(copy).rectangle((0, 0, image.width // 6, image.height // 6), fill="yellow")
-    return copy
-
-
-# Of other strengths than those that thresholds are measured with, and made here.
-EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "resize": lambda image: image.resize((image.width * 7 // 10, image.height * 7 // 10)),
-    "shrink": lambda image: image.resize((image.width * 35 // 100, image.height * 35 // 100)),
-    "jpeg": lambda image: recoded(image, "JPEG", 45),
-    "webp": lambda image: recoded(image, "WEBP", 30),
-    "crop": lambda image: ImageOps.crop(image, min(image.size) // 40),
-    "frame": lambda image: ImageOps.expand(image, min(image.size) // 30, "navy"),
-    "stamp": stamped,
-    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
-    "pale": lambda image: ImageEnhance.Color(image).enhance(0.3),
-    "soft": lambda image: image.filter(ImageFilter.GaussianBlur(min(image.size) * 0.015)),
-}
 
 
 def halves(photos: list[Path], folder: Path, seed: int) -> tuple[Path, Path, int]:

@@ -13,6 +13,9 @@ from PIL import Image
 
 from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates import away
+from pgimgsearch.duplicates.groups import Question
+from pgimgsearch.duplicates.groups import groups as duplicate_groups
 from pgimgsearch.pipeline.decode import register_formats
 from tests.pictures import photo
 
@@ -175,3 +178,15 @@ def test_what_was_rejected_never_comes_back(
     assert frozenset(["a.png", "b.png"]) in pairs()
     connection.execute(judge, [ids["a.png"], ids["d.bmp"], "rejected"])  # copies that are meant to be
     assert frozenset(["a.png", "d.bmp"]) not in pairs()
+
+
+def test_what_is_not_like_its_keeper_is_linked_and_never_planned_to_go(connection: Connection) -> None:
+    """The medoid in the middle is near both ends, of which one is kept; the ends are not near each other."""
+    at_angles(connection, 0, 10, 20)
+    connection.execute("update imgsearch.content set width = 100 where content_id = 1")
+    query = "select image_id, keeper, kind, similarity from imgsearch.duplicate_groups(threshold => 0.98) order by 1"
+    rows = connection.execute(query).fetchall()
+    assert [row[:3] for row in rows] == [(1, True, None), (2, False, "near"), (3, False, "linked")]
+    assert [row[3] for row in rows] == pytest.approx(np.cos(np.radians([0, 10, 20])), abs=2e-3)
+    planned = away.plan(duplicate_groups(connection, Question(threshold=0.98)))
+    assert [(move.image_id, move.keeper_id) for move in planned] == [(2, 1)]
