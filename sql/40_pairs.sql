@@ -26,7 +26,7 @@ end $$;
 
 -- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
 -- With vectors, in the text form of the column, those are compared instead of the stored ones of what is asked.
--- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 1,000.
+-- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 256.
 create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
@@ -52,7 +52,7 @@ declare
     distances double precision[];
     settings text[];
 begin
-    while through_index and cardinality(asked) > 0 and wanted <= 1000 loop
+    while through_index and cardinality(asked) > 0 and wanted <= 256 loop
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
         settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
         execute format(
@@ -91,7 +91,9 @@ begin
         'select array_agg(e.content_id order by e.content_id) from %s e
          where ($1 is null or e.content_id = any($1)) and not exists (
              select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
-             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6)', m.embeddings)
+             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6
+                 -- its pairs are those of the content that stands for it, which the caller has to see
+                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.stand_in)))', m.embeddings)
         into result using scope, m.model_id, cut;
     return coalesce(result, '{}');
 end $$;
@@ -110,12 +112,17 @@ begin
 end $$;
 
 -- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
--- Returns the threshold down to which pairs are remembered.
+-- Returns the threshold down to which pairs are remembered. Raises PI008 where rows are hidden from the caller, who would
+-- mark as compared with all what was compared with some.
 create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
 language plpgsql volatile as $$
 declare
     remembered double precision;
 begin
+    if row_security_active('imgsearch.image') then
+        raise exception 'pairs are remembered for all, and row-level security hides images from %', current_user using
+            errcode = 'PI008', hint = 'let the owner of the tables run it; imgsearch.duplicates() answers without';
+    end if;
     select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
     if remembered <= cut + 1e-6 then
         return remembered;
@@ -146,7 +153,9 @@ begin
         group by 1, 2)
     insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, turned)
     select m.model_id, p.a, p.b, p.similarity, _remember.turned from pair p order by p.a, p.b
-    on conflict do nothing;
+    on conflict on constraint duplicate_pair_pkey do update  -- a low threshold may have met the same two, not turned
+        set similarity = excluded.similarity, turned = excluded.turned
+        where excluded.similarity > duplicate_pair.similarity + 1e-3;
     get diagnostics new_pairs = row_count;
     insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
     select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2

@@ -35,13 +35,28 @@ begin
     return coalesce(result, '{}');
 end $$;
 
+-- Pairs that a person accepted, with the similarity that the model has for them.
+create or replace function imgsearch._accepted(m imgsearch.model)
+returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format(
+        'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
+         from imgsearch.duplicate_verdict v
+         join imgsearch.content a on a.pixel_sha256 = v.pixels_a join %1$s x on x.content_id = a.content_id
+         join imgsearch.content b on b.pixel_sha256 = v.pixels_b join %1$s y on y.content_id = b.content_id
+         where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b', m.embeddings, imgsearch._operator(m))
+        using imgsearch._distance_scale(m)::double precision;
+end $$;
+
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
 -- kinds leaves out the others; also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
--- by its own threshold. after is the last pair of the page before.
+-- by its own threshold. What a person accepted is near. invariant adds pairs that were found turned. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', k integer default null, after bigint[] default null
+    also text[] default null, agree text default 'all', invariant boolean default false, k integer default null,
+    after bigint[] default null
 ) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text,
                  turned text)
 language plpgsql stable parallel unsafe as $$
@@ -65,14 +80,19 @@ begin
         raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
             hint = 'all: every model has to find a pair; any: one is enough';
     end if;
-    if not duplicates.kinds <@ array['identical', 'near', 'similar'] then
+    if not duplicates.kinds <@ array['identical', 'near', 'similar'] or cardinality(duplicates.kinds) = 0 then
         raise exception 'unknown kind among: %', duplicates.kinds using errcode = 'PI008',
             hint = 'kinds are identical, near and similar';
+    end if;
+    if duplicates.k < 1 then
+        raise exception 'k must be at least 1, not %', duplicates.k using errcode = 'PI008',
+            hint = 'the pairs of a page; leave it out for all';
     end if;
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
            array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end), array_agg(p.turned)
     into ones, others, similarities, found_kinds, turns
-    from imgsearch._all_pairs(m, cut, scope) p where by_pixels is not true;
+    from imgsearch._all_pairs(m, cut, scope) p
+    where by_pixels is not true and (duplicates.invariant or p.turned is null);
     foreach other_name in array coalesce(duplicates.also, '{}') loop
         other := imgsearch._resolve_model(other_name);
         if duplicates.agree = 'any' then
@@ -80,7 +100,8 @@ begin
                    similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
                    turns || array_agg(p.turned)
             into ones, others, similarities, found_kinds, turns
-            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p;
+            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p
+            where duplicates.invariant or p.turned is null;
         else
             execute format(
                 'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind), array_agg(p.turned)
@@ -92,6 +113,12 @@ begin
                       (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
         end if;
     end loop;
+    if by_pixels is not true then
+        select ones || array_agg(p.content_a), others || array_agg(p.content_b), similarities || array_agg(p.similarity),
+               found_kinds || array_agg('near'::text), turns || array_agg(null::text)
+        into ones, others, similarities, found_kinds, turns
+        from imgsearch._accepted(m) p;
+    end if;
 
     return query execute format(
         'with scope as materialized (
@@ -126,8 +153,15 @@ begin
               duplicates.after, duplicates.k, duplicates.kinds, turns;
     if not found and duplicates.after is not null and not exists (
         select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
-            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree) d
-        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2]) then
+            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree,
+            duplicates.invariant) d
+        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2])
+        and not exists (  -- judged since it was shown
+            select from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
+            join imgsearch.image j on j.image_id = duplicates.after[2] join imgsearch.content d on d.content_id = j.content_id
+            join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256)
+                and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256)
+            where i.image_id = duplicates.after[1] and v.verdict = 'rejected') then
         raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
             hint = 'begin with the first page again';
     end if;
@@ -154,13 +188,18 @@ begin
              select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7]) p
              union all
              select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
-             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6),
+             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6 and p.turned is null
+             union all
+             select p.* from imgsearch._accepted($5) p, imgsearch.content q
+             where q.content_id = $4 and exists (
+                 select from imgsearch.content c
+                 where c.content_id in (p.content_a, p.content_b) and c.pixel_sha256 = q.pixel_sha256)),
          near as (
              select c.pixel_sha256, max(p.similarity) as similarity
              from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
          select i.image_id, case when c.pixel_sha256 = q.pixel_sha256 then 1 else n.similarity end,
                 case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
-                     when n.similarity >= $9 then ''near'' else ''similar'' end,
+                     when n.similarity >= $9 or v.verdict = ''accepted'' then ''near'' else ''similar'' end,
                 l.name, i.path, i.external_id, c.width, c.height, c.bytes
          from imgsearch.content q
          join (select pixel_sha256, similarity from near

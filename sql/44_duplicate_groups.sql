@@ -1,9 +1,16 @@
 -- Groups of duplicates, without chains, each with the image to keep and why.
 
+-- What a format tells of quality: lossless, then those that are smaller for the same picture, then the others.
+create or replace function imgsearch._format_rank(format text) returns integer
+language sql immutable parallel safe as $$
+    select case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
+                when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
+$$;
+
 -- How much an image deserves to be kept, rule by rule; of two, the one with more at the first rule that tells them apart.
 -- Raises PI008 for an unknown rule.
 create or replace function imgsearch._worth(
-    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format text,
+    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format_rank integer,
     modified_at timestamptz, reference boolean
 ) returns double precision[]
 language plpgsql immutable parallel safe as $$
@@ -15,9 +22,7 @@ begin
     foreach rule in array keep loop
         result := result || case rule
             when 'pixels' then width::double precision * height
-            -- what is smaller for the same picture counts more than what is larger
-            when 'lossless' then case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
-                                      when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
+            when 'lossless' then format_rank
             when 'bytes' then bytes
             when 'oldest' then -coalesce(extract(epoch from modified_at), 'infinity')
             when 'newest' then coalesce(extract(epoch from modified_at), '-infinity')
@@ -123,16 +128,19 @@ end $$;
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', linkage text default 'medoid', keep text[] default null,
-    prefer text[] default null, reference text[] default null, k integer default null, after bigint default null
-) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
+    also text[] default null, agree text default 'all', invariant boolean default false, linkage text default 'medoid',
+    keep text[] default null, prefer text[] default null, reference text[] default null, k integer default null,
+    after bigint default null
+) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text, turned text,
                  collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
                  minimum double precision, median double precision)
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
-    rules text[] := coalesce(duplicate_groups.keep, array['pixels', 'lossless', 'bytes', 'oldest', 'path']);
+    rules text[] := coalesce(duplicate_groups.keep, case
+        when duplicate_groups.prefer is null then array['pixels', 'lossless', 'bytes', 'oldest', 'path']
+        else array['path', 'pixels', 'lossless', 'bytes', 'oldest'] end);
     reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
                        "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
     kept_collections integer[] := array(
@@ -141,50 +149,69 @@ declare
     pairs_b bigint[];
     pairs_similarity double precision[];
     pairs_kind text[];
+    pairs_turned text[];
     copies bigint[];
     copied bigint[];
     pictures bigint[];
     medoids bigint[];
+    apart_a bigint[];
+    apart_b bigint[];
+    apart_medoids bigint[];
+    leaving bigint;
+    left_out bigint[] := '{}';
 begin
     if duplicate_groups.linkage not in ('medoid', 'components') then
         raise exception 'unknown linkage: %', duplicate_groups.linkage using errcode = 'PI008',
             hint = 'medoid: all are like one of them; components: whatever is connected';
     end if;
+    if duplicate_groups.k < 1 then
+        raise exception 'k must be at least 1, not %', duplicate_groups.k using errcode = 'PI008',
+            hint = 'the groups of a page; leave it out for all';
+    end if;
     select array_agg(d.image_a) filter (where d.kind <> 'identical'),
            array_agg(d.image_b) filter (where d.kind <> 'identical'),
            array_agg(d.similarity) filter (where d.kind <> 'identical'),
            array_agg(d.kind) filter (where d.kind <> 'identical'),
+           array_agg(d.turned) filter (where d.kind <> 'identical'),
            array_agg(d.image_a) filter (where d.kind = 'identical'),
            array_agg(d.image_b) filter (where d.kind = 'identical')
-    into pairs_a, pairs_b, pairs_similarity, pairs_kind, copied, copies
+    into pairs_a, pairs_b, pairs_similarity, pairs_kind, pairs_turned, copied, copies
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
-        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also, duplicate_groups.agree) d;
+        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also,
+        duplicate_groups.agree, duplicate_groups.invariant) d;
+
+    select array_agg(g.picture), array_agg(g.medoid) into pictures, medoids
+    from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g;
+    -- two that a person told apart are not in one group: who was told apart most, and then the later one, leaves
+    select array_agg(least(a.picture, b.picture)), array_agg(greatest(a.picture, b.picture)), array_agg(a.medoid)
+    into apart_a, apart_b, apart_medoids
+    from imgsearch.duplicate_verdict v
+    join imgsearch.content c on c.pixel_sha256 = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
+    join unnest(pictures, medoids) as a (picture, medoid) on a.picture = i.image_id
+    join imgsearch.content d on d.pixel_sha256 = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
+    join unnest(pictures, medoids) as b (picture, medoid) on b.picture = j.image_id and b.medoid = a.medoid
+    where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b;
+    loop
+        select x.picture into leaving
+        from unnest(apart_a || apart_b, apart_medoids || apart_medoids, apart_b || apart_a) as x (picture, medoid, other)
+        where x.picture <> x.medoid and x.picture <> all(left_out) and x.other <> all(left_out)
+        group by x.picture order by count(*) desc, x.picture desc limit 1;
+        exit when not found;
+        left_out := left_out || leaving;
+    end loop;
 
     with grouped as (
-        select g.picture, g.medoid, c.pixel_sha256, coalesce(p.similarity, 1) as similarity
-        from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g
-        join imgsearch.image i on i.image_id = g.picture
-        join imgsearch.content c on c.content_id = i.content_id
-        left join unnest(pairs_a, pairs_b, pairs_similarity) as p (a, b, similarity)
-            on p.a = least(g.picture, g.medoid) and p.b = greatest(g.picture, g.medoid)),
-    -- two that a person told apart are not in one group: the one less like the medoid leaves
-    apart as (
-        select case when (a.picture = a.medoid, a.similarity, b.picture) > (b.picture = b.medoid, b.similarity, a.picture)
-                    then b.picture else a.picture end as picture
-        from imgsearch.duplicate_verdict v
-        join grouped a on a.pixel_sha256 = v.pixels_a
-        join grouped b on b.pixel_sha256 = v.pixels_b and b.medoid = a.medoid
-        where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b),
+        select * from unnest(pictures, medoids) as g (picture, medoid) where g.picture not in (select unnest(left_out))),
     member as (
-        select g.picture, g.medoid from grouped g where g.picture not in (select a.picture from apart a)
+        select * from grouped
         union all
-        select distinct x, x from unnest(copied) x
-        where x not in (select g.picture from grouped g) or x in (select a.picture from apart a))
+        select distinct x, x from unnest(copied) x where x not in (select g.picture from grouped g)),
+    whole as (
+        select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as several
+        from member n)
     select array_agg(x.picture), array_agg(x.medoid) into pictures, medoids
-    from (select w.*, dense_rank() over (order by w.medoid) as place
-          from (select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as whole
-                from member n) w
-          where w.whole and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
+    from (select w.*, dense_rank() over (order by w.medoid) as place from whole w
+          where w.several and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
     where duplicate_groups.k is null or x.place <= duplicate_groups.k;
 
     return query execute format(
@@ -199,7 +226,7 @@ begin
                  where t.pixel_sha256 = c.pixel_sha256 order by t.content_id limit 1) v on true),
          pair as materialized (
              select a.medoid, a.picture as a, b.picture as b,
-                    coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) as similarity
+                    coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) as similarity
              from seen a
              join seen b on b.medoid = a.medoid and b.picture > a.picture
                  and (a.size <= 100 or a.medoid in (a.picture, b.picture))
@@ -221,15 +248,19 @@ begin
              join imgsearch.image i on i.image_id = s.image_id
              join imgsearch.collection l on l.collection_id = i.collection_id
              join imgsearch.content c on c.content_id = i.content_id
+             -- of files with the same pixels none is better for its format or size
+             join (select y.picture, max(z.bytes) as bytes, max(imgsearch._format_rank(z.format)) as format_rank
+                   from shown y join imgsearch.image x on x.image_id = y.image_id
+                   join imgsearch.content z on z.content_id = x.content_id group by y.picture) q on q.picture = s.picture
              cross join lateral (
-                 select imgsearch._worth($10, $11, i.path, c.width, c.height, c.bytes, c.format, i.modified_at,
+                 select imgsearch._worth($10, $11, i.path, c.width, c.height, q.bytes, q.format_rank, i.modified_at,
                                          i.collection_id = any($9)) as worth) w
              window best as (partition by s.medoid order by w.worth desc, s.image_id))
          select r.medoid, r.image_id, r.place = 1 or r.reference,
                 case when r.picture = r.kept_picture then 1
-                     else coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) end,
+                     else coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) end,
                 case when r.place = 1 then null when r.picture = r.kept_picture then ''identical''
-                     else coalesce(p.kind, ''linked'') end,
+                     else coalesce(p.kind, ''linked'') end, p.turned,
                 r.name, r.path, r.width, r.height, r.bytes, r.format,
                 case when r.place = 1 or r.reference then coalesce(
                     (select $13 ->> x.rule
@@ -239,12 +270,12 @@ begin
          from ranked r
          join seen a on a.picture = r.picture
          join seen b on b.picture = r.kept_picture
-         left join unnest($4, $5, $6, $12) as p (a, b, similarity, kind)
+         left join unnest($4, $5, $6, $12, $15) as p (a, b, similarity, kind, turned)
              on p.a = least(r.picture, r.kept_picture) and p.b = greatest(r.picture, r.kept_picture)
          left join whole w on w.medoid = r.medoid
          order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
         using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
               copied, copies, kept_collections, rules, duplicate_groups.prefer,
               pairs_kind, reasons,
-              array['reference'] || rules;
+              array['reference'] || rules, pairs_turned;
 end $$;

@@ -17,7 +17,9 @@ begin
     return query execute format(
         'select x.cluster, count(*) over (partition by x.cluster), i.image_id, x.probability, l.name, i.path, i.external_id
          from imgsearch.cluster x
-         join imgsearch.image i on i.content_id = x.content_id
+         join imgsearch.content s on s.content_id = x.content_id
+         join imgsearch.content c on c.pixel_sha256 = s.pixel_sha256
+         join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
          where x.model_id = $4 and %s
          order by x.cluster is null, 2 desc, x.cluster, x.probability desc, i.image_id',

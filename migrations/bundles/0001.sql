@@ -570,11 +570,10 @@ declare
     contents_only imgsearch.model := m;
     depth integer := 2 * _collapsed.k;
     found imgsearch.match[];
-    earlier integer[];
-    later integer[];
-    near boolean[];
-    answers imgsearch.match[];
+    left_places integer[];
+    place integer;
     beyond boolean;
+    answers imgsearch.match[];
 begin
     if _collapsed.k not between 1 and 1000 then
         raise exception 'k must be 1 to 1000 with collapse, not %', _collapsed.k using errcode = 'PI008',
@@ -585,34 +584,36 @@ begin
         found := array(select s from imgsearch._search(contents_only, query_vector, query_bits, _collapsed.self, depth,
             _collapsed.filter, _collapsed.collection, _collapsed.among, null, _collapsed.exact, null, true,
             _collapsed.ef_search, _collapsed.key) s);
-        execute format(
-            'with seen as materialized (
-                 select n.place::integer as place, c.pixel_sha256, e.embedding
-                 from unnest($1) with ordinality as n (image_id, place)
-                 join imgsearch.image i on i.image_id = n.image_id
-                 join imgsearch.content c on c.content_id = i.content_id
-                 join %s e on e.content_id = i.content_id)
-             select array_agg(a.place order by a.place, b.place), array_agg(b.place order by a.place, b.place)
-             from seen a join seen b on b.place > a.place and a.embedding %s b.embedding <= $2
-             where not exists (
-                 select from imgsearch.duplicate_verdict v
-                 where v.pixels_a = least(a.pixel_sha256, b.pixel_sha256)
-                     and v.pixels_b = greatest(a.pixel_sha256, b.pixel_sha256) and v.verdict = ''rejected'')',
-            m.embeddings, imgsearch._operator(m))
-            into earlier, later
-            using array(select x.image_id from unnest(found) x), (1 - m.near) * imgsearch._distance_scale(m);
-        near := array_fill(false, array[cardinality(found)]);
-        for n in 1 .. coalesce(cardinality(earlier), 0) loop
-            if not near[earlier[n]] then near[later[n]] := true; end if;
-        end loop;
+        left_places := array(select generate_series(1, cardinality(found)));
         answers := '{}';
         beyond := _collapsed.after is null;
-        for n in 1 .. cardinality(found) loop
-            exit when cardinality(answers) = _collapsed.k;
-            if beyond and not near[n] then answers := answers || found[n]; end if;
-            beyond := beyond or found[n].image_id = _collapsed.after;
+        -- the first that is left is an answer, and what is near it goes
+        while cardinality(left_places) > 0 and cardinality(answers) < _collapsed.k loop
+            place := left_places[1];
+            if beyond then answers := answers || found[place]; end if;
+            beyond := beyond or found[place].image_id = _collapsed.after;
+            execute format(
+                'select array_agg(n.place order by n.place)
+                 from unnest($1, $2) as n (place, image_id)
+                 join imgsearch.image i on i.image_id = n.image_id
+                 join imgsearch.content c on c.content_id = i.content_id
+                 join %1$s e on e.content_id = i.content_id,
+                 imgsearch.image j join imgsearch.content d on d.content_id = j.content_id
+                 join %1$s f on f.content_id = j.content_id
+                 where j.image_id = $3 and n.place <> $4 and (e.embedding %2$s f.embedding > $5 or exists (
+                     select from imgsearch.duplicate_verdict v
+                     where v.pixels_a = least(c.pixel_sha256, d.pixel_sha256)
+                         and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256) and v.verdict = ''rejected''))',
+                m.embeddings, imgsearch._operator(m))
+                into left_places
+                using left_places, array(select found[n].image_id from unnest(left_places) n), found[place].image_id, place,
+                      (1 - m.near) * imgsearch._distance_scale(m);
         end loop;
-        exit when cardinality(answers) = _collapsed.k or cardinality(found) < depth or depth = 10000;
+        exit when cardinality(answers) = _collapsed.k or cardinality(found) < depth;
+        if depth = 10000 then
+            raise exception 'the nearest 10,000 images are near-duplicates of % answers', cardinality(answers)
+                using errcode = 'PI006', hint = 'ask for fewer, or without collapse';
+        end if;
         depth := least(4 * depth, 10000);
     end loop;
     if not beyond then
@@ -1111,7 +1112,7 @@ end $$;
 
 -- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
 -- With vectors, in the text form of the column, those are compared instead of the stored ones of what is asked.
--- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 1,000.
+-- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 256.
 create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
@@ -1137,7 +1138,7 @@ declare
     distances double precision[];
     settings text[];
 begin
-    while through_index and cardinality(asked) > 0 and wanted <= 1000 loop
+    while through_index and cardinality(asked) > 0 and wanted <= 256 loop
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
         settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
         execute format(
@@ -1176,7 +1177,9 @@ begin
         'select array_agg(e.content_id order by e.content_id) from %s e
          where ($1 is null or e.content_id = any($1)) and not exists (
              select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
-             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6)', m.embeddings)
+             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6
+                 -- its pairs are those of the content that stands for it, which the caller has to see
+                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.stand_in)))', m.embeddings)
         into result using scope, m.model_id, cut;
     return coalesce(result, '{}');
 end $$;
@@ -1195,12 +1198,17 @@ begin
 end $$;
 
 -- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
--- Returns the threshold down to which pairs are remembered.
+-- Returns the threshold down to which pairs are remembered. Raises PI008 where rows are hidden from the caller, who would
+-- mark as compared with all what was compared with some.
 create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
 language plpgsql volatile as $$
 declare
     remembered double precision;
 begin
+    if row_security_active('imgsearch.image') then
+        raise exception 'pairs are remembered for all, and row-level security hides images from %', current_user using
+            errcode = 'PI008', hint = 'let the owner of the tables run it; imgsearch.duplicates() answers without';
+    end if;
     select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
     if remembered <= cut + 1e-6 then
         return remembered;
@@ -1231,7 +1239,9 @@ begin
         group by 1, 2)
     insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, turned)
     select m.model_id, p.a, p.b, p.similarity, _remember.turned from pair p order by p.a, p.b
-    on conflict do nothing;
+    on conflict on constraint duplicate_pair_pkey do update  -- a low threshold may have met the same two, not turned
+        set similarity = excluded.similarity, turned = excluded.turned
+        where excluded.similarity > duplicate_pair.similarity + 1e-3;
     get diagnostics new_pairs = row_count;
     insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
     select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2
@@ -1317,13 +1327,28 @@ begin
     return coalesce(result, '{}');
 end $$;
 
+-- Pairs that a person accepted, with the similarity that the model has for them.
+create or replace function imgsearch._accepted(m imgsearch.model)
+returns table (content_a bigint, content_b bigint, similarity double precision)
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format(
+        'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
+         from imgsearch.duplicate_verdict v
+         join imgsearch.content a on a.pixel_sha256 = v.pixels_a join %1$s x on x.content_id = a.content_id
+         join imgsearch.content b on b.pixel_sha256 = v.pixels_b join %1$s y on y.content_id = b.content_id
+         where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b', m.embeddings, imgsearch._operator(m))
+        using imgsearch._distance_scale(m)::double precision;
+end $$;
+
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
 -- kinds leaves out the others; also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
--- by its own threshold. after is the last pair of the page before.
+-- by its own threshold. What a person accepted is near. invariant adds pairs that were found turned. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', k integer default null, after bigint[] default null
+    also text[] default null, agree text default 'all', invariant boolean default false, k integer default null,
+    after bigint[] default null
 ) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text,
                  turned text)
 language plpgsql stable parallel unsafe as $$
@@ -1347,14 +1372,19 @@ begin
         raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
             hint = 'all: every model has to find a pair; any: one is enough';
     end if;
-    if not duplicates.kinds <@ array['identical', 'near', 'similar'] then
+    if not duplicates.kinds <@ array['identical', 'near', 'similar'] or cardinality(duplicates.kinds) = 0 then
         raise exception 'unknown kind among: %', duplicates.kinds using errcode = 'PI008',
             hint = 'kinds are identical, near and similar';
+    end if;
+    if duplicates.k < 1 then
+        raise exception 'k must be at least 1, not %', duplicates.k using errcode = 'PI008',
+            hint = 'the pairs of a page; leave it out for all';
     end if;
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
            array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end), array_agg(p.turned)
     into ones, others, similarities, found_kinds, turns
-    from imgsearch._all_pairs(m, cut, scope) p where by_pixels is not true;
+    from imgsearch._all_pairs(m, cut, scope) p
+    where by_pixels is not true and (duplicates.invariant or p.turned is null);
     foreach other_name in array coalesce(duplicates.also, '{}') loop
         other := imgsearch._resolve_model(other_name);
         if duplicates.agree = 'any' then
@@ -1362,7 +1392,8 @@ begin
                    similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
                    turns || array_agg(p.turned)
             into ones, others, similarities, found_kinds, turns
-            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p;
+            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p
+            where duplicates.invariant or p.turned is null;
         else
             execute format(
                 'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind), array_agg(p.turned)
@@ -1374,6 +1405,12 @@ begin
                       (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
         end if;
     end loop;
+    if by_pixels is not true then
+        select ones || array_agg(p.content_a), others || array_agg(p.content_b), similarities || array_agg(p.similarity),
+               found_kinds || array_agg('near'::text), turns || array_agg(null::text)
+        into ones, others, similarities, found_kinds, turns
+        from imgsearch._accepted(m) p;
+    end if;
 
     return query execute format(
         'with scope as materialized (
@@ -1408,8 +1445,15 @@ begin
               duplicates.after, duplicates.k, duplicates.kinds, turns;
     if not found and duplicates.after is not null and not exists (
         select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
-            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree) d
-        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2]) then
+            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree,
+            duplicates.invariant) d
+        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2])
+        and not exists (  -- judged since it was shown
+            select from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
+            join imgsearch.image j on j.image_id = duplicates.after[2] join imgsearch.content d on d.content_id = j.content_id
+            join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256)
+                and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256)
+            where i.image_id = duplicates.after[1] and v.verdict = 'rejected') then
         raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
             hint = 'begin with the first page again';
     end if;
@@ -1436,13 +1480,18 @@ begin
              select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7]) p
              union all
              select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
-             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6),
+             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6 and p.turned is null
+             union all
+             select p.* from imgsearch._accepted($5) p, imgsearch.content q
+             where q.content_id = $4 and exists (
+                 select from imgsearch.content c
+                 where c.content_id in (p.content_a, p.content_b) and c.pixel_sha256 = q.pixel_sha256)),
          near as (
              select c.pixel_sha256, max(p.similarity) as similarity
              from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
          select i.image_id, case when c.pixel_sha256 = q.pixel_sha256 then 1 else n.similarity end,
                 case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
-                     when n.similarity >= $9 then ''near'' else ''similar'' end,
+                     when n.similarity >= $9 or v.verdict = ''accepted'' then ''near'' else ''similar'' end,
                 l.name, i.path, i.external_id, c.width, c.height, c.bytes
          from imgsearch.content q
          join (select pixel_sha256, similarity from near
@@ -1490,10 +1539,17 @@ end $$;
 
 -- Groups of duplicates, without chains, each with the image to keep and why.
 
+-- What a format tells of quality: lossless, then those that are smaller for the same picture, then the others.
+create or replace function imgsearch._format_rank(format text) returns integer
+language sql immutable parallel safe as $$
+    select case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
+                when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
+$$;
+
 -- How much an image deserves to be kept, rule by rule; of two, the one with more at the first rule that tells them apart.
 -- Raises PI008 for an unknown rule.
 create or replace function imgsearch._worth(
-    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format text,
+    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format_rank integer,
     modified_at timestamptz, reference boolean
 ) returns double precision[]
 language plpgsql immutable parallel safe as $$
@@ -1505,9 +1561,7 @@ begin
     foreach rule in array keep loop
         result := result || case rule
             when 'pixels' then width::double precision * height
-            -- what is smaller for the same picture counts more than what is larger
-            when 'lossless' then case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
-                                      when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
+            when 'lossless' then format_rank
             when 'bytes' then bytes
             when 'oldest' then -coalesce(extract(epoch from modified_at), 'infinity')
             when 'newest' then coalesce(extract(epoch from modified_at), '-infinity')
@@ -1613,16 +1667,19 @@ end $$;
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', linkage text default 'medoid', keep text[] default null,
-    prefer text[] default null, reference text[] default null, k integer default null, after bigint default null
-) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
+    also text[] default null, agree text default 'all', invariant boolean default false, linkage text default 'medoid',
+    keep text[] default null, prefer text[] default null, reference text[] default null, k integer default null,
+    after bigint default null
+) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text, turned text,
                  collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
                  minimum double precision, median double precision)
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
-    rules text[] := coalesce(duplicate_groups.keep, array['pixels', 'lossless', 'bytes', 'oldest', 'path']);
+    rules text[] := coalesce(duplicate_groups.keep, case
+        when duplicate_groups.prefer is null then array['pixels', 'lossless', 'bytes', 'oldest', 'path']
+        else array['path', 'pixels', 'lossless', 'bytes', 'oldest'] end);
     reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
                        "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
     kept_collections integer[] := array(
@@ -1631,50 +1688,69 @@ declare
     pairs_b bigint[];
     pairs_similarity double precision[];
     pairs_kind text[];
+    pairs_turned text[];
     copies bigint[];
     copied bigint[];
     pictures bigint[];
     medoids bigint[];
+    apart_a bigint[];
+    apart_b bigint[];
+    apart_medoids bigint[];
+    leaving bigint;
+    left_out bigint[] := '{}';
 begin
     if duplicate_groups.linkage not in ('medoid', 'components') then
         raise exception 'unknown linkage: %', duplicate_groups.linkage using errcode = 'PI008',
             hint = 'medoid: all are like one of them; components: whatever is connected';
     end if;
+    if duplicate_groups.k < 1 then
+        raise exception 'k must be at least 1, not %', duplicate_groups.k using errcode = 'PI008',
+            hint = 'the groups of a page; leave it out for all';
+    end if;
     select array_agg(d.image_a) filter (where d.kind <> 'identical'),
            array_agg(d.image_b) filter (where d.kind <> 'identical'),
            array_agg(d.similarity) filter (where d.kind <> 'identical'),
            array_agg(d.kind) filter (where d.kind <> 'identical'),
+           array_agg(d.turned) filter (where d.kind <> 'identical'),
            array_agg(d.image_a) filter (where d.kind = 'identical'),
            array_agg(d.image_b) filter (where d.kind = 'identical')
-    into pairs_a, pairs_b, pairs_similarity, pairs_kind, copied, copies
+    into pairs_a, pairs_b, pairs_similarity, pairs_kind, pairs_turned, copied, copies
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
-        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also, duplicate_groups.agree) d;
+        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also,
+        duplicate_groups.agree, duplicate_groups.invariant) d;
+
+    select array_agg(g.picture), array_agg(g.medoid) into pictures, medoids
+    from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g;
+    -- two that a person told apart are not in one group: who was told apart most, and then the later one, leaves
+    select array_agg(least(a.picture, b.picture)), array_agg(greatest(a.picture, b.picture)), array_agg(a.medoid)
+    into apart_a, apart_b, apart_medoids
+    from imgsearch.duplicate_verdict v
+    join imgsearch.content c on c.pixel_sha256 = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
+    join unnest(pictures, medoids) as a (picture, medoid) on a.picture = i.image_id
+    join imgsearch.content d on d.pixel_sha256 = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
+    join unnest(pictures, medoids) as b (picture, medoid) on b.picture = j.image_id and b.medoid = a.medoid
+    where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b;
+    loop
+        select x.picture into leaving
+        from unnest(apart_a || apart_b, apart_medoids || apart_medoids, apart_b || apart_a) as x (picture, medoid, other)
+        where x.picture <> x.medoid and x.picture <> all(left_out) and x.other <> all(left_out)
+        group by x.picture order by count(*) desc, x.picture desc limit 1;
+        exit when not found;
+        left_out := left_out || leaving;
+    end loop;
 
     with grouped as (
-        select g.picture, g.medoid, c.pixel_sha256, coalesce(p.similarity, 1) as similarity
-        from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g
-        join imgsearch.image i on i.image_id = g.picture
-        join imgsearch.content c on c.content_id = i.content_id
-        left join unnest(pairs_a, pairs_b, pairs_similarity) as p (a, b, similarity)
-            on p.a = least(g.picture, g.medoid) and p.b = greatest(g.picture, g.medoid)),
-    -- two that a person told apart are not in one group: the one less like the medoid leaves
-    apart as (
-        select case when (a.picture = a.medoid, a.similarity, b.picture) > (b.picture = b.medoid, b.similarity, a.picture)
-                    then b.picture else a.picture end as picture
-        from imgsearch.duplicate_verdict v
-        join grouped a on a.pixel_sha256 = v.pixels_a
-        join grouped b on b.pixel_sha256 = v.pixels_b and b.medoid = a.medoid
-        where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b),
+        select * from unnest(pictures, medoids) as g (picture, medoid) where g.picture not in (select unnest(left_out))),
     member as (
-        select g.picture, g.medoid from grouped g where g.picture not in (select a.picture from apart a)
+        select * from grouped
         union all
-        select distinct x, x from unnest(copied) x
-        where x not in (select g.picture from grouped g) or x in (select a.picture from apart a))
+        select distinct x, x from unnest(copied) x where x not in (select g.picture from grouped g)),
+    whole as (
+        select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as several
+        from member n)
     select array_agg(x.picture), array_agg(x.medoid) into pictures, medoids
-    from (select w.*, dense_rank() over (order by w.medoid) as place
-          from (select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as whole
-                from member n) w
-          where w.whole and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
+    from (select w.*, dense_rank() over (order by w.medoid) as place from whole w
+          where w.several and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
     where duplicate_groups.k is null or x.place <= duplicate_groups.k;
 
     return query execute format(
@@ -1689,7 +1765,7 @@ begin
                  where t.pixel_sha256 = c.pixel_sha256 order by t.content_id limit 1) v on true),
          pair as materialized (
              select a.medoid, a.picture as a, b.picture as b,
-                    coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) as similarity
+                    coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) as similarity
              from seen a
              join seen b on b.medoid = a.medoid and b.picture > a.picture
                  and (a.size <= 100 or a.medoid in (a.picture, b.picture))
@@ -1711,15 +1787,19 @@ begin
              join imgsearch.image i on i.image_id = s.image_id
              join imgsearch.collection l on l.collection_id = i.collection_id
              join imgsearch.content c on c.content_id = i.content_id
+             -- of files with the same pixels none is better for its format or size
+             join (select y.picture, max(z.bytes) as bytes, max(imgsearch._format_rank(z.format)) as format_rank
+                   from shown y join imgsearch.image x on x.image_id = y.image_id
+                   join imgsearch.content z on z.content_id = x.content_id group by y.picture) q on q.picture = s.picture
              cross join lateral (
-                 select imgsearch._worth($10, $11, i.path, c.width, c.height, c.bytes, c.format, i.modified_at,
+                 select imgsearch._worth($10, $11, i.path, c.width, c.height, q.bytes, q.format_rank, i.modified_at,
                                          i.collection_id = any($9)) as worth) w
              window best as (partition by s.medoid order by w.worth desc, s.image_id))
          select r.medoid, r.image_id, r.place = 1 or r.reference,
                 case when r.picture = r.kept_picture then 1
-                     else coalesce(p.similarity, least(1 - (a.embedding %2$s b.embedding) / $3, 1)) end,
+                     else coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) end,
                 case when r.place = 1 then null when r.picture = r.kept_picture then ''identical''
-                     else coalesce(p.kind, ''linked'') end,
+                     else coalesce(p.kind, ''linked'') end, p.turned,
                 r.name, r.path, r.width, r.height, r.bytes, r.format,
                 case when r.place = 1 or r.reference then coalesce(
                     (select $13 ->> x.rule
@@ -1729,14 +1809,14 @@ begin
          from ranked r
          join seen a on a.picture = r.picture
          join seen b on b.picture = r.kept_picture
-         left join unnest($4, $5, $6, $12) as p (a, b, similarity, kind)
+         left join unnest($4, $5, $6, $12, $15) as p (a, b, similarity, kind, turned)
              on p.a = least(r.picture, r.kept_picture) and p.b = greatest(r.picture, r.kept_picture)
          left join whole w on w.medoid = r.medoid
          order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
         using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
               copied, copies, kept_collections, rules, duplicate_groups.prefer,
               pairs_kind, reasons,
-              array['reference'] || rules;
+              array['reference'] || rules, pairs_turned;
 end $$;
 
 -- Groups: products instead of pictures. Images of one group_key are one thing; an image without one stands for itself.
@@ -1894,7 +1974,9 @@ begin
     return query execute format(
         'select x.cluster, count(*) over (partition by x.cluster), i.image_id, x.probability, l.name, i.path, i.external_id
          from imgsearch.cluster x
-         join imgsearch.image i on i.content_id = x.content_id
+         join imgsearch.content s on s.content_id = x.content_id
+         join imgsearch.content c on c.pixel_sha256 = s.pixel_sha256
+         join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
          where x.model_id = $4 and %s
          order by x.cluster is null, 2 desc, x.cluster, x.probability desc, i.image_id',

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from psycopg.rows import dict_row
 
-from pgimgsearch.cli.finding import find_new, find_turned, tell_thresholds, threshold_of, turns_of
+from pgimgsearch.cli.finding import How, find_all, thresholds_told, turns_of
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
@@ -60,6 +60,7 @@ def duplicates(
     invariant: Annotated[
         str | None, typer.Option(help="Find copies that are mirrored, rotated or both: mirror,rotate. Reads the files.")
     ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Forget the pairs that are remembered first.")] = False,
     find: Annotated[
         bool,
         typer.Option(
@@ -76,33 +77,35 @@ def duplicates(
     if context.invoked_subcommand is not None:
         return
     terminal = terminal_of(context)
-    if apply is not None:
+    given = {"apply": apply, "of": of, "pairs": pairs, "plan": plan, "html": html, "trash": trash}
+    _check_together({name for name, value in given.items() if value not in {None, False}})
+    if apply is not None and trash is not None:
         _apply(terminal, apply, trash)
         return
     from pgimgsearch.duplicates.groups import Question
 
     names = model or ["duplicates"]
+    turns = turns_of(invariant, names, agree)
     question = Question(
         model=names[0], threshold=threshold, collection=collection, kinds=kind, also=names[1:], agree=agree,
-        linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
+        invariant=bool(turns), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
         after=None if pairs else _number(after),
     )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [store.get_model(connection, name) for name in names]
-        tell_thresholds(terminal, connection, models, threshold, kind)
+        told = thresholds_told(connection, models, threshold, kind)
+        for line in told:
+            terminal.talk(line)
         if of is not None:
             terminal.show(_copies_of(connection, of, question), OF_COLUMNS)
             return
         if find and kind != ["identical"]:
-            for number, stored in enumerate(models[: 1 if agree == "all" else None]):
-                cut = threshold_of(stored, threshold, kind) if number == 0 else stored.near
-                find_new(terminal, url, stored, cut, method, device, workers)
-                if invariant is not None:
-                    find_turned(terminal, url, stored, cut, turns_of(invariant), device, workers)
+            find_all(terminal, url, models if agree == "any" else models[:1], threshold, kind, turns,
+                     How(method, device, workers, anew))  # fmt: skip
         if pairs:
             _show_pairs(terminal, connection, question, after)
         else:
-            _show_groups(terminal, connection, question, html, plan)
+            _show_groups(terminal, connection, question, html, plan, "; ".join(told))
 
 
 @app.command()
@@ -159,7 +162,7 @@ def _show_pairs(terminal: Terminal, connection: Connection, question: Any, after
 
 
 def _show_groups(
-    terminal: Terminal, connection: Connection, question: Any, html: Path | None, plan: Path | None
+    terminal: Terminal, connection: Connection, question: Any, html: Path | None, plan: Path | None, told: str
 ) -> None:
     from dataclasses import asdict
 
@@ -168,33 +171,36 @@ def _show_groups(
 
     found = groups(connection, question)
     if html is not None:
-        pages = report.write(html, found, f"found by {question.model}; nothing was changed")
+        pages = report.write(html, found, f"Found by {told}. Nothing was changed.")
         terminal.talk(f"written: {', '.join(map(str, pages[:3]))}{' ...' if len(pages) > 3 else ''}")
     if plan is not None:
+        if plan.exists():
+            raise UsageError(f"{plan} exists", hint="apply or remove it first, or choose another name")
         moves = away.plan(found)
         away.write_plan(plan, moves)
         terminal.show([asdict(move) for move in moves], PLAN_COLUMNS)
         terminal.talk(
-            f"{len(moves)} files, {sum(move.bytes for move in moves) / 1e6:.1f} MB, would move; nothing has. "
+            f"{len(moves)} files, {sum(move.bytes for move in moves) / 1e6:.3g} MB, would move; nothing has. "
             f"Read {plan}, delete lines as you like, then: pgimgsearch duplicates --apply {plan} --trash FOLDER"
         )
     else:
         terminal.show([asdict(member) for group in found for member in group], GROUP_COLUMNS)
 
 
-def _apply(terminal: Terminal, plan: Path, trash: Path | None) -> None:
+def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
     from pgimgsearch.duplicates import away
 
-    if trash is None:
-        raise UsageError("--apply needs --trash", hint=f"for example: --apply {plan} --trash ./trash")
+    outcomes = []
     with database_url(terminal.settings) as url, connect(url) as connection:
-        outcomes = list(away.apply(connection, away.read_plan(plan), trash))
+        moves = away.read_plan(plan)
+        try:
+            for outcome in away.apply(connection, moves, trash):
+                outcomes.append(outcome)
+        finally:
+            moved = sum(outcome.outcome == "moved" for outcome in outcomes)
+            terminal.talk(f"{moved} of {len(moves)} moved; to bring them back: pgimgsearch duplicates undo {trash}")
     terminal.show([{"outcome": o.outcome, "location": o.location, "to": o.to} for o in outcomes],
                   ["outcome", "location"])  # fmt: skip
-    moved = sum(outcome.outcome == "moved" for outcome in outcomes)
-    terminal.talk(
-        f"{moved} moved, {len(outcomes) - moved} left; to bring them back: pgimgsearch duplicates undo {trash}"
-    )
     if moved < len(outcomes):
         raise typer.Exit(1)
 
@@ -202,7 +208,7 @@ def _apply(terminal: Terminal, plan: Path, trash: Path | None) -> None:
 def _judge(context: typer.Context, images: list[int], verdict: str | None) -> None:
     terminal = terminal_of(context)
     if len(set(images)) < 2:
-        raise UsageError("give two images or more", hint="for example: pgimgsearch duplicates reject 12 40")
+        raise UsageError("give two images or more", hint="the ids that the table or the gallery shows")
     chosen = sorted(set(images))
     pairs = [(a, b) for place, a in enumerate(chosen) for b in chosen[place + 1 :]]
     with database_url(terminal.settings) as url, connect(url) as connection, connection.transaction():
@@ -210,6 +216,17 @@ def _judge(context: typer.Context, images: list[int], verdict: str | None) -> No
             "select imgsearch.judge_duplicates(%s, %s, %s)", [(a, b, verdict) for a, b in pairs]
         )
     terminal.talk(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} {verdict or 'forgotten'}")
+
+
+def _check_together(given: set[str]) -> None:
+    """Refuse options of which one would be ignored."""
+    if "apply" in given and "trash" not in given:
+        raise UsageError("--apply needs --trash", hint="for example: --apply plan.jsonl --trash ./trash")
+    if "trash" in given and "apply" not in given:
+        raise UsageError("--trash is for --apply", hint="first write a plan: pgimgsearch duplicates --plan plan.jsonl")
+    ways = [f"--{name}" for name in ("apply", "of", "pairs", "plan", "html") if name in given]
+    if len(ways) > 1 and set(ways) != {"--plan", "--html"}:
+        raise UsageError(f"{' and '.join(ways)} do not go together", hint="run one after the other")
 
 
 def _rules(text: str | None) -> list[str] | None:

@@ -1,5 +1,6 @@
 """What ``duplicates`` does before it answers: compare what is new, and say by which thresholds."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from pgimgsearch.cli.terminal import Terminal
@@ -16,18 +17,47 @@ def threshold_of(model: StoredModel, threshold: float | None, kinds: list[str] |
     return model.similar if "similar" in (kinds or []) else model.near
 
 
-def find_new(
-    terminal: Terminal, url: str, model: StoredModel, cut: float | None, method: Any, device: str, workers: int
-) -> None:
-    """Compare what is new; a role that may not write asks without, and everything is found anew each time."""
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to compare what is new."""
+
+    method: Any
+    device: str
+    workers: int
+    anew: bool
+
+
+def find_all(
+    terminal: Terminal, url: str, models: list[StoredModel], threshold: float | None, kinds: list[str] | None,
+    turns: Any, how: How,
+) -> None:  # fmt: skip
+    """Compare what is new with each model, the first by the threshold wanted, the others by their own.
+
+    A role that may not write, or not see all, asks without.
+    """
+    from pgimgsearch.duplicates import remember
+
+    for model in models:
+        cut = threshold_of(model, threshold, kinds) if model is models[0] else model.near
+        with connect(url) as connection:
+            remembers = remember.may_remember(connection)
+            if turns and not remembers:
+                raise UsageError("--invariant has to remember pairs", hint="run it as the owner or a writer")
+            if cut is None or not 0 <= cut <= 1 or not remembers:
+                continue  # SQL says what is wrong
+            if how.anew:
+                remember.forget(connection, model)
+        _find_new(terminal, url, model, cut, how)
+        if turns:
+            _find_turned(terminal, url, model, cut, turns, how)
+
+
+def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how: How) -> None:
     from pgimgsearch.duplicates import find
 
-    with connect(url) as connection:
-        if cut is None or not 0 <= cut <= 1 or not find.may_remember(connection):
-            return
     with terminal.progress(f"compare ({model.name})", None) as bar:
         found = find.find(
-            url, model, cut, method=method, device=device, workers=workers, tell=terminal.talk, progress=bar
+            url, model, cut, method=how.method, device=how.device, workers=how.workers, tell=terminal.talk, progress=bar
         )
     if found.compared:
         terminal.talk(
@@ -38,21 +68,16 @@ def find_new(
         raise InterruptedRun(hint="run the same command again to go on")
 
 
-def find_turned(
-    terminal: Terminal, url: str, stored: StoredModel, cut: float | None, turns: Any, device: str, workers: int
-) -> None:
-    """Compare what was not compared turned yet; needs the model, the files, and the right to remember."""
+def _find_turned(terminal: Terminal, url: str, stored: StoredModel, cut: float, turns: Any, how: How) -> None:
+    """Compare what was not compared turned yet; needs the model and the files."""
     from pgimgsearch.duplicates import turns as turning
-    from pgimgsearch.duplicates.find import may_remember
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.pipeline import register
 
     with connect(url) as connection:
-        if cut is None or not may_remember(connection):
-            raise UsageError("--invariant has to remember pairs", hint="run it as the owner or a writer")
-        model = register.open_model(connection, stored.name, placement=Placement(device))
+        model = register.open_model(connection, stored.name, placement=Placement(how.device))
     with terminal.progress(f"compare turned ({stored.name})", None) as bar:
-        found = turning.find_turned(url, model, cut, turns, workers, bar)
+        found = turning.find_turned(url, model, cut, turns, how.workers, bar)
     if found.compared or found.unreadable:
         terminal.talk(
             f"{found.compared} images compared turned, {found.new_pairs} new pairs; {found.unreadable} files could not "
@@ -62,25 +87,30 @@ def find_turned(
         raise InterruptedRun(hint="run the same command again to go on")
 
 
-def turns_of(text: str) -> Any:
-    """The ways to turn a picture that --invariant names."""
+def turns_of(text: str | None, models: list[str], agree: str) -> Any:
+    """The ways to turn a picture that --invariant names; nothing without."""
     from pgimgsearch.duplicates import turns
 
+    if text is None:
+        return {}
     wanted = {word.strip() for word in text.split(",")}
     if not wanted or wanted - {"mirror", "rotate"}:
         raise UsageError(f"--invariant {text} is not known", hint="mirror, rotate, or mirror,rotate")
+    if len(models) > 1 and agree == "all":
+        raise UsageError("--invariant asks one model, and all shall agree", hint="name one --model, or --agree any")
     return turns.turns_of("mirror" in wanted, "rotate" in wanted)
 
 
-def tell_thresholds(
-    terminal: Terminal, connection: Connection, models: list[StoredModel], threshold: float | None,
-    kinds: list[str] | None,
-) -> None:  # fmt: skip
-    """Say which threshold is used, and whether anybody measured it."""
+def thresholds_told(
+    connection: Connection, models: list[StoredModel], threshold: float | None, kinds: list[str] | None
+) -> list[str]:
+    """A line for each model: which threshold is used, and whether anybody measured it."""
+    lines = []
     for model in models:
-        own = threshold_of(model, None, kinds if model is models[0] else None)
+        mine = threshold if model is models[0] else None
+        cut = threshold_of(model, mine, kinds if model is models[0] else None)
         calibrated = calibration_of(connection, model)
-        if threshold is not None and model is models[0]:
+        if mine is not None:
             said = "as you say"
         elif calibrated is None:
             said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
@@ -89,6 +119,6 @@ def tell_thresholds(
                 f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
                 f"on {calibrated.calibrated_at:%Y-%m-%d}"
             )
-        cut = threshold if threshold is not None and model is models[0] else own
         if cut is not None:
-            terminal.talk(f"model {model.name}, threshold {cut:.4g}, {said}")
+            lines.append(f"model {model.name}, threshold {cut:.4g}, {said}")
+    return lines

@@ -5,18 +5,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from psycopg import errors as pg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.groups import Member
-from pgimgsearch.errors import DatabaseError, SourceError
+from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from pgimgsearch.pipeline.scan import is_url
 
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
@@ -46,7 +47,11 @@ class Outcome:
 
 
 def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
-    """What may go: each image but the keepers that is a duplicate of the best of its group by itself."""
+    """What may go: each image but the keepers that is a duplicate of the best of its group by itself.
+
+    A file that a keeper shows too, from another collection, stays.
+    """
+    kept = {os.path.realpath(member.location) for group in groups for member in group if member.keeper}
     return [
         Move(
             member.image_id, member.location, member.sha256, member.bytes, str(member.kind),
@@ -54,42 +59,52 @@ def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
         )
         for group in groups
         for member in group
-        if not member.keeper and member.kind != "linked"
+        if not member.keeper and member.kind != "linked" and os.path.realpath(member.location) not in kept
     ]  # fmt: skip
 
 
 def write_plan(path: Path, moves: Sequence[Move]) -> None:
-    """Write a plan, a line for each file; lines may be deleted by hand."""
-    path.write_text("".join(json.dumps(asdict(move), ensure_ascii=False) + "\n" for move in moves), "utf-8")
+    """Write a plan, a line for each file; lines may be deleted by hand. An earlier one is not written over."""
+    with path.open("x", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(move)) + "\n" for move in moves)
 
 
 def read_plan(path: Path) -> list[Move]:
     """Read a plan; raises SourceError where it is none."""
-    try:
-        return [Move(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise SourceError(
-            f"{path} is no plan: {error}", hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl"
-        ) from error
+    moves = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                moves += [Move(**json.loads(line))] if line.strip() else []
+            except (ValueError, TypeError) as error:
+                raise SourceError(
+                    f"{path}, line {number} is no line of a plan",
+                    hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl",
+                ) from error
+    return moves
 
 
 def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterator[Outcome]:
     """Move copies into the trash folder and drop their images; yields what became of each.
 
-    Nothing is moved whose bytes are not those of the plan, or whose keeper is not there any more.
+    Nothing is moved whose bytes are not those of the plan, or whose keeper, if it is a file, is not there any more.
     """
     with _alone(connection):
+        _check_trash(connection, trash)
         trash.mkdir(parents=True, exist_ok=True)
         going = {move.location for move in moves}
         with (trash / UNDO).open("a", encoding="utf-8") as undo:
+            undo.write("\n")  # a line that a crash tore ends here
             for move in moves:
                 image = _image(connection, move)
-                problem = _problem(move, going) if image else "the database knows it no longer"
+                problem = (
+                    _problem(move, going) if image else "the database knows it no longer: moved before, or changed"
+                )
                 if problem is not None or image is None:
                     yield Outcome(move.location, str(problem))
                     continue
                 to = _free(trash / Path(move.location).relative_to(Path(move.location).anchor))
-                _write_line(undo, {"from": move.location, "to": str(to), "image": image})
+                _write_line(undo, {"from": move.location, "to": str(to.relative_to(trash)), "image": image})
                 try:
                     with connection.transaction():
                         connection.execute("delete from imgsearch.image where image_id = %s", [move.image_id])
@@ -107,18 +122,41 @@ def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
     if not path.is_file():
         raise SourceError(f"there is no {path}", hint="name the folder that --trash named")
     with _alone(connection):
-        for line in reversed(path.read_text("utf-8").splitlines()):  # a name may have been taken twice
-            entry = json.loads(line)
-            source, target = Path(entry["to"]), Path(entry["from"])
-            if not source.exists():
-                continue  # brought back before, or never moved
-            if target.exists():
-                yield Outcome(entry["from"], "there is a file of that name again", entry["to"])
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for line in reversed(path.read_text("utf-8").split("\n")):  # a name may have been taken twice
+            if line.strip():
+                yield from _undo_line(connection, trash, line)
+
+
+def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outcome]:
+    try:
+        entry = json.loads(line)
+        source, target, image = trash / entry["to"], Path(entry["from"]), entry["image"]
+    except (ValueError, KeyError, TypeError):
+        yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
+        return
+    if source.exists() and target.exists():
+        yield Outcome(entry["from"], "there is a file of that name again", str(source))
+    elif source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with connection.transaction():
+            _restore(connection, image)
             _move(source, target)
-            _restore(connection, entry["image"])
-            yield Outcome(entry["from"], "restored")
+        yield Outcome(entry["from"], "restored")
+    elif not target.exists():
+        yield Outcome(entry["from"], "it is not in the trash any more", str(source))
+
+
+def _check_trash(connection: Connection, trash: Path) -> None:
+    """A trash inside a collection would be ingested as new pictures."""
+    rows = connection.execute("select name, root from imgsearch.collection where root like '/%'").fetchall()
+    here = Path(os.path.realpath(trash))
+    for name, root in rows:
+        inside = here.is_relative_to(os.path.realpath(root)) and here.relative_to(os.path.realpath(root)).parts
+        if inside is not False and not any(part.startswith(".") for part in inside):
+            raise UsageError(
+                f"{trash} is inside of collection {name}, which would take in what is moved there",
+                hint="name a folder elsewhere, or a hidden one, which is left out: --trash ./.trash",
+            )
 
 
 def _problem(move: Move, going: set[str]) -> str | None:
@@ -129,7 +167,7 @@ def _problem(move: Move, going: set[str]) -> str | None:
         return "the plan moves its keeper too"
     found = _digest(move.location)
     if found is None:
-        return "the file is gone"
+        return "the file is gone, or has a name that is not UTF-8"
     if found != move.sha256:
         return "the file has changed"
     if not is_url(move.keeper) and _digest(move.keeper) != move.keeper_sha256:
@@ -162,7 +200,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _write_line(file: Any, entry: dict[str, Any]) -> None:
-    file.write(json.dumps(entry, default=_plain, ensure_ascii=False) + "\n")
+    file.write(json.dumps(entry, default=_plain) + "\n")
     file.flush()
     os.fsync(file.fileno())
 
@@ -176,8 +214,8 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select l.name as collection, i.path, i.external_id, i.modified_at, i.group_key, i.caption, i.metadata, "
-            "c.content_id, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format "
+            "select i.image_id, i.added_at, l.name as collection, i.path, i.external_id, i.modified_at, i.group_key, "
+            "i.caption, i.metadata, c.content_id, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],
@@ -187,11 +225,12 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
 
 
 def _drop_orphan(connection: Connection, image: dict[str, Any]) -> None:
-    connection.execute(
-        "delete from imgsearch.content c where c.content_id = %s "
-        "and not exists (select from imgsearch.image i where i.content_id = c.content_id)",
-        [image["content_id"]],
-    )
+    with suppress(pg.ForeignKeyViolation):  # another session took it up, or shows it where we may not look
+        connection.execute(
+            "delete from imgsearch.content c where c.content_id = %s "
+            "and not exists (select from imgsearch.image i where i.content_id = c.content_id)",
+            [image["content_id"]],
+        )
 
 
 def _restore(connection: Connection, image: dict[str, Any]) -> None:
@@ -200,10 +239,11 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
         "  insert into imgsearch.content as c (sha256, pixel_sha256, bytes, width, height, format) values "
         "  (decode(%(sha256)s, 'hex'), decode(%(pixel_sha256)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
         "  on conflict (sha256) do update set bytes = c.bytes returning c.content_id) "
-        "insert into imgsearch.image (content_id, collection_id, path, external_id, modified_at, group_key, caption, "
-        "metadata) select n.content_id, l.collection_id, %(path)s, %(external_id)s, %(modified_at)s::timestamptz, "
-        "%(group_key)s, %(caption)s, %(metadata)s from content n, imgsearch.collection l "
-        "where l.name = %(collection)s on conflict (collection_id, path) do nothing",
+        "insert into imgsearch.image (image_id, added_at, content_id, collection_id, path, external_id, modified_at, "
+        "group_key, caption, metadata) overriding system value select %(image_id)s, %(added_at)s::timestamptz, "
+        "n.content_id, l.collection_id, %(path)s, %(external_id)s, %(modified_at)s::timestamptz, %(group_key)s, "
+        "%(caption)s, %(metadata)s from content n, imgsearch.collection l "
+        "where l.name = %(collection)s on conflict do nothing",
         image | {"metadata": Jsonb(image["metadata"])},
     )
 

@@ -16,7 +16,7 @@ from pgimgsearch.duplicates.trial import Progress
 from pgimgsearch.errors import ModelError
 from pgimgsearch.pipeline.loaded import LoadedModel
 
-CHECKED = 500  # of the hardest pairs, whether they are copies that nobody marked
+CHECKED, RARE = 250, 0.02  # of the hardest pairs, whether they are copies that nobody marked; until hardly any is
 LEAST_PICTURES = 20
 SEED = 20
 
@@ -73,7 +73,10 @@ def calibrate(connection: Connection, model: LoadedModel, wish: Wish, progress: 
     sample = contents[order[: wish.compared]]
     pairs, similarities, histogram = trial.hardest_pairs(connection, model.stored, contents, sample)
     copies = np.zeros(len(pairs), bool)
-    copies[:CHECKED] = trial.are_copies(connection, pairs[:CHECKED])
+    for start in range(0, len(pairs), CHECKED):  # on and on, while there are any
+        copies[start : start + CHECKED] = trial.are_copies(connection, pairs[start : start + CHECKED])
+        if copies[start : start + CHECKED].mean() < RARE:
+            break
     negatives = Negatives(
         images=len(contents),
         seen=1 - (1 - len(sample) / len(contents)) ** 2,

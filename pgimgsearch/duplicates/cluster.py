@@ -42,7 +42,7 @@ def cluster(
             "neighbours",
             hint=f"ingest more: pgimgsearch ingest DIR --model {model.name}; or give smaller --neighbours and --least",
         )
-    if collection is not None or len(contents) <= FEW or model.index_method == "none":
+    if len(contents) <= FEW or model.index_method == "none":
         places, distances = _exactly(connection, model, contents, neighbours, progress)
     else:
         places, distances = _through_index(connection, model, contents, neighbours, progress)
@@ -99,8 +99,8 @@ def _exactly(
     parts = [(ids, unit_rows(vectors, model.storage)) for ids, vectors in read_vectors(connection, model)]
     ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(ids)
-    chosen = order[np.searchsorted(ids[order], contents)]
-    rows = vectors[chosen]
+    chosen = order[np.minimum(np.searchsorted(ids[order], contents), len(ids) - 1)]
+    rows = vectors[chosen]  # of one that was removed meanwhile another's, which is not saved
     places, distances = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
     for start in range(0, len(rows), TILE):
         tile = similarity(rows[start : start + TILE] @ rows.T, model.storage)
@@ -127,6 +127,7 @@ def _through_index(
         known = (neighbour < len(contents)) & (contents[np.minimum(neighbour, len(contents) - 1)] == found[:, 1])
         row, neighbour, distance = row[known], neighbour[known], found[known, 2]
         column = np.arange(len(row)) - np.searchsorted(row, row)
-        places[row, column], distances[row, column] = neighbour, distance
+        fits = column < k  # one more came where the picture itself was not among its nearest
+        places[row[fits], column[fits]], distances[row[fits], column[fits]] = neighbour[fits], distance[fits]
         progress(min(start + BLOCK, len(contents)), len(contents))
     return places, distances

@@ -1,26 +1,24 @@
 """All pairs above a threshold, remembered: new images against all, by the index or by all products."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.index import MEGABYTE, machine_memory
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import DatabaseError, ModelError, UsageError
+from pgimgsearch.duplicates import remember
+from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.products import CpuProducts, hold, settle_device
 from pgimgsearch.pipeline.copy_out import read_vectors
-from pgimgsearch.pipeline.likeness import product, similarity
+from pgimgsearch.pipeline.likeness import product, similarity, unit_rows
 from pgimgsearch.pipeline.stages import ordered_map, stop_signals
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
@@ -29,6 +27,8 @@ ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG = 20  # seconds from which it is worth to look for a GPU
 MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
+
+SOME = 50  # images, of which a quarter of all pairs alike makes none either
 
 Method = Literal["auto", "index", "exact"]
 Tell = Callable[[str], None]
@@ -51,11 +51,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """All vectors of a model: ``ids`` (n,) content_id, in order, ``vectors`` (n, dim) float16, ``norms`` (n,)."""
+    """All vectors of a model: ``ids`` (n,) content_id, ``vectors`` (n, dim) float16 of length one."""
 
     ids: NDArray[np.int64]
     vectors: NDArray[np.float16]
-    norms: NDArray[np.float32]
 
 
 def find(
@@ -67,10 +66,10 @@ def find(
     What is finished is committed, so an interrupted scan goes on where it was.
     """
     start = time.perf_counter()
-    with connect(url) as connection, locked(connection, model), stop_signals() as stopped:
-        cut = _begin(connection, model, threshold)
-        fresh = _unscanned(connection, model, cut)
-        before = _count_pairs(connection, model)
+    with connect(url) as connection, remember.locked(connection, model), stop_signals() as stopped:
+        cut = remember.begin(connection, model, threshold)
+        fresh = remember.unscanned(connection, model, cut)
+        before = remember.count_pairs(connection, model)
         chosen, device = _plan(connection, model, cut, fresh, method, device, workers, tell)
         progress(0, len(fresh))
         if chosen == "exact":
@@ -78,47 +77,21 @@ def find(
         else:
             steps = _through_index(url, model, cut, fresh, workers)
         compared = 0
-        for number in steps:
-            compared += number
-            progress(compared, len(fresh))
-            _check_sense(connection, model, before, compared, cut)
-            if stopped.is_set():
-                steps.close()
-                break
-        pairs = _count_pairs(connection, model)
+        try:
+            for number in steps:
+                compared += number
+                progress(compared, len(fresh))
+                _check_sense(model, remember.count_pairs(connection, model) - before, compared, cut)
+                if stopped.is_set():
+                    steps.close()
+                    break
+        except UsageError:
+            remember.forget(connection, model)
+            raise
+        pairs = remember.count_pairs(connection, model)
     return Found(
         model.name, cut, compared, pairs - before, pairs, chosen, time.perf_counter() - start, compared < len(fresh)
     )
-
-
-def may_remember(connection: Connection) -> bool:
-    """Whether this role may write pairs; a reader's are found anew each time."""
-    row = connection.execute("select has_table_privilege('imgsearch.duplicate_pair', 'insert')").fetchone()
-    return row == (True,)
-
-
-def _begin(connection: Connection, model: StoredModel, threshold: float) -> float:
-    row = connection.execute(
-        "select imgsearch._begin_scan(m, %s) from imgsearch.model m where m.model_id = %s", [threshold, model.model_id]
-    ).fetchone()
-    assert row is not None
-    return float(row[0])
-
-
-def _unscanned(connection: Connection, model: StoredModel, cut: float) -> list[int]:
-    row = connection.execute(
-        "select imgsearch._unscanned(m, %s) from imgsearch.model m where m.model_id = %s", [cut, model.model_id]
-    ).fetchone()
-    assert row is not None
-    return list(row[0])
-
-
-def _count_pairs(connection: Connection, model: StoredModel) -> int:
-    row = connection.execute(
-        "select count(*) from imgsearch.duplicate_pair where model_id = %s", [model.model_id]
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def _plan(
@@ -145,9 +118,9 @@ def _plan(
         return "exact", settle_device(device)
     if method == "index" or not fits or len(fresh) <= FEW:
         return "index", "cpu"
-    _scan(connection, model, cut, fresh[:TRIED])  # to warm up
+    remember.scan(connection, model, cut, fresh[:TRIED])  # to warm up
     start = time.perf_counter()
-    _scan(connection, model, cut, fresh[TRIED : 2 * TRIED])
+    remember.scan(connection, model, cut, fresh[TRIED : 2 * TRIED])
     by_index = (time.perf_counter() - start) / TRIED * len(fresh) / workers
     exactly = rows / ROWS_READ_A_SECOND + _product_seconds(model.dim) * rows * len(fresh) * (
         0.5 if len(fresh) == rows else 1
@@ -164,7 +137,7 @@ def _plan(
 def _product_seconds(dim: int) -> float:
     """Seconds for one product of two vectors, one of very many at once, on this machine."""
     part = np.ones((2048, dim), np.float16)
-    products = CpuProducts(part, np.ones(2048, np.float32))
+    products = CpuProducts(part)
     products.above(slice(0, 2048), slice(0, 2048), np.inf)
     start = time.perf_counter()
     products.above(slice(0, 2048), slice(0, 2048), np.inf)
@@ -183,7 +156,7 @@ def _through_index(
 
         def scan(block: list[int]) -> int:
             with connections.connection() as connection:
-                _scan(connection, model, cut, block)
+                remember.scan(connection, model, cut, block)
             return len(block)
 
         yield from ordered_map(threads, scan, blocks, 2 * workers)
@@ -200,19 +173,21 @@ def _exactly(
     new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
     order = slice(None) if new.all() else np.argsort(~new, kind="stable")
     ids, number = matrix.ids[order], int(new.sum())
-    products = hold(matrix.vectors[order], matrix.norms[order], device)
+    products = hold(matrix.vectors[order], device)
     del matrix
     least = product(cut, model.storage)
     for start in range(0, number, products.tile):
         rows = slice(start, min(start + products.tile, number))
-        ones, others, similarities = [], [], []
+        ones: list[NDArray[np.int64]] = []
+        others, similarities = [], []
         for first in range(start, len(ids), products.tile):
+            _check_sense(model, sum(len(part) for part in ones), rows.stop, cut)
             a, b, found = products.above(rows, slice(first, first + products.tile), least)
             once = a < b if first == start else slice(None)
             ones.append(ids[a[once]])
             others.append(ids[b[once]])
             similarities.append(similarity(found[once], model.storage))
-        _remember(
+        remember.keep(
             connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
             np.minimum(np.concatenate(similarities), 1).tolist(),
         )  # fmt: skip
@@ -220,67 +195,27 @@ def _exactly(
 
 
 def _read(connection: Connection, model: StoredModel) -> Matrix:
-    """All vectors of a model in half precision, as they are stored by default."""
+    """All vectors of a model in half precision, once they have length one."""
     most = store.count_embeddings(connection, model) + SPARE_ROWS
-    matrix = Matrix(np.empty(most, np.int64), np.empty((most, model.dim), np.float16), np.empty(most, np.float32))
+    matrix = Matrix(np.empty(most, np.int64), np.empty((most, model.dim), np.float16))
     rows = 0
     for ids, vectors in read_vectors(connection, model):
         part = slice(rows, rows + len(ids))
         if part.stop > most:  # what came meanwhile is for the next scan
             break
-        matrix.ids[part], matrix.vectors[part] = ids, vectors
-        matrix.norms[part] = np.linalg.norm(vectors, axis=1)
+        matrix.ids[part], matrix.vectors[part] = ids, unit_rows(vectors, model.storage)
         rows = part.stop
-    return Matrix(matrix.ids[:rows], matrix.vectors[:rows], matrix.norms[:rows])
+    return Matrix(matrix.ids[:rows], matrix.vectors[:rows])
 
 
-# What another session removes or writes meanwhile is no reason to give up.
-patient = retry(
-    retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure, pg.ForeignKeyViolation)),
-    stop=stop_after_attempt(5), wait=wait_random(0.05, 0.5), reraise=True,
-)  # fmt: skip
-
-
-@patient
-def _scan(connection: Connection, model: StoredModel, cut: float, contents: list[int]) -> None:
-    connection.execute(
-        "select imgsearch._scan(m, %s, %s) from imgsearch.model m where m.model_id = %s",
-        [cut, contents, model.model_id],
-    )
-
-
-@patient
-def _remember(
-    connection: Connection, model: StoredModel, scanned: list[int], ones: list[int], others: list[int],
-    similarities: list[float],
-) -> None:  # fmt: skip
-    connection.execute(
-        "select imgsearch._remember(m, %s, %s::bigint[], %s::bigint[], %s::float8[]) from imgsearch.model m "
-        "where m.model_id = %s",
-        [scanned, ones, others, similarities, model.model_id],
-    )
-
-
-def _check_sense(connection: Connection, model: StoredModel, before: int, compared: int, cut: float) -> None:
-    new = _count_pairs(connection, model) - before
-    if new > MOST_PAIRS * max(compared, 1000):
+def _check_sense(model: StoredModel, new_pairs: int, compared: int, cut: float) -> None:
+    """Refuse a threshold at which everything is alike; below the model's own that may be of a few images, too."""
+    low = model.near is not None and cut < min(model.near, model.similar or model.near) - 1e-6
+    if new_pairs > MOST_PAIRS * max(compared, 1000) or (
+        low and compared >= SOME and new_pairs > compared * (compared - 1) / 8
+    ):
         raise UsageError(
-            f"{new} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no threshold "
-            "for duplicates",
+            f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
+            "threshold for duplicates; what was remembered is forgotten",
             hint=f"measure one: pgimgsearch models calibrate {model.name}; or give a higher --threshold",
         )
-
-
-@contextmanager
-def locked(connection: Connection, model: StoredModel) -> Iterator[None]:
-    """One scan of a model at a time."""
-    key = ["pgimgsearch.duplicates", model.model_id]
-    if connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", key).fetchone() != (True,):
-        raise DatabaseError(
-            f"another scan for duplicates with {model.name} is running", hint="wait for it, or stop it with Ctrl-C"
-        )
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", key)

@@ -20,6 +20,7 @@ class Question:
     kinds: list[str] | None = None
     also: list[str] | None = None
     agree: str = "all"
+    invariant: bool = False
     linkage: str = "medoid"
     keep: list[str] | None = None
     prefer: list[str] | None = None
@@ -37,6 +38,7 @@ class Member:
     keeper: bool
     similarity: float | None
     kind: str | None
+    turned: str | None
     collection: str
     path: str
     width: int
@@ -60,12 +62,14 @@ def groups(connection: Connection, question: Question) -> list[list[Member]]:
     rows = (
         connection.cursor(row_factory=class_row(Member))
         .execute(
-            "select g.group_id, g.image_id, g.keeper, g.similarity, g.kind, g.collection_name as collection, g.path, "
+            "select g.group_id, g.image_id, g.keeper, g.similarity, g.kind, g.turned, "
+            "g.collection_name as collection, g.path, "
             "g.width, g.height, g.bytes, g.format, g.reason, g.minimum, g.median, l.root, "
             "encode(c.sha256, 'hex') as sha256 "
             "from imgsearch.duplicate_groups(threshold => %(threshold)s, model => %(model)s, "
             "collection => %(collection)s, kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, "
-            "linkage => %(linkage)s, keep => %(keep)s, prefer => %(prefer)s, reference => %(reference)s, k => %(k)s, "
+            "invariant => %(invariant)s, linkage => %(linkage)s, keep => %(keep)s, prefer => %(prefer)s, "
+            "reference => %(reference)s, k => %(k)s, "
             "after => %(after)s) with ordinality as g "
             "join imgsearch.image i on i.image_id = g.image_id "
             "join imgsearch.content c on c.content_id = i.content_id "
@@ -85,7 +89,8 @@ def pairs(connection: Connection, question: Question, after: list[int] | None) -
             "select d.image_a, d.image_b, d.similarity, d.kind, d.verdict, d.turned, "
             "a.path as path_a, b.path as path_b "
             "from imgsearch.duplicates(threshold => %(threshold)s, model => %(model)s, collection => %(collection)s, "
-            "kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, k => %(k)s, after => %(after)s) "
+            "kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, invariant => %(invariant)s, "
+            "k => %(k)s, after => %(after)s) "
             "with ordinality as d "
             "join imgsearch.image a on a.image_id = d.image_a join imgsearch.image b on b.image_id = d.image_b "
             "order by d.ordinality",

@@ -51,7 +51,7 @@ def threshold(positives: Similarities, negatives: Negatives, copies: float, prec
     Raises ModelError where no threshold reaches it, saying whether images or the model fall short.
     """
     tried = np.linspace(0, 1, STEPS + 1)
-    tried = tried[tried >= negatives.floor]
+    tried = tried[tried > negatives.floor]  # of pairs at the floor some may have been left out
     counts = negatives.counts(tried)
     at_most = upper(counts) / negatives.seen
     recall = np.mean([(similarities[:, None] >= tried).mean(axis=0) for similarities in positives.values()], axis=0)
@@ -92,6 +92,7 @@ def _short(negatives: Negatives, recall: float, copies: float, precision: float,
     return ModelError(
         f"at no threshold are the pairs copies with a precision of {precision}: the best is {best:.3f}, as pictures "
         "that are no copies are as similar as copies are",
-        hint="look at the hardest pairs with --html, accept those that are copies, and try again; or use a model made "
-        "for copies: pdq, sscd-disc-mixup",
+        hint="copies that nobody marked look like this too: see the hardest pairs with --html, and accept the copies, "
+        "several at once: pgimgsearch duplicates accept 12 40 41; or take a model made for copies, such as "
+        "sscd-disc-mixup",
     )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgimgsearch.duplicates.groups import Member
+from pgimgsearch.pipeline.decode import register_formats
+from pgimgsearch.pipeline.scan import is_url
 from pgimgsearch.pipeline.thumbnail import data_address
 
 GROUPS_A_PAGE = 50
@@ -35,8 +37,10 @@ def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list
     """Write ``path`` and, beyond 50 groups, ``path-2`` and so on beside it. Returns all of them."""
     count = max(1, -(-len(groups) // GROUPS_A_PAGE))
     paths = [path if n == 0 else path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(count)]
-    spare = sum(member.bytes for group in groups for member in group if not member.keeper)
-    title = f"{len(groups)} groups of duplicates, {spare / 1e6:.1f} MB beside the keepers"
+    register_formats()
+    spare = sum(m.bytes for group in groups for m in group if not m.keeper and m.kind != "linked")
+    number_of = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
+    title = f"{number_of} of duplicates, {spare / 1e6:.3g} MB beside the keepers"
     for number, page in enumerate(paths):
         part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
         body = "\n".join(map(_group, part)) or "<p>None were found.</p>"
@@ -67,20 +71,26 @@ def _group(members: Sequence[Member]) -> str:
         f'<section id="g{first.group_id}"><h2>Group {first.group_id}: {len(members)} images '
         f"<small>similarity of its pictures: least {first.minimum:.3f}, median {first.median:.3f}</small></h2>"
         f'<div class="row">{figures}</div>{more}'
-        f"<p><code>pgimgsearch duplicates reject {' '.join(str(member.image_id) for member in members[:2])}</code></p>"
-        "</section>"
+        f"<p>Not the same picture? <code>pgimgsearch duplicates reject {_ids(members)}</code></p></section>"
     )
+
+
+def _ids(members: Sequence[Member]) -> str:
+    """The keeper and one that is not identical to it, as a verdict on equal pixels is on all of their copies."""
+    other = next((member for member in members[1:] if member.kind != "identical"), members[1])
+    return f"{members[0].image_id} {other.image_id}"
 
 
 def _figure(member: Member) -> str:
     said = f"{member.reason}" if member.keeper else f"similarity {_number(member.similarity)}"
-    badge = "keep" if member.keeper else str(member.kind)
+    badge = "keep" if member.keeper else f"{member.kind}{f', {member.turned}' if member.turned else ''}"
+    gone = "" if is_url(member.location) or Path(member.location).exists() else "<br>the file is gone"
     facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
     picture = data_address(Path(member.location))
     return (
         f'<figure{" class=keep" if member.keeper else ""}><img loading="lazy" alt="{html.escape(member.path)}" '
         f'src="{picture}"><figcaption><b>{html.escape(badge)}</b> {html.escape(said)}<br>{html.escape(facts)}<br>'
-        f"{html.escape(member.collection)}: {html.escape(member.path)} <small>(image {member.image_id})</small>"
+        f"{html.escape(member.collection)}: {html.escape(member.path)} <small>(image {member.image_id})</small>{gone}"
         "</figcaption></figure>"
     )
 

@@ -150,7 +150,7 @@ def images(connection: Connection, contents: Sequence[int]) -> dict[int, tuple[i
 def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
     rows = connection.execute(
         "select v.verdict from unnest(%s::bigint[], %s::bigint[]) with ordinality as p (a, b, place) "
-        "join imgsearch.content c on c.content_id = p.a join imgsearch.content d on d.content_id = p.b "
+        "left join imgsearch.content c on c.content_id = p.a left join imgsearch.content d on d.content_id = p.b "
         "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256) "
         "and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256) order by p.place",
         [pairs[:, 0].tolist(), pairs[:, 1].tolist()],

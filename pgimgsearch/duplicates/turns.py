@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL.Image import Transpose
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.duplicates.find import Progress, locked, patient
+from pgimgsearch.duplicates.find import Progress
+from pgimgsearch.duplicates.remember import begin, locked, patient
 from pgimgsearch.duplicates.trial import images
 from pgimgsearch.models.batches import Batches
 from pgimgsearch.models.encoder import SkippedPicture
@@ -51,7 +52,8 @@ def find_turned(
 ) -> Turned:
     """Compare what was compared upright and not turned yet; after ``find``. What is finished is committed.
 
-    What cannot be read now is counted, and tried again the next time.
+    It goes down to the threshold to which pairs are remembered, so that no later run has to ask again. What cannot be
+    read now is counted, and tried again the next time.
     """
     limit_pixels(Options().max_pixels)
     register_formats()
@@ -63,6 +65,7 @@ def find_turned(
         stop_signals() as stopped,
         ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads,
     ):
+        threshold = begin(connection, model.stored, threshold)
         contents = _unturned(connection, model, list(turns))
         for start in range(0, len(contents), BLOCK):
             block = images(connection, contents[start : start + BLOCK])

@@ -12,7 +12,7 @@ Above = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
 class Products(Protocol):
-    """Vectors held in half precision and multiplied in single; ``tile`` is how many rows go well at once."""
+    """Vectors of length one, held in half precision, multiplied in single; ``tile`` rows go well at once."""
 
     tile: int
 
@@ -21,21 +21,18 @@ class Products(Protocol):
 
 
 class CpuProducts:
-    """By NumPy. ``vectors`` is (n, dim) float16, ``norms`` (n,) float32, by which they are divided."""
+    """By NumPy. ``vectors`` is (n, dim) float16."""
 
     tile = 2048
 
-    def __init__(self, vectors: NDArray[np.float16], norms: NDArray[np.float32]) -> None:
-        self.vectors, self.norms = vectors, norms
+    def __init__(self, vectors: NDArray[np.float16]) -> None:
+        self.vectors = vectors
 
     def above(self, rows: slice, columns: slice, cut: float) -> Above:
         """See Products."""
-        products = self._unit(rows) @ self._unit(columns).T
+        products = self.vectors[rows].astype(np.float32) @ self.vectors[columns].astype(np.float32).T
         found = np.nonzero(products >= cut)
         return found[0] + rows.start, found[1] + columns.start, products[found]
-
-    def _unit(self, part: slice) -> NDArray[np.float32]:
-        return np.asarray(self.vectors[part].astype(np.float32) / self.norms[part, None])
 
 
 class TorchProducts:
@@ -43,26 +40,22 @@ class TorchProducts:
 
     tile = 16_384
 
-    def __init__(self, vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str) -> None:
+    def __init__(self, vectors: NDArray[np.float16], device: str) -> None:
         import torch
 
-        self.vectors = torch.from_numpy(vectors).to(device)
-        self.norms = torch.from_numpy(norms).to(device)
+        self.vectors: Any = torch.from_numpy(vectors).to(device)
 
     def above(self, rows: slice, columns: slice, cut: float) -> Above:
         """See Products."""
-        products = self._unit(rows) @ self._unit(columns).T
+        products = self.vectors[rows].float() @ self.vectors[columns].float().T
         found = (products >= cut).nonzero(as_tuple=True)
         values = products[found].cpu().numpy()
         return found[0].cpu().numpy() + rows.start, found[1].cpu().numpy() + columns.start, values
 
-    def _unit(self, part: slice) -> Any:
-        return self.vectors[part].float() / self.norms[part, None]
 
-
-def hold(vectors: NDArray[np.float16], norms: NDArray[np.float32], device: str) -> Products:
+def hold(vectors: NDArray[np.float16], device: str) -> Products:
     """Hold vectors where they are to be multiplied."""
-    return CpuProducts(vectors, norms) if device == "cpu" else TorchProducts(vectors, norms, device)
+    return CpuProducts(vectors) if device == "cpu" else TorchProducts(vectors, device)
 
 
 def settle_device(device: str) -> str:

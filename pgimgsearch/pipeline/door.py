@@ -42,6 +42,10 @@ class Door:
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuse what is a copy, in order; what replaces a stored image is never refused."""
+        for item in items:
+            if item.replaces and item.twin is not None and item.twin.refused is not None:
+                # nobody else brings its content
+                item.picture, item.vectors = item.twin.picture, dict(item.twin.vectors)
         coming = [item for item in items if item.failure is None and not item.replaces]
         stored = self._identical(coming)
         passed: dict[bytes, str] = {}
@@ -106,8 +110,10 @@ class _Held:
     def __init__(self, connection: Connection, model: StoredModel) -> None:
         self.storage = model.storage
         self.blocks: list[tuple[NDArray[np.float16], Sequence[int | str]]] = []
+        shown = np.array(connection.execute("select distinct content_id from imgsearch.image").fetchall(), np.int64)
         for ids, vectors in read_vectors(connection, model):
-            self.add(unit_rows(vectors, model.storage), ids.tolist())
+            here = np.isin(ids, shown)
+            self.add(unit_rows(vectors[here], model.storage), ids[here].tolist())
 
     def add(self, rows: NDArray[np.float32], names: Sequence[int | str]) -> None:
         if len(rows):

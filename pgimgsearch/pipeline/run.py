@@ -73,6 +73,11 @@ def ingest(
     """
     if options.prune and options.limit is not None:
         raise UsageError("--prune needs the whole source, and --limit cuts it", hint="leave one of them out")
+    if options.prune and options.skip_duplicates:
+        raise UsageError(
+            "--prune with --skip-duplicates would remove what was renamed: the new name is refused, the old one gone",
+            hint="run one after the other",
+        )
     start = time.perf_counter()
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))

@@ -62,8 +62,8 @@ def test_groups_keep_the_best_and_say_why_over_the_next(copies: Path, connection
     ).fetchall()
     assert len(rows) == 6
     keepers = {path: reason for path, keeper, _, reason in rows if keeper}
-    assert keepers == {"same-pixels.bmp": "most bytes", "a/01.png": "better format"}
-    assert {path for path, keeper, kind, _ in rows if kind == "identical"} == {"a/00.png", "same-bytes.png"}
+    assert keepers == {"a/00.png": "oldest", "a/01.png": "better format"}
+    assert {path for path, keeper, kind, _ in rows if kind == "identical"} == {"same-bytes.png", "same-pixels.bmp"}
 
 
 def test_restrictions_and_the_shell(copies: Path, connection: Connection, cli: Callable[..., Any]) -> None:
