@@ -42,10 +42,6 @@ class Door:
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuse what is a copy, in order; what replaces a stored image is never refused."""
-        for item in items:
-            if item.replaces and item.twin is not None and item.twin.refused is not None:
-                # nobody else brings its content
-                item.picture, item.vectors = item.twin.picture, dict(item.twin.vectors)
         coming = [item for item in items if item.failure is None and not item.replaces]
         stored = self._identical(coming)
         passed: dict[bytes, str] = {}
@@ -59,6 +55,10 @@ class Door:
             elif pixels:
                 passed[pixels] = item.file.path
         self._refuse_near([item for item in coming if item.refused is None and self.position in item.vectors])
+        for item in items:
+            if item.replaces and item.twin is not None and item.twin.refused is not None:
+                # nobody else brings its content
+                item.picture, item.vectors = item.twin.picture, dict(item.twin.vectors)
 
     def _refuse_near(self, items: Sequence[Item]) -> None:
         if not items:

@@ -62,6 +62,14 @@ def test_groups_are_those_over_all_distances(
     assert sizes == {label: sum(value == label for value in labels.values()) for label in set(labels.values()) - {-1}}
     for row in shown:  # the most typical image is the first
         assert row["image_id"] == next(image for label, _, image, _ in rows if label == row["cluster"])
+    # a copy of its pixels is in the same cluster
+    connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id in (30, 31)")
+    assert cli("cluster", "--least", "8").returncode == 0
+    both = connection.execute(
+        "select count(distinct coalesce(cluster, -1)), count(*) from imgsearch.clusters() where image_id in (30, 31)"
+    )
+    assert both.fetchone() == (1, 2)
+    connection.execute("update imgsearch.content set pixel_sha256 = sha256 where content_id in (30, 31)")
     # twice, and after images went
     connection.execute("delete from imgsearch.image where image_id <= 20")
     connection.execute("delete from imgsearch.content where content_id <= 20")
@@ -82,6 +90,18 @@ def test_a_graph_in_pieces_and_of_equals() -> None:
     assert labels[0] != labels[6]
     assert labels[12] == -1
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+def test_many_equal_pictures_are_a_group_by_the_index_too(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.random.default_rng(2).standard_normal((500, 16))
+    vectors[:400] = vectors[0]
+    model = fill(connection, vectors.astype(np.float32))
+    index.build(connection, model, memory_limit=64)
+    monkeypatch.setattr(cluster, "FEW", 0)
+    found = cluster.cluster(connection, store.get_model(connection, "pairs"), 15, 5, None, lambda *_: None)
+    assert np.bincount(found.labels[:400] + 1).max() > 300
 
 
 def test_too_few(connection: Connection, blobs: tuple[Any, Any], cli: Callable[..., Any]) -> None:

@@ -190,3 +190,30 @@ def test_what_is_not_like_its_keeper_is_linked_and_never_planned_to_go(connectio
     assert [row[3] for row in rows] == pytest.approx(np.cos(np.radians([0, 10, 20])), abs=2e-3)
     planned = away.plan(duplicate_groups(connection, Question(threshold=0.98)))
     assert [(move.image_id, move.keeper_id) for move in planned] == [(2, 1)]
+
+
+def test_who_was_told_apart_most_leaves_its_group(connection: Connection) -> None:
+    at_angles(connection, 0, 4, 8, 12)
+    for one, other in ((1, 3), (3, 4)):
+        connection.execute("select imgsearch.judge_duplicates(%s, %s, 'rejected')", [one, other])
+    assert groups(connection, "threshold => 0.9") == [[1, 2, 4]]
+
+
+def test_a_pattern_of_paths_is_enough_to_prefer_them(one_picture: Callable[..., Path], connection: Connection) -> None:
+    one_picture(
+        large_png=lambda image, path: image.save(path),
+        small_jpg=lambda image, path: image.resize((200, 150)).save(path, quality=95),
+    )
+    assert kept(connection) == {"large.png": "most pixels"}
+    assert kept(connection, "prefer => '{small%}'") == {"small.jpg": "preferred path"}
+
+
+def test_of_equal_pixels_the_oldest_file_stays_and_not_what_was_saved_anew(
+    one_picture: Callable[..., Path], connection: Connection
+) -> None:
+    one_picture(
+        camera_jpg=lambda image, path: image.save(path, quality=90),
+        screenshot_png=lambda _, path: Image.open(path.with_name("camera.jpg")).save(path),
+    )
+    connection.execute("update imgsearch.image set modified_at = '2020-01-01' where path = 'camera.jpg'")
+    assert kept(connection) == {"camera.jpg": "oldest"}

@@ -145,6 +145,10 @@ def test_pages_go_on_where_the_last_one_ended(connection: Connection) -> None:
     assert len(whole) > 30
     with pytest.raises(psycopg.Error, match="no longer among") as raised:
         connection.execute(query, [7, [1, 1]])
+    last = list(whole[-1])
+    connection.execute("select imgsearch.judge_duplicates(%s, %s, 'rejected')", last)
+    assert connection.execute(query, [7, last]).fetchall() == []  # judged since: no page of an error
+    connection.execute("select imgsearch.judge_duplicates(%s, %s, null)", last)
     assert raised.value.sqlstate == "PI008"
     groups = "select group_id, image_id from imgsearch.duplicate_groups(threshold => 0.9, k => %s, after => %s)"
     all_rows = connection.execute(groups, [None, None]).fetchall()
@@ -169,6 +173,31 @@ def test_models_agree_or_add(connection: Connection) -> None:
     either = reported(connection, "also => '{other}', agree => 'any'")
     assert len(both ^ (one & two)) <= 3  # rounding at the threshold
     assert len(either ^ (one | two)) <= 3
+
+
+def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, admin: Connection) -> None:
+    """1 and 2 have the same pixels, and 1 is hidden from the reader, with the pairs that were remembered for both."""
+    vectors = np.eye(6, 8, dtype=np.float32)
+    vectors[1] = vectors[0]
+    vectors[3] = [0.95, 0.05, 0, 0, 0, 0, 0, 0]
+    model = fill(connection, vectors)
+    connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id <= 2")
+    scan(connection, model, 0.9)
+    role = f"tenant_{connection.info.dbname}"
+    admin.execute(f"create role {role} login")
+    try:
+        connection.execute("select imgsearch.grant_access(%s, 'writer')", [role])
+        connection.execute("alter table imgsearch.image enable row level security")
+        connection.execute("create policy own on imgsearch.image using (image_id >= 2)")
+        with psycopg.connect(connection.info.dsn, user=role, autocommit=True) as tenant:
+            assert reported(tenant) == {(2, 4)}
+            with pytest.raises(psycopg.Error, match="row-level security hides images") as raised:
+                scan(tenant, model, 0.5)
+            assert raised.value.sqlstate == "PI008"
+    finally:
+        with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
+            owner.execute(f"drop owned by {role}")
+        admin.execute(f"drop role {role}")
 
 
 def test_row_level_security_hides_pairs(connection: Connection, admin: Connection) -> None:
@@ -232,3 +261,27 @@ def test_a_search_can_leave_out_what_is_near_an_earlier_answer(connection: Conne
     assert hidden in [row[0] for row in connection.execute(query, [60, None]).fetchall()]
     with pytest.raises(psycopg.Error, match="not among the answers"):
         connection.execute(query, [5, 1])
+
+
+def test_a_crowd_around_the_question_is_one_answer(connection: Connection) -> None:
+    """600 near-duplicates nearer than anything else: the search goes beyond them."""
+    vectors = clustered(900, 16)
+    vectors[1:600] = vectors[0] + 0.01 * np.random.default_rng(3).standard_normal((599, 16))
+    fill(connection, vectors)
+    connection.execute("update imgsearch.model set near = 0.98")
+    query = "select image_id from imgsearch.similar(1, k => 5, model => 'pairs', collapse => true)"
+    found = [row[0] for row in connection.execute(query).fetchall()]
+    assert len(found) == 5
+    assert sum(image <= 600 for image in found) == 1
+
+
+def test_what_a_person_accepted_is_reported_however_unlike(connection: Connection) -> None:
+    fill(connection, np.eye(4, 8, dtype=np.float32))
+    connection.execute("select imgsearch.judge_duplicates(2, 3, 'accepted')")
+    rows = connection.execute(
+        "select image_a, image_b, kind, verdict from imgsearch.duplicates(threshold => 0.9)"
+    ).fetchall()
+    assert rows == [(2, 3, "near", "accepted")]
+    rows = connection.execute("select image_id, kind from imgsearch.duplicates_of(3, threshold => 0.9)").fetchall()
+    assert rows == [(2, "near")]
+    assert connection.execute("select count(*) from imgsearch.duplicates(kinds => '{identical}')").fetchone() == (0,)

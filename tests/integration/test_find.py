@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from psycopg import sql
 
-from benchmarks.harness import add_images, clustered
+from benchmarks.harness import add_images, add_model, clustered
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import find
@@ -113,6 +113,29 @@ def test_what_cannot_be_is_said(connection: Connection, url: str, monkeypatch: p
     monkeypatch.setattr(find, "machine_memory", lambda: 0)
     with pytest.raises(ModelError, match="do not fit"):
         find.find(url, model, 0.9)
+
+
+def test_a_threshold_that_makes_no_sense_leaves_nothing_behind(connection: Connection, url: str) -> None:
+    model = fill(connection, VECTORS)
+    with pytest.raises(UsageError, match="no threshold for duplicates"):
+        find.find(url, model, 0.0)
+    assert remembered(connection) == set()
+    assert find.find(url, model, 0.95).compared == 1500
+    assert connection.execute("select threshold from imgsearch.duplicate_scan").fetchone() == (0.95,)
+
+
+def test_vectors_of_any_length_have_the_similarities_of_the_database(connection: Connection, url: str) -> None:
+    add_images(connection, 200)
+    model = add_model(connection, "long", 16, storage="vector")
+    scaled = clustered(200, 16) * np.random.default_rng(1).choice([1e-7, 1, 1e5], (200, 1))
+    connection.cursor().executemany(
+        sql.SQL("insert into {} values (%s, %s::real[]::vector)").format(model.table),
+        [(number, vector.tolist()) for number, vector in enumerate(scaled, 1)],
+    )
+    anew = connection.execute("select image_a, image_b from imgsearch.duplicates(threshold => 0.9)").fetchall()
+    find.find(url, model, 0.9, method="exact")
+    assert len(remembered(connection) ^ set(anew)) <= 2  # rounding at the threshold
+    assert len(anew) > 5
 
 
 def test_products_on_a_device_are_those_of_numpy() -> None:

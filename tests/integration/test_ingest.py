@@ -472,3 +472,27 @@ def test_copies_are_refused_at_the_door(
     welcome = ingest(second, "pdq", "palette", retry_failed=True, collection="second")
     assert welcome.counts["pdq"]["skipped"] == 0
     assert connection.execute("select count(*) from imgsearch.ingest_failure").fetchone() == (0,)
+
+
+def test_the_door_never_costs_a_picture_that_nothing_else_shows(
+    tmp_path: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    """A stored content that no image shows refuses nobody; and who is refused may still be wanted in another's place."""
+    folder = tmp_path / "photos"
+    photo(folder / "base.png", seed=3, size=(320, 240))
+    photo(folder / "z.png", seed=4, size=(320, 240))
+    ingest(folder, "pdq")
+    small = Image.open(folder / "base.png").resize((200, 150))
+    small.save(folder / "a.png")
+    small.save(folder / "z.png")
+    connection.execute("update imgsearch.model set index_method = 'none'")
+    report = ingest(folder, "pdq", skip_duplicates=True)
+    assert report.counts["pdq"] == {"scanned": 3, "embedded": 1, "reused": 0, "unchanged": 1, "skipped": 1, "failed": 0}
+    paths = "select i.path, c.width from imgsearch.image i join imgsearch.content c using (content_id) order by 1"
+    assert connection.execute(paths).fetchall() == [("base.png", 320), ("z.png", 200)]
+    connection.execute("delete from imgsearch.image")
+    (folder / "base.png").unlink()  # nobody shows it any more, so its small copy is welcome
+    ingest(folder, "pdq", skip_duplicates=True, retry_failed=True)
+    assert ("a.png", 200) in connection.execute(paths).fetchall()
+    with pytest.raises(UsageError, match="--prune with --skip-duplicates"):
+        ingest(folder, "pdq", skip_duplicates=True, prune=True)
