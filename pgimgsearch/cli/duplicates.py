@@ -136,8 +136,13 @@ def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The
         outcomes = list(away.undo(connection, trash))
     terminal.show([{"outcome": o.outcome, "location": o.location, "from": o.to} for o in outcomes],
                   ["outcome", "location"])  # fmt: skip
-    terminal.talk("their vectors come back with the next pgimgsearch ingest")
-    if any(outcome.outcome != "restored" for outcome in outcomes):
+    restored = sum(outcome.outcome == "restored" for outcome in outcomes)
+    terminal.talk(
+        f"{restored} brought back; their vectors come with the next pgimgsearch ingest, for each model"
+        if outcomes
+        else "nothing to bring back"
+    )
+    if restored < len(outcomes):
         raise typer.Exit(1)
 
 

@@ -27,8 +27,7 @@ ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG = 20  # seconds from which it is worth to look for a GPU
 MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
-
-SOME = 50  # images, of which a quarter of all pairs alike makes none either
+SOME = 50  # images, of which a quarter of all pairs makes none either, below the model's own threshold
 
 Method = Literal["auto", "index", "exact"]
 Tell = Callable[[str], None]
@@ -69,7 +68,7 @@ def find(
     with connect(url) as connection, remember.locked(connection, model), stop_signals() as stopped:
         cut = remember.begin(connection, model, threshold)
         fresh = remember.unscanned(connection, model, cut)
-        before = remember.count_pairs(connection, model)
+        before, stored = remember.count_pairs(connection, model), store.count_embeddings(connection, model)
         chosen, device = _plan(connection, model, cut, fresh, method, device, workers, tell)
         progress(0, len(fresh))
         if chosen == "exact":
@@ -81,7 +80,7 @@ def find(
             for number in steps:
                 compared += number
                 progress(compared, len(fresh))
-                _check_sense(model, remember.count_pairs(connection, model) - before, compared, cut)
+                _check_sense(model, cut, remember.count_pairs(connection, model) - before, compared, stored)
                 if stopped.is_set():
                     steps.close()
                     break
@@ -95,15 +94,9 @@ def find(
 
 
 def _plan(
-    connection: Connection,
-    model: StoredModel,
-    cut: float,
-    fresh: list[int],
-    method: Method,
-    device: str,
-    workers: int,
+    connection: Connection, model: StoredModel, cut: float, fresh: list[int], method: Method, device: str, workers: int,
     tell: Tell,
-) -> tuple[str, str]:
+) -> tuple[str, str]:  # fmt: skip
     """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
     rows = store.count_embeddings(connection, model)
     fits = rows * model.dim * 2 < machine_memory() * MEGABYTE
@@ -181,12 +174,12 @@ def _exactly(
         ones: list[NDArray[np.int64]] = []
         others, similarities = [], []
         for first in range(start, len(ids), products.tile):
-            _check_sense(model, sum(len(part) for part in ones), rows.stop, cut)
             a, b, found = products.above(rows, slice(first, first + products.tile), least)
             once = a < b if first == start else slice(None)
             ones.append(ids[a[once]])
             others.append(ids[b[once]])
             similarities.append(similarity(found[once], model.storage))
+            _check_sense(model, cut, sum(len(part) for part in ones), rows.stop, len(ids))
         remember.keep(
             connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
             np.minimum(np.concatenate(similarities), 1).tolist(),
@@ -208,12 +201,11 @@ def _read(connection: Connection, model: StoredModel) -> Matrix:
     return Matrix(matrix.ids[:rows], matrix.vectors[:rows])
 
 
-def _check_sense(model: StoredModel, new_pairs: int, compared: int, cut: float) -> None:
+def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, stored: int) -> None:
     """Refuse a threshold at which everything is alike; below the model's own that may be of a few images, too."""
     low = model.near is not None and cut < min(model.near, model.similar or model.near) - 1e-6
-    if new_pairs > MOST_PAIRS * max(compared, 1000) or (
-        low and compared >= SOME and new_pairs > compared * (compared - 1) / 8
-    ):
+    quarter = compared * stored / 8  # of the pairs that they can have with all
+    if new_pairs > MOST_PAIRS * max(compared, 1000) or (low and compared >= SOME and new_pairs > quarter):
         raise UsageError(
             f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
             "threshold for duplicates; what was remembered is forgotten",
