@@ -38,7 +38,7 @@ end $$;
 -- Pairs that a person accepted, with the similarity that the model has for them.
 create or replace function imgsearch._accepted(m imgsearch.model)
 returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe rows 5 as $$
 begin
     return query execute format(
         'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
