@@ -50,15 +50,15 @@ begin
 end $$;
 
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
--- kinds leaves out the others; also names models that have to find a pair as well (agree => 'all'), or that may find others (agree => 'any'), each
--- by its own threshold. What a person accepted is near. invariant adds pairs that were found turned. after is the last pair of the page before.
+-- kinds leaves out the others. also names models that have to find a pair as well (agree => 'all'), or that may find
+-- others (agree => 'any'), each by its own threshold. What a person accepted is near. invariant adds pairs that were
+-- found turned. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
     collection text default null, among bigint[] default null, kinds text[] default null,
     also text[] default null, agree text default 'all', invariant boolean default false, k integer default null,
     after bigint[] default null
-) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text,
-                 turned text)
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text, turned text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
@@ -146,7 +146,8 @@ begin
              where s.image_id <> s.first_id
              union all select * from pair)
          select f.* from found f
-         where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10)) and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
+         where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10))
+             and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
              select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
          order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
         using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, found_kinds,

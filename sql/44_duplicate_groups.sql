@@ -16,25 +16,24 @@ create or replace function imgsearch._worth(
 language plpgsql immutable parallel safe as $$
 declare
     result double precision[] := array[reference::integer];
-    place integer;
+    worth double precision;
     rule text;
 begin
     foreach rule in array keep loop
-        result := result || case rule
+        worth := case rule
             when 'pixels' then width::double precision * height
             when 'lossless' then format_rank
             when 'bytes' then bytes
             when 'oldest' then -coalesce(extract(epoch from modified_at), 'infinity')
             when 'newest' then coalesce(extract(epoch from modified_at), '-infinity')
-            when 'path' then null
-            else 'nan' end;
-        if rule = 'path' then
-            select min(n) into place from unnest(prefer) with ordinality as p (pattern, n) where path like pattern;
-            result[cardinality(result)] := -1000000.0 * coalesce(place, cardinality(prefer) + 1, 1) - length(path);
-        elsif result[cardinality(result)] = 'nan' then
+            when 'path' then -length(path) - 1000000.0 * coalesce(
+                (select min(n) from unnest(prefer) with ordinality as p (pattern, n) where path like pattern),
+                cardinality(prefer) + 1, 1) end;
+        if worth is null then
             raise exception 'unknown rule: %', rule using errcode = 'PI008',
                 hint = 'rules are pixels, lossless, bytes, oldest, newest and path';
         end if;
+        result := result || worth;
     end loop;
     return result;
 end $$;

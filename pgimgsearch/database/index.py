@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import Connection, vector_schema
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.store import StoredModel, count_embeddings
 from pgimgsearch.errors import ModelError
 
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
@@ -72,8 +72,7 @@ def build(
             f"pgvector cannot index {model.dim} dimensions of {model.storage}",
             hint="searches stay exact; choose a smaller model for a large collection",
         )
-    row = connection.execute(sql.SQL("select count(*) from {}").format(model.table)).fetchone()
-    memory = memory_for(row[0] if row else 0, model, memory_limit)
+    memory = memory_for(count_embeddings(connection, model), model, memory_limit)
     statement = sql.SQL(
         "create index {} {} on {} using hnsw (embedding {}) with (m = {}, ef_construction = {})"
     ).format(

@@ -142,7 +142,9 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
             _restore(connection, image)
             _move(source, target)
         yield Outcome(entry["from"], "restored")
-    elif not target.exists():
+    elif _digest(entry["from"]) == image["sha256"]:
+        _restore(connection, image)  # the file came back, perhaps without its row; a row that is there stays
+    else:
         yield Outcome(entry["from"], "it is not in the trash any more", str(source))
 
 

@@ -1,5 +1,6 @@
 """Thresholds measured on the user's own images: edited copies of a sample, against the pairs that are no copies."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from pgimgsearch.database import thresholds
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.duplicates import measure, trial
-from pgimgsearch.duplicates.edits import NEAR, SIMILAR
+from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
 from pgimgsearch.duplicates.measure import Negatives, Similarities, Threshold
 from pgimgsearch.duplicates.trial import Progress
 from pgimgsearch.errors import ModelError
@@ -119,5 +120,5 @@ def summary(found: Calibration) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _of(positives: Similarities, edits: Any) -> Similarities:
+def _of(positives: Similarities, edits: Sequence[Edit]) -> Similarities:
     return {edit.name: positives[edit.name] for edit in edits}

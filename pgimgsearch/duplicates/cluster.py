@@ -1,6 +1,5 @@
 """Groups of like images: HDBSCAN over the graph of nearest neighbours."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ from numpy.typing import NDArray
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.duplicates.trial import pictures
+from pgimgsearch.duplicates.trial import Progress, pictures
 from pgimgsearch.errors import ModelError
 from pgimgsearch.pipeline.copy_out import read_vectors
 from pgimgsearch.pipeline.likeness import similarity, unit_rows
@@ -18,8 +17,6 @@ BLOCK = 500
 TILE = 2048
 FARTHEST = 2.0  # no distance is larger: what joins the parts of a graph that is not connected
 LEAST = 1e-6  # a distance of zero would be no edge
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,12 @@ TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, a
 FEW = 2000  # new contents for which no other way pays
 ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
-LONG = 20  # seconds from which it is worth to look for a GPU
+LONG, GPU = 20, 10  # seconds from which it is worth to look for a GPU, which multiplies at least so much faster
 MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
 SOME = 50  # images, of which a quarter of all pairs makes none either, below the model's own threshold
 
 Method = Literal["auto", "index", "exact"]
+Step = tuple[int, int]  # contents compared, pairs that are new
 Tell = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
 
@@ -69,18 +70,18 @@ def find(
         cut = remember.begin(connection, model, threshold)
         fresh = remember.unscanned(connection, model, cut)
         before, stored = remember.count_pairs(connection, model), store.count_embeddings(connection, model)
-        chosen, device = _plan(connection, model, cut, fresh, method, device, workers, tell)
+        chosen, device = _plan(connection, model, cut, fresh, stored, method, device, workers, tell)
         progress(0, len(fresh))
         if chosen == "exact":
-            steps = _exactly(connection, model, cut, fresh, device)
+            steps = _exactly(connection, model, cut, fresh, stored, device)
         else:
             steps = _through_index(url, model, cut, fresh, workers)
-        compared = 0
+        compared = new_pairs = 0
         try:
-            for number in steps:
-                compared += number
+            for number, new in steps:
+                compared, new_pairs = compared + number, new_pairs + new
                 progress(compared, len(fresh))
-                _check_sense(model, cut, remember.count_pairs(connection, model) - before, compared, stored)
+                _check_sense(model, cut, new_pairs, compared, stored)
                 if stopped.is_set():
                     steps.close()
                     break
@@ -94,11 +95,10 @@ def find(
 
 
 def _plan(
-    connection: Connection, model: StoredModel, cut: float, fresh: list[int], method: Method, device: str, workers: int,
-    tell: Tell,
+    connection: Connection, model: StoredModel, cut: float, fresh: list[int], rows: int, method: Method, device: str,
+    workers: int, tell: Tell,
 ) -> tuple[str, str]:  # fmt: skip
     """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
-    rows = store.count_embeddings(connection, model)
     fits = rows * model.dim * 2 < machine_memory() * MEGABYTE
     if method == "exact" or model.index_method == "none":
         if method == "index":
@@ -115,13 +115,11 @@ def _plan(
     start = time.perf_counter()
     remember.scan(connection, model, cut, fresh[TRIED : 2 * TRIED])
     by_index = (time.perf_counter() - start) / TRIED * len(fresh) / workers
-    exactly = rows / ROWS_READ_A_SECOND + _product_seconds(model.dim) * rows * len(fresh) * (
-        0.5 if len(fresh) == rows else 1
-    )
-    if min(by_index, exactly) > LONG and device == "auto":
+    reading = rows / ROWS_READ_A_SECOND
+    multiplying = _product_seconds(model.dim) * rows * len(fresh) * (0.5 if len(fresh) == rows else 1)
+    if min(by_index, reading + multiplying) > LONG and device == "auto":
         device = settle_device(device)
-    if device not in {"auto", "cpu"}:  # a GPU multiplies at least ten times as fast
-        exactly = rows / ROWS_READ_A_SECOND + exactly / 10
+    exactly = reading + (multiplying if device in {"auto", "cpu"} else multiplying / GPU)
     chosen = "exact" if exactly < by_index else "index"
     tell(f"{len(fresh)} to compare with {rows}: about {by_index:.0f} s by the index, {exactly:.0f} s exactly: {chosen}")
     return chosen, "cpu" if device == "auto" else device
@@ -139,30 +137,29 @@ def _product_seconds(dim: int) -> float:
 
 def _through_index(
     url: str, model: StoredModel, cut: float, fresh: Sequence[int], workers: int
-) -> Generator[int, None, None]:
-    """Blocks of contents, over several connections; yields the number of each block that is done."""
+) -> Generator[Step, None, None]:
+    """Blocks of contents, over several connections; yields a step for each that is done."""
     blocks = (list(fresh[start : start + BLOCK]) for start in range(0, len(fresh), BLOCK))
     with (
         ConnectionPool(url, min_size=workers, max_size=workers, kwargs={"autocommit": True}) as connections,
         ThreadPoolExecutor(workers, thread_name_prefix="pairs") as threads,
     ):
 
-        def scan(block: list[int]) -> int:
+        def scan(block: list[int]) -> Step:
             with connections.connection() as connection:
-                remember.scan(connection, model, cut, block)
-            return len(block)
+                return len(block), remember.scan(connection, model, cut, block)
 
         yield from ordered_map(threads, scan, blocks, 2 * workers)
 
 
 def _exactly(
-    connection: Connection, model: StoredModel, cut: float, fresh: Sequence[int], device: str
-) -> Generator[int, None, None]:
-    """Tile by tile of what is new, against all that comes after it; yields the number of each tile that is done.
+    connection: Connection, model: StoredModel, cut: float, fresh: Sequence[int], stored: int, device: str
+) -> Generator[Step, None, None]:
+    """Tile by tile of what is new, against all that comes after it; yields a step for each tile that is done.
 
     What is new comes first in that order, so that each product is made once.
     """
-    matrix = _read(connection, model)
+    matrix = _read(connection, model, stored + SPARE_ROWS)
     new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
     order = slice(None) if new.all() else np.argsort(~new, kind="stable")
     ids, number = matrix.ids[order], int(new.sum())
@@ -180,16 +177,15 @@ def _exactly(
             others.append(ids[b[once]])
             similarities.append(similarity(found[once], model.storage))
             _check_sense(model, cut, sum(len(part) for part in ones), rows.stop, len(ids))
-        remember.keep(
+        new_pairs = remember.keep(
             connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
             np.minimum(np.concatenate(similarities), 1).tolist(),
         )  # fmt: skip
-        yield rows.stop - rows.start
+        yield rows.stop - rows.start, new_pairs
 
 
-def _read(connection: Connection, model: StoredModel) -> Matrix:
+def _read(connection: Connection, model: StoredModel, most: int) -> Matrix:
     """All vectors of a model in half precision, once they have length one."""
-    most = store.count_embeddings(connection, model) + SPARE_ROWS
     matrix = Matrix(np.empty(most, np.int64), np.empty((most, model.dim), np.float16))
     rows = 0
     for ids, vectors in read_vectors(connection, model):

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import measure, trial
 from pgimgsearch.duplicates.calibrate import Calibration
-from pgimgsearch.duplicates.edits import NEAR, SIMILAR
+from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
 from pgimgsearch.duplicates.report import STYLE
 from pgimgsearch.errors import ModelError
 from pgimgsearch.pipeline.thumbnail import data_address
@@ -99,5 +100,5 @@ def _hardest(connection: Connection, found: Calibration) -> str:
     )
 
 
-def _values(found: Calibration, edits: object) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.concatenate([found.positives[edit.name] for edit in edits])  # type: ignore[attr-defined]
+def _values(found: Calibration, edits: Sequence[Edit]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.concatenate([found.positives[edit.name] for edit in edits])

@@ -59,25 +59,29 @@ def forget(connection: Connection, model: StoredModel) -> None:
 
 
 @patient
-def scan(connection: Connection, model: StoredModel, cut: float, contents: list[int]) -> None:
-    """Compare contents with all others by the index, and remember the pairs."""
-    connection.execute(
+def scan(connection: Connection, model: StoredModel, cut: float, contents: list[int]) -> int:
+    """Compare contents with all others by the index, and remember the pairs. Returns how many are new."""
+    row = connection.execute(
         "select imgsearch._scan(m, %s, %s) from imgsearch.model m where m.model_id = %s",
         [cut, contents, model.model_id],
-    )
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 @patient
 def keep(
     connection: Connection, model: StoredModel, scanned: list[int], ones: list[int], others: list[int],
     similarities: list[float],
-) -> None:  # fmt: skip
-    """Remember pairs, and that ``scanned`` were compared with all others."""
-    connection.execute(
+) -> int:  # fmt: skip
+    """Remember pairs, and that ``scanned`` were compared with all others. Returns how many are new."""
+    row = connection.execute(
         "select imgsearch._remember(m, %s, %s::bigint[], %s::bigint[], %s::float8[]) from imgsearch.model m "
         "where m.model_id = %s",
         [scanned, ones, others, similarities, model.model_id],
-    )
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 @contextmanager

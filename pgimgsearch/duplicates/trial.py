@@ -1,6 +1,6 @@
 """What a calibration looks at: edited copies of a sample of pictures, and pairs of vectors that are no copies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 import numpy as np
@@ -25,6 +25,7 @@ HARDEST = 5000  # pairs kept of all that were compared
 ROWS = 2000  # vectors multiplied at once with those of the sample
 SMALL, SAME = (64, 64), 0.99  # pixels to which two files are shrunk, and the correlation from which they show the same
 LARGEST = 1024  # pixels of the longer side before a picture is edited: models see less
+LOCATED = 200  # contents looked up at once
 BINS = 128  # whole steps of a PDQ hash
 
 Progress = Callable[[int, int | None], None]
@@ -54,7 +55,7 @@ def edited_similarities(
     register_formats()
     network = Batches(model.encoder, model.batch_size)
     rows: list[list[float]] = []
-    for content, (_, location) in images(connection, contents).items():
+    for content, location in _located(connection, contents):
         if len(rows) == wanted:
             break
         try:
@@ -133,6 +134,13 @@ def _prepared(model: LoadedModel, edit: Edit, image: Image.Image, random: Random
         return model.encoder.prepare(edit.make(image, random))
     except SkippedPicture:
         return None
+
+
+def _located(connection: Connection, contents: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Contents and where a file of each is; few at a time, as the first may be enough."""
+    for start in range(0, len(contents), LOCATED):
+        found = images(connection, contents[start : start + LOCATED])
+        yield from ((content, location) for content, (_, location) in found.items())
 
 
 def images(connection: Connection, contents: Sequence[int]) -> dict[int, tuple[int, str]]:

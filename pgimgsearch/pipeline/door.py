@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg import sql
 
 from pgimgsearch.database import store
-from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError
 from pgimgsearch.pipeline.copy_out import read_vectors
@@ -17,8 +18,10 @@ from pgimgsearch.pipeline.loaded import literal
 
 Copy = tuple[float, int | str]  # similarity, and what it is a copy of: a stored content_id, or a path
 NOTHING: Copy = (-1.0, "")
-NEAREST = "select similarity, path from imgsearch.similar_to(%s, k => 1, model => %s)"
-NEAREST_BITS = "select similarity, path from imgsearch.similar_to_bits(%s, k => 1, model => %s)"
+NEAREST = """
+select n.similarity, n.path from unnest(%s::text[]) with ordinality as v (vector, place)
+left join lateral imgsearch.{function}(v.vector::{type}, k => 1, model => %s) n on true order by v.place
+"""
 
 
 class Door:
@@ -64,7 +67,7 @@ class Door:
         if not items:
             return
         rows = unit_rows(np.stack([item.vectors[self.position] for item in items]), self.model.storage)
-        stored = [self._ask(row) for row in rows] if self.held is None else self.held.nearest(rows)
+        stored = self._ask(rows) if self.held is None else self.held.nearest(rows)
         among = similarity(rows @ rows.T, self.model.storage)
         passed: list[int] = []
         for number, item in enumerate(items):
@@ -89,11 +92,16 @@ class Door:
         ).fetchall()
         return dict(rows)
 
-    def _ask(self, row: NDArray[np.float32]) -> Copy:
+    def _ask(self, rows: NDArray[np.float32]) -> list[Copy]:
         bits = self.model.storage == "bit"
-        vector: NDArray[Any] = (row > 0).astype(np.uint8) if bits else row
-        question = [literal(vector, self.model.storage), self.model.name]
-        return self.connection.execute(NEAREST_BITS if bits else NEAREST, question).fetchone() or NOTHING
+        vectors: NDArray[Any] = (rows > 0).astype(np.uint8) if bits else rows
+        question = sql.SQL(NEAREST).format(
+            function=sql.Identifier("similar_to_bits" if bits else "similar_to"),
+            type=sql.SQL("bit varying" if bits else f"{vector_schema(self.connection)}.vector"),
+        )
+        texts = [literal(vector, self.model.storage) for vector in vectors]
+        found = self.connection.execute(question, [texts, self.model.name]).fetchall()
+        return [row if row[0] is not None else NOTHING for row in found]
 
     def _path(self, name: int | str) -> str:
         if isinstance(name, str):

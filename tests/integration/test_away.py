@@ -138,6 +138,16 @@ def test_undo_finds_a_trash_that_was_moved_and_goes_on_over_a_torn_line(
     assert images(connection) == [row for row in rows if row[2] != "small 1.png"]
 
 
+def test_a_file_that_came_back_without_its_row_gets_it(shop: Path, tmp_path: Path, connection: Connection) -> None:
+    """As after a kill between the move and the row."""
+    rows = images(connection)
+    for outcome in list(away.apply(connection, away.plan(_groups(connection)), tmp_path / "trash")):
+        Path(outcome.to).rename(outcome.location)
+    assert len(images(connection)) == 3
+    assert list(away.undo(connection, tmp_path / "trash")) == []
+    assert images(connection) == rows
+
+
 def test_a_trash_that_would_be_ingested_is_refused(shop: Path, connection: Connection) -> None:
     moves = away.plan(_groups(connection))
     with pytest.raises(UsageError, match="inside of collection shop"):

@@ -1,5 +1,8 @@
 """Pairs: complete beyond what one look into the index gives, remembered, and right after every change."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import psycopg
 import pytest
@@ -175,6 +178,20 @@ def test_models_agree_or_add(connection: Connection) -> None:
     assert len(either ^ (one | two)) <= 3
 
 
+@contextmanager
+def login(connection: Connection, admin: Connection, access: str) -> Iterator[str]:
+    """A role of an application, for this database."""
+    role = f"{access}_{connection.info.dbname}"
+    admin.execute(f"create role {role} login")
+    try:
+        connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
+        yield role
+    finally:
+        with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
+            owner.execute(f"drop owned by {role}")
+        admin.execute(f"drop role {role}")
+
+
 def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, admin: Connection) -> None:
     """1 and 2 have the same pixels, and 1 is hidden from the reader, with the pairs that were remembered for both."""
     vectors = np.eye(6, 8, dtype=np.float32)
@@ -183,10 +200,7 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
     model = fill(connection, vectors)
     connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id <= 2")
     scan(connection, model, 0.9)
-    role = f"tenant_{connection.info.dbname}"
-    admin.execute(f"create role {role} login")
-    try:
-        connection.execute("select imgsearch.grant_access(%s, 'writer')", [role])
+    with login(connection, admin, "writer") as role:
         connection.execute("alter table imgsearch.image enable row level security")
         connection.execute("create policy own on imgsearch.image using (image_id >= 2)")
         with psycopg.connect(connection.info.dsn, user=role, autocommit=True) as tenant:
@@ -194,10 +208,6 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
             with pytest.raises(psycopg.Error, match="row-level security hides images") as raised:
                 scan(tenant, model, 0.5)
             assert raised.value.sqlstate == "PI008"
-    finally:
-        with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
-            owner.execute(f"drop owned by {role}")
-        admin.execute(f"drop role {role}")
 
 
 def test_row_level_security_hides_pairs(connection: Connection, admin: Connection) -> None:
@@ -205,10 +215,7 @@ def test_row_level_security_hides_pairs(connection: Connection, admin: Connectio
     every = reported(connection)
     index.build(connection, model, memory_limit=64)
     scan(connection, model, 0.9)
-    role = f"looker_{connection.info.dbname}"
-    admin.execute(f"create role {role} login")
-    try:
-        connection.execute("select imgsearch.grant_access(%s)", [role])
+    with login(connection, admin, "reader") as role:
         connection.execute("alter table imgsearch.image enable row level security")
         connection.execute("create policy half on imgsearch.image using (image_id <= 100)")
         with psycopg.connect(connection.info.dsn, user=role, autocommit=True) as looker:
@@ -224,10 +231,6 @@ def test_row_level_security_hides_pairs(connection: Connection, admin: Connectio
                 assert {row[0] for row in looker.execute(of, [image]).fetchall()} == others
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 looker.execute("select imgsearch.judge_duplicates(1, 2, 'rejected')")
-    finally:
-        with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
-            owner.execute(f"drop owned by {role}")
-        admin.execute(f"drop role {role}")
 
 
 @pytest.mark.parametrize("indexed", [True, False])
