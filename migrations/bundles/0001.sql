@@ -342,12 +342,6 @@ begin
         raise exception 'a zero vector is like nothing' using errcode = 'PI002',
             hint = 'bring the vector of a picture or a text';
     end if;
-    if _search.collapse and m.near is not null then
-        return query select * from imgsearch._collapsed(m, query_vector, query_bits, _search.self, _search.k,
-            _search.filter, _search.collection, _search.among, _search.min_similarity, _search.exact, _search.after,
-            _search.ef_search, _search.key);
-        return;
-    end if;
     if _search.after is not null then
         after_content := imgsearch._content_of(_search.after);
         execute format('select %s from %s e where e.content_id = $8', distance, m.embeddings) into after_distance
@@ -554,74 +548,6 @@ begin
         m, case when m.storage <> 'bit' then answer::@vector@.vector end,
         case m.storage when 'bit' then answer::bit varying end, null, k, filter, collection,
         among, min_similarity, exact, after, collapse, ef_search);
-end $$;
-
--- Search without near-duplicates: of images that are near each other, the one most like the question.
-
--- The same as _search, without what is near an earlier answer by the model's own threshold, unless a person told the two
--- apart. Asks for more until k are left.
-create or replace function imgsearch._collapsed(
-    m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, self bigint,
-    k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
-    after bigint, ef_search integer, key text
-) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
-declare
-    contents_only imgsearch.model := m;
-    depth integer := 2 * _collapsed.k;
-    found imgsearch.match[];
-    left_places integer[];
-    place integer;
-    beyond boolean;
-    answers imgsearch.match[];
-begin
-    if _collapsed.k not between 1 and 1000 then
-        raise exception 'k must be 1 to 1000 with collapse, not %', _collapsed.k using errcode = 'PI008',
-            hint = 'after => goes on from there';
-    end if;
-    contents_only.near := null;
-    loop
-        found := array(select s from imgsearch._search(contents_only, query_vector, query_bits, _collapsed.self, depth,
-            _collapsed.filter, _collapsed.collection, _collapsed.among, null, _collapsed.exact, null, true,
-            _collapsed.ef_search, _collapsed.key) s);
-        left_places := array(select generate_series(1, cardinality(found)));
-        answers := '{}';
-        beyond := _collapsed.after is null;
-        -- the first that is left is an answer, and what is near it goes
-        while cardinality(left_places) > 0 and cardinality(answers) < _collapsed.k loop
-            place := left_places[1];
-            if beyond then answers := answers || found[place]; end if;
-            beyond := beyond or found[place].image_id = _collapsed.after;
-            execute format(
-                'select array_agg(n.place order by n.place)
-                 from unnest($1, $2) as n (place, image_id)
-                 join imgsearch.image i on i.image_id = n.image_id
-                 join imgsearch.content c on c.content_id = i.content_id
-                 join %1$s e on e.content_id = i.content_id,
-                 imgsearch.image j join imgsearch.content d on d.content_id = j.content_id
-                 join %1$s f on f.content_id = j.content_id
-                 where j.image_id = $3 and n.place <> $4 and (e.embedding %2$s f.embedding > $5 or exists (
-                     select from imgsearch.duplicate_verdict v
-                     where v.pixels_a = least(c.pixel_sha256, d.pixel_sha256)
-                         and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256) and v.verdict = ''rejected''))',
-                m.embeddings, imgsearch._operator(m))
-                into left_places
-                using left_places, array(select found[n].image_id from unnest(left_places) n), found[place].image_id, place,
-                      (1 - m.near) * imgsearch._distance_scale(m);
-        end loop;
-        exit when cardinality(answers) = _collapsed.k or cardinality(found) < depth;
-        if depth = 10000 then
-            raise exception 'the nearest 10,000 images are near-duplicates of % answers', cardinality(answers)
-                using errcode = 'PI006', hint = 'ask for fewer, or without collapse';
-        end if;
-        depth := least(4 * depth, 10000);
-    end loop;
-    if not beyond then
-        raise exception 'image % is not among the answers', _collapsed.after using errcode = 'PI008',
-            hint = 'after is the last image of the page before';
-    end if;
-    return query select * from unnest(answers) r
-        where _collapsed.min_similarity is null or r.similarity >= _collapsed.min_similarity;
 end $$;
 
 -- The embedder: a program ("pgimgsearch serve") that holds the models. It is asked through dblink for the vectors of
@@ -1084,380 +1010,53 @@ begin
     return query select * from imgsearch._fuse(ids, lists, ranks, weights, k);
 end $$;
 
--- Pairs of contents that are alike: found through the index or exactly, and remembered.
-
--- The operator of a model's distance.
-create or replace function imgsearch._operator(m imgsearch.model) returns text
-language sql immutable parallel safe as $$
-    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
-$$;
-
--- What a model's distance is divided by, to be 1 - similarity.
-create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
-language sql immutable parallel safe as $$
-    select case m.storage when 'bit' then m.dim else 1 end
-$$;
-
--- For each of some contents the one that stands for all of equal pixels: the first that the model has a vector of.
-create or replace function imgsearch._stand_ins(m imgsearch.model, contents bigint[])
-returns table (content_id bigint, stand_in bigint)
-language plpgsql stable parallel safe as $$
-begin
-    return query execute format(
-        'select q.content_id, min(c.content_id)
-         from unnest($1) x join imgsearch.content q on q.content_id = x
-         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
-         join %s e on e.content_id = c.content_id group by q.content_id', m.embeddings) using contents;
-end $$;
-
--- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
--- With vectors, in the text form of the column, those are compared instead of the stored ones of what is asked.
--- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 256.
-create or replace function imgsearch._pairs(
-    m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
-    vectors text[] default null
-) returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel unsafe rows 20 as $$
-declare
-    all_asked bigint[] := asked;
-    source text := case
-        when vectors is null then
-            format('(select e.* from %s e join unnest($1) x on x = e.content_id)', m.embeddings)
-        else format('(select x.content_id, x.vector::%s as embedding
-                      from unnest($3, $4) as x (content_id, vector) where x.content_id = any($1))',
-                    case m.storage when 'bit' then format('bit(%s)', m.dim)
-                                   else format('@vector@.%s(%s)', m.storage, m.dim) end) end;
-    scale integer := imgsearch._distance_scale(m);
-    distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
-    -- not where reading the scope takes no longer than a scan of the index, nor where rows are hidden from that
-    through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true)
-        and not row_security_active('imgsearch.image');
-    wanted integer := 16;
-    ones bigint[];
-    others bigint[];
-    distances double precision[];
-    settings text[];
-begin
-    while through_index and cardinality(asked) > 0 and wanted <= 256 loop
-        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-        settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
-        execute format(
-            'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
-             from %4$s a
-             cross join lateral (
-                 select e.content_id, %2$s as distance from %1$s e order by %2$s limit %3$s) n
-             where n.distance <= $2', m.embeddings, distance, wanted, source)
-            into ones, others, distances using asked, (1 - cut) * scale, all_asked, vectors;
-        perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
-        return query
-            select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
-            from unnest(ones, others, distances) as n (a, b, d)
-            where n.a <> n.b and (scope is null or n.b = any(scope));
-        asked := array(select a from unnest(ones) a group by a having count(*) >= wanted);
-        wanted := wanted * 4;
-    end loop;
-    if cardinality(asked) > 0 then
-        return query execute format(
-            'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $5, 1)
-             from %3$s a
-             join (select e.* from %1$s e where $6 is null or e.content_id = any($6)) e
-                 on e.content_id <> a.content_id and %2$s <= $2', m.embeddings, distance, source)
-            using asked, (1 - cut) * scale, all_asked, vectors, scale::double precision, scope;
-    end if;
-end $$;
-
--- Contents in scope (null: all) that no scan with this cut has compared with the others yet.
-create or replace function imgsearch._unscanned(m imgsearch.model, cut double precision, scope bigint[] default null)
-returns bigint[]
-language plpgsql stable parallel safe as $$
-declare
-    result bigint[];
-begin
-    execute format(
-        'select array_agg(e.content_id order by e.content_id) from %s e
-         where ($1 is null or e.content_id = any($1)) and not exists (
-             select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
-             where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6
-                 -- its pairs are those of the content that stands for it, which the caller has to see
-                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.stand_in)))', m.embeddings)
-        into result using scope, m.model_id, cut;
-    return coalesce(result, '{}');
-end $$;
-
--- All pairs at least as similar as cut, of contents in scope (null: all): those remembered, and those of contents that
--- were not scanned yet, which are found now. May tell a pair twice.
-create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
-returns table (content_a bigint, content_b bigint, similarity double precision, turned text)
-language plpgsql stable parallel unsafe as $$
-begin
-    return query
-        select p.content_a, p.content_b, p.similarity, p.turned from imgsearch.duplicate_pair p
-        where p.model_id = m.model_id and p.similarity >= cut;
-    return query
-        select p.*, null::text from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope) p;
-end $$;
-
--- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
--- Returns the threshold down to which pairs are remembered. Raises PI008 where rows are hidden from the caller, who would
--- mark as compared with all what was compared with some.
-create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
-language plpgsql volatile as $$
-declare
-    remembered double precision;
-begin
-    if row_security_active('imgsearch.image') then
-        raise exception 'pairs are remembered for all, and row-level security hides images from %', current_user using
-            errcode = 'PI008', hint = 'let the owner of the tables run it; imgsearch.duplicates() answers without';
-    end if;
-    select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
-    if remembered <= cut + 1e-6 then
-        return remembered;
-    end if;
-    delete from imgsearch.duplicate_scanned d where d.model_id = m.model_id;
-    insert into imgsearch.duplicate_scan (model_id, threshold) values (m.model_id, cut)
-    on conflict (model_id) do update set threshold = excluded.threshold, started_at = now();
-    return cut;
-end $$;
-
--- Remember pairs, and that contents were compared with all others. Of contents with equal pixels only one is remembered,
--- with which the mark of the others goes. Returns the number of pairs that are new.
-create or replace function imgsearch._remember(
-    m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[],
-    turned text default null
-) returns bigint
-language plpgsql volatile as $$
-declare
-    new_pairs bigint;
-begin
-    with shown as materialized (
-        select * from imgsearch._stand_ins(m, array(select unnest(ones) union select unnest(others)))),
-    pair as (
-        select least(a.stand_in, b.stand_in) as a, greatest(a.stand_in, b.stand_in) as b, max(p.similarity) as similarity
-        from unnest(ones, others, similarities) as p (one, other, similarity)
-        join shown a on a.content_id = p.one join shown b on b.content_id = p.other
-        where a.stand_in <> b.stand_in
-        group by 1, 2)
-    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, turned)
-    select m.model_id, p.a, p.b, p.similarity, _remember.turned from pair p order by p.a, p.b
-    on conflict on constraint duplicate_pair_pkey do update  -- a low threshold may have met the same two, not turned
-        set similarity = excluded.similarity, turned = excluded.turned
-        where excluded.similarity > duplicate_pair.similarity + 1e-3;
-    get diagnostics new_pairs = row_count;
-    insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
-    select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2
-    on conflict do nothing;
-    return new_pairs;
-end $$;
-
--- Compare contents with all others through the index, and remember what is found. Returns the number of new pairs.
-create or replace function imgsearch._scan(m imgsearch.model, cut double precision, contents bigint[]) returns bigint
-language plpgsql volatile as $$
-declare
-    asked bigint[] := array(
-        select s.content_id from imgsearch._stand_ins(m, contents) s where s.content_id = s.stand_in);
-    ones bigint[];
-    others bigint[];
-    similarities double precision[];
-begin
-    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
-    from imgsearch._pairs(m, cut, asked) p;
-    return imgsearch._remember(m, contents, ones, others, similarities);
-end $$;
-
--- Contents that were compared with all others, but not turned in all of these ways; those that stand for others alone.
-create or replace function imgsearch._unturned(m imgsearch.model, turns text[]) returns bigint[]
-language sql stable parallel safe as $$
-    select coalesce(array_agg(d.content_id order by d.content_id), '{}')
-    from imgsearch.duplicate_scanned d
-    where d.model_id = m.model_id and d.stand_in = d.content_id and not d.turns @> _unturned.turns
-$$;
-
--- Compare turned contents, by their vectors in text form, with all others, and remember what is found and how it was
--- turned. Returns the number of new pairs.
-create or replace function imgsearch._scan_turned(
-    m imgsearch.model, cut double precision, turn text, contents bigint[], vectors text[]
-) returns bigint
-language plpgsql volatile as $$
-declare
-    ones bigint[];
-    others bigint[];
-    similarities double precision[];
-begin
-    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
-    from imgsearch._pairs(m, cut, contents, null, vectors) p;
-    update imgsearch.duplicate_scanned d set turns = array_append(d.turns, turn)
-    where d.model_id = m.model_id and d.content_id = any(contents) and turn <> all(d.turns);
-    return imgsearch._remember(m, '{}', ones, others, similarities, turn);
-end $$;
-
--- Duplicates: identical (same bytes or same pixels), near (above the model's threshold) and similar (below it).
+-- Duplicates: identical (same bytes or same pixels) and near (above the model's threshold), by exact search.
 -- Images with equal pixels form a picture, shown by its first image, so a picture of 2,000 copies costs 1,999 pairs.
 
--- The threshold to use: the caller's, else the model's own, that of similar pairs where they are wanted.
--- Raises PI007 when there is none, PI008 for one that cannot be.
-create or replace function imgsearch._threshold(
-    m imgsearch.model, threshold double precision, kinds text[] default null
-) returns double precision
+-- The threshold to use; raises PI007 when neither the caller nor the model has one.
+create or replace function imgsearch._threshold(m imgsearch.model, threshold double precision)
+returns double precision
 language plpgsql immutable parallel safe as $$
-declare
-    own double precision := case when 'similar' = any(kinds) then m.similar else m.near end;
 begin
-    if coalesce(threshold, own) is null then
-        raise exception 'model % has no threshold for % pairs', m.name,
-            case when 'similar' = any(kinds) then 'similar' else 'near' end using errcode = 'PI007',
-            hint = format('measure it: pgimgsearch models calibrate %s; or give one, for example threshold => 0.95', m.name);
+    if coalesce(threshold, m.near) is null then
+        raise exception 'model % has no threshold for duplicates', m.name using errcode = 'PI007',
+            hint = 'give one, for example threshold => 0.95';
     end if;
-    if threshold not between 0 and 1 then
-        raise exception 'the threshold must be 0 to 1, not %', threshold using errcode = 'PI008',
-            hint = 'a similarity: 1 is the same, for example threshold => 0.95';
-    end if;
-    return coalesce(threshold, own);
-end $$;
-
--- The contents that images under a condition show; null where that is all.
-create or replace function imgsearch._scope(filter jsonb, collection_id integer, among bigint[]) returns bigint[]
-language plpgsql stable parallel safe as $$
-declare
-    condition text := imgsearch._condition(filter, collection_id, among);
-    result bigint[];
-begin
-    if condition = 'true' and not row_security_active('imgsearch.image') then return null; end if;
-    execute format('select array_agg(distinct i.content_id) from imgsearch.image i where %s', condition)
-        into result using filter, collection_id, among;
-    return coalesce(result, '{}');
-end $$;
-
--- Pairs that a person accepted, with the similarity that the model has for them.
-create or replace function imgsearch._accepted(m imgsearch.model)
-returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel safe rows 5 as $$
-begin
-    return query execute format(
-        'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
-         from imgsearch.duplicate_verdict v
-         join imgsearch.content a on a.pixel_sha256 = v.pixels_a join %1$s x on x.content_id = a.content_id
-         join imgsearch.content b on b.pixel_sha256 = v.pixels_b join %1$s y on y.content_id = b.content_id
-         where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b', m.embeddings, imgsearch._operator(m))
-        using imgsearch._distance_scale(m)::double precision;
+    return coalesce(threshold, m.near);
 end $$;
 
 -- Pairs of duplicates: all copies of a picture against its first image, and first images against each other.
--- kinds leaves out the others. also names models that have to find a pair as well (agree => 'all'), or that may find
--- others (agree => 'any'), each by its own threshold. What a person accepted is near. invariant adds pairs that were
--- found turned. after is the last pair of the page before.
 create or replace function imgsearch.duplicates(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', invariant boolean default false, k integer default null,
-    after bigint[] default null
-) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text, turned text)
+    collection text default null, among bigint[] default null
+) returns table (image_a bigint, image_b bigint, similarity double precision, kind text)
 language plpgsql stable parallel unsafe as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
-    by_pixels boolean := duplicates.kinds = array['identical'];  -- no model is asked
-    cut double precision := case when by_pixels is not true then
-        imgsearch._threshold(m, duplicates.threshold, duplicates.kinds) end;
+    cut double precision := imgsearch._threshold(m, duplicates.threshold);
     collection_id integer := imgsearch._collection_id(duplicates.collection);
-    condition text := imgsearch._condition(duplicates.filter, collection_id, duplicates.among);
-    scope bigint[] := imgsearch._scope(duplicates.filter, collection_id, duplicates.among);
-    other imgsearch.model;
-    other_name text;
-    ones bigint[];
-    others bigint[];
-    similarities double precision[];
-    found_kinds text[];
-    turns text[];
+    distance text := case m.storage
+        when 'bit' then format('(a.embedding OPERATOR(@vector@.<~>) b.embedding) / %s', m.dim)
+        else 'a.embedding OPERATOR(@vector@.<=>) b.embedding' end;
 begin
-    if duplicates.agree not in ('all', 'any') then
-        raise exception 'agree must be all or any, not %', duplicates.agree using errcode = 'PI008',
-            hint = 'all: every model has to find a pair; any: one is enough';
-    end if;
-    if not duplicates.kinds <@ array['identical', 'near', 'similar'] or cardinality(duplicates.kinds) = 0 then
-        raise exception 'unknown kind among: %', duplicates.kinds using errcode = 'PI008',
-            hint = 'kinds are identical, near and similar';
-    end if;
-    if duplicates.k < 1 then
-        raise exception 'k must be at least 1, not %', duplicates.k using errcode = 'PI008',
-            hint = 'the pairs of a page; leave it out for all';
-    end if;
-    select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity),
-           array_agg(case when p.similarity >= coalesce(m.near, cut) then 'near' else 'similar' end), array_agg(p.turned)
-    into ones, others, similarities, found_kinds, turns
-    from imgsearch._all_pairs(m, cut, scope) p
-    where by_pixels is not true and (duplicates.invariant or p.turned is null);
-    foreach other_name in array coalesce(duplicates.also, '{}') loop
-        other := imgsearch._resolve_model(other_name);
-        if duplicates.agree = 'any' then
-            select ones || array_agg(p.content_a), others || array_agg(p.content_b),
-                   similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
-                   turns || array_agg(p.turned)
-            into ones, others, similarities, found_kinds, turns
-            from imgsearch._all_pairs(other, imgsearch._threshold(other, null), scope) p
-            where duplicates.invariant or p.turned is null;
-        else
-            execute format(
-                'select array_agg(p.a), array_agg(p.b), array_agg(p.similarity), array_agg(p.kind), array_agg(p.turned)
-                 from unnest($1, $2, $3, $4, $5) as p (a, b, similarity, kind, turned)
-                 join %1$s a on a.content_id = p.a join %1$s b on b.content_id = p.b
-                 where a.embedding %2$s b.embedding <= $6', other.embeddings, imgsearch._operator(other))
-                into ones, others, similarities, found_kinds, turns
-                using ones, others, similarities, found_kinds, turns,
-                      (1 - imgsearch._threshold(other, null)) * imgsearch._distance_scale(other);
-        end if;
-    end loop;
-    if by_pixels is not true then
-        select ones || array_agg(p.content_a), others || array_agg(p.content_b), similarities || array_agg(p.similarity),
-               found_kinds || array_agg('near'::text), turns || array_agg(null::text)
-        into ones, others, similarities, found_kinds, turns
-        from imgsearch._accepted(m) p;
-    end if;
-
     return query execute format(
         'with scope as materialized (
-             select i.image_id, c.pixel_sha256, first_value(i.image_id) over same_pixels as first_id
+             select i.image_id, i.content_id, first_value(i.image_id) over same_pixels as first_id
              from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
              where %s
              window same_pixels as (partition by c.pixel_sha256 order by i.image_id)),
-         pair as (
-             select distinct on (1, 2) least(a.image_id, b.image_id) as image_a, greatest(a.image_id, b.image_id) as image_b,
-                    p.similarity, p.kind, v.verdict, p.turned
-             from unnest($4, $5, $6, $7, $11) with ordinality as p (one, other, similarity, kind, turned, place)
-             join imgsearch.content c on c.content_id = p.one
-             join imgsearch.content d on d.content_id = p.other
-             join scope a on a.pixel_sha256 = c.pixel_sha256 and a.image_id = a.first_id
-             join scope b on b.pixel_sha256 = d.pixel_sha256 and b.image_id = b.first_id
-             left join imgsearch.duplicate_verdict v
-                 on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256) and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256)
-             where a.image_id <> b.image_id
-             order by 1, 2, p.kind, p.place),
-         found as materialized (
-             select s.first_id as image_a, s.image_id as image_b, 1::double precision as similarity,
-                    ''identical'' as kind, v.verdict, null::text as turned
-             from scope s
-             left join imgsearch.duplicate_verdict v on v.pixels_a = s.pixel_sha256 and v.pixels_b = s.pixel_sha256
-             where s.image_id <> s.first_id
-             union all select * from pair)
-         select f.* from found f
-         where f.verdict is distinct from ''rejected'' and ($10 is null or f.kind = any($10))
-             and ($8 is null or (-f.similarity, f.image_a, f.image_b) > (
-             select -x.similarity, x.image_a, x.image_b from found x where x.image_a = $8[1] and x.image_b = $8[2]))
-         order by f.similarity desc, f.image_a, f.image_b limit $9', condition)
-        using duplicates.filter, collection_id, duplicates.among, ones, others, similarities, found_kinds,
-              duplicates.after, duplicates.k, duplicates.kinds, turns;
-    if not found and duplicates.after is not null and not exists (
-        select from imgsearch.duplicates(duplicates.threshold, duplicates.model, duplicates.filter,
-            duplicates.collection, duplicates.among, duplicates.kinds, duplicates.also, duplicates.agree,
-            duplicates.invariant) d
-        where d.image_a = duplicates.after[1] and d.image_b = duplicates.after[2])
-        and not exists (  -- judged since it was shown
-            select from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
-            join imgsearch.image j on j.image_id = duplicates.after[2] join imgsearch.content d on d.content_id = j.content_id
-            join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256)
-                and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256)
-            where i.image_id = duplicates.after[1] and v.verdict = 'rejected') then
-        raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
-            hint = 'begin with the first page again';
-    end if;
+         picture as materialized (
+             select distinct on (s.first_id) s.first_id as image_id, e.embedding
+             from scope s join %s e on e.content_id = s.content_id order by s.first_id, s.image_id)
+         select s.first_id, s.image_id, 1::double precision, ''identical''
+         from scope s where s.image_id <> s.first_id
+         union all
+         select a.image_id, b.image_id, 1 - (%s), case when 1 - (%s) >= $5 then ''near'' else ''similar'' end
+         from picture a join picture b on a.image_id < b.image_id and %s <= 1 - $4
+         order by 3 desc, 1, 2',
+        imgsearch._condition(duplicates.filter, collection_id, duplicates.among), m.embeddings,
+        distance, distance, distance)
+        using duplicates.filter, collection_id, duplicates.among, cut, coalesce(m.near, cut);
 end $$;
 
 -- One image's copies, nearest first.
@@ -1471,352 +1070,113 @@ declare
     cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
     content bigint := imgsearch._content_of(duplicates_of.image_id);
     collection_id integer := imgsearch._collection_id(duplicates_of.collection);
-    stand_in bigint := (select s.stand_in from imgsearch._stand_ins(m, array[content]) s);
+    query_vector @vector@.vector :=
+        case when m.storage <> 'bit' then imgsearch._stored_vector(duplicates_of.image_id, m) end;
+    query_bits bit varying := case m.storage when 'bit' then imgsearch._stored_bits(duplicates_of.image_id, m) end;
+    distance text := case m.storage
+        when 'bit' then format('(e.embedding OPERATOR(@vector@.<~>) $9::bit(%s)) / %s', m.dim, m.dim)
+        else format('e.embedding OPERATOR(@vector@.<=>) $8::@vector@.%s', m.storage) end;
 begin
-    if stand_in is null then
-        perform imgsearch._raise_not_embedded(duplicates_of.image_id, m.name);
-    end if;
     return query execute format(
-        'with pair as (
-             select p.content_a, p.content_b, p.similarity from imgsearch._pairs($5, $6, array[$7]) p
-             union all
-             select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
-             where (p.content_a = $7 or p.content_b = $7) and p.model_id = $8 and p.similarity >= $6 and p.turned is null
-             union all
-             select p.* from imgsearch._accepted($5) p, imgsearch.content q
-             where q.content_id = $4 and exists (
-                 select from imgsearch.content c
-                 where c.content_id in (p.content_a, p.content_b) and c.pixel_sha256 = q.pixel_sha256)),
-         near as (
-             select c.pixel_sha256, max(p.similarity) as similarity
-             from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
-         select i.image_id, case when c.pixel_sha256 = q.pixel_sha256 then 1 else n.similarity end,
+        'with near as materialized (
+             select e.content_id, %s as distance from %s e where %s <= 1 - $5)
+         select i.image_id,
+                case when c.pixel_sha256 = q.pixel_sha256 then 1 else 1 - n.distance end,
                 case when c.pixel_sha256 = q.pixel_sha256 then ''identical''
-                     when n.similarity >= $9 or v.verdict = ''accepted'' then ''near'' else ''similar'' end,
+                     when 1 - n.distance >= $6 then ''near'' else ''similar'' end,
                 l.name, i.path, i.external_id, c.width, c.height, c.bytes
          from imgsearch.content q
-         join (select pixel_sha256, similarity from near
-               union all select q.pixel_sha256, null from imgsearch.content q
-                         where q.content_id = $4 and q.pixel_sha256 not in (select pixel_sha256 from near)) n on true
-         join imgsearch.content c on c.pixel_sha256 = n.pixel_sha256
-         left join imgsearch.duplicate_verdict v
-             on v.pixels_a = least(c.pixel_sha256, q.pixel_sha256) and v.pixels_b = greatest(c.pixel_sha256, q.pixel_sha256)
+         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
+              or c.content_id in (select x.content_id from near x)
+         left join near n on n.content_id = c.content_id
          join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
-         where q.content_id = $4 and i.image_id <> $10 and v.verdict is distinct from ''rejected'' and %s
+         where q.content_id = $4 and i.image_id <> $7 and %s
          order by 2 desc, 1',
-        imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
-        using duplicates_of.filter, collection_id, duplicates_of.among, content, m, cut, stand_in, m.model_id,
-              coalesce(m.near, cut), duplicates_of.image_id;
+        distance, m.embeddings, distance, imgsearch._condition(duplicates_of.filter, collection_id, duplicates_of.among))
+        using duplicates_of.filter, collection_id, duplicates_of.among, content, cut, coalesce(m.near, cut),
+              duplicates_of.image_id, query_vector, query_bits;
 end $$;
 
--- Keep what a person says of two images: 'accepted' for copies, 'rejected' for others, which are never reported again;
--- null forgets it. It is said of the pixels, so it holds for all copies of both, and for every model.
-create or replace function imgsearch.judge_duplicates(image_a bigint, image_b bigint, verdict text) returns void
-language plpgsql volatile as $$
-declare
-    pixels bytea[] := array(
-        select c.pixel_sha256
-        from unnest(array[imgsearch._content_of(image_a), imgsearch._content_of(image_b)]) x
-        join imgsearch.content c on c.content_id = x order by 1);
-begin
-    if judge_duplicates.image_a = judge_duplicates.image_b then
-        raise exception 'image % is itself', judge_duplicates.image_a using errcode = 'PI008',
-            hint = 'give two images';
-    end if;
-    if judge_duplicates.verdict not in ('accepted', 'rejected') then
-        raise exception 'unknown verdict: %', judge_duplicates.verdict using errcode = 'PI008',
-            hint = 'accepted, rejected, or null to forget one';
-    end if;
-    if judge_duplicates.verdict is null then
-        delete from imgsearch.duplicate_verdict v where v.pixels_a = pixels[1] and v.pixels_b = pixels[2];
-    else
-        insert into imgsearch.duplicate_verdict as v (pixels_a, pixels_b, verdict)
-        values (pixels[1], pixels[2], judge_duplicates.verdict)
-        on conflict on constraint duplicate_verdict_pkey do update
-            set verdict = excluded.verdict, decided_by = excluded.decided_by, decided_at = excluded.decided_at;
-    end if;
-end $$;
-
--- Groups of duplicates, without chains, each with the image to keep and why.
-
--- What a format tells of quality: lossless, then those that are smaller for the same picture, then the others.
-create or replace function imgsearch._format_rank(format text) returns integer
-language sql immutable parallel safe as $$
-    select case when format in ('PNG', 'BMP', 'TIFF', 'PPM', 'TGA', 'QOI', 'DDS') then 2
-                when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end
-$$;
-
--- How much an image deserves to be kept, rule by rule; of two, the one with more at the first rule that tells them apart.
--- Raises PI008 for an unknown rule.
-create or replace function imgsearch._worth(
-    keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format_rank integer,
-    modified_at timestamptz, reference boolean
-) returns double precision[]
-language plpgsql immutable parallel safe as $$
-declare
-    result double precision[] := array[reference::integer];
-    worth double precision;
-    rule text;
-begin
-    foreach rule in array keep loop
-        worth := case rule
-            when 'pixels' then width::double precision * height
-            when 'lossless' then format_rank
-            when 'bytes' then bytes
-            when 'oldest' then -coalesce(extract(epoch from modified_at), 'infinity')
-            when 'newest' then coalesce(extract(epoch from modified_at), '-infinity')
-            when 'path' then -length(path) - 1000000.0 * coalesce(
-                (select min(n) from unnest(prefer) with ordinality as p (pattern, n) where path like pattern),
-                cardinality(prefer) + 1, 1) end;
-        if worth is null then
-            raise exception 'unknown rule: %', rule using errcode = 'PI008',
-                hint = 'rules are pixels, lossless, bytes, oldest, newest and path';
-        end if;
-        result := result || worth;
-    end loop;
-    return result;
-end $$;
-
--- Groups over pairs: each picture and the medoid of its group. 'medoid' takes pictures in the order of how many are like
--- them; each becomes a medoid unless it is like an earlier one, and the others join the one they are most like.
--- 'components' joins whatever is connected, however far its ends are apart; the medoid is the picture with most pairs.
-create or replace function imgsearch._medoids(
-    ones bigint[], others bigint[], similarities double precision[], linkage text
-) returns table (picture bigint, medoid bigint)
-language plpgsql immutable as $$
-declare
-    pictures bigint[];  -- best first; a picture's place is what the rest goes by
-    lows integer[];
-    highs integer[];
-    left_lows integer[];
-    left_highs integer[];
-    found integer[];
-    medoids integer[] := '{}';
-    labels integer[];
-    before integer[];
-begin
-    select array_agg(n.picture order by n.pairs desc, n.total desc, n.picture) into pictures
-    from (select p.picture, count(*) as pairs, sum(p.similarity) as total
-          from (select * from unnest(ones, similarities) union all select * from unnest(others, similarities))
-              as p (picture, similarity) group by 1) n;
-    with place as (select * from unnest(pictures) with ordinality as n (picture, place))
-    select array_agg(least(a.place, b.place) order by e.n), array_agg(greatest(a.place, b.place) order by e.n)
-    into lows, highs
-    from unnest(ones, others) with ordinality as e (one, other, n)
-    join place a on a.picture = e.one join place b on b.picture = e.other;
-
-    if linkage = 'components' then
-        labels := array(select generate_series(1, cardinality(pictures)));
-        while labels is distinct from before loop
-            before := labels;
-            with label as materialized (select * from unnest(before) with ordinality as l (label, place)),
-            lowest as (
-                select x.place, min(l.label) as label
-                from (select e.low as place, e.high as other from unnest(lows, highs) as e (low, high)
-                      union all select e.high, e.low from unnest(lows, highs) as e (low, high)) x
-                join label l on l.place = x.other group by 1)
-            -- the label of the label: paths halve
-            select array_agg(j.label order by l.place) into labels
-            from label l left join lowest w on w.place = l.place
-            join label j on j.place = least(l.label, w.label);
-        end loop;
-        return query select pictures[n], pictures[l] from unnest(labels) with ordinality as x (l, n);
-        return;
-    end if;
-
-    left_lows := lows;
-    left_highs := highs;
-    while cardinality(left_lows) > 0 loop
-        with edge as materialized (select * from unnest(left_lows, left_highs) as e (low, high)),
-        best as materialized (select e.low as place from edge e except select e.high from edge e),
-        taken as materialized (
-            select b.place from best b union select e.high from edge e join best b on b.place = e.low),
-        remaining as (
-            select e.* from edge e
-            where e.low not in (select t.place from taken t) and e.high not in (select t.place from taken t))
-        select (select array_agg(b.place) from best b), array_agg(r.low), array_agg(r.high)
-        into found, left_lows, left_highs from remaining r;
-        medoids := medoids || found;
-    end loop;
-    return query
-        with edge as materialized (
-            select e.low, e.high, e.similarity from unnest(lows, highs, similarities) as e (low, high, similarity)
-            union all select e.high, e.low, e.similarity from unnest(lows, highs, similarities) as e (low, high, similarity)),
-        chosen as (select x as place from unnest(medoids) x),
-        -- like none that was chosen, so chosen too
-        lone as (
-            select n.place::integer from generate_series(1, cardinality(pictures)) as n (place)
-            except select c.place from chosen c
-            except select e.high from edge e join chosen c on c.place = e.low),
-        centre as materialized (select * from chosen union all select * from lone)
-        select pictures[c.place], pictures[c.place] from centre c
-        union all
-        select pictures[m.high], pictures[m.low] from (
-            select distinct on (e.high) e.high, e.low
-            from edge e join centre c on c.place = e.low
-            where e.high not in (select x.place from centre x)
-            order by e.high, e.similarity desc, e.low) m;
-end $$;
-
--- Groups of duplicates: every member is at least as similar as the threshold to the group's medoid, whose image_id is the
--- group_id; linkage => 'components' joins whatever is connected. similarity and kind are with the keeper; what is no pair
--- with it by itself, and there through others, is linked. minimum and median are of all pairs of pictures in the group, or
--- beyond 100 pictures of those with the medoid. The keeper is found by the rules of keep in turn: prefer holds
--- patterns of paths, best first, for the rule path; all images of the collections named by reference are kept.
+-- Groups of duplicates without chains: every member is within the threshold of its group's keeper.
+-- Pictures are taken in the order of pixels, bytes and age: each becomes a keeper unless an earlier one took it.
+-- A group's id is its keeper's image_id.
 create or replace function imgsearch.duplicate_groups(
     threshold double precision default null, model text default 'duplicates', filter jsonb default null,
-    collection text default null, among bigint[] default null, kinds text[] default null,
-    also text[] default null, agree text default 'all', invariant boolean default false, linkage text default 'medoid',
-    keep text[] default null, prefer text[] default null, reference text[] default null, k integer default null,
-    after bigint default null
-) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text, turned text,
-                 collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
-                 minimum double precision, median double precision)
+    collection text default null, among bigint[] default null
+) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text,
+                 path text, width integer, height integer, bytes bigint, reason text)
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
-    m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
-    rules text[] := coalesce(duplicate_groups.keep, case
-        when duplicate_groups.prefer is null then array['pixels', 'lossless', 'bytes', 'oldest', 'path']
-        else array['path', 'pixels', 'lossless', 'bytes', 'oldest'] end);
-    reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
-                       "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
-    kept_collections integer[] := array(
-        select imgsearch._collection_id(x) from unnest(duplicate_groups.reference) x);
     pairs_a bigint[];
     pairs_b bigint[];
     pairs_similarity double precision[];
     pairs_kind text[];
-    pairs_turned text[];
-    copies bigint[];
-    copied bigint[];
-    pictures bigint[];
-    medoids bigint[];
-    apart_a bigint[];
-    apart_b bigint[];
-    apart_medoids bigint[];
-    leaving bigint;
-    left_out bigint[] := '{}';
+    picture record;
+    taken bigint[] := '{}';
+    taken_by bigint[] := '{}';
 begin
-    if duplicate_groups.linkage not in ('medoid', 'components') then
-        raise exception 'unknown linkage: %', duplicate_groups.linkage using errcode = 'PI008',
-            hint = 'medoid: all are like one of them; components: whatever is connected';
-    end if;
-    if duplicate_groups.k < 1 then
-        raise exception 'k must be at least 1, not %', duplicate_groups.k using errcode = 'PI008',
-            hint = 'the groups of a page; leave it out for all';
-    end if;
-    select array_agg(d.image_a) filter (where d.kind <> 'identical'),
-           array_agg(d.image_b) filter (where d.kind <> 'identical'),
-           array_agg(d.similarity) filter (where d.kind <> 'identical'),
-           array_agg(d.kind) filter (where d.kind <> 'identical'),
-           array_agg(d.turned) filter (where d.kind <> 'identical'),
-           array_agg(d.image_a) filter (where d.kind = 'identical'),
-           array_agg(d.image_b) filter (where d.kind = 'identical')
-    into pairs_a, pairs_b, pairs_similarity, pairs_kind, pairs_turned, copied, copies
+    select array_agg(d.image_a), array_agg(d.image_b), array_agg(d.similarity), array_agg(d.kind)
+    into pairs_a, pairs_b, pairs_similarity, pairs_kind
     from imgsearch.duplicates(duplicate_groups.threshold, duplicate_groups.model, duplicate_groups.filter,
-        duplicate_groups.collection, duplicate_groups.among, duplicate_groups.kinds, duplicate_groups.also,
-        duplicate_groups.agree, duplicate_groups.invariant) d;
+                              duplicate_groups.collection, duplicate_groups.among) d;
 
-    select array_agg(g.picture), array_agg(g.medoid) into pictures, medoids
-    from imgsearch._medoids(pairs_a, pairs_b, pairs_similarity, duplicate_groups.linkage) g;
-    -- two that a person told apart are not in one group: who was told apart most, and then the later one, leaves
-    select array_agg(least(a.picture, b.picture)), array_agg(greatest(a.picture, b.picture)), array_agg(a.medoid)
-    into apart_a, apart_b, apart_medoids
-    from imgsearch.duplicate_verdict v
-    join imgsearch.content c on c.pixel_sha256 = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
-    join unnest(pictures, medoids) as a (picture, medoid) on a.picture = i.image_id
-    join imgsearch.content d on d.pixel_sha256 = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
-    join unnest(pictures, medoids) as b (picture, medoid) on b.picture = j.image_id and b.medoid = a.medoid
-    where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b;
+    for picture in
+        with pair as (
+            select * from unnest(pairs_a, pairs_b, pairs_kind) as p (a, b, kind)),
+        shown_by as (  -- a picture, named by its first image, and the images that show it
+            select p.a as id, p.a as image_id from pair p
+            union select case p.kind when 'identical' then p.a else p.b end, p.b from pair p),
+        neighbour as (
+            select p.a as id, p.b as other from pair p where p.kind <> 'identical'
+            union all select p.b, p.a from pair p where p.kind <> 'identical')
+        select s.id, array(select n.other from neighbour n where n.id = s.id) as others
+        from shown_by s
+        join imgsearch.image i on i.image_id = s.image_id
+        join imgsearch.content c on c.content_id = i.content_id
+        where s.id in (select n.id from neighbour n)  -- the others keep their own copies, see below
+        group by s.id
+        order by max(c.width::bigint * c.height) desc, max(c.bytes) desc, min(i.modified_at), s.id
     loop
-        select x.picture into leaving
-        from unnest(apart_a || apart_b, apart_medoids || apart_medoids, apart_b || apart_a) as x (picture, medoid, other)
-        where x.picture <> x.medoid and x.picture <> all(left_out) and x.other <> all(left_out)
-        group by x.picture order by count(*) desc, x.picture desc limit 1;
-        exit when not found;
-        left_out := left_out || leaving;
+        continue when picture.id = any(taken);
+        select taken || array_agg(x), taken_by || array_agg(picture.id) into taken, taken_by
+        from unnest(picture.id || picture.others) x where x <> all(taken);
     end loop;
 
-    with grouped as (
-        select * from unnest(pictures, medoids) as g (picture, medoid) where g.picture not in (select unnest(left_out))),
-    member as (
-        select * from grouped
-        union all
-        select distinct x, x from unnest(copied) x where x not in (select g.picture from grouped g)),
-    whole as (
-        select n.*, count(*) over (partition by n.medoid) > 1 or n.picture in (select unnest(copied)) as several
-        from member n)
-    select array_agg(x.picture), array_agg(x.medoid) into pictures, medoids
-    from (select w.*, dense_rank() over (order by w.medoid) as place from whole w
-          where w.several and (duplicate_groups.after is null or w.medoid > duplicate_groups.after)) x
-    where duplicate_groups.k is null or x.place <= duplicate_groups.k;
-
-    return query execute format(
-        'with member as (select * from unnest($1, $2) as n (picture, medoid)),
-         seen as materialized (
-             select n.picture, n.medoid, count(*) over (partition by n.medoid) as size, v.embedding
-             from member n
-             join imgsearch.image i on i.image_id = n.picture
-             join imgsearch.content c on c.content_id = i.content_id
-             left join lateral (
-                 select e.embedding from imgsearch.content t join %1$s e on e.content_id = t.content_id
-                 where t.pixel_sha256 = c.pixel_sha256 order by t.content_id limit 1) v on true),
-         pair as materialized (
-             select a.medoid, a.picture as a, b.picture as b,
-                    coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) as similarity
-             from seen a
-             join seen b on b.medoid = a.medoid and b.picture > a.picture
-                 and (a.size <= 100 or a.medoid in (a.picture, b.picture))
-             left join unnest($4, $5, $6) as p (a, b, similarity) on p.a = a.picture and p.b = b.picture),
-         whole as (
-             select p.medoid, min(p.similarity) as minimum,
-                    percentile_cont(0.5) within group (order by p.similarity) as median
-             from pair p group by p.medoid),
-         shown as (
-             select n.medoid, n.picture, n.picture as image_id from member n
-             union all
-             select n.medoid, n.picture, c.image_id
-             from member n join unnest($7, $8) as c (picture, image_id) on c.picture = n.picture),
-         ranked as (
-             select s.medoid, s.image_id, s.picture, i.path, l.name, c.width, c.height, c.bytes, c.format,
-                    i.collection_id = any($9) as reference, w.worth, row_number() over best as place,
-                    lead(w.worth) over best as next_worth, first_value(s.picture) over best as kept_picture
-             from shown s
-             join imgsearch.image i on i.image_id = s.image_id
-             join imgsearch.collection l on l.collection_id = i.collection_id
-             join imgsearch.content c on c.content_id = i.content_id
-             -- of files with the same pixels none is better for its format or size
-             join (select y.picture, max(z.bytes) as bytes, max(imgsearch._format_rank(z.format)) as format_rank
-                   from shown y join imgsearch.image x on x.image_id = y.image_id
-                   join imgsearch.content z on z.content_id = x.content_id group by y.picture) q on q.picture = s.picture
-             cross join lateral (
-                 select imgsearch._worth($10, $11, i.path, c.width, c.height, q.bytes, q.format_rank, i.modified_at,
-                                         i.collection_id = any($9)) as worth) w
-             window best as (partition by s.medoid order by w.worth desc, s.image_id))
-         select r.medoid, r.image_id, r.place = 1 or r.reference,
-                case when r.picture = r.kept_picture then 1
-                     else coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) end,
-                case when r.place = 1 then null when r.picture = r.kept_picture then ''identical''
-                     else coalesce(p.kind, ''linked'') end, p.turned,
-                r.name, r.path, r.width, r.height, r.bytes, r.format,
-                case when r.place = 1 or r.reference then coalesce(
-                    (select $13 ->> x.rule
-                     from unnest($14, r.worth, r.next_worth) with ordinality as x (rule, mine, next, n)
-                     where r.place = 1 and x.mine <> x.next or r.reference order by x.n limit 1), ''first added'') end,
-                coalesce(w.minimum, 1), coalesce(w.median, 1)
-         from ranked r
-         join seen a on a.picture = r.picture
-         join seen b on b.picture = r.kept_picture
-         left join unnest($4, $5, $6, $12, $15) as p (a, b, similarity, kind, turned)
-             on p.a = least(r.picture, r.kept_picture) and p.b = greatest(r.picture, r.kept_picture)
-         left join whole w on w.medoid = r.medoid
-         order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
-        using pictures, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, pairs_similarity,
-              copied, copies, kept_collections, rules, duplicate_groups.prefer,
-              pairs_kind, reasons,
-              array['reference'] || rules, pairs_turned;
+    return query
+        with pair as (
+            select * from unnest(pairs_a, pairs_b, pairs_similarity, pairs_kind) as p (a, b, similarity, kind)),
+        kept as (
+            select * from unnest(taken, taken_by) as t (id, keeper)
+            union all
+            select distinct p.a, p.a from pair p
+            where p.kind = 'identical' and not exists (select from unnest(taken) t where t = p.a)),
+        member as (
+            select t.keeper, t.id as image_id, t.id as picture from kept t
+            union all
+            select t.keeper, p.b, t.id from kept t join pair p on p.a = t.id and p.kind = 'identical'),
+        measured as (
+            select m.keeper as keeper_picture, m.image_id, coalesce(p.similarity, 1) as similarity,
+                   coalesce(p.kind, 'identical') as kind,
+                   i.path, c.width, c.height, c.bytes, c.width::bigint * c.height as pixels,
+                   row_number() over (partition by m.keeper order by m.picture <> m.keeper, c.bytes desc,
+                                      i.modified_at, m.image_id) = 1 as keeper,
+                   count(*) over (partition by m.keeper) as size
+            from member m
+            join imgsearch.image i on i.image_id = m.image_id
+            join imgsearch.content c on c.content_id = i.content_id
+            left join pair p on p.kind <> 'identical' and (p.a, p.b) in ((m.keeper, m.picture), (m.picture, m.keeper)))
+        select min(m.image_id) filter (where m.keeper) over g, m.image_id, m.keeper, m.similarity,
+               case when not m.keeper then m.kind end, m.path, m.width, m.height, m.bytes,
+               case when not m.keeper then null
+                    when m.pixels > min(m.pixels) over g then 'most pixels'
+                    when m.bytes > min(m.bytes) over g then 'most bytes'
+                    else 'oldest' end
+        from measured m
+        where m.size > 1
+        window g as (partition by m.keeper_picture)
+        order by 1, m.keeper desc, m.similarity desc, m.image_id;
 end $$;
 
 -- Groups: products instead of pictures. Images of one group_key are one thing; an image without one stands for itself.
@@ -1955,56 +1315,6 @@ begin
         filter, collection, among, exact, ef_search);
 end $$;
 
--- Clusters: groups of like images, made by the command cluster.
-
--- The images of a model's clusters, largest cluster first, the most typical image of each first; null is like no other.
-create or replace function imgsearch.clusters(
-    model text default 'default', filter jsonb default null, collection text default null, among bigint[] default null
-) returns table (cluster integer, size bigint, image_id bigint, probability real, collection_name text, path text,
-                 external_id text)
-language plpgsql stable parallel safe as $$
-declare
-    m imgsearch.model := imgsearch._resolve_model(clusters.model);
-    collection_id integer := imgsearch._collection_id(clusters.collection);
-begin
-    if not exists (select from imgsearch.cluster x where x.model_id = m.model_id) then
-        raise exception 'no clusters were made with model %', m.name using errcode = 'PI003',
-            hint = format('run: pgimgsearch cluster --model %s', m.name);
-    end if;
-    return query execute format(
-        'select x.cluster, count(*) over (partition by x.cluster), i.image_id, x.probability, l.name, i.path, i.external_id
-         from imgsearch.cluster x
-         join imgsearch.content s on s.content_id = x.content_id
-         join imgsearch.content c on c.pixel_sha256 = s.pixel_sha256
-         join imgsearch.image i on i.content_id = c.content_id
-         join imgsearch.collection l on l.collection_id = i.collection_id
-         where x.model_id = $4 and %s
-         order by x.cluster is null, 2 desc, x.cluster, x.probability desc, i.image_id',
-        imgsearch._condition(clusters.filter, collection_id, clusters.among))
-        using clusters.filter, collection_id, clusters.among, m.model_id;
-end $$;
-
--- The k nearest contents of each of some contents, through the index; itself is not among them.
-create or replace function imgsearch._neighbours(m imgsearch.model, contents bigint[], k integer)
-returns table (content_id bigint, neighbour bigint, distance double precision)
-language plpgsql stable parallel unsafe as $$
-declare
-    operator text := imgsearch._operator(m);
-    settings text[];
-begin
-    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-    settings := imgsearch._set_scan(greatest(64, k + 1)::text, 'off', '20000', '1');
-    return query execute format(
-        'select a.content_id, n.content_id, n.distance / $2
-         from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
-         cross join lateral (
-             select e.content_id, a.embedding %2$s e.embedding as distance from %1$s e
-             order by a.embedding %2$s e.embedding limit %3$s) n
-         where n.content_id <> a.content_id', m.embeddings, operator, k + 1)
-        using contents, imgsearch._distance_scale(m)::double precision;
-    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
-end $$;
-
 -- Labels: by words (zero-shot), or by what the nearest images are labelled.
 
 -- How well labels in a template fit an image, with the model's own temperature: a softmax over the labels (CLIP), or
@@ -2132,8 +1442,7 @@ begin
     if access = 'writer' then
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
-                                             'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
-                                             'duplicate_verdict', 'cluster']) t
+                                             'text_embedding']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);

@@ -1,4 +1,4 @@
-"""Collections, contents, images, models, aliases, cached text, duplicates and ingest runs."""
+"""Collections, contents, images, models, aliases, cached text and ingest runs."""
 
 from alembic import op
 
@@ -75,8 +75,7 @@ create table imgsearch.model (
     index_method text not null default 'none' check (index_method in ('none', 'hnsw')),
     index_parameters jsonb not null default '{}',
     ef_search integer not null default 100 check (ef_search between 1 and 1000),
-    near real check (near between -1 and 1),
-    "similar" real check ("similar" between -1 and 1),
+    near real,
     status text not null default 'building' check (status in ('building', 'ready', 'retired')),
     added_at timestamptz not null default now(),
     check ((storage = 'bit') = (metric = 'hamming'))
@@ -158,80 +157,6 @@ create table imgsearch.ingest_failure (
 );
 comment on table imgsearch.ingest_failure is 'files that failed (no model: whatever the model) or were skipped';
 
-create table imgsearch.calibration (
-    model_id integer primary key references imgsearch.model on delete cascade,
-    near real not null,
-    "similar" real not null,
-    precision real not null,
-    copies real not null,
-    images bigint not null,
-    measured jsonb not null,
-    calibrated_at timestamptz not null default now()
-);
-comment on table imgsearch.calibration is 'what the thresholds of a model were measured on: reported pairs are copies '
-    'with this precision, if a share copies of the images has one; measured holds false pairs and recall by edit';
-
-create table imgsearch.duplicate_scan (
-    model_id integer primary key references imgsearch.model on delete cascade,
-    threshold double precision not null,
-    started_at timestamptz not null default now()
-);
-create table imgsearch.duplicate_scanned (
-    content_id bigint not null references imgsearch.content on delete cascade,
-    model_id integer not null references imgsearch.duplicate_scan on delete cascade,
-    stand_in bigint not null references imgsearch.content on delete cascade,
-    turns text[] not null default '{}',
-    primary key (content_id, model_id)
-);
-create index duplicate_scanned_stand_in on imgsearch.duplicate_scanned (stand_in);
-create table imgsearch.duplicate_pair (
-    content_a bigint not null references imgsearch.content on delete cascade,
-    content_b bigint not null references imgsearch.content on delete cascade,
-    model_id integer not null references imgsearch.duplicate_scan on delete cascade,
-    similarity double precision not null,
-    turned text,
-    primary key (content_a, content_b, model_id),
-    check (content_a < content_b)
-);
-create index duplicate_pair_b on imgsearch.duplicate_pair (content_b);
-alter table imgsearch.duplicate_pair enable row level security;
-create policy read on imgsearch.duplicate_pair for select using (
-    (select not row_security_active('imgsearch.image'))
-    or exists (select from imgsearch.image i where i.content_id = content_a)
-    and exists (select from imgsearch.image i where i.content_id = content_b));
-create policy add on imgsearch.duplicate_pair for insert with check (true);
-create policy change on imgsearch.duplicate_pair for update using (true);
-create policy remove on imgsearch.duplicate_pair for delete using (true);
-comment on table imgsearch.duplicate_scan is 'models whose pairs are remembered, and down to which similarity';
-comment on table imgsearch.duplicate_scanned is 'contents that were compared with all others, also turned how; and the '
-    'first of equal pixels, with which the mark goes';
-comment on table imgsearch.duplicate_pair is 'pairs of contents that are alike, as far as they are remembered, perhaps '
-    'only when one is turned';
-
--- By pixels, so that a verdict outlives the rows: pictures that are removed and come back, and other models.
-create table imgsearch.duplicate_verdict (
-    pixels_a bytea not null check (octet_length(pixels_a) = 32),
-    pixels_b bytea not null check (octet_length(pixels_b) = 32),
-    verdict text not null check (verdict in ('accepted', 'rejected')),
-    decided_by name not null default session_user,
-    decided_at timestamptz not null default now(),
-    primary key (pixels_a, pixels_b),
-    check (pixels_a <= pixels_b)
-);
-create index duplicate_verdict_b on imgsearch.duplicate_verdict (pixels_b);
-comment on table imgsearch.duplicate_verdict is 'what people said of pairs of pictures, by their pixel_sha256; a '
-    'rejected pair is never reported again';
-
-create table imgsearch.cluster (
-    content_id bigint not null references imgsearch.content on delete cascade,
-    model_id integer not null references imgsearch.model on delete cascade,
-    cluster integer,
-    probability real not null,
-    primary key (content_id, model_id)
-);
-create index cluster_model on imgsearch.cluster (model_id, cluster);
-comment on table imgsearch.cluster is 'groups of like images, as last made; a null cluster is like no other';
-
 create type imgsearch.match as (
     image_id bigint, similarity double precision, collection text, path text,
     external_id text, group_key text, caption text, metadata jsonb
@@ -245,10 +170,9 @@ create type imgsearch.duplicate as (
 DOWNGRADE = """
 drop type imgsearch.duplicate;
 drop type imgsearch.match;
-drop table imgsearch.cluster, imgsearch.duplicate_verdict, imgsearch.duplicate_pair, imgsearch.duplicate_scanned,
-    imgsearch.duplicate_scan, imgsearch.calibration, imgsearch.ingest_failure, imgsearch.ingest_run,
-    imgsearch.text_embedding, imgsearch.alias_history, imgsearch.alias, imgsearch.canary, imgsearch.reduction,
-    imgsearch.model, imgsearch.image, imgsearch.content, imgsearch.collection;
+drop table imgsearch.ingest_failure, imgsearch.ingest_run, imgsearch.text_embedding, imgsearch.alias_history,
+    imgsearch.alias, imgsearch.canary, imgsearch.reduction, imgsearch.model, imgsearch.image,
+    imgsearch.content, imgsearch.collection;
 """
 
 
