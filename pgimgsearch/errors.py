@@ -63,6 +63,12 @@ class EmbedderError(PgImgSearchError):
     exit_code = 9
 
 
+class RequirementError(PgImgSearchError):
+    """A figure that was required was not reached."""
+
+    exit_code = 10
+
+
 class InterruptedRun(PgImgSearchError):  # noqa: N818  (an interruption is not an error of ours)
     """Interrupted: what was committed is kept, the next run goes on from there."""
 

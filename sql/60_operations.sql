@@ -64,7 +64,7 @@ begin
         for writable in
             select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
                                              'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
-                                             'duplicate_verdict', 'cluster']) t
+                                             'duplicate_verdict', 'cluster', 'evaluation_run']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);

@@ -13,6 +13,7 @@ from pgimgsearch.cli import (
     database,
     demo,
     duplicates,
+    evaluate,
     index,
     ingest,
     models,
@@ -39,6 +40,7 @@ app.command()(operations.stats)
 app.command()(operations.doctor)
 app.command()(serve.serve)
 app.command()(cluster.cluster)
+app.command()(evaluate.evaluate)
 app.add_typer(duplicates.app, name="duplicates")
 models.app.command("calibrate")(calibrate.calibrate)
 app.add_typer(models.app, name="models")

@@ -12,8 +12,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import measure, trial
 from pgimgsearch.duplicates.calibrate import Calibration
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
-from pgimgsearch.duplicates.report import STYLE
-from pgimgsearch.errors import ModelError
+from pgimgsearch.pipeline.page import figure, html_page
 from pgimgsearch.pipeline.thumbnail import data_address
 
 HARDEST_SHOWN = 20
@@ -21,12 +20,8 @@ HARDEST_SHOWN = 20
 
 def png(found: Calibration, model: str) -> bytes:
     """Shares of pairs by similarity: different pictures, edited copies and the same scene, with the thresholds."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which keeps every figure
-    except ImportError as error:
-        raise ModelError("a plot needs matplotlib", hint="run: pip install 'pgimgsearch[analysis]'") from error
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
+    drawn_on = figure(9, 4.5)
+    axes = drawn_on.subplots()
     edges = np.linspace(0, 1, trial.BINS + 1)
     drawn = {
         "different pictures": found.histogram,
@@ -41,23 +36,22 @@ def png(found: Calibration, model: str) -> bytes:
     axes.set(yscale="log", xlabel="similarity", ylabel="share of pairs", title=f"{model}, {found.images} pictures")
     axes.legend(loc="upper left", fontsize="small")
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
+    drawn_on.savefig(out, format="png", dpi=120)
     return out.getvalue()
 
 
 def write_page(connection: Connection, found: Calibration, model: str, path: Path) -> None:
     """Write a page with the plot, the recall by edit, and the hardest pairs for a person to judge."""
-    title = f"Thresholds of {model}"
     picture = base64.b64encode(png(found, model)).decode()
     path.write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE} .plot {{ height: auto; background: #fff; }} "
-        f"td, th {{ padding: .1rem .8rem; text-align: left; }}</style><body><h1>{html.escape(title)}</h1>"
-        f"<p>{html.escape(_told(found))}</p>"
-        f'<img class="plot" alt="similarities of pairs" src="data:image/png;base64,{picture}">'
-        f"{_recalls(found)}"
-        f"<h2>The most similar pairs that count as different</h2>{_hardest(connection, found)}</body></html>",
+        html_page(
+            f"Thresholds of {model}",
+            f"<p>{html.escape(_told(found))}</p>"
+            f'<img class="plot" alt="similarities of pairs" src="data:image/png;base64,{picture}">'
+            f"{_recalls(found)}"
+            f"<h2>The most similar pairs that count as different</h2>{_hardest(connection, found)}",
+            ".plot { height: auto; background: #fff; } td, th { padding: .1rem .8rem; text-align: left; }",
+        ),
         "utf-8",
     )
 

@@ -6,31 +6,12 @@ from pathlib import Path
 
 from pgimgsearch.duplicates.groups import Member
 from pgimgsearch.pipeline.decode import register_formats
+from pgimgsearch.pipeline.page import html_page
 from pgimgsearch.pipeline.scan import is_url
 from pgimgsearch.pipeline.thumbnail import data_address
 
 GROUPS_A_PAGE = 50
 MEMBERS_SHOWN = 60  # of one group; the others are counted
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --keep: #1a7f37; --copy: #b35900; }
-* { box-sizing: border-box; }
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.4rem; margin: .5rem 0; }
-nav { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1rem 0; }
-section { border: 1px solid var(--line); border-radius: .6rem; padding: .75rem; margin: 1rem 0; }
-h2 { font-size: 1rem; margin: 0 0 .6rem; }
-h2 small { font-weight: normal; opacity: .75; }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .75rem; }
-figure { margin: 0; border: 2px solid var(--line); border-radius: .5rem; overflow: hidden; }
-figure.keep { border-color: var(--keep); }
-img { display: block; width: 100%; height: 15rem; object-fit: contain; background: var(--soft); }
-figcaption { padding: .5rem .6rem; font-size: .85rem; overflow-wrap: anywhere; }
-b { display: inline-block; padding: 0 .45rem; border-radius: 1rem; color: #fff; background: var(--copy); }
-.keep b { background: var(--keep); }
-code { font-size: .8rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .row { grid-template-columns: 1fr 1fr; gap: .5rem; } img { height: 9rem; } }
-"""
 
 
 def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list[Path]:
@@ -45,13 +26,7 @@ def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list
         part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
         body = "\n".join(map(_group, part)) or "<p>None were found.</p>"
         links = _links(paths, number)
-        page.write_text(
-            '<!doctype html><html lang="en"><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style><body><h1>{html.escape(title)}</h1>"
-            f"<p>{html.escape(subtitle)}</p>{links}{body}{links}</body></html>",
-            "utf-8",
-        )
+        page.write_text(html_page(title, f"<p>{html.escape(subtitle)}</p>{links}{body}{links}"), "utf-8")
     return paths
 
 

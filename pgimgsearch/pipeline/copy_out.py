@@ -1,6 +1,6 @@
 """Out of the database: vectors are read by binary COPY, many rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,12 @@ ROWS_AT_ONCE = 10_000
 
 
 def read_vectors(
-    connection: Connection, model: StoredModel, limit: int | None = None
+    connection: Connection, model: StoredModel, limit: int | None = None, contents: Sequence[int] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Rows of a model's table as (content_id, (n, dim) float32); at random with a limit. Bits become -1 and 1."""
     order = sql.SQL("order by random() limit {}").format(sql.Literal(limit)) if limit else sql.SQL("")
+    if contents is not None:
+        order = sql.SQL("where content_id = any({}::bigint[]) {}").format(sql.Literal(list(contents)), order)
     query = sql.SQL("copy (select content_id, embedding from {} {}) to stdout (format binary)").format(
         model.table, order
     )

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,6 +120,19 @@ def list_source(path: str) -> Source:
         return total
 
     return Source(f"list {path}", name, str(folder), files, count)
+
+
+def files_source(folder: Path, files: Sequence[Path]) -> Source:
+    """Some files below a folder, one by one."""
+    return Source(
+        str(folder), folder.name or "root", str(folder), lambda root: (_examine(file, root) for file in files),
+        lambda: len(files),
+    )  # fmt: skip
+
+
+def walk(folder: Path) -> list[Path]:
+    """All pictures below a folder, in order of name, as ``folder_source`` finds them."""
+    return [found for found in _walk(folder, register_formats(), [0]) if isinstance(found, Path)]
 
 
 def query_source(query: str, rows: Callable[[str], Iterator[Mapping[str, Any]]]) -> Source:

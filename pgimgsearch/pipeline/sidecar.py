@@ -45,25 +45,24 @@ def with_metadata(files: Iterable[ScannedFile], rows: Mapping[str, list[dict[str
 
 def with_groups(files: Iterable[ScannedFile], group_by: str) -> Iterator[ScannedFile]:
     """Group by ``folder``, by a pattern whose first group is searched for in the path, or by a metadata key."""
-    pattern = _pattern(group_by) if "(" in group_by else None
+    found = pattern(group_by) if "(" in group_by else None
     for file in files:
         if group_by == "folder":
             key: object = str(Path(file.path).parent)
-        elif pattern:
-            match = pattern.search(file.path)
+        elif found:
+            match = found.search(file.path)
             key = match.group(1) if match else None
         else:
             key = (file.metadata or {}).get(group_by)
         yield replace(file, group_key=str(key)) if key not in (None, "") else file
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def pattern(text: str) -> re.Pattern[str]:
+    """A pattern over paths with a group in it; raises SourceError for any other."""
     try:
-        pattern = re.compile(text)
+        compiled = re.compile(text)
     except re.error as error:
-        raise SourceError(
-            f"--group-by {text} is no pattern: {error}", hint=r"for example --group-by '(\d+)_\d+\.jpg'"
-        ) from error
-    if pattern.groups == 0:
-        raise SourceError(f"--group-by {text} has no group", hint=r"for example --group-by '(\d+)_\d+\.jpg'")
-    return pattern
+        raise SourceError(f"{text} is no pattern: {error}", hint=r"for example '(\d+)_\d+\.jpg'") from error
+    if compiled.groups == 0:
+        raise SourceError(f"the pattern {text} has no group", hint=r"for example '(\d+)_\d+\.jpg'")
+    return compiled

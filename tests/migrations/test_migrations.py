@@ -107,8 +107,8 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """A later release: a revision that adds a column, a function whose default is gone, one that is new, one that left."""
     for name in ("migrations", "sql"):
         shutil.copytree(package_folder(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "migrations" / "versions" / "0003_next.py").write_text(
-        "from alembic import op\nrevision = '0003'\ndown_revision = '0002'\n"
+    (tmp_path / "migrations" / "versions" / "0004_next.py").write_text(
+        "from alembic import op\nrevision = '0004'\ndown_revision = '0003'\n"
         "def upgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image add starred boolean')\n"
         "def downgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image drop starred')\n"
     )
@@ -135,7 +135,7 @@ def test_a_later_release_upgrades_and_downgrades(
     admin.execute("drop role if exists app")
     admin.execute("create role app")
     run(url, "grant execute on function imgsearch.text_key(text, text) to app")
-    assert migrate.upgrade(url) == ("0002", "0003")
+    assert migrate.upgrade(url) == ("0003", "0004")
     granted = run(url, "select proacl::text from pg_proc where proname = 'text_key'")[0][0]
     assert "app=X/pgimgsearch" in str(granted)
     run(url, "revoke execute on function imgsearch.text_key(text, text) from app")
@@ -144,7 +144,7 @@ def test_a_later_release_upgrades_and_downgrades(
     assert without_grants[0] == without_grants[1]
     assert run(url, "select imgsearch.starred()") == [(0,)]
     assert run(url, "select count(*) from pg_proc where proname = 'grant_access'") == [(0,)]
-    assert migrate.downgrade(url, "0002") == ("0003", "0002")
+    assert migrate.downgrade(url, "0003") == ("0004", "0003")
     assert [row[:3] for row in catalog(url)] == [row[:3] for row in old]
     admin.execute("drop role app")
 
@@ -157,16 +157,16 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     run(empty_url, "select imgsearch.grant_access('reads', 'reader'), imgsearch.grant_access('writes', 'writer')")
     run(empty_url, "insert into imgsearch.collection (name) values ('kept')")
     before = catalog(empty_url)
-    assert migrate.upgrade(empty_url) == ("0001", "0002")
+    assert migrate.upgrade(empty_url) == ("0001", "0003")
     rights = (
         "select has_table_privilege('reads', t, 'select'), has_table_privilege('reads', t, 'insert'), "
         "has_table_privilege('writes', t, 'select') and has_table_privilege('writes', t, 'insert') "
         "and has_table_privilege('writes', t, 'update') and has_table_privilege('writes', t, 'delete') "
-        "from unnest(array['imgsearch.duplicate_pair', 'imgsearch.duplicate_verdict', 'imgsearch.cluster']) t"
+        "from unnest(array['imgsearch.duplicate_pair', 'imgsearch.duplicate_verdict', 'imgsearch.evaluation_run']) t"
     )
     assert run(empty_url, rights) == [(True, False, True)] * 3
     assert run(empty_url, "select name from imgsearch.collection") == [("kept",)]
-    assert migrate.downgrade(empty_url, "0001") == ("0002", "0001")
+    assert migrate.downgrade(empty_url, "0001") == ("0003", "0001")
     assert catalog(empty_url) == before
     migrate.downgrade(empty_url, "base")
 

@@ -1,0 +1,188 @@
+"""``pgimgsearch evaluate``: how good models are, on the user's own pictures."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TemplateOption, Terminal, TrustOption, terminal_of
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import UsageError
+from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
+
+if TYPE_CHECKING:
+    from pgimgsearch.evaluation.run import Evaluation
+
+HELP = "What to ask. " + "; ".join(f"{p.name}: {p.what} ({p.source})" for p in PROTOCOLS) + "."
+
+
+def evaluate(
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A folder or a list of pictures, embedded where they are new. Default: the database."),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help=HELP)] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A model; several are compared. Default: the alias.")
+    ] = None,
+    collection: CollectionOption = None,
+    filter_json: Annotated[
+        str | None,
+        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Metadata that pictures hold, as JSON."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="What tells the class or group: folder, a metadata key, or a pattern.")
+    ] = None,
+    min_images: Annotated[int, typer.Option(min=1, help="Pictures that a class needs to be asked for.")] = 2,
+    template: TemplateOption = None,
+    captions: Annotated[Path | None, typer.Option(help="Captions: COCO or Karpathy JSON, Flickr, CSV.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only captions of this split.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="CSV of query_id,reference_id; of two paths; or of path,group.")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="The folder of references, if not found.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="The folder of queries, if not found.")] = None,
+    background: Annotated[Path | None, typer.Option(help="Other pictures, to normalise on. Default: train/.")] = None,
+    limit_references: Annotated[int | None, typer.Option(min=1, help="Only the first references by name.")] = None,
+    score_norm: Annotated[
+        int | None, typer.Option(min=1, help="Take a query's mean similarity to so many of the background off.")
+    ] = None,
+    whiten: Annotated[int | None, typer.Option(min=1, help="Whiten to so many dimensions on the background.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="CSV of query_id,reference_id,score to judge in the place of models.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only so many pictures, the first.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Ask so many questions, drawn at random.")] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, max=999, help="Neighbours, for index.")] = 10,
+    require: Annotated[
+        list[str] | None, typer.Option(help='Fail unless reached: "r@1>=0.6", or "dinov3:r@1>=0.6".')
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures.")] = None,
+    history: Annotated[bool, typer.Option("--history", help="Show the last evaluations instead.")] = False,
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
+) -> None:
+    """Measure how good models are by a truth; vectors that are in the database are not made again."""
+    from pgimgsearch.evaluation import page, run  # NumPy and Pillow
+    from pgimgsearch.evaluation.context import Wish
+    from pgimgsearch.evaluation.require import check, parse
+    from pgimgsearch.pipeline.page import figure
+
+    terminal = terminal_of(context)
+    if history:
+        _show_history(terminal)
+        return
+    if protocol not in BY_NAME:
+        raise UsageError(f"unknown protocol: {protocol or '(none)'}", hint=f"--protocol takes: {', '.join(BY_NAME)}")
+    asked = BY_NAME[protocol]
+    if html is not None:
+        figure(1, 1)  # before an hour of work, not after
+    names = [predictions.name] if predictions else _names(model or asked.models)
+    wish = Wish(
+        () if predictions else names, data and data.expanduser().resolve(), collection, _json(filter_json), limit,
+        sample, key, min_images, tuple(template or ()), captions, split, truth, references, queries, background,
+        limit_references, score_norm, whiten, count,
+    )  # fmt: skip
+    figures = tuple(name.replace("@K", f"@{count}") for name in asked.figures)
+    required = parse(require or [], names, figures)
+    with database_url(terminal.settings) as url:
+        if predictions is not None:
+            found = run.evaluate_file(url, asked, wish, predictions)
+        else:
+            with terminal.progress(asked.name, None) as bar:
+                found = run.evaluate(
+                    url, asked, wish, device=device, trust=trust, tell=terminal.talk, progress=bar
+                )  # fmt: skip
+    if html is not None:
+        page.write(found, html)
+    _show(terminal, found)
+    told = {result.model: {name: figure.value for name, figure in result.figures.items()} for result in found.results}
+    check(required, told)
+
+
+def _show(terminal: Terminal, found: "Evaluation") -> None:
+    from pgimgsearch.evaluation.run import summary
+
+    for line in found.notes.told():
+        terminal.talk(line)
+    whole = summary(found)
+    if terminal.settings.json:
+        terminal.show_one(whole)
+        return
+    models = whole["models"]
+    rows = [
+        {"figure": name} | {model["model"]: _figure(model, name) for model in models} for name in models[0]["figures"]
+    ]
+    for name in models[0]["numbers"]:
+        rows.append({"figure": name} | {model["model"]: _plain(model["numbers"][name]) for model in models})
+    for name in ("images_per_second", "query_ms"):
+        if any(model[name] is not None for model in models):
+            rows.append({"figure": name.replace("_", " ")} | {model["model"]: _plain(model[name]) for model in models})
+    rows += [
+        {"figure": f"published {name}"} | {model["model"]: _plain(model["published"].get(name)) for model in models}
+        for name in dict.fromkeys(name for model in models for name in model["published"])
+    ]
+    terminal.show(rows, ["figure", *(model["model"] for model in models)])
+    terminal.talk(f"{found.protocol.name} ({found.protocol.source}), {models[0]['questions']} questions; 95% intervals")
+    for model in models:
+        if model["before"] is not None:
+            terminal.talk(_told_before(model))
+
+
+def _figure(model: dict[str, Any], name: str) -> str:
+    own = model["figures"][name]
+    if own["value"] is None:
+        return "no number"
+    return f"{own['value']:.4f} ({own['low']:.3f} to {own['high']:.3f})"
+
+
+def _told_before(model: dict[str, Any]) -> str:
+    before = model["before"]
+    changes = [
+        f"{name} {own['value'] - then['value']:+.4f}"
+        for name, own in model["figures"].items()
+        if (then := before["figures"].get(name)) and None not in (own["value"], then["value"])
+    ]
+    other = "" if before["same_model"] else ", with other weights or preprocessing"
+    return f"{model['model']} since {before['evaluated_at']:%Y-%m-%d %H:%M}{other}: {', '.join(changes)}"
+
+
+def _show_history(terminal: Terminal) -> None:
+    from pgimgsearch.evaluation.history import recent
+
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        rows = recent(connection, 50)
+    if not terminal.settings.json:
+        rows = [
+            row | {"figures": ", ".join(f"{name} {_plain(own['value'])}" for name, own in row["figures"].items())}
+            for row in rows
+        ]
+    terminal.show(rows, ["evaluation_id", "evaluated_at", "protocol", "data", "model", "questions", "figures"])
+
+
+def _names(models: "list[str] | tuple[str, ...]") -> list[str]:
+    repeated = [name for number, name in enumerate(models) if name in models[:number]]
+    if repeated:
+        raise UsageError(f"{repeated[0]} is named twice", hint="name each model once")
+    return list(models)
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise UsageError(
+            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
+        ) from error
+    return found

@@ -1,0 +1,126 @@
+"""Caption files as they come: COCO, Karpathy's splits, Flickr, and CSV or JSONL with a column of captions."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.errors import SourceError
+from pgimgsearch.pipeline.rows import read_text
+
+PICTURE = ("path", "url", "image", "image_name", "file_name", "filename")
+TEXT = ("caption", "comment", "text", "sentence", "title")
+COMMON = (
+    "captions.csv", "captions.txt", "captions.json", "captions.jsonl", "results.csv", "results*.token", "*.token.txt",
+    "dataset*.json", "annotations/captions_*.json",
+)  # fmt: skip
+TOKEN = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<text>.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption of a picture, which the file calls ``name``."""
+
+    name: str
+    text: str
+    split: str | None = None
+
+
+def find(folder: Path) -> Path | None:
+    """The caption file of a folder, if it has one; raises SourceError where it has several."""
+    found = sorted({path for pattern in COMMON for path in folder.glob(pattern)})
+    if len(found) > 1:
+        raise SourceError(
+            f"{folder} has several caption files: {', '.join(str(path.relative_to(folder)) for path in found)}",
+            hint="name one: --captions FILE",
+        )
+    return found[0] if found else None
+
+
+def read(path: Path, split: str | None = None) -> list[Caption]:
+    """All captions of a file, or those of a split; raises SourceError where there are none."""
+    found = [caption for caption in _read(path) if caption.text]
+    if split is not None:
+        splits = sorted({caption.split for caption in found if caption.split})
+        found = [caption for caption in found if caption.split == split]
+        if not found:
+            raise SourceError(
+                f"{path} has no captions of split {split}", hint=f"it has: {', '.join(splits) or 'no splits'}"
+            )
+    if not found:
+        raise SourceError(
+            f"{path} holds no captions that can be read",
+            hint="COCO or Karpathy JSON, a Flickr token file, or CSV with the columns path and caption",
+        )
+    return found
+
+
+def _read(path: Path) -> Iterator[Caption]:
+    text = read_text(path).removeprefix("\ufeff")
+    if text.lstrip().startswith("{"):
+        try:
+            whole = json.loads(text)
+        except ValueError:
+            return _rows(_json_lines(text, path), path)
+        return _whole(whole, path) if "images" in whole else _rows([whole], path)
+    first = text.partition("\n")[0]
+    if TOKEN.fullmatch(first.rstrip("\r")):
+        return _tokens(text)
+    separator = "|" if "|" in first else ","
+    return _rows(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator), path)
+
+
+def _tokens(text: str) -> Iterator[Caption]:
+    for line in text.splitlines():
+        if found := TOKEN.fullmatch(line):
+            yield Caption(found["name"], found["text"].strip())
+
+
+def _whole(whole: dict[str, Any], path: Path) -> Iterator[Caption]:
+    """COCO has the captions beside the images, Karpathy in them."""
+    try:
+        if "annotations" in whole:
+            names = {image["id"]: image["file_name"] for image in whole["images"]}
+            for annotation in whole["annotations"]:
+                yield Caption(names[annotation["image_id"]], annotation["caption"].strip())
+            return
+        for image in whole["images"]:
+            name = str(Path(image.get("filepath", ""), image["filename"]))
+            for sentence in image["sentences"]:
+                yield Caption(name, sentence["raw"].strip(), image.get("split"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{path} is neither COCO's captions nor Karpathy's: {error!r}", hint="give a file of captions"
+        ) from error
+
+
+def _rows(rows: Any, path: Path) -> Iterator[Caption]:
+    for number, row in enumerate(rows, 1):
+        named = {str(key).strip(): str(value).strip() for key, value in row.items() if key and value is not None}
+        picture = _first(named, PICTURE)
+        if picture is None or _first(named, TEXT, present=True) is None:
+            raise SourceError(
+                f"{path}, row {number} names no picture or has no column of captions: {', '.join(named)}",
+                hint=f"columns of pictures: {', '.join(PICTURE)}; of captions: {', '.join(TEXT)}",
+            )
+        yield Caption(picture, _first(named, TEXT, present=True) or "", named.get("split"))
+
+
+def _first(row: dict[str, str], names: Sequence[str], *, present: bool = False) -> str | None:
+    return next((row[name] for name in names if name in row and (present or row[name])), None)
+
+
+def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise SourceError(f"{path}, line {number}: {error}", hint="write one JSON object a line") from error
+            if not isinstance(row, dict):
+                raise SourceError(f"{path}, line {number} is no JSON object", hint="write one JSON object a line")
+            yield row

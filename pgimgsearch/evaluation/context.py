@@ -1,0 +1,183 @@
+"""What an evaluation is asked for, what it works with, and what comes out for a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from psycopg import sql
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError, SourceError
+from pgimgsearch.evaluation import pictures
+from pgimgsearch.evaluation.metrics import Curve, Measure
+from pgimgsearch.evaluation.notes import Notes
+from pgimgsearch.evaluation.pictures import Bringer, Picture
+from pgimgsearch.evaluation.ranking import Columns, Progress
+from pgimgsearch.models.encoder import Placement, cannot_read
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import preview, register
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.scan import folder_source, list_source
+
+MOST_LACKING = 0.05  # of the pictures; a comparison without more of them says nothing of the whole
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for. ``data`` is a folder or a list of pictures; without it, the images of the database."""
+
+    models: Sequence[str] = ()
+    data: Path | None = None
+    collection: str | None = None
+    held: Mapping[str, Any] | None = None
+    limit: int | None = None
+    sample: int | None = None
+    key: str | None = None
+    least: int = 2
+    templates: Sequence[str] = ()
+    captions: Path | None = None
+    split: str | None = None
+    truth: Path | None = None
+    references: Path | None = None
+    queries: Path | None = None
+    background: Path | None = None
+    limit_references: int | None = None
+    score_norm: int | None = None
+    whiten: int | None = None
+    k: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture or a text, for a person."""
+
+    text: str
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with its first answers, (what, similarity, right), and right answers that are not among them."""
+
+    question: Shown
+    said: str
+    answers: Sequence[tuple[Shown, float, bool]]
+    missed: Sequence[Shown]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a model reached: measures over its questions, numbers without an interval, curves by kind, and examples."""
+
+    measures: Mapping[str, Measure]
+    questions: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    best: Sequence[Example] = ()
+    worst: Sequence[Example] = ()
+
+
+Evaluate = Callable[[StoredModel], Outcome]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What protocols work with."""
+
+    connection: Connection
+    wish: Wish
+    bringer: Bringer
+    notes: Notes
+    progress: Progress
+
+    @cached_property
+    def models(self) -> list[StoredModel]:
+        """The models, once their pictures are there."""
+        found = [preview.find_stored(self.connection, name) for name in self.wish.models]
+        for name, model in zip(self.wish.models, found, strict=True):
+            if model is None:
+                raise ModelError(
+                    f"there are no vectors of {name}",
+                    hint=f"run: pgimgsearch ingest DIR --model {name}; or name the pictures: pgimgsearch evaluate DIR",
+                )
+        return [model for model in found if model is not None]
+
+    def pictures(self) -> list[Picture]:
+        """The distinct pictures that are meant, with vectors of all models."""
+        return self.settle(self.images())
+
+    def images(self) -> list[Picture]:
+        """All images that are meant, equal ones too."""
+        data, wish = self.wish.data, self.wish
+        if data is None:
+            found = pictures.stored(self.connection, wish.collection, wish.held)
+        else:
+            source = folder_source(data) if data.is_dir() else list_source(str(data))
+            found = self.bringer.bring(source, self.notes, wish.held)
+        if not found:
+            raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
+        return found[: wish.limit]
+
+    def settle(self, found: Sequence[Picture]) -> list[Picture]:
+        """One picture a content, without those that some model was never asked to embed.
+
+        What a model has skipped stays: it is what that model misses.
+        """
+        kept = pictures.distinct(found)
+        same = len(found) - len(kept)
+        if same:
+            first = {picture.image_id for picture in kept}
+            self.notes.add(
+                "pictures have the bytes of another and count once",
+                (picture.path for picture in found if picture.image_id not in first),
+            )
+        lacking: set[int] = set()
+        for model in self.models:
+            own = _lacking(self.connection, model, kept)
+            if len(own) > MOST_LACKING * len(kept):
+                raise ModelError(
+                    f"{model.name} has no vectors of {len(own)} of {len(kept)} pictures",
+                    hint=f"embed them first: pgimgsearch ingest DIR --model {model.name}",
+                )
+            lacking |= own
+            self.notes.add(
+                f"pictures have no vector of {model.name} yet and are left out for all",
+                (picture.path for picture in kept if picture.content_id in own),
+            )
+        return [picture for picture in kept if picture.content_id not in lacking]
+
+    def drawn(self, count: int) -> Columns:
+        """Places of the questions to ask: all, or as many as wished, at random and the same each time."""
+        if self.wish.sample is None or self.wish.sample >= count:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(SEED).choice(count, self.wish.sample, replace=False))
+
+    def need_text(self) -> None:
+        """Raise ModelError for a model that reads no text, before anything is embedded."""
+        for name in self.wish.models:
+            stored, spec = register.look_up(self.connection, name)
+            if not (spec.text or spec.output == "auto" if stored is None else stored.has_text):
+                raise cannot_read(name)
+
+    def network(self, model: StoredModel) -> LoadedModel:
+        """A model with its network, for texts."""
+        bringer = self.bringer
+        return register.open_model(
+            self.connection, model.name, Checkpoint(trust=bringer.trust), Placement(bringer.device)
+        )
+
+
+def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> set[int]:
+    """Contents without a vector, of which no run says that the model has none."""
+    query = sql.SQL(
+        "select c from unnest(%s::bigint[]) c where not exists (select from {} e where e.content_id = c) "
+        "and not exists (select from imgsearch.image i join imgsearch.ingest_failure f using (collection_id, path) "
+        "where i.content_id = c and f.kind = 'skipped' and f.model_id = %s)"
+    ).format(model.table)
+    contents = [picture.content_id for picture in found]
+    return {row[0] for row in connection.execute(query, [contents, model.model_id]).fetchall()}

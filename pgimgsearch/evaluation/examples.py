@@ -1,0 +1,45 @@
+"""The questions that went best and worst, as a person wants to see them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.evaluation.context import Example, Shown
+from pgimgsearch.evaluation.pictures import Picture
+from pgimgsearch.evaluation.ranking import Columns, Ranked
+
+SHOWN, ANSWERS, MISSED = 6, 6, 2
+
+
+def shown(pictures: Sequence[Picture]) -> list[Shown]:
+    """Pictures by their paths."""
+    return [Shown(picture.path, picture.location) for picture in pictures]
+
+
+def choose(
+    ranked: Ranked, goodness: NDArray[np.float64], questions: Sequence[Shown], answers: Sequence[Shown],
+    right: Sequence[Columns],
+) -> tuple[list[Example], list[Example]]:  # fmt: skip
+    """The best and the worst questions by their (q,) goodness; of equally good ones by how sure the first answer is."""
+    sure = ranked.scores[:, 0] if ranked.scores.shape[1] else np.zeros(len(goodness))
+    can = np.flatnonzero(ranked.right > 0)
+    best = can[np.lexsort((-sure[can], -goodness[can]))][:SHOWN]
+    worst = can[np.lexsort((-sure[can], goodness[can]))][:SHOWN]
+    return (
+        [_example(ranked, int(n), questions, answers, right) for n in best if goodness[n] > 0],
+        [_example(ranked, int(n), questions, answers, right) for n in worst if goodness[n] < 1],
+    )
+
+
+def _example(
+    ranked: Ranked, number: int, questions: Sequence[Shown], answers: Sequence[Shown], right: Sequence[Columns]
+) -> Example:
+    own = set(right[number].tolist())
+    pairs = zip(ranked.columns[number, :ANSWERS].tolist(), ranked.scores[number, :ANSWERS].tolist(), strict=True)
+    told = [(answers[column], score, column in own) for column, score in pairs if column >= 0]
+    among = set(ranked.columns[number, :ANSWERS].tolist())
+    first = ranked.first[number]
+    said = f"first right answer: {int(first)}" if np.isfinite(first) else "no right answer among those looked at"
+    missed = [answers[column] for column in right[number].tolist() if column not in among][:MISSED]
+    return Example(questions[number], said, told, missed)

@@ -1,0 +1,63 @@
+"""Evaluations as they are kept, so that they can be compared over time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.database.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A row of imgsearch.evaluation_run, as far as a later one is compared with it."""
+
+    evaluation_id: int
+    evaluated_at: datetime
+    fingerprint: str | None
+    figures: Mapping[str, Mapping[str, float]]
+
+
+def can_keep(connection: Connection) -> bool:
+    """Whether this role may keep evaluations; a reader may not."""
+    row = connection.execute("select has_table_privilege('imgsearch.evaluation_run', 'insert')").fetchone()
+    return row == (True,)
+
+
+def keep(connection: Connection, row: Mapping[str, Any]) -> int:
+    """Keep an evaluation of one model. Returns its id."""
+    json = {"options", "figures", "numbers", "notes"}
+    values = {key: Jsonb(value) if key in json else value for key, value in row.items()}
+    found = connection.execute(
+        "insert into imgsearch.evaluation_run (protocol, data, model, fingerprint, options, questions, figures, "
+        "numbers, notes, images_per_second, query_ms) values (%(protocol)s, %(data)s, %(model)s, %(fingerprint)s, "
+        "%(options)s, %(questions)s, %(figures)s, %(numbers)s, %(notes)s, %(images_per_second)s, %(query_ms)s) "
+        "returning evaluation_id",
+        values,
+    ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def before(connection: Connection, row: Mapping[str, Any]) -> Kept | None:
+    """The last evaluation that asked a model the same: protocol, pictures and options."""
+    return (
+        connection.cursor(row_factory=class_row(Kept))
+        .execute(
+            "select evaluation_id, evaluated_at, fingerprint, figures from imgsearch.evaluation_run "
+            "where (protocol, data, model, options) = (%s, %s, %s, %s) order by evaluation_id desc limit 1",
+            [row["protocol"], row["data"], row["model"], Jsonb(row["options"])],
+        )
+        .fetchone()
+    )
+
+
+def recent(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The last evaluations, newest first."""
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(
+        "select * from imgsearch.evaluation_run order by evaluation_id desc limit %s", [limit]
+    ).fetchall()

@@ -1,0 +1,31 @@
+"""What was odd about a truth: counted, and named as far as that helps."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMED = 5
+
+
+@dataclass(slots=True)
+class Notes:
+    """Oddities that do not stop an evaluation, in the order in which they were found."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, named: Iterable[object]) -> None:
+        """Note things of one kind; none, and nothing is said."""
+        names = list(map(str, named))
+        if names:
+            self.found.setdefault(what, []).extend(names)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a kind: how many, and the first of them by name."""
+        return [{"what": what, "count": len(names), "named": names[:NAMED]} for what, names in self.found.items()]
+
+    def told(self) -> list[str]:
+        """The same in words."""
+        return [
+            f"{row['count']} {row['what']}: {', '.join(row['named'])}{' ...' if row['count'] > NAMED else ''}"
+            for row in self.rows()
+        ]

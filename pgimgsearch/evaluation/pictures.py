@@ -1,0 +1,125 @@
+"""The pictures of an evaluation: those the database has, and files that are brought into it first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import SourceError
+from pgimgsearch.evaluation.notes import Notes
+from pgimgsearch.evaluation.ranking import Progress, Vectors
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import opening, preview, run
+from pgimgsearch.pipeline.copy_out import read_vectors
+from pgimgsearch.pipeline.likeness import unit_rows
+from pgimgsearch.pipeline.scan import Source, location_of
+from pgimgsearch.pipeline.sidecar import pattern
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A stored image; ``path`` is as stored, ``location`` where its file is."""
+
+    image_id: int
+    content_id: int
+    path: str
+    location: str
+    group_key: str | None
+    caption: str | None
+    metadata: Mapping[str, Any]
+
+
+def stored(connection: Connection, collection: str | None, held: Mapping[str, Any] | None = None) -> list[Picture]:
+    """Images of the database, all or of a collection, whose metadata hold ``held``, in the order in which they came."""
+    rows = connection.execute(
+        "select i.image_id, i.content_id, i.path, l.root, i.group_key, i.caption, i.metadata from imgsearch.image i "
+        "join imgsearch.collection l on l.collection_id = i.collection_id "
+        "where (%(collection)s::text is null or l.collection_id = imgsearch._collection_id(%(collection)s)) "
+        "and (%(held)s::jsonb is null or i.metadata @> %(held)s) order by i.image_id",
+        {"collection": collection, "held": None if held is None else Jsonb(held)},
+    ).fetchall()
+    return [Picture(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Bringer:
+    """Brings files into the database, embedded by all models that are named; what is there is not done again."""
+
+    url: str
+    models: Sequence[str]
+    collection: str | None
+    device: str
+    trust: bool
+    tell: Tell
+    progress: Progress
+
+    def bring(self, source: Source, notes: Notes, held: Mapping[str, Any] | None = None) -> list[Picture]:
+        """The pictures of a source, in its order; files that cannot be read are noted."""
+        collection = self._embed(source)
+        with connect(self.url) as connection:
+            found = {picture.location: picture for picture in stored(connection, collection, held)}
+            root = connection.execute("select root from imgsearch.collection where name = %s", [collection]).fetchone()
+        wanted = dict.fromkeys(file.location for file in source.files(root[0] if root and root[0] else ""))
+        if held is None:
+            notes.add("files cannot be read as pictures", (location for location in wanted if location not in found))
+        return [found[location] for location in wanted if location in found]
+
+    def _embed(self, source: Source) -> str:
+        """Embed what the database has not. Returns the collection of the source."""
+        options = run.Options(collection=self.collection)
+        planned = preview.preview(self.url, source, self.models, options)
+        if not any(counts["embedded"] for counts in planned.counts.values()):
+            return planned.collection
+        wish = opening.Wish(
+            list(self.models), checkpoint=Checkpoint(trust=self.trust), placement=Placement(self.device)
+        )
+        models = opening.open_models(self.url, wish, [source], options, self.tell)
+        report = run.ingest(self.url, source, models, options, progress=lambda done: self.progress(done, None))
+        for name, counts in report.counts.items():
+            told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
+            self.tell(f"{source.label} into collection {report.collection}, {name}: {told}")
+        return report.collection
+
+
+def distinct(pictures: Sequence[Picture]) -> list[Picture]:
+    """The first picture of each content: the same bytes again would be an answer that no model can miss."""
+    first: dict[int, Picture] = {}
+    for picture in pictures:
+        first.setdefault(picture.content_id, picture)
+    return list(first.values())
+
+
+def labels(pictures: Sequence[Picture], key: str) -> list[str | None]:
+    """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path."""
+    if key == "folder":
+        return [Path(picture.location).parent.name for picture in pictures]
+    if "(" in key:
+        found = pattern(key)
+        return [match.group(1) if (match := found.search(picture.path)) else None for picture in pictures]
+    values = [picture.metadata.get(key) for picture in pictures]
+    if all(value is None for value in values):
+        known = sorted({key for picture in pictures[:1000] for key in picture.metadata})
+        raise SourceError(
+            f"no picture has the metadata key {key}",
+            hint=f"there are: {', '.join(known)}" if known else "give --key folder, or a pattern such as '(.*)_[0-9]+'",
+        )
+    return [None if value is None else str(value) for value in values]
+
+
+def vectors(connection: Connection, model: StoredModel, pictures: Sequence[Picture]) -> Vectors:
+    """The vectors of a model for distinct pictures, in their order."""
+    place = {picture.content_id: number for number, picture in enumerate(pictures)}
+    rows, present = np.zeros((len(pictures), model.dim), np.float32), np.zeros(len(pictures), bool)
+    for contents, values in read_vectors(connection, model, contents=list(place)):
+        places = [place[content] for content in contents.tolist()]
+        rows[places] = unit_rows(values, model.storage)
+        present[places] = True
+    return Vectors(rows, present, model.storage)

@@ -1,0 +1,178 @@
+"""An evaluation from beginning to end: the truth, every model over it, intervals, speed, and what is kept."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import UsageError
+from pgimgsearch.evaluation import copies, history, intervals
+from pgimgsearch.evaluation.context import Context, Outcome, Wish
+from pgimgsearch.evaluation.intervals import Figure
+from pgimgsearch.evaluation.notes import Notes
+from pgimgsearch.evaluation.pictures import Bringer, Tell
+from pgimgsearch.evaluation.protocols import Protocol
+from pgimgsearch.evaluation.ranking import Progress
+
+TIMED = 20  # queries, after one that is not
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one model reached. ``before`` is the last time that it was asked the same."""
+
+    model: str
+    outcome: Outcome
+    figures: Mapping[str, Figure]
+    fingerprint: str | None = None
+    images_per_second: float | None = None
+    query_ms: float | None = None
+    before: history.Kept | None = None
+    evaluation_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All models over the same questions."""
+
+    protocol: Protocol
+    data: str
+    notes: Notes
+    results: Sequence[Result]
+
+
+def evaluate(
+    url: str, protocol: Protocol, wish: Wish, *, device: str, trust: bool, tell: Tell, progress: Progress
+) -> Evaluation:
+    """Evaluate models by a protocol, and keep the figures where this role may."""
+    _check_options(protocol, wish)
+    notes = Notes()
+    bringer = Bringer(url, wish.models, wish.collection, device, trust, tell, progress)
+    results = []
+    with connect(url) as connection:
+        context = Context(connection, wish, bringer, notes, progress)
+        ask = protocol.load()(context)
+        for model in context.models:
+            outcome = ask(model)
+            figures = intervals.measure(outcome.measures, outcome.questions)
+            speed, query = images_per_second(connection, model), query_ms(connection, model)
+            found = Result(model.name, outcome, figures, model.fingerprint, speed, query)
+            results.append(_kept(connection, protocol, wish, notes, found))
+        if not history.can_keep(connection):
+            tell("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
+    return Evaluation(protocol, _data(wish), notes, results)
+
+
+def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path) -> Evaluation:
+    """Evaluate predictions that something else made, and keep the figures."""
+    if wish.truth is None:
+        raise UsageError("predictions need a ground truth", hint="--truth FILE")
+    notes = Notes()
+    outcome = copies.from_file(predictions, wish.truth, notes)
+    result = Result(predictions.name, outcome, intervals.measure(outcome.measures, outcome.questions))
+    with connect(url) as connection:
+        kept = _kept(connection, protocol, wish, notes, result)
+    return Evaluation(protocol, str(wish.truth), notes, [kept])
+
+
+def _check_options(protocol: Protocol, wish: Wish) -> None:
+    """Raise UsageError for options that a protocol does not look at: a figure would not be what one thinks."""
+    given = {name for name in Wish.__dataclass_fields__ if getattr(wish, name) != getattr(Wish(), name)}
+    if extra := sorted(given - {"models", *protocol.options}):
+        flags = {"held": "--filter", "templates": "--template", "least": "--min-images", "data": "a folder"}
+        named = ", ".join(flags.get(name, "--" + name.replace("_", "-")) for name in extra)
+        raise UsageError(f"{protocol.name} does not use {named}", hint="leave it out, or take another --protocol")
+
+
+def images_per_second(connection: Connection, model: StoredModel) -> float | None:
+    """Pictures a second through the network, in the last ingest that embedded some; outputs of one network share it."""
+    row = connection.execute(
+        "select (t.value ->> 'pictures')::float / nullif((t.value ->> 'seconds')::float, 0) "
+        "from imgsearch.ingest_run r, jsonb_each(r.timings) t where t.key like 'embed %%' "
+        "and %s = any(string_to_array(substr(t.key, 7), '+')) and (t.value ->> 'pictures')::int > 0 "
+        "order by r.run_id desc limit 1",
+        [model.name],
+    ).fetchone()
+    return None if row is None or row[0] is None else float(row[0])
+
+
+def query_ms(connection: Connection, model: StoredModel) -> float | None:
+    """The median milliseconds of imgsearch.similar() for ten answers, over images drawn by their numbers."""
+    rows = connection.execute(
+        "select i.image_id from imgsearch.model m cross join unnest(imgsearch._drawn(m, %s)) c "
+        "cross join lateral (select image_id from imgsearch.image where content_id = c limit 1) i "
+        "where m.model_id = %s",
+        [TIMED + 1, model.model_id],
+    ).fetchall()
+    times = []
+    for (image,) in rows:
+        start = time.perf_counter()
+        connection.execute("select image_id from imgsearch.similar(%s, model => %s)", [image, model.name]).fetchall()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[1:]) if len(times) > 1 else None
+
+
+def summary(found: Evaluation) -> dict[str, Any]:
+    """The whole, ready for JSON."""
+    return {
+        "protocol": found.protocol.name, "source": found.protocol.source, "data": found.data,
+        "notes": found.notes.rows(), "models": [_row(found, result) for result in found.results],
+    }  # fmt: skip
+
+
+def _row(found: Evaluation, result: Result) -> dict[str, Any]:
+    first = found.results[0]
+    return {
+        "model": result.model, "evaluation_id": result.evaluation_id, "questions": result.outcome.questions,
+        "figures": {
+            name: _interval(figure)
+            | ({} if result is first else {"difference": [_finite(v) for v in figure.less(first.figures[name])]})
+            for name, figure in result.figures.items()
+        },
+        "numbers": {name: _finite(value) for name, value in result.outcome.numbers.items()},
+        "images_per_second": result.images_per_second, "query_ms": result.query_ms,
+        "published": {name: value for (own, name), value in found.protocol.published.items() if own == result.model},
+        "before": None if result.before is None else {
+            "evaluation_id": result.before.evaluation_id, "evaluated_at": result.before.evaluated_at,
+            "figures": result.before.figures, "same_model": result.before.fingerprint == result.fingerprint,
+        },
+    }  # fmt: skip
+
+
+def _kept(connection: Connection, protocol: Protocol, wish: Wish, notes: Notes, found: Result) -> Result:
+    row: dict[str, Any] = {
+        "protocol": protocol.name, "data": _data(wish), "model": found.model, "fingerprint": found.fingerprint,
+        "options": _options(wish), "questions": found.outcome.questions,
+        "figures": {name: _interval(figure) for name, figure in found.figures.items()},
+        "numbers": {name: _finite(value) for name, value in found.outcome.numbers.items()}, "notes": notes.rows(),
+        "images_per_second": found.images_per_second, "query_ms": found.query_ms,
+    }  # fmt: skip
+    before = history.before(connection, row)
+    kept = history.keep(connection, row) if history.can_keep(connection) else None
+    return replace(found, before=before, evaluation_id=kept)
+
+
+def _interval(figure: Figure) -> dict[str, float | None]:
+    return {"value": _finite(figure.value), "low": _finite(figure.low), "high": _finite(figure.high)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def _data(wish: Wish) -> str:
+    """What was asked about, in words that are the same the next time."""
+    return str(wish.data) if wish.data is not None else f"collection {wish.collection}" if wish.collection else "all"
+
+
+def _options(wish: Wish) -> dict[str, Any]:
+    """What makes two evaluations comparable, beside protocol, data and model."""
+    given = {f.name: getattr(wish, f.name) for f in fields(wish) if getattr(wish, f.name) != getattr(Wish(), f.name)}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    return {key: value for key, value in plain.items() if key not in {"models", "data"}}
