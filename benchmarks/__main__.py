@@ -1,9 +1,9 @@
 """Run every measurement, one after the other: nothing else should run meanwhile. Embedder needs apt-get and gcc,
-the peers of duplicates and copies PyPI, and copies the photos of PGIMGSEARCH_TEST_DATA.
+the peers of duplicates and copies PyPI, and copies and disc21 the photos of PGIMGSEARCH_TEST_DATA.
 """
 
-from benchmarks import copies, duplicates, embedder, filters, index_build, memory, query, startup, write_path
+from benchmarks import copies, disc21, duplicates, embedder, filters, index_build, memory, query, startup, write_path
 
 if __name__ == "__main__":
-    for measurement in (startup, write_path, query, filters, index_build, memory, duplicates, copies, embedder):
+    for measurement in (startup, write_path, query, filters, index_build, memory, duplicates, copies, disc21, embedder):
         measurement.main()

@@ -72,7 +72,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a model reached: measures over its questions, numbers without an interval, curves by kind, and examples."""
+    """What a model reached: measures over its questions, numbers without an interval, curves by kind, and examples.
+
+    ``units`` (q,) are numbers of questions that belong together, where not each stands for itself.
+    """
 
     measures: Mapping[str, Measure]
     questions: int
@@ -80,6 +83,7 @@ class Outcome:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     best: Sequence[Example] = ()
     worst: Sequence[Example] = ()
+    units: Columns | None = None
 
 
 Evaluate = Callable[[StoredModel], Outcome]

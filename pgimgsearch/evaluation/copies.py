@@ -206,6 +206,11 @@ def _whitened(dim: int, queries: Vectors, references: Vectors, background: Vecto
     """All of them reduced and whitened as the background is."""
     if queries.storage == "bit":
         raise ModelError("the bits of a hash cannot be whitened", hint="leave --whiten out, or that model")
+    if dim >= queries.rows.shape[1]:
+        raise ModelError(
+            f"cannot whiten {queries.rows.shape[1]} dimensions to {dim}",
+            hint=f"take --whiten {queries.rows.shape[1] // 2}, or less",
+        )
     known = background.rows[background.present]
     if len(known) < 2 * dim:
         raise ModelError(

@@ -41,5 +41,7 @@ def _example(
     among = set(ranked.columns[number, :ANSWERS].tolist())
     first = ranked.first[number]
     said = f"first right answer: {int(first)}" if np.isfinite(first) else "no right answer among those looked at"
-    missed = [answers[column] for column in right[number].tolist() if column not in among][:MISSED]
-    return Example(questions[number], said, told, missed)
+    missed = (
+        [] if all(so for _, _, so in told) and told else [answers[c] for c in right[number].tolist() if c not in among]
+    )
+    return Example(questions[number], said, told, missed[:MISSED])

@@ -69,7 +69,7 @@ def _table(found: Evaluation) -> str:
 
 def _meanings(found: Evaluation) -> str:
     told = "; ".join(
-        f"<b>{html.escape(name)}</b> {html.escape(FIGURES[re.sub(r'recall@[0-9]+', 'recall@K', name)])}"
+        f"<strong>{html.escape(name)}</strong> {html.escape(FIGURES[re.sub(r'recall@[0-9]+', 'recall@K', name)])}"
         for name in found.results[0].figures
     )
     return f"<p><small>{told}. Small: 95% intervals, by drawing the questions anew.</small></p>"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import UsageError
@@ -20,6 +22,7 @@ from pgimgsearch.evaluation.protocols import Protocol
 from pgimgsearch.evaluation.ranking import Progress
 
 TIMED = 20  # queries, after one that is not
+WITHOUT_NETWORK = {"palette", "pdq"}  # all of their work is done while a picture is prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def evaluate(
         ask = protocol.load()(context)
         for model in context.models:
             outcome = ask(model)
-            figures = intervals.measure(outcome.measures, outcome.questions)
+            figures = _figures(outcome)
             speed, query = images_per_second(connection, model), query_ms(connection, model)
             found = Result(model.name, outcome, figures, model.fingerprint, speed, query)
             results.append(_kept(connection, protocol, wish, notes, found))
@@ -74,10 +77,14 @@ def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path) -
         raise UsageError("predictions need a ground truth", hint="--truth FILE")
     notes = Notes()
     outcome = copies.from_file(predictions, wish.truth, notes)
-    result = Result(predictions.name, outcome, intervals.measure(outcome.measures, outcome.questions))
+    result = Result(predictions.name, outcome, _figures(outcome))
     with connect(url) as connection:
         kept = _kept(connection, protocol, wish, notes, result)
     return Evaluation(protocol, str(wish.truth), notes, [kept])
+
+
+def _figures(outcome: Outcome) -> dict[str, Figure]:
+    return intervals.measure(outcome.measures, np.arange(outcome.questions) if outcome.units is None else outcome.units)
 
 
 def _check_options(protocol: Protocol, wish: Wish) -> None:
@@ -91,6 +98,8 @@ def _check_options(protocol: Protocol, wish: Wish) -> None:
 
 def images_per_second(connection: Connection, model: StoredModel) -> float | None:
     """Pictures a second through the network, in the last ingest that embedded some; outputs of one network share it."""
+    if model.backend in WITHOUT_NETWORK:
+        return None
     row = connection.execute(
         "select (t.value ->> 'pictures')::float / nullif((t.value ->> 'seconds')::float, 0) "
         "from imgsearch.ingest_run r, jsonb_each(r.timings) t where t.key like 'embed %%' "

@@ -45,7 +45,9 @@ def text_to_image(context: Context) -> Evaluate:
     asking = np.array(
         [text for text, _ in told.pairs] if context.wish.key is None else range(len(told.texts)), np.int64
     )
-    asking = asking[context.drawn(len(asking))]
+    units = np.array([picture for _, picture in told.pairs], np.int64) if context.wish.key is None else asking
+    drawn = context.drawn(len(asking))
+    asking, units = asking[drawn], np.unique(units[drawn], return_inverse=True)[1]
     right = [every[text] for text in asking.tolist()]
 
     def evaluate(model: StoredModel) -> Outcome:
@@ -54,7 +56,8 @@ def text_to_image(context: Context) -> Evaluate:
         ranked = rank(texts.take(asking), there, right, keep=DEEPEST, depth=DEEPEST, progress=context.progress)
         precise = {f"p@{k}": metrics.mean(metrics.precisions(ranked, k)) for k in (1, 5, 10)}
         questions = [Shown(told.texts[text]) for text in asking.tolist()]
-        return _outcome(ranked, questions, examples.shown(told.pictures), right, precise if context.wish.key else {})
+        more = precise if context.wish.key else {}
+        return _outcome(ranked, questions, examples.shown(told.pictures), right, more, units)
 
     return evaluate
 
@@ -178,9 +181,9 @@ def _embed(context: Context, model: StoredModel, texts: Sequence[str], template:
 
 def _outcome(
     ranked: Ranked, questions: Sequence[Shown], answers: Sequence[Shown], right: Sequence[Columns],
-    more: dict[str, metrics.Measure],
+    more: dict[str, metrics.Measure], units: Columns | None = None,
 ) -> Outcome:  # fmt: skip
     hits = {f"r@{k}": metrics.mean(metrics.hits(ranked, k)) for k in (1, 5, 10)}
     best, worst = examples.choose(ranked, 1 / ranked.first, questions, answers, right)
     curve = metrics.over_k(metrics.hits, ranked, min(DEEPEST, len(answers)))
-    return Outcome(hits | more, len(questions), {}, {"recall over k": curve}, best, worst)
+    return Outcome(hits | more, len(questions), {}, {"recall over k": curve}, best, worst, units)

@@ -1,0 +1,390 @@
+"""``evaluate`` over real files and Postgres: the figures are those of an independent script, and odd truths are named."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import disc21
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import ModelError, PgImgSearchError, SourceError, UsageError
+from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
+from pgimgsearch.evaluation.run import Evaluation, evaluate, summary
+from tests import independent
+from tests.pictures import photo
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+Evaluate = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def judge(url: str) -> Evaluate:
+    """Evaluate by a protocol, models by name."""
+
+    def run(protocol: str, *models: str, **wish: Any) -> Evaluation:
+        return evaluate(
+            url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
+            progress=lambda _, __: None,
+        )  # fmt: skip
+
+    return run
+
+
+def values(found: Evaluation) -> dict[str, dict[str, float]]:
+    """Model -> figure -> value."""
+    return {result.model: {name: figure.value for name, figure in result.figures.items()} for result in found.results}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """24 drawn pictures in three folders, each twice: as it is and smaller."""
+    folder = tmp_path / "drawn"
+    for number, seed in enumerate((3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)):
+        path = photo(folder / "abc"[number % 3] / f"{number:02}.png", seed=seed, size=(96, 96))
+        Image.open(path).resize((48, 48)).save(path.with_name(f"{number:02}-small.png"))
+    return folder
+
+
+@pytest.fixture
+def disc(tmp_path: Path, drawn: Path) -> Path:
+    """A small set in DISC21's layout, of drawn pictures."""
+    folder = tmp_path / "disc"
+    disc21.make(folder, sorted(drawn.rglob("*.png")), references=12, matched=5, unmatched=6, background=6, seed=1)
+    return folder
+
+
+@pytest.mark.slow
+def test_copy_detection_on_real_photos_for_three_models(
+    cli: Callable[..., Any], data: Path, tmp_path: Path, connection: Connection
+) -> None:
+    folder = tmp_path / "disc21"
+    files = sorted((data / "flickr").rglob("*.jpg"))
+    disc21.make(folder, files, references=110, matched=40, unmatched=40, background=60, seed=6)
+    weights = str(data / "weights" / "mobilenetv2_100_backbone_timm.safetensors")
+    assert cli("models", "add", "timm:mobilenetv2_100", "--weights", weights, "--as", "mobilenet").returncode == 0
+    command = ["--json", "evaluate", str(folder), "--protocol", "copy-detection", "-m", "mobilenet", "-m", "pdq",
+               "-m", "palette"]  # fmt: skip
+    page = tmp_path / "page.html"
+    whole = json.loads(cli(*command, "--html", str(page)).stdout)
+    assert [model["questions"] for model in whole["models"]] == [80] * 3
+    for model in whole["models"]:
+        bits = model["model"] == "pdq"
+        known = independent.vectors(connection, model["model"], "disc21")
+        expected, predictions = independent.copy_detection(known, folder, bits=bits)
+        assert {name: figure["value"] for name, figure in model["figures"].items()} == pytest.approx(expected, abs=1e-6)
+        assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in model["figures"].values())
+        with (tmp_path / "predictions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(predictions)
+        judged = json.loads(cli("--json", "evaluate", "-p", "copy-detection", "--predictions", file.name,
+                                "--truth", str(folder / "ground_truth.csv")).stdout)  # fmt: skip
+        again = {name: figure["value"] for name, figure in judged["models"][0]["figures"].items()}
+        assert again == pytest.approx(expected, abs=1e-6)
+    best, worst = whole["models"][0]["figures"], whole["models"][2]["figures"]
+    assert best["r@1"]["value"] > worst["r@1"]["value"]
+    assert (
+        worst["r@1"]["difference"][0] <= worst["r@1"]["value"] - best["r@1"]["value"] <= worst["r@1"]["difference"][1]
+    )
+
+    normalised = json.loads(cli(*command, "--score-norm", "2").stdout)["models"]
+    for plain, other in zip(whole["models"], normalised, strict=True):
+        assert plain["figures"]["r@1"]["value"] == other["figures"]["r@1"]["value"]  # it moves whole queries
+        assert plain["figures"]["micro-ap"]["value"] != other["figures"]["micro-ap"]["value"]
+    assert "cannot be whitened" in cli(*command, "--whiten", "16").stderr
+    whitened = json.loads(cli(*command[:-4], "--whiten", "16").stdout)["models"][0]["figures"]
+    assert whitened["r@1"]["value"] != best["r@1"]["value"]
+    _check_page(page, tmp_path)
+
+
+def _check_page(page: Path, tmp_path: Path) -> None:
+    text = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "<svg" in text
+    assert {"question", "right", "wrong", "missed"} == set(re.findall(r'<figure class="(\w+)"', text))
+    if BROWSER is None:
+        return
+    shot = tmp_path / "shot.png"
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,1400", f"--screenshot={shot}"]
+    subprocess.run([BROWSER, *arguments, page.as_uri()], check=True, capture_output=True, timeout=60)
+    colours = Image.open(shot).convert("RGB").getcolors(1 << 24) or []
+    assert len(colours) > 1000  # photos, not an empty page
+
+
+def test_what_a_truth_names_in_vain_is_counted_and_named(judge: Evaluate, disc: Path) -> None:
+    judge("copy-detection", "palette", data=disc)
+    truth = disc / "ground_truth.csv"
+    rows = list(csv.reader(truth.read_text().splitlines()))[1:]
+    matched = [row for row in rows if row[1]]
+    shutil.copy(disc / "references" / f"{matched[1][1]}.jpg", disc / "queries" / f"{matched[1][0]}.jpg")
+    (disc / "queries" / "Q99998.jpg").write_bytes(b"no picture")
+    extra = [["Q77777", "R000001"], [matched[0][0], "R888888"], matched[2], [matched[2][0], ""], ["Q99998", "R000002"]]
+    (disc / "ground_truth.csv").write_text("\n".join(",".join(row) for row in rows[:-1] + extra))
+    found = judge("copy-detection", "palette", data=disc)
+    noted = {row["what"]: (row["count"], row["named"]) for row in found.notes.rows()}
+    assert noted["files cannot be read as pictures"] == (1, [str(disc / "queries" / "Q99998.jpg")])
+    assert noted["rows of the truth are repeated"] == (1, [",".join(matched[2])])
+    assert noted["queries have a match and none in the truth; the match counts"] == (1, [matched[2][0]])
+    assert noted["queries of the truth are not there"] == (1, ["Q77777"])
+    assert noted["references of the truth are not there; their queries are left out"] == (1, ["R888888"])
+    assert noted["queries are not in the truth and count as without a match"] == (1, [f"{rows[-1][0]}.jpg"])
+    assert "pictures have the bytes of another and count once" in noted
+    assert noted["queries equal their reference, pixel by pixel: any model finds them"][0] == 1
+    assert found.results[0].outcome.questions == len(rows) - 1  # less the one whose reference is lost
+
+
+def test_limits_on_references_make_queries_without_a_match(judge: Evaluate, disc: Path) -> None:
+    found = judge("copy-detection", "palette", data=disc, limit_references=6)
+    noted = {row["what"]: row["count"] for row in found.notes.rows()}
+    rows = list(csv.reader((disc / "ground_truth.csv").read_text().splitlines()))[1:]
+    beyond = sum(row[1] >= "R000006" for row in rows)
+    assert 0 < beyond < 5
+    assert noted["queries have their reference beyond the limit and count as without a match"] == beyond
+    assert found.results[0].outcome.questions == 11
+    assert sum(found.results[0].outcome.measures["r@1"](w) >= 0 for w in _each_alone(11)) == 5 - beyond
+
+
+def _each_alone(count: int) -> list[Any]:
+    return list(np.eye(count))
+
+
+def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none.csv"
+    none.write_text("query_id,reference_id\n")
+    with pytest.raises(SourceError, match="no query has a match"):
+        judge("copy-detection", "palette", data=disc, truth=none)
+    with pytest.raises(SourceError, match="every query is a reference"):
+        same = tmp_path / "same.csv"
+        same.write_text("R000001,R000001\nR000002,R000002\n")
+        judge("copy-detection", "palette", data=disc, queries=disc / "references", truth=same)
+    with pytest.raises(SourceError, match="references: there is none"):
+        judge("copy-detection", "palette", data=tmp_path / "drawn")
+    with pytest.raises(SourceError, match="neither queries nor references"):
+        shutil.rmtree(disc / "train")
+        judge("copy-detection", "palette", data=disc, score_norm=2)
+
+
+def test_instances_and_classes_are_those_of_the_script(judge: Evaluate, drawn: Path, connection: Connection) -> None:
+    instances = judge("instances", "palette", "pdq", data=drawn, key=r"(\d+)(?:-small)?\.png")
+    classes = judge("classes", "palette", "pdq", data=drawn)
+    for model in ("palette", "pdq"):
+        known = independent.vectors(connection, model, "drawn")
+        bits = model == "pdq"
+        paths = [row[0] for row in connection.execute("select path from imgsearch.image order by image_id")]
+        things = independent.same_label(known, {p: re.search(r"\d+", p)[0] for p in paths}, bits=bits)  # type: ignore[index]
+        kinds = independent.same_label(known, {path: independent.label_of(path) for path in paths}, bits=bits)
+        assert values(instances)[model] == pytest.approx(
+            {n: things[n] for n in ("map", "r@1", "r@5", "r@10")}, abs=1e-6
+        )
+        assert values(classes)[model] == pytest.approx({n: kinds[n] for n in ("p@1", "p@5", "p@10", "knn")}, abs=1e-6)
+
+
+def test_known_pairs_are_judged_at_the_models_threshold(
+    judge: Evaluate, drawn: Path, connection: Connection, tmp_path: Path
+) -> None:
+    truth = tmp_path / "pairs.csv"
+    paths = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*.png"))
+    truth.write_text("path,group\n" + "".join(f"{path},{re.search(r'[0-9]+', path)[0]}\n" for path in paths))  # type: ignore[index]
+    found = judge("duplicates", "pdq", data=drawn, truth=truth)
+    true = {frozenset((p, p.replace(".png", "-small.png"))) for p in paths if "-small" not in p}
+    known = independent.vectors(connection, "pdq", "drawn")
+    near = connection.execute("select near from imgsearch.model where name = 'pdq'").fetchone()
+    assert near is not None
+    assert values(found)["pdq"] == pytest.approx(independent.pairs_found(known, true, near[0], bits=True), abs=1e-6)
+    shutil.copy(drawn / paths[0], drawn / "copy.png")
+    truth.write_text(f"{paths[0]},copy.png\n{paths[0]},{paths[1]}\n{paths[1]},{paths[0]}\n{paths[0]},gone.png\n")
+    found = judge("duplicates", "pdq", data=drawn, truth=truth)
+    assert values(found)["pdq"]["recall"] == 1  # equal bytes are a pair by themselves
+    noted = {row["what"]: (row["count"], row["named"]) for row in found.notes.rows()}
+    assert noted["pictures of the truth are not there; their pairs are left out"] == (1, ["gone.png"])
+    assert noted["pairs are given twice"] == (1, [f"{paths[1]} and {paths[0]}"])
+
+
+def test_the_index_is_judged_by_distance(
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    with pytest.raises(ModelError, match="no vectors of palette"):
+        judge("index", "palette")
+    ingest(photos, "palette")
+    found = judge("index", "palette", k=5)
+    recall = connection.execute("select imgsearch.recall('palette', 5, 12)").fetchone()
+    assert (values(found)["palette"]["recall@5"],) == recall == (1.0,)
+    assert found.results[0].outcome.numbers["index_ms"] > 0
+
+
+@pytest.mark.parametrize("layout", ["file", "database"])
+def test_captions_find_their_pictures_and_the_other_way_round(
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], connection: Connection, layout: str, tmp_path: Path
+) -> None:
+    """Palette reads names of colours; two pictures share a caption, and both are right."""
+    colours = ["red", "green", "blue", "yellow"]
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for number, colour in enumerate([*colours, "red"]):
+        Image.new("RGB", (32, 32), colour).resize((40 + number, 40)).save(folder / f"{number}.png")
+    lines = [f"{number}.png,{colour}" for number, colour in enumerate([*colours, "red"])] + ["1.png,white", "9.png,red"]
+    (folder / "captions.csv").write_text("path,caption\n" + "\n".join(lines))
+    wish: dict[str, Any] = {"data": folder}
+    if layout == "database":
+        from pgimgsearch.pipeline import sidecar
+
+        captions = sidecar.read_sidecar(folder / "captions.csv")
+        ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
+        wish = {"collection": "colours"}
+    found = judge("text-to-image", "palette", **wish)
+    assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "white" is told of a green picture
+    assert found.results[0].outcome.questions == 6
+    back = judge("image-to-text", "palette", **wish)
+    assert values(back)["palette"]["r@1"] == 1
+    if layout == "file":
+        assert found.notes.told() == ["1 pictures of the captions are not there: 9.png"]
+    images = connection.execute("select count(*) from imgsearch.image").fetchone()
+    assert images == (5,)
+
+
+def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path) -> None:
+    for number, (folder, colour) in enumerate([("red", "red"), ("blue", "blue"), ("blue", "red"), ("red", "#f00001")]):
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32 + number, 32), colour).save(tmp_path / "set" / folder / f"{number}.png")
+    (tmp_path / "set" / "green").mkdir()
+    found = judge("zero-shot", "palette", data=tmp_path / "set", templates=("{}",))
+    assert values(found)["palette"] == {"top-1": 0.75, "top-5": 1}
+    assert "1 classes are empty: green" in found.notes.told()
+
+
+def test_models_are_compared_on_the_same_pictures(
+    judge: Evaluate, drawn: Path, ingest: Callable[..., Any], url: str, connection: Connection
+) -> None:
+    ingest(drawn, "palette", "pdq")
+    with connect(url) as opened:
+        opened.execute("delete from imgsearch.embedding_pdq_256 where content_id = 3")
+    found = judge("classes", "palette", "pdq", collection="drawn", key="folder")
+    assert [result.outcome.questions for result in found.results] == [23, 23]
+    assert "1 pictures have no vector of pdq yet and are left out for all" in found.notes.told()[0]
+    with connect(url) as opened:
+        opened.execute("delete from imgsearch.embedding_pdq_256 where content_id < 8")
+    with pytest.raises(ModelError, match="pdq has no vectors of 7 of 24 pictures") as raised:
+        judge("classes", "palette", "pdq", collection="drawn", key="folder")
+    assert "pgimgsearch ingest" in str(raised.value.hint)
+
+
+def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
+    Image.new("RGB", (64, 64), "white").save(drawn / "a" / "plain.png")
+    Image.new("RGB", (65, 64), "white").save(drawn / "a" / "plain too.png")
+    found = values(judge("instances", "pdq", "palette", data=drawn, key=r"(\d\d|plain)"))
+    assert found["palette"]["r@1"] > found["pdq"]["r@1"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "wish", "match"),
+    [
+        ("classes", {}, "what is a class"),
+        ("classes", {"key": "colour"}, "no picture has the metadata key colour"),
+        ("classes", {"key": r"(\.png)"}, "all pictures have the same class"),
+        ("classes", {"key": r"(.*)"}, "no class has 2 pictures"),
+        ("classes", {"key": "folder", "collection": "nowhere"}, "nowhere"),
+        ("instances", {}, "no picture has a group"),
+        ("text-to-image", {}, "no picture has a caption"),
+        ("duplicates", {}, "which pairs are known"),
+        ("copy-detection", {}, "needs a folder"),
+        ("classes", {"key": "folder", "split": "test"}, "classes does not use --split"),
+    ],
+)
+def test_bad_questions_are_refused(
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], protocol: str, wish: dict[str, Any], match: str
+) -> None:
+    ingest(photos, "palette")
+    with pytest.raises(PgImgSearchError, match=match) as raised:
+        judge(protocol, "palette", **wish)
+    assert raised.value.hint or protocol == "classes"
+
+
+def test_a_model_without_text_is_refused_before_anything_is_embedded(
+    judge: Evaluate, photos: Path, connection: Connection
+) -> None:
+    for model in ("pdq", "dinov2-small"):
+        with pytest.raises(ModelError, match=f"model {model} cannot read text"):
+            judge("zero-shot", "palette", model, data=photos)
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
+    with pytest.raises(UsageError):
+        judge("index", "palette", data=photos)
+
+
+def test_evaluations_are_kept_and_compared_and_may_fail_a_build(cli: Callable[..., Any], photos: Path) -> None:
+    command = ["evaluate", str(photos), "-p", "classes", "-m", "palette", "-m", "pdq"]
+    first = cli(*command, "--require", "p@1>=0", "--require", "palette:knn<=1")
+    assert first.returncode == 0, first.stderr
+    assert "palette" in first.stdout
+    assert "12 embedded" in first.stderr
+    second = cli(*command, "--require", "p@1>1")
+    assert second.returncode == 10
+    assert "embedded" not in second.stderr
+    assert "p@1 +0.0000" in second.stderr
+    assert re.search(r"error: palette: p@1 is [\d.]+, not > 1; pdq: p@1 is", second.stderr)
+    rows = json.loads(cli("--json", "evaluate", "--history").stdout)
+    assert [(row["model"], row["protocol"], row["questions"]) for row in rows] == [
+        ("pdq", "classes", 12), ("palette", "classes", 12)] * 2  # fmt: skip
+    assert set(rows[0]["figures"]) == {"p@1", "p@5", "p@10", "knn"}
+    assert cli(*command, "--require", "r@1>1").returncode == 2
+    assert "named twice" in cli(*command, "-m", "pdq").stderr
+    assert "unknown protocol: (none)" in cli("evaluate").stderr
+
+
+def test_a_reader_may_evaluate_what_is_there(
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], url: str, admin: Connection, connection: Connection
+) -> None:
+    ingest(photos, "palette")
+    admin.execute("drop role if exists looks")
+    admin.execute("create role looks login")
+    connection.execute("select imgsearch.grant_access('looks', 'reader')")
+    told: list[str] = []
+    found = evaluate(
+        url.replace("pgimgsearch@", "looks@"), BY_NAME["classes"], Wish(models=("palette",), key="folder"), device="cpu",
+        trust=False, tell=told.append, progress=lambda _, __: None,
+    )  # fmt: skip
+    assert values(found) == values(judge("classes", "palette", key="folder"))
+    assert "may not write" in told[0]
+    assert found.results[0].evaluation_id is None
+
+
+def test_every_protocol_names_its_source_in_the_help(cli: Callable[..., Any]) -> None:
+    told = " ".join(cli("evaluate", "--help", COLUMNS="4000").stdout.split())
+    for protocol in PROTOCOLS:
+        assert f"{protocol.name}: {protocol.what} ({protocol.source})" in told
+        assert callable(protocol.load())
+        assert set(protocol.figures) <= FIGURES.keys()
+
+
+def test_predictions_given_twice_count_once(cli: Callable[..., Any], tmp_path: Path) -> None:
+    truth, predictions = tmp_path / "truth.csv", tmp_path / "predictions.csv"
+    truth.write_text("Q1,R1\nQ2,R2\nQ3,\n")
+    predictions.write_text("query_id,reference_id,score\nQ1,R1,0.5\nQ1,R1,0.9\nQ3,R1,0.8\nQ2,R2,0.7\nQ9,R1,2\n")
+    done = cli("--json", "evaluate", "-p", "copy-detection", "--truth", str(truth), "--predictions", str(predictions))
+    whole = json.loads(done.stdout)
+    assert whole["models"][0]["figures"]["micro-ap"]["value"] == pytest.approx((1 + 2 / 3) / 2)
+    assert {row["what"]: row["named"] for row in whole["notes"]} == {
+        "predictions are of queries that the truth does not name": ["Q9"],
+        "predictions are given twice; the highest score counts": ["Q1,R1"],
+    }
+
+
+def test_a_summary_is_json_also_where_a_figure_is_no_number(
+    judge: Evaluate, drawn: Path, tmp_path: Path, url: str
+) -> None:
+    truth = tmp_path / "pairs.csv"
+    truth.write_text("a/00.png,b/01.png\n")
+    judge("classes", "palette", data=drawn)
+    with connect(url) as opened:
+        opened.execute("update imgsearch.model set near = 1 where name = 'palette'")
+    found = judge("duplicates", "palette", data=drawn, truth=truth)
+    text = json.dumps(summary(found), default=str, allow_nan=False)
+    assert json.loads(text)["models"][0]["figures"]["recall"]["value"] == 0
+    assert os.linesep not in text
