@@ -14,11 +14,15 @@ import pytest
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.evaluation.protocols import BY_NAME
+from pgimgsearch.evaluation.run import Evaluation, evaluate
 from pgimgsearch.pipeline import register, run, scan
 from tests.pictures import photo
 
 ROOT = Path(__file__).parent.parent
 counter = itertools.count()
+Evaluate = Callable[..., Evaluation]
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +107,24 @@ def ingest(url: str) -> Callable[..., run.Report]:
         return report
 
     return ingest_folder
+
+
+@pytest.fixture
+def judge(url: str) -> Evaluate:
+    """Evaluate by a protocol, models by name; options as in Wish."""
+
+    def run(protocol: str, *models: str, **wish: Any) -> Evaluation:
+        return evaluate(
+            url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
+            progress=lambda _, __: None,
+        )  # fmt: skip
+
+    return run
+
+
+def values(found: Evaluation) -> dict[str, dict[str, float]]:
+    """Model -> figure -> value."""
+    return {result.model: {name: figure.value for name, figure in result.figures.items()} for result in found.results}
 
 
 @pytest.fixture

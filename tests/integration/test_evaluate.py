@@ -19,30 +19,12 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import ModelError, PgImgSearchError, SourceError, UsageError
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
-from pgimgsearch.evaluation.run import Evaluation, evaluate, summary
+from pgimgsearch.evaluation.run import evaluate, summary
 from tests import independent
+from tests.conftest import Evaluate, values
 from tests.pictures import photo
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-Evaluate = Callable[..., Evaluation]
-
-
-@pytest.fixture
-def judge(url: str) -> Evaluate:
-    """Evaluate by a protocol, models by name."""
-
-    def run(protocol: str, *models: str, **wish: Any) -> Evaluation:
-        return evaluate(
-            url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
-            progress=lambda _, __: None,
-        )  # fmt: skip
-
-    return run
-
-
-def values(found: Evaluation) -> dict[str, dict[str, float]]:
-    """Model -> figure -> value."""
-    return {result.model: {name: figure.value for name, figure in result.figures.items()} for result in found.results}
 
 
 @pytest.fixture
@@ -230,7 +212,10 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     folder.mkdir()
     for number, colour in enumerate([*colours, "red"]):
         Image.new("RGB", (32, 32), colour).resize((40 + number, 40)).save(folder / f"{number}.png")
-    lines = [f"{number}.png,{colour}" for number, colour in enumerate([*colours, "red"])] + ["1.png,white", "9.png,red"]
+    lines = [f"{number}.png,{colour}" for number, colour in enumerate([*colours, "red"])] + [
+        "1.png,orange",
+        "9.png,red",
+    ]
     (folder / "captions.csv").write_text("path,caption\n" + "\n".join(lines))
     wish: dict[str, Any] = {"data": folder}
     if layout == "database":
@@ -240,7 +225,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
         wish = {"collection": "colours"}
     found = judge("text-to-image", "palette", **wish)
-    assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "white" is told of a green picture
+    assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "orange" is told of a green picture
     assert found.results[0].outcome.questions == 6
     back = judge("image-to-text", "palette", **wish)
     assert values(back)["palette"]["r@1"] == 1

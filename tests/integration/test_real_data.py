@@ -11,7 +11,9 @@ import pytest
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.pipeline import register, run, scan
+from tests.conftest import Evaluate, values
 
+TINY = "open_clip:openclip-mbv2-tiny"
 P_AT_K = """
 with answers as (
     select split_part(i.path, '/', 1) = split_part(s.path, '/', 1) as same,
@@ -30,10 +32,15 @@ def test_clothing_reaches_the_reference_precision(cli: Callable[..., Any], data:
     first, five = connection.execute(P_AT_K).fetchone() or (0, 0)
     assert first == pytest.approx(0.713, abs=0.01)
     assert five == pytest.approx(0.640, abs=0.01)
+    judged = json.loads(
+        cli("--json", "evaluate", "-p", "classes", "-m", "timm:mobilenetv2_100", "--key", "folder").stdout
+    )
+    figures = {name: figure["value"] for name, figure in judged["models"][0]["figures"].items()}
+    assert (figures["p@1"], figures["p@5"]) == pytest.approx((first, five), abs=1e-9)
 
 
 @pytest.mark.slow
-def test_titles_and_article_types_find_their_products(url: str, data: Path) -> None:
+def test_titles_and_article_types_find_their_products(url: str, data: Path, judge: Evaluate, tmp_path: Path) -> None:
     """The first 500 unseen products: R@1 and R@10 of titles, P@5 of article types, as computed without a database."""
     with (data / "fashion" / "products.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "unseen"][:500]
@@ -51,10 +58,25 @@ def test_titles_and_article_types_find_their_products(url: str, data: Path) -> N
     assert len(common) == 26
     right = sum(types[path] == kind for kind in common for path in ask(kind, 5))
     assert right / (5 * 26) == pytest.approx(0.938, abs=0.01)
+    titles = judge("text-to-image", TINY, data=data / "fashion", captions=data / "fashion" / "products.csv",
+                   split="unseen", limit=500)  # fmt: skip
+    assert values(titles)[TINY]["r@1"] == pytest.approx(hits[1] / 500)
+    assert values(titles)[TINY]["r@10"] == pytest.approx(hits[10] / 500)
+    listed = tmp_path / "unseen.csv"
+    with listed.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(row | {"path": str(data / "fashion" / row["path"])} for row in rows)
+    found = judge("text-to-image", TINY, data=listed, key="article_type", least=5)
+    assert values(found)[TINY]["p@5"] == pytest.approx(right / (5 * 26))
+    assert found.results[0].outcome.questions == 26
+    with connect(url) as connection:  # what was there was not embedded again
+        assert connection.execute("select sum((counts -> %s -> 'embedded')::int) from imgsearch.ingest_run",
+                                  [TINY]).fetchone() == (500,)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_captions_find_their_photos(url: str, data: Path) -> None:
+def test_captions_find_their_photos(url: str, data: Path, judge: Evaluate) -> None:
     """A hundred unseen photos by five captions each: R@1 and R@10 as computed without a database."""
     with (data / "flickr" / "captions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "unseen"]
@@ -63,13 +85,16 @@ def test_captions_find_their_photos(url: str, data: Path) -> None:
     found = [(row["path"], ask(row["caption"], 10)) for row in rows]
     assert sum(paths[0] == path for path, paths in found) / 500 == pytest.approx(0.206, abs=0.01)
     assert sum(path in paths for path, paths in found) / 500 == pytest.approx(0.638, abs=0.01)
+    judged = values(judge("text-to-image", TINY, data=data / "flickr", split="unseen"))[TINY]
+    assert judged["r@1"] == pytest.approx(sum(paths[0] == path for path, paths in found) / 500)
+    assert judged["r@10"] == pytest.approx(sum(path in paths for path, paths in found) / 500)
 
 
 def searcher(url: str, data: Path, folder: Path, paths: set[str]) -> Callable[[str, int], list[str]]:
     """Ingest some files with the real dual encoder; gives a search by text that answers with paths."""
     with connect(url) as connection:
         model = register.open_model(connection, f"open_clip:{data}/weights/openclip-mbv2-tiny")
-    assert model.stored.name == "open_clip:openclip-mbv2-tiny"
+    assert model.stored.name == TINY
 
     def only_those(files: Any) -> Any:
         return (file for file in files if file.path in paths)
