@@ -4,16 +4,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from pgimgsearch.cli.app import app
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder, reduction
@@ -29,17 +26,9 @@ PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]
 
 
 @pytest.fixture
-def cli(url: str, tmp_path: Path) -> Run:
-    """The command line inside this process, which has loaded the libraries already."""
-
-    def run_cli(*arguments: str, **environment: str) -> Any:
-        known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(tmp_path / "home"), "COLUMNS": "200"} | environment
-        result = CliRunner().invoke(app, arguments, env=known, auto_envvar_prefix="PGIMGSEARCH")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return SimpleNamespace(stdout=result.stdout, stderr=result.stderr, returncode=result.exit_code)
-
-    return run_cli
+def cli(inside: Run) -> Run:
+    """The commands without a new process."""
+    return inside
 
 
 @pytest.fixture
