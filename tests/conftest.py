@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,15 @@ def ingest(url: str) -> Callable[..., run.Report]:
 def judge(url: str) -> Evaluate:
     """Evaluate by a protocol, models by name; options as in Wish."""
 
-    def run(protocol: str, *models: str, **wish: Any) -> Evaluation:
-        return evaluate(
-            url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
-            progress=lambda _, __: None,
-        )  # fmt: skip
+    return partial(judge_at, url)
 
-    return run
+
+def judge_at(url: str, protocol: str, *models: str, **wish: Any) -> Evaluation:
+    """Evaluate in silence."""
+    return evaluate(
+        url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
+        progress=lambda _, __: None,
+    )  # fmt: skip
 
 
 def values(found: Evaluation) -> dict[str, dict[str, float]]:

@@ -15,7 +15,11 @@ from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
 if TYPE_CHECKING:
     from pgimgsearch.evaluation.run import Evaluation
 
-HELP = "What to ask. " + "; ".join(f"{p.name}: {p.what} ({p.source})" for p in PROTOCOLS) + "."
+HELP = "\n\n".join([
+    "Measure how good models are by a truth; vectors that are in the database are not made again.",
+    "Protocols, and where they come from:",
+    *(f"{protocol.name}: {protocol.what} ({protocol.source})." for protocol in PROTOCOLS),
+])  # fmt: skip
 
 
 def evaluate(
@@ -24,7 +28,7 @@ def evaluate(
         Path | None,
         typer.Argument(help="A folder or a list of pictures, embedded where they are new. Default: the database."),
     ] = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help=HELP)] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="What to ask, by name.")] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A model; several are compared. Default: the alias.")
     ] = None,
@@ -65,7 +69,7 @@ def evaluate(
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Measure how good models are by a truth; vectors that are in the database are not made again."""
+    """Evaluate, show and keep the figures (HELP is what the user reads)."""
     from pgimgsearch.evaluation import page, run  # NumPy and Pillow
     from pgimgsearch.evaluation.context import Wish
     from pgimgsearch.evaluation.require import check, parse
@@ -80,7 +84,7 @@ def evaluate(
     asked = BY_NAME[protocol]
     if html is not None:
         figure(1, 1)  # before an hour of work, not after
-    names = [predictions.name] if predictions else _names(model or asked.models)
+    names = [predictions.name] if predictions else list(model or asked.models)
     wish = Wish(
         () if predictions else names, data and data.expanduser().resolve(), collection, _json(filter_json), limit,
         sample, key, min_images, tuple(template or ()), captions, split, truth, references, queries, background,
@@ -99,8 +103,8 @@ def evaluate(
     if html is not None:
         page.write(found, html)
     _show(terminal, found)
-    told = {result.model: {name: figure.value for name, figure in result.figures.items()} for result in found.results}
-    check(required, told)
+    reached = ({figure: own.value for figure, own in result.figures.items()} for result in found.results)
+    check(required, dict(zip(names, reached, strict=True)))
 
 
 def _show(terminal: Terminal, found: "Evaluation") -> None:
@@ -161,13 +165,6 @@ def _show_history(terminal: Terminal) -> None:
             for row in rows
         ]
     terminal.show(rows, ["evaluation_id", "evaluated_at", "protocol", "data", "model", "questions", "figures"])
-
-
-def _names(models: "list[str] | tuple[str, ...]") -> list[str]:
-    repeated = [name for number, name in enumerate(models) if name in models[:number]]
-    if repeated:
-        raise UsageError(f"{repeated[0]} is named twice", hint="name each model once")
-    return list(models)
 
 
 def _plain(value: float | None) -> str:

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import ModelError, SourceError
+from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.evaluation import pictures
 from pgimgsearch.evaluation.metrics import Curve, Measure
 from pgimgsearch.evaluation.notes import Notes
@@ -24,6 +24,7 @@ from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.scan import folder_source, list_source
 
 MOST_LACKING = 0.05  # of the pictures; a comparison without more of them says nothing of the whole
+COMPARISONS, LEAST_QUESTIONS = 2_500_000_000, 1000  # some minutes: 50,000 questions to 50,000 answers, or fewer to more
 SEED = 0
 
 
@@ -109,6 +110,9 @@ class Context:
                     f"there are no vectors of {name}",
                     hint=f"run: pgimgsearch ingest DIR --model {name}; or name the pictures: pgimgsearch evaluate DIR",
                 )
+        named = {model.model_id: name for name, model in zip(self.wish.models, found, strict=True) if model is not None}
+        if len(named) < len(found):
+            raise UsageError("a model is named twice, perhaps by an alias", hint="name each model once")
         return [model for model in found if model is not None]
 
     def pictures(self) -> list[Picture]:
@@ -155,11 +159,13 @@ class Context:
             )
         return [picture for picture in kept if picture.content_id not in lacking]
 
-    def drawn(self, count: int) -> Columns:
-        """Places of the questions to ask: all, or as many as wished, at random and the same each time."""
-        if self.wish.sample is None or self.wish.sample >= count:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(SEED).choice(count, self.wish.sample, replace=False))
+    def drawn(self, questions: int, answers: int) -> Columns:
+        """Places of the questions to ask: as many as wished, or as take minutes, at random and the same each time."""
+        wanted = self.wish.sample or max(LEAST_QUESTIONS, COMPARISONS // answers)
+        if wanted >= questions:
+            return np.arange(questions)
+        self.bringer.tell(f"{wanted} of {questions} questions, drawn at random: see --sample")
+        return np.sort(np.random.default_rng(SEED).choice(questions, wanted, replace=False))
 
     def need_text(self) -> None:
         """Raise ModelError for a model that reads no text, before anything is embedded."""

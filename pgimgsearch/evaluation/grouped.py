@@ -104,7 +104,7 @@ def label(context: Context, found: Sequence[Picture], named: Sequence[str | None
         raise SourceError(
             f"no {kind} has {wish.least} pictures, so there is nothing to find", hint="see --key and --least"
         )
-    return Labelled([p for p, _ in kept], [name for _, name in kept], asking[context.drawn(len(asking))])
+    return Labelled([p for p, _ in kept], [name for _, name in kept], asking[context.drawn(len(asking), len(kept))])
 
 
 def _is_class(folder: Path) -> bool:

@@ -46,7 +46,7 @@ def text_to_image(context: Context) -> Evaluate:
         [text for text, _ in told.pairs] if context.wish.key is None else range(len(told.texts)), np.int64
     )
     units = np.array([picture for _, picture in told.pairs], np.int64) if context.wish.key is None else asking
-    drawn = context.drawn(len(asking))
+    drawn = context.drawn(len(asking), len(told.pictures))
     asking, units = asking[drawn], np.unique(units[drawn], return_inverse=True)[1]
     right = [every[text] for text in asking.tolist()]
 
@@ -66,7 +66,7 @@ def image_to_text(context: Context) -> Evaluate:
     """Find the captions of pictures."""
     context.need_text()
     told = _told(context)
-    asking = context.drawn(len(told.pictures))
+    asking = context.drawn(len(told.pictures), len(told.texts))
     every = told.by(1, len(told.pictures))
     right = [every[place] for place in asking.tolist()]
 

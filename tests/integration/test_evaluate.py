@@ -319,7 +319,10 @@ def test_evaluations_are_kept_and_compared_and_may_fail_a_build(cli: Callable[..
         ("pdq", "classes", 12), ("palette", "classes", 12)] * 2  # fmt: skip
     assert set(rows[0]["figures"]) == {"p@1", "p@5", "p@10", "knn"}
     assert cli(*command, "--require", "r@1>1").returncode == 2
-    assert "named twice" in cli(*command, "-m", "pdq").stderr
+    assert "named twice" in cli(*command, "-m", "default").stderr  # palette by its alias
+    missed = cli("evaluate", "-p", "classes", "--key", "folder", "-m", "default", "--require", "default:p@1>1")
+    assert missed.returncode == 10
+    assert "default: p@1 is" in missed.stderr
     assert "unknown protocol: (none)" in cli("evaluate").stderr
 
 
@@ -343,7 +346,7 @@ def test_a_reader_may_evaluate_what_is_there(
 def test_every_protocol_names_its_source_in_the_help(cli: Callable[..., Any]) -> None:
     told = " ".join(cli("evaluate", "--help", COLUMNS="4000").stdout.split())
     for protocol in PROTOCOLS:
-        assert f"{protocol.name}: {protocol.what} ({protocol.source})" in told
+        assert f"{protocol.name}: {protocol.what} ({protocol.source})." in told
         assert callable(protocol.load())
         assert set(protocol.figures) <= FIGURES.keys()
 

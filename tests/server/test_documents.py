@@ -15,6 +15,7 @@ from pgimgsearch.database import store
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.programs import binaries
 from pgimgsearch.pipeline import register, run, scan, sidecar
+from tests.conftest import judge_at
 from tests.pictures import photo
 from tests.server.conftest import PASSWORD, start_serving
 from tests.unit.test_docs import DOCUMENTS, blocks
@@ -54,6 +55,7 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
     with connect(url) as connection:
         connection.execute("update imgsearch.image set caption = 'a red picture', metadata = metadata || '{\"season\": \"summer\"}', "
                            "group_key = case when image_id % 2 = 0 then 'shirts' else 'shoes-' || image_id end")  # fmt: skip
+        judge_at(url, "instances", "palette")
         connection.execute("update imgsearch.model set logit_scale = 20 where name = 'palette'")
         connection.execute("select imgsearch.connect_embedder('127.0.0.1', %s, %s)", [serving.port, PASSWORD])
     yield url
