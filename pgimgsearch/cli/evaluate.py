@@ -1,12 +1,19 @@
 """``pgimgsearch evaluate``: how good models are, on the user's own pictures."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TemplateOption, Terminal, TrustOption, terminal_of
+from pgimgsearch.cli.terminal import (
+    CollectionOption,
+    DeviceOption,
+    TemplateOption,
+    Terminal,
+    TrustOption,
+    json_filter,
+    terminal_of,
+)
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import UsageError
@@ -86,7 +93,7 @@ def evaluate(
         figure(1, 1)  # before an hour of work, not after
     names = [predictions.name] if predictions else list(model or asked.models)
     wish = Wish(
-        () if predictions else names, data and data.expanduser().resolve(), collection, _json(filter_json), limit,
+        () if predictions else names, data and data.expanduser().resolve(), collection, json_filter(filter_json), limit,
         sample, key, min_images, tuple(template or ()), captions, split, truth, references, queries, background,
         limit_references, score_norm, whiten, count,
     )  # fmt: skip
@@ -108,7 +115,7 @@ def evaluate(
 
 
 def _show(terminal: Terminal, found: "Evaluation") -> None:
-    from pgimgsearch.evaluation.run import summary
+    from pgimgsearch.evaluation.run import differences, summary
 
     for line in found.notes.told():
         terminal.talk(line)
@@ -131,6 +138,8 @@ def _show(terminal: Terminal, found: "Evaluation") -> None:
     ]
     terminal.show(rows, ["figure", *(model["model"] for model in models)])
     terminal.talk(f"{found.protocol.name} ({found.protocol.source}), {models[0]['questions']} questions; 95% intervals")
+    for line in differences(found):
+        terminal.talk(line)
     for model in models:
         if model["before"] is not None:
             terminal.talk(_told_before(model))
@@ -169,17 +178,3 @@ def _show_history(terminal: Terminal) -> None:
 
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _json(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-    except ValueError as error:
-        raise UsageError(
-            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
-        ) from error
-    return found

@@ -1,6 +1,5 @@
 """``search`` and ``embed-text``: questions from the shell; each prints what SQL would answer."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from pgimgsearch.cli.terminal import (
     ModelOption,
     TemplateOption,
     TrustOption,
+    json_filter,
     terminal_of,
 )
 from pgimgsearch.database import store
@@ -64,10 +64,10 @@ def search(
         raise UsageError(
             "give one of a picture, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
         )
-    part = _crop(crop)
+    part, held = _crop(crop), json_filter(filter_json)
     if part is not None and image is None:
         raise UsageError("--crop is for a picture", hint="for example: pgimgsearch search one.jpg --crop 0,0,200,200")
-    limits = {"k": count, "filter": _json_filter(filter_json), "collection": collection,
+    limits = {"k": count, "filter": None if held is None else Jsonb(held), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model or ("text" if text is not None else "default"))
@@ -187,17 +187,6 @@ def _crop(text: str | None) -> list[int] | None:
     if re.fullmatch(r"\d+,\d+,\d+,\d+", text) is None:
         raise UsageError(f"--crop {text} is not x,y,width,height", hint="for example: --crop 10,20,300,200")
     return [int(number) for number in text.split(",")]
-
-
-def _json_filter(text: str | None) -> Jsonb | None:
-    if text is None:
-        return None
-    try:
-        return Jsonb(json.loads(text))
-    except ValueError as error:
-        raise UsageError(
-            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
-        ) from error
 
 
 def _lines(path: Path) -> list[str]:

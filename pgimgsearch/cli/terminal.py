@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from pgimgsearch.errors import PgImgSearchError
+from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import Settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
@@ -145,6 +145,21 @@ def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
 def _debugs(context: Any) -> bool:
     found = context.find_root().obj
     return isinstance(found, Terminal) and found.settings.debug
+
+
+def json_filter(text: str | None) -> dict[str, Any] | None:
+    """Metadata to hold, from JSON; raises UsageError for what is no object."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise UsageError(
+            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
+        ) from error
+    return found
 
 
 def terminal_of(context: typer.Context) -> Terminal:

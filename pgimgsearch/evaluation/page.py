@@ -11,7 +11,7 @@ import numpy as np
 from pgimgsearch.evaluation.context import Example, Shown
 from pgimgsearch.evaluation.metrics import Curve
 from pgimgsearch.evaluation.protocols import FIGURES
-from pgimgsearch.evaluation.run import Evaluation, Result
+from pgimgsearch.evaluation.run import Evaluation, Result, differences
 from pgimgsearch.pipeline.decode import register_formats
 from pgimgsearch.pipeline.page import figure, html_page
 from pgimgsearch.pipeline.thumbnail import data_address
@@ -36,7 +36,7 @@ def write(found: Evaluation, path: Path) -> None:
     body = (
         f"<p>{html.escape(found.protocol.what)}. Source: {html.escape(found.protocol.source)}.</p>"
         f"<p>Data: <code>{html.escape(found.data)}</code></p>"
-        f'<div class="wide">{_table(found)}</div>{_meanings(found)}{_notes(found)}'
+        f'<div class="wide">{_table(found)}</div>{_differences(found)}{_meanings(found)}{_notes(found)}'
         + (f'<h2>Curves</h2><div class="curves">{drawn}</div>' if drawn else "")
         + "".join(_examples(result) for result in found.results)
     )
@@ -67,6 +67,10 @@ def _table(found: Evaluation) -> str:
     return f"<table><tr><th>{results[0].outcome.questions} questions{head}{''.join(rows)}</table>"
 
 
+def _differences(found: Evaluation) -> str:
+    return "".join(f"<p>{html.escape(line)}</p>" for line in differences(found))
+
+
 def _meanings(found: Evaluation) -> str:
     told = "; ".join(
         f"<strong>{html.escape(name)}</strong> {html.escape(FIGURES[re.sub(r'recall@[0-9]+', 'recall@K', name)])}"
@@ -86,7 +90,7 @@ def _curves(results: Sequence[Result]) -> str:
     if not kinds:
         return ""
     rows = -(-len(kinds) // 2)
-    drawn = figure(11, 3.6 * rows)
+    drawn = figure(5.5 * min(2, len(kinds)), 3.6 * rows)
     plots = drawn.subplots(rows, min(2, len(kinds)), squeeze=False).flat
     for axes, kind in zip(plots, kinds, strict=False):
         y, x = kind.split(" over ")

@@ -126,6 +126,20 @@ def query_ms(connection: Connection, model: StoredModel) -> float | None:
     return statistics.median(times[1:]) if len(times) > 1 else None
 
 
+def differences(found: Evaluation) -> list[str]:
+    """Each other model less the first, with the interval of the difference, in words."""
+    first, *others = found.results
+    return [
+        f"{other.model} less {first.model}: "
+        + ", ".join(
+            f"{name} {figure.value - first.figures[name].value:+.3f} ({low:+.3f} to {high:+.3f})"
+            for name, figure in other.figures.items()
+            for low, high in [figure.less(first.figures[name])]
+        )
+        for other in others
+    ]
+
+
 def summary(found: Evaluation) -> dict[str, Any]:
     """The whole, ready for JSON."""
     return {

@@ -12,6 +12,7 @@ import yaml
 
 from pgimgsearch.cli.app import app
 from pgimgsearch.database.bundles import current_functions, signatures
+from pgimgsearch.evaluation.protocols import FIGURES, PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,12 @@ def test_every_command_is_documented_and_helpful() -> None:
         assert f"| `{name}` |" in operations, name
     for row in re.findall(r"^\| `([a-z -]+)` \|", operations, re.MULTILINE):
         assert row in found, row
+
+
+def test_every_protocol_and_figure_is_documented() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    for name in [*(protocol.name for protocol in PROTOCOLS), *FIGURES]:
+        assert f"`{name}`" in text, name
 
 
 def test_every_function_is_documented() -> None:
