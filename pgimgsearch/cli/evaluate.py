@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgimgsearch.cli.terminal import (
-    CollectionOption,
     DeviceOption,
     TemplateOption,
     Terminal,
     TrustOption,
     json_filter,
+    template_of,
     terminal_of,
 )
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
-from pgimgsearch.errors import UsageError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A model; several are compared. Default: the alias.")
     ] = None,
-    collection: CollectionOption = None,
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="Only this collection; of a folder, the one it is brought into."),
+    ] = None,
     filter_json: Annotated[
         str | None,
         typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Metadata that pictures hold, as JSON."),
@@ -47,7 +50,9 @@ def evaluate(
     key: Annotated[
         str | None, typer.Option(help="What tells the class or group: folder, a metadata key, or a pattern.")
     ] = None,
-    min_images: Annotated[int, typer.Option(min=1, help="Pictures that a class needs to be asked for.")] = 2,
+    min_images: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that a class or group needs to ask. Default: 2, of words 1.")
+    ] = None,
     template: TemplateOption = None,
     captions: Annotated[Path | None, typer.Option(help="Captions: COCO or Karpathy JSON, Flickr, CSV.")] = None,
     split: Annotated[str | None, typer.Option(help="Only captions of this split.")] = None,
@@ -72,7 +77,9 @@ def evaluate(
         list[str] | None, typer.Option(help='Fail unless reached: "r@1>=0.6", or "dinov3:r@1>=0.6".')
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures.")] = None,
-    history: Annotated[bool, typer.Option("--history", help="Show the last evaluations instead.")] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show the last evaluations instead, all or of --protocol and --model.")
+    ] = False,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
@@ -80,45 +87,47 @@ def evaluate(
     from pgimgsearch.evaluation import page, run  # NumPy and Pillow
     from pgimgsearch.evaluation.context import Wish
     from pgimgsearch.evaluation.require import check, parse
-    from pgimgsearch.pipeline.page import figure
 
     terminal = terminal_of(context)
-    if history:
-        _show_history(terminal)
+    if history and protocol in {None, *BY_NAME}:
+        _show_history(terminal, protocol, model or [])
         return
     if protocol not in BY_NAME:
         raise UsageError(f"unknown protocol: {protocol or '(none)'}", hint=f"--protocol takes: {', '.join(BY_NAME)}")
     asked = BY_NAME[protocol]
     if html is not None:
-        figure(1, 1)  # before an hour of work, not after
-    names = [predictions.name] if predictions else list(model or asked.models)
+        page.check(html)
+    names = tuple(model or (() if predictions else asked.models))
     wish = Wish(
-        () if predictions else names, data and data.expanduser().resolve(), collection, json_filter(filter_json), limit,
-        sample, key, min_images, tuple(template or ()), captions, split, truth, references, queries, background,
-        limit_references, score_norm, whiten, count,
+        names, _whole(data), collection, json_filter(filter_json), limit, sample, key, min_images,
+        template_of(template), _whole(captions), split, _whole(truth), _whole(references), _whole(queries),
+        _whole(background), limit_references, score_norm, whiten, count,
     )  # fmt: skip
-    figures = tuple(name.replace("@K", f"@{count}") for name in asked.figures)
-    required = parse(require or [], names, figures)
-    with database_url(terminal.settings) as url:
+    named = (predictions.name,) if predictions else names
+    required = parse(require or [], named, run.figures_of(asked, wish))
+    with database_url(terminal.settings) as url, terminal.progress(asked.name, None) as bar:
         if predictions is not None:
-            found = run.evaluate_file(url, asked, wish, predictions)
+            found = run.evaluate_file(url, asked, wish, predictions, terminal.talk)
         else:
-            with terminal.progress(asked.name, None) as bar:
-                found = run.evaluate(
-                    url, asked, wish, device=device, trust=trust, tell=terminal.talk, progress=bar
-                )  # fmt: skip
+            found = run.evaluate(url, asked, wish, device=device, trust=trust, tell=terminal.talk, progress=bar)
+    _show(terminal, found)
     if html is not None:
         page.write(found, html)
-    _show(terminal, found)
     reached = ({figure: own.value for figure, own in result.figures.items()} for result in found.results)
-    check(required, dict(zip(names, reached, strict=True)))
+    check(required, dict(zip(named, reached, strict=True)))
+
+
+def _whole(path: Path | None) -> Path | None:
+    """The same from any folder, as it is kept with the figures."""
+    found = None if path is None else path.expanduser().resolve()
+    if found is not None and not found.exists():
+        raise SourceError(f"there is no {found}", hint="name a file or folder that exists")
+    return found
 
 
 def _show(terminal: Terminal, found: "Evaluation") -> None:
     from pgimgsearch.evaluation.run import differences, summary
 
-    for line in found.notes.told():
-        terminal.talk(line)
     whole = summary(found)
     if terminal.settings.json:
         terminal.show_one(whole)
@@ -136,7 +145,8 @@ def _show(terminal: Terminal, found: "Evaluation") -> None:
         {"figure": f"published {name}"} | {model["model"]: _plain(model["published"].get(name)) for model in models}
         for name in dict.fromkeys(name for model in models for name in model["published"])
     ]
-    terminal.show(rows, ["figure", *(model["model"] for model in models)])
+    columns = ["figure", *(model["model"] for model in models)]
+    terminal.show(rows, columns, columns)
     terminal.talk(f"{found.protocol.name} ({found.protocol.source}), {models[0]['questions']} questions; 95% intervals")
     for line in differences(found):
         terminal.talk(line)
@@ -163,17 +173,17 @@ def _told_before(model: dict[str, Any]) -> str:
     return f"{model['model']} since {before['evaluated_at']:%Y-%m-%d %H:%M}{other}: {', '.join(changes)}"
 
 
-def _show_history(terminal: Terminal) -> None:
+def _show_history(terminal: Terminal, protocol: str | None, models: list[str]) -> None:
     from pgimgsearch.evaluation.history import recent
 
     with database_url(terminal.settings) as url, connect(url) as connection:
-        rows = recent(connection, 50)
+        rows = recent(connection, protocol, models, 50)
     if not terminal.settings.json:
         rows = [
             row | {"figures": ", ".join(f"{name} {_plain(own['value'])}" for name, own in row["figures"].items())}
             for row in rows
         ]
-    terminal.show(rows, ["evaluation_id", "evaluated_at", "protocol", "data", "model", "questions", "figures"])
+    terminal.show(rows, ["evaluation_id", "evaluated_at", "protocol", "data", "model", "options", "figures"])
 
 
 def _plain(value: float | None) -> str:

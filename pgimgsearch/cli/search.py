@@ -17,6 +17,7 @@ from pgimgsearch.cli.terminal import (
     TemplateOption,
     TrustOption,
     json_filter,
+    template_of,
     terminal_of,
 )
 from pgimgsearch.database import store
@@ -76,7 +77,7 @@ def search(
             return _load(connection, stored, device, trust=trust)
 
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, _form(template), load)
+            rows = _ask_with_text(connection, text, stored, limits, template_of(template) or "{}", load)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
@@ -100,7 +101,7 @@ def embed_text(
     wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
     if not wanted:
         raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
-    form = _form(template)
+    form = template_of(template) or "{}"
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
         embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
@@ -171,14 +172,6 @@ def _load(connection: Connection, model: StoredModel, device: str, *, trust: boo
     from pgimgsearch.pipeline import register
 
     return register.open_model(connection, model.name, Checkpoint(trust=trust), Placement(device))
-
-
-def _form(templates: list[str] | None) -> str:
-    """Several templates as one text, a line each, as it is stored; without any it is the text itself."""
-    for template in templates or ():
-        if "{}" not in template:
-            raise UsageError(f'the template "{template}" has no place for the text', hint='write "a photo of a {}"')
-    return "\n".join(templates) if templates else "{}"
 
 
 def _crop(text: str | None) -> list[int] | None:

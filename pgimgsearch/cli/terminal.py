@@ -69,15 +69,17 @@ class Terminal:
         if not self.settings.quiet:
             _stderr().print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Show rows: a table of the columns for people, all that is in them as JSON."""
+    def show(
+        self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], titles: Sequence[str] | None = None
+    ) -> None:
+        """Show rows: a table of the columns for people, by their names or titles; all that is in them as JSON."""
         if self.settings.json:
             self.write(json.dumps(rows, default=_plain, ensure_ascii=False))
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
+        for column, title in zip(columns, titles or [column.replace("_", " ") for column in columns], strict=True):
             numeric = any(isinstance(row.get(column), int | float) for row in rows)
-            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_cell(row.get(column)) for column in columns))
         console = Console(width=None if sys.stdout.isatty() else 200)
@@ -145,6 +147,14 @@ def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
 def _debugs(context: Any) -> bool:
     found = context.find_root().obj
     return isinstance(found, Terminal) and found.settings.debug
+
+
+def template_of(templates: Sequence[str] | None) -> str | None:
+    """Several templates as one text, a line each, as it is stored; raises UsageError for one without a place."""
+    for template in templates or ():
+        if "{}" not in template:
+            raise UsageError(f'the template "{template}" has no place for the text', hint='write "a photo of a {}"')
+    return "\n".join(templates) if templates else None
 
 
 def json_filter(text: str | None) -> dict[str, Any] | None:

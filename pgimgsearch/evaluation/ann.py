@@ -8,7 +8,7 @@ from psycopg import sql
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.evaluation import metrics
 from pgimgsearch.evaluation.context import SEED, Context, Evaluate, Outcome
 
@@ -27,6 +27,10 @@ def index(context: Context) -> Evaluate:
         raise ModelError("the models have no picture in common", hint="see: pgimgsearch stats")
     asking = np.random.default_rng(SEED).choice(np.array(common), wanted, replace=False).tolist()
     k = context.wish.k
+    if k >= len(common):
+        raise UsageError(
+            f"the models have {len(common)} pictures in common, so no {k} neighbours", hint="take a smaller --count"
+        )
 
     def evaluate(model: StoredModel) -> Outcome:
         efs = sorted({*EF_SEARCH, model.ef_search})

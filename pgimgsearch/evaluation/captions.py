@@ -4,16 +4,17 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import SourceError
+from pgimgsearch.evaluation.notes import Notes
 from pgimgsearch.pipeline.rows import read_text
 
 PICTURE = ("path", "url", "image", "image_name", "file_name", "filename")
-TEXT = ("caption", "comment", "text", "sentence", "title")
+TEXT = ("caption", "captions", "comment", "text", "sentence", "title")
 COMMON = (
     "captions.csv", "captions.txt", "captions.json", "captions.jsonl", "results.csv", "results*.token", "*.token.txt",
     "dataset*.json", "annotations/captions_*.json",
@@ -41,9 +42,13 @@ def find(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read(path: Path, split: str | None = None) -> list[Caption]:
-    """All captions of a file, or those of a split; raises SourceError where there are none."""
-    found = [caption for caption in _read(path) if caption.text]
+def read(path: Path, notes: Notes, split: str | None = None) -> list[Caption]:
+    """All captions of a file, or those of a split; rows without a text are noted. Raises SourceError without any."""
+    rows = list(_read(path))
+    notes.add(
+        "rows of the captions have no picture or no text", (row.name for row in rows if not row.name or not row.text)
+    )
+    found = [row for row in rows if row.name and row.text]
     if split is not None:
         splits = sorted({caption.split for caption in found if caption.split})
         found = [caption for caption in found if caption.split == split]
@@ -61,6 +66,8 @@ def read(path: Path, split: str | None = None) -> list[Caption]:
 
 def _read(path: Path) -> Iterator[Caption]:
     text = read_text(path).removeprefix("\ufeff")
+    if text.lstrip().startswith("["):
+        return _rows(_array(text, path), path)
     if text.lstrip().startswith("{"):
         try:
             whole = json.loads(text)
@@ -86,7 +93,8 @@ def _whole(whole: dict[str, Any], path: Path) -> Iterator[Caption]:
         if "annotations" in whole:
             names = {image["id"]: image["file_name"] for image in whole["images"]}
             for annotation in whole["annotations"]:
-                yield Caption(names[annotation["image_id"]], annotation["caption"].strip())
+                number = annotation["image_id"]
+                yield Caption(names.get(number, f"image_id {number}"), annotation["caption"].strip())
             return
         for image in whole["images"]:
             name = str(Path(image.get("filepath", ""), image["filename"]))
@@ -98,20 +106,38 @@ def _whole(whole: dict[str, Any], path: Path) -> Iterator[Caption]:
         ) from error
 
 
-def _rows(rows: Any, path: Path) -> Iterator[Caption]:
+def _rows(rows: Iterable[Mapping[Any, Any]], path: Path) -> Iterator[Caption]:
     for number, row in enumerate(rows, 1):
-        named = {str(key).strip(): str(value).strip() for key, value in row.items() if key and value is not None}
-        picture = _first(named, PICTURE)
-        if picture is None or _first(named, TEXT, present=True) is None:
+        named = {str(key).strip(): value for key, value in row.items() if key is not None}
+        if row.get(None):  # commas in the last column that nobody quoted
+            last = next(reversed(named))
+            named[last] = ",".join([named[last], *row[None]])
+        if not named.keys() & set(PICTURE) or not named.keys() & set(TEXT):
             raise SourceError(
-                f"{path}, row {number} names no picture or has no column of captions: {', '.join(named)}",
+                f"{path}, row {number} has no column of pictures or none of captions: {', '.join(named)}",
                 hint=f"columns of pictures: {', '.join(PICTURE)}; of captions: {', '.join(TEXT)}",
             )
-        yield Caption(picture, _first(named, TEXT, present=True) or "", named.get("split"))
+        texts = _first(named, TEXT)
+        for text in texts if isinstance(texts, list) else [texts]:
+            yield Caption(str(_first(named, PICTURE)).strip(), str(text).strip(), _plain(named.get("split")))
 
 
-def _first(row: dict[str, str], names: Sequence[str], *, present: bool = False) -> str | None:
-    return next((row[name] for name in names if name in row and (present or row[name])), None)
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name)), "")
+
+
+def _plain(value: Any) -> str | None:
+    return None if value is None else str(value).strip()
+
+
+def _array(text: str, path: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}", hint="write an array of JSON objects") from error
+    if not all(isinstance(row, dict) for row in found):
+        raise SourceError(f"{path} is no array of JSON objects", hint="write one object a caption")
+    return list(found)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:

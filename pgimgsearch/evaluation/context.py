@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
+from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
@@ -20,6 +21,7 @@ from pgimgsearch.evaluation.ranking import Columns, Progress
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import preview, register
+from pgimgsearch.pipeline.decode import register_formats
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.scan import folder_source, list_source
 
@@ -35,12 +37,12 @@ class Wish:
     models: Sequence[str] = ()
     data: Path | None = None
     collection: str | None = None
-    held: Mapping[str, Any] | None = None
+    filter: Mapping[str, Any] | None = None
     limit: int | None = None
     sample: int | None = None
     key: str | None = None
-    least: int = 2
-    templates: Sequence[str] = ()
+    min_images: int | None = None
+    template: str | None = None
     captions: Path | None = None
     split: str | None = None
     truth: Path | None = None
@@ -110,8 +112,7 @@ class Context:
                     f"there are no vectors of {name}",
                     hint=f"run: pgimgsearch ingest DIR --model {name}; or name the pictures: pgimgsearch evaluate DIR",
                 )
-        named = {model.model_id: name for name, model in zip(self.wish.models, found, strict=True) if model is not None}
-        if len(named) < len(found):
+        if len({model.model_id for model in found if model is not None}) < len(found):
             raise UsageError("a model is named twice, perhaps by an alias", hint="name each model once")
         return [model for model in found if model is not None]
 
@@ -122,11 +123,15 @@ class Context:
     def images(self) -> list[Picture]:
         """All images that are meant, equal ones too."""
         data, wish = self.wish.data, self.wish
+        if data is not None and data.suffix.lower() in register_formats():
+            raise SourceError(f"{data} is one picture", hint="give a folder or a list of pictures")
         if data is None:
-            found = pictures.stored(self.connection, wish.collection, wish.held)
+            found = pictures.stored(self.connection, wish.collection)
         else:
             source = folder_source(data) if data.is_dir() else list_source(str(data))
-            found = self.bringer.bring(source, self.notes, wish.held)
+            found = list(self.bringer.bring(source, self.notes).values())
+        if wish.filter is not None:
+            found = [picture for picture in found if pictures.holds(picture.metadata, wish.filter)]
         if not found:
             raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
         return found[: wish.limit]
@@ -146,7 +151,11 @@ class Context:
             )
         lacking: set[int] = set()
         for model in self.models:
-            own = _lacking(self.connection, model, kept)
+            own, skipped = _lacking(self.connection, model, kept)
+            self.notes.add(
+                f"pictures have no vector of {model.name}, as it finds too little in them: it misses them",
+                (picture.path for picture in kept if picture.content_id in skipped),
+            )
             if len(own) > MOST_LACKING * len(kept):
                 raise ModelError(
                     f"{model.name} has no vectors of {len(own)} of {len(kept)} pictures",
@@ -172,7 +181,9 @@ class Context:
         for name in self.wish.models:
             stored, spec = register.look_up(self.connection, name)
             if not (spec.text or spec.output == "auto" if stored is None else stored.has_text):
-                raise cannot_read(name)
+                able = [model.name for model in store.models(self.connection) if model.has_text]
+                error = cannot_read(name)
+                raise ModelError(str(error), hint=f"models here that can: {', '.join(able)}" if able else error.hint)
 
     def network(self, model: StoredModel) -> LoadedModel:
         """A model with its network, for texts."""
@@ -182,12 +193,12 @@ class Context:
         )
 
 
-def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> set[int]:
-    """Contents without a vector, of which no run says that the model has none."""
+def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> tuple[set[int], set[int]]:
+    """Contents without a vector: those that the model was never asked about, and those that it has skipped."""
     query = sql.SQL(
-        "select c from unnest(%s::bigint[]) c where not exists (select from {} e where e.content_id = c) "
-        "and not exists (select from imgsearch.image i join imgsearch.ingest_failure f using (collection_id, path) "
-        "where i.content_id = c and f.kind = 'skipped' and f.model_id = %s)"
+        "select c, exists (select from imgsearch.image i join imgsearch.ingest_failure f using (collection_id, path) "
+        "where i.content_id = c and f.kind = 'skipped' and f.model_id = %s) "
+        "from unnest(%s::bigint[]) c where not exists (select from {} e where e.content_id = c)"
     ).format(model.table)
-    contents = [picture.content_id for picture in found]
-    return {row[0] for row in connection.execute(query, [contents, model.model_id]).fetchall()}
+    rows = connection.execute(query, [model.model_id, [picture.content_id for picture in found]]).fetchall()
+    return {content for content, skipped in rows if not skipped}, {content for content, skipped in rows if skipped}

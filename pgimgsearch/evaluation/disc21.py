@@ -5,18 +5,19 @@ Source: Douze et al. 2021, "The 2021 Image Similarity Dataset and Challenge", ar
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgimgsearch.errors import SourceError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.pipeline.rows import read_text
 
 REFERENCES = ("references", "reference", "reference_images")
 QUERIES = ("queries", "query", "query_images", "dev_queries", "test_queries", "final_queries")
 BACKGROUND = ("train", "training", "training_images", "background")
-HEADER = {"query_id", "reference_id", "query", "reference"}
+HEADER = ({"query_id", "query"}, {"reference_id", "reference"}, {"score"})
 
 Pair = tuple[str, str | None]  # query, reference; None where it has no match
 
@@ -40,44 +41,60 @@ def find(wish: Wish) -> Layout:
             "copy detection needs a folder with references/, queries/ and a ground truth as CSV",
             hint="pgimgsearch evaluate ./disc21 --protocol copy-detection --model NAME",
         )
+    normalises = wish.score_norm is not None or wish.whiten is not None
+    if wish.background and not normalises:
+        raise UsageError("--background is for --score-norm and --whiten", hint="leave it out, or add one of them")
     return Layout(
         root,
-        wish.references or _only(root, [root / name for name in REFERENCES], "references", "--references"),
-        wish.queries or _only(root, [root / name for name in QUERIES], "queries", "--queries"),
+        _folder(root, wish.references, REFERENCES, "references", "--references"),
+        _folder(root, wish.queries, QUERIES, "queries", "--queries"),
         wish.truth or _only(root, _truths(root), "ground truth (*ground*truth*.csv)", "--truth"),
-        wish.background or next((root / name for name in BACKGROUND if (root / name).is_dir()), None),
+        _folder(root, wish.background, BACKGROUND, "pictures to normalise on", "--background") if normalises else None,
     )
 
 
 def read_truth(path: Path) -> list[Pair]:
     """Rows of query_id and reference_id, which is empty where there is no match; with or without a header."""
-    return [(row[0], row[1] if len(row) > 1 and row[1] else None) for row in _rows(path, 1)]
+    return [(query, reference or None) for query, reference, _ in _rows(path)]
 
 
 def read_predictions(path: Path) -> list[tuple[str, str, float]]:
     """Rows of query_id, reference_id and score, the higher the likelier; with or without a header."""
     found = []
-    for number, row in enumerate(_rows(path, 3), 1):
+    for query, reference, text in _rows(path):
         try:
-            found.append((row[0], row[1], float(row[2])))
-        except ValueError as error:
+            score = float(text)
+        except ValueError:
+            score = float("nan")
+        if not math.isfinite(score) or not reference:
             raise SourceError(
-                f"{path}, row {number}: {row[2]} is no score", hint="rows are query_id,reference_id,score"
-            ) from error
+                f"{path}: {query},{reference},{text} is no prediction", hint="rows are query_id,reference_id,score"
+            )
+        found.append((query, reference, score))
     return found
 
 
-def _rows(path: Path, least: int) -> Iterator[list[str]]:
+def _rows(path: Path) -> list[tuple[str, str, str]]:
+    """Query, reference and score of each row, empty where there is none; columns as a header says, else in order."""
     rows = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
-    for number, row in enumerate(rows):
-        cells = [cell.strip() for cell in row]
-        if not any(cells) or (number == 0 and set(cells) & HEADER):
-            continue
-        if len(cells) < least or not cells[0]:
-            raise SourceError(
-                f"{path}, line {number + 1} has {len(cells)} columns", hint="rows are query_id,reference_id[,score]"
-            )
-        yield cells
+    cells = [[cell.strip() for cell in row] for row in rows]
+    cells = [row for row in cells if any(row)]
+    columns = [0, 1, 2]
+    if cells and set(cells[0]) & {"query_id", "query"}:
+        header = cells.pop(0)
+        columns = [next((n for n, cell in enumerate(header) if cell in names), len(header)) for names in HEADER]
+    if not cells:
+        raise SourceError(f"{path} has no rows", hint="rows are query_id,reference_id, empty where there is no match")
+    wide = [row + [""] * (max(columns) + 1 - len(row)) for row in cells]
+    return [(row[columns[0]], row[columns[1]], row[columns[2]]) for row in wide]
+
+
+def _folder(root: Path, given: Path | None, names: Sequence[str], what: str, option: str) -> Path:
+    if given is None:
+        return _only(root, [root / name for name in names], what, option)
+    if not given.is_dir():
+        raise SourceError(f"there is no folder {given}", hint=f"name the {what}: {option} DIR")
+    return given
 
 
 def _truths(root: Path) -> list[Path]:

@@ -19,21 +19,31 @@ def shown(pictures: Sequence[Picture]) -> list[Shown]:
 
 def choose(
     ranked: Ranked, goodness: NDArray[np.float64], questions: Sequence[Shown], answers: Sequence[Shown],
-    right: Sequence[Columns],
+    right: Sequence[Columns], called: str = "",
 ) -> tuple[list[Example], list[Example]]:  # fmt: skip
-    """The best and the worst questions by their (q,) goodness; of equally good ones by how sure the first answer is."""
+    """The best and the worst questions by their (q,) goodness; of equally good ones by how sure the first answer is.
+
+    ``called`` is the name of the goodness, where it is more than the place of the first right answer.
+    """
     sure = ranked.scores[:, 0] if ranked.scores.shape[1] else np.zeros(len(goodness))
     can = np.flatnonzero(ranked.right > 0)
     best = can[np.lexsort((-sure[can], -goodness[can]))][:SHOWN]
     worst = can[np.lexsort((-sure[can], goodness[can]))][:SHOWN]
-    return (
-        [_example(ranked, int(n), questions, answers, right) for n in best if goodness[n] > 0],
-        [_example(ranked, int(n), questions, answers, right) for n in worst if goodness[n] < 1],
-    )
+
+    def told(numbers: Columns) -> list[Example]:
+        said = [f"{called} {goodness[n]:.2f}, " if called else "" for n in numbers]
+        return [_example(ranked, int(n), questions, answers, right, how) for n, how in zip(numbers, said, strict=True)]
+
+    return told(best[goodness[best] > 0]), told(worst[goodness[worst] < 1])
 
 
 def _example(
-    ranked: Ranked, number: int, questions: Sequence[Shown], answers: Sequence[Shown], right: Sequence[Columns]
+    ranked: Ranked,
+    number: int,
+    questions: Sequence[Shown],
+    answers: Sequence[Shown],
+    right: Sequence[Columns],
+    how: str,
 ) -> Example:
     own = set(right[number].tolist())
     pairs = zip(ranked.columns[number, :ANSWERS].tolist(), ranked.scores[number, :ANSWERS].tolist(), strict=True)
@@ -41,7 +51,7 @@ def _example(
     among = set(ranked.columns[number, :ANSWERS].tolist())
     first = ranked.first[number]
     said = f"first right answer: {int(first)}" if np.isfinite(first) else "no right answer among those looked at"
-    missed = (
-        [] if all(so for _, _, so in told) and told else [answers[c] for c in right[number].tolist() if c not in among]
-    )
-    return Example(questions[number], said, told, missed[:MISSED])
+    itself = questions[number]
+    missed = [answers[c] for c in right[number].tolist() if c not in among and answers[c] != itself]
+    all_right = bool(told) and all(so for _, _, so in told)
+    return Example(itself, how + said, told, [] if all_right else missed[:MISSED])

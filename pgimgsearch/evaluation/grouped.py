@@ -1,8 +1,8 @@
 """Pictures that ask for pictures: of the same thing (instances), or of the same kind (classes)."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +38,17 @@ def instances(context: Context) -> Evaluate:
     """Find the other pictures of a group."""
     found = context.pictures()
     key = context.wish.key
-    named = pictures.labels(found, key) if key else [picture.group_key for picture in found]
-    if not any(named):
-        raise SourceError(
-            "no picture has a group", hint="ingest with --group-by, or say what makes a group: --key KEY, or a pattern"
-        )
-    labelled = label(context, found, named, "group")
+    if key == "folder":  # the whole of it: shirts/001 is not shoes/001
+        named: list[str | None] = [str(Path(picture.location).parent) for picture in found]
+    else:
+        named = pictures.labels(found, key) if key else [picture.group_key for picture in found]
+    labelled = _drawn(context, label(context, found, named, "group"))
 
     def evaluate(model: StoredModel) -> Outcome:
         ranked = _rank(context, labelled, model, depth=None)
         goodness = metrics.average_precisions(ranked)
         hits = {f"r@{k}": metrics.mean(metrics.hits(ranked, k)) for k in (1, 5, 10)}
-        return _outcome(labelled, ranked, goodness, {"map": metrics.mean(goodness)} | hits)
+        return _outcome(labelled, ranked, goodness, "average precision", {"map": metrics.mean(goodness)} | hits)
 
     return evaluate
 
@@ -57,16 +56,23 @@ def instances(context: Context) -> Evaluate:
 def classes(context: Context) -> Evaluate:
     """Find pictures of the same class, and tell the class by its neighbours."""
     found = context.pictures()
-    labelled = label(context, found, pictures.labels(found, class_key(context)), "class")
+    labelled = _drawn(
+        context, label(context, found, pictures.labels(found, class_key(context), context.wish.data), "class")
+    )
 
     def evaluate(model: StoredModel) -> Outcome:
         ranked = _rank(context, labelled, model, depth=DEEPEST)
         own = [labelled.labels[place] for place in labelled.asking.tolist()]
         measures = {f"p@{k}": metrics.mean(metrics.precisions(ranked, k)) for k in (1, 5, 10)}
         measures["knn"] = metrics.mean(metrics.votes_right(ranked, labelled.labels, own))
-        return _outcome(labelled, ranked, metrics.precisions(ranked, 10), measures)
+        return _outcome(labelled, ranked, metrics.precisions(ranked, 10), "precision of the first ten", measures)
 
     return evaluate
+
+
+def _drawn(context: Context, labelled: Labelled) -> Labelled:
+    drawn = context.drawn(len(labelled.asking), len(labelled.pictures))
+    return replace(labelled, asking=labelled.asking[drawn])
 
 
 def class_key(context: Context) -> str:
@@ -78,33 +84,45 @@ def class_key(context: Context) -> str:
     return "folder"
 
 
-def label(context: Context, found: Sequence[Picture], named: Sequence[str | None], kind: str) -> Labelled:
-    """Keep pictures with a label; those that are alone with theirs are there to be found, but do not ask."""
+def label(
+    context: Context, found: Sequence[Picture], named: Sequence[str | None], kind: str, least: int = 2
+) -> Labelled:
+    """Keep pictures with a label; those whose label too few share are there to be found, but do not ask.
+
+    ``least`` holds where the user does not say. Raises SourceError where every answer, or none, would be right.
+    """
     notes, wish = context.notes, context.wish
-    notes.add(
-        f"pictures have no {kind} and are left out", (p.path for p, name in zip(found, named, strict=True) if not name)
-    )
+    kinds = "classes" if kind == "class" else "groups"
+    without = [picture.path for picture, name in zip(found, named, strict=True) if not name]
+    if len(without) == len(found):
+        raise SourceError(f"no picture has a {kind}", hint="see --key: folder, a metadata key, or a pattern over paths")
+    notes.add(f"pictures have no {kind} and are left out", without)
     kept = [(picture, name) for picture, name in zip(found, named, strict=True) if name]
-    if wish.data is not None and wish.data.is_dir() and wish.key in {None, "folder"} and kind == "class":
-        full = {name for _, name in kept}
-        notes.add(
-            "classes are empty", sorted(f.name for f in wish.data.iterdir() if _is_class(f) and f.name not in full)
-        )
     counts = Counter(name for _, name in kept)
+    notes.add("classes are empty", sorted(_empty_folders(context, counts) if kind == "class" else []))
+    wanted = wish.min_images or least
     notes.add(
-        f"{'classes' if kind == 'class' else 'groups'} have fewer than {wish.least} pictures, which do not ask",
-        sorted(name for name, count in counts.items() if count < wish.least),
+        f"{kinds} have fewer than {wanted} pictures, which do not ask",
+        sorted(name for name, count in counts.items() if count < wanted),
     )
     if len(counts) < 2:
         raise SourceError(
             f"all pictures have the same {kind}, so every answer would be right", hint="evaluate over at least two"
         )
-    asking = np.array([place for place, (_, name) in enumerate(kept) if counts[name] >= wish.least], np.int64)
+    asking = np.array([place for place, (_, name) in enumerate(kept) if counts[name] >= wanted], np.int64)
     if not len(asking):
         raise SourceError(
-            f"no {kind} has {wish.least} pictures, so there is nothing to find", hint="see --key and --least"
+            f"no {kind} has {wanted} pictures, so there is nothing to find", hint="see --key and --min-images"
         )
-    return Labelled([p for p, _ in kept], [name for _, name in kept], asking[context.drawn(len(asking), len(kept))])
+    return Labelled([picture for picture, _ in kept], [name for _, name in kept], asking)
+
+
+def _empty_folders(context: Context, counts: Mapping[str, int]) -> list[str]:
+    """Folders below the one that is evaluated, where they are its classes, that hold nothing at all."""
+    data, wish = context.wish.data, context.wish
+    if data is None or not data.is_dir() or wish.key not in {None, "folder"} or wish.limit or wish.filter:
+        return []
+    return [folder.name for folder in data.iterdir() if _is_class(folder) and folder.name not in counts]
 
 
 def _is_class(folder: Path) -> bool:
@@ -121,11 +139,11 @@ def _rank(context: Context, labelled: Labelled, model: StoredModel, depth: int |
 
 
 def _outcome(
-    labelled: Labelled, ranked: Ranked, goodness: metrics.Values, measures: dict[str, metrics.Measure]
+    labelled: Labelled, ranked: Ranked, goodness: metrics.Values, called: str, measures: dict[str, metrics.Measure]
 ) -> Outcome:
     answers = examples.shown(labelled.pictures)
     asking = [answers[place] for place in labelled.asking.tolist()]
-    best, worst = examples.choose(ranked, goodness, asking, answers, labelled.right())
+    best, worst = examples.choose(ranked, goodness, asking, answers, labelled.right(), called)
     deepest = min(DEEPEST, len(answers) - 1)
     curves = {
         "recall over k": metrics.over_k(metrics.hits, ranked, deepest),

@@ -1,6 +1,6 @@
 """Evaluations as they are kept, so that they can be compared over time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -43,21 +43,24 @@ def keep(connection: Connection, row: Mapping[str, Any]) -> int:
 
 
 def before(connection: Connection, row: Mapping[str, Any]) -> Kept | None:
-    """The last evaluation that asked a model the same: protocol, pictures and options."""
+    """The last evaluation that asked a model the same: protocol, pictures, options and as many questions."""
     return (
         connection.cursor(row_factory=class_row(Kept))
         .execute(
             "select evaluation_id, evaluated_at, fingerprint, figures from imgsearch.evaluation_run "
-            "where (protocol, data, model, options) = (%s, %s, %s, %s) order by evaluation_id desc limit 1",
-            [row["protocol"], row["data"], row["model"], Jsonb(row["options"])],
+            "where (protocol, data, model, options, questions) = (%s, %s, %s, %s, %s) "
+            "order by evaluation_id desc limit 1",
+            [row["protocol"], row["data"], row["model"], Jsonb(row["options"]), row["questions"]],
         )
         .fetchone()
     )
 
 
-def recent(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The last evaluations, newest first."""
+def recent(connection: Connection, protocol: str | None, models: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    """The last evaluations, newest first: all, or of a protocol or models."""
     cursor = connection.cursor(row_factory=dict_row)
     return cursor.execute(
-        "select * from imgsearch.evaluation_run order by evaluation_id desc limit %s", [limit]
+        "select * from imgsearch.evaluation_run where (%(protocol)s::text is null or protocol = %(protocol)s) "
+        "and (%(models)s::text[] = '{}' or model = any(%(models)s)) order by evaluation_id desc limit %(limit)s",
+        {"protocol": protocol, "models": list(models), "limit": limit},
     ).fetchall()

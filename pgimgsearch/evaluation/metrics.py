@@ -15,6 +15,7 @@ Weights = NDArray[np.float64]
 Measure = Callable[[Weights], float]
 Values = NDArray[np.float64]
 
+MARGIN = 1e-6  # similarities are rounded to six decimals, and thresholds are stored in single precision
 KNN, TEMPERATURE = 20, 0.07  # Wu et al. 2018, and DINO (Caron et al. 2021), section 4.1
 
 
@@ -78,49 +79,57 @@ def over_k(values: Callable[[Ranked, int], Values], ranked: Ranked, deepest: int
     return Curve(np.array(ks, np.float64), np.array([np.nanmean(values(ranked, k)) for k in ks]))
 
 
+def worst_order(score: Values, right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places by falling score, of equal ones the wrong first."""
+    return np.lexsort((right, -score)).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Predictions:
     """Pairs that a model holds for true, over all questions, best first and of equal scores the wrong ones first.
 
     ``question`` (n,) is who predicts, ``right`` (n,) whether it is so, ``expected`` (q,) how many true pairs each
-    question has, predicted or not.
+    question has, predicted or not; ``hits`` are the places of the right ones.
     """
 
     question: NDArray[np.int64]
-    score: NDArray[np.float64]
+    score: Values
     right: NDArray[np.bool_]
-    expected: NDArray[np.float64]
+    expected: Values
+    hits: NDArray[np.int64]
 
     @classmethod
     def sorted(
-        cls, question: NDArray[np.int64], score: NDArray[np.float64], right: NDArray[np.bool_], expected: Values
+        cls, question: NDArray[np.int64], score: Values, right: NDArray[np.bool_], expected: Values
     ) -> "Predictions":
         """Put predictions in order."""
-        order = np.lexsort((right, -score))
-        return cls(question[order], score[order], right[order], expected)
+        order = worst_order(score, right)
+        return cls(question[order], score[order], right[order], expected, np.flatnonzero(right[order]))
 
-    def curve(self, weights: Weights | None = None) -> tuple[Values, Values]:
+    def curve(self) -> tuple[Values, Values]:
         """(n,) recall and (n,) precision of the first 1, 2, ... n predictions."""
-        weights = np.ones(len(self.expected)) if weights is None else weights
-        own = weights[self.question]
-        right, all_of_them = np.cumsum(own * self.right), np.cumsum(own)
-        expected = float(weights @ self.expected)
-        recall = right / expected if expected else np.full(len(own), np.nan)
-        return recall, np.divide(right, all_of_them, out=np.zeros(len(own)), where=all_of_them > 0)
+        right = np.cumsum(self.right)
+        with np.errstate(invalid="ignore"):
+            return right / self.expected.sum(), right / np.arange(1, len(right) + 1)
 
     def micro_ap(self, weights: Weights) -> float:
         """Average precision over all predictions of all questions at once (Douze et al. 2021, section 4)."""
-        recall, precision = self.curve(weights)
-        return float((np.diff(recall, prepend=0.0) * precision).sum())
+        own, _, precision = self._at_hits(weights)
+        expected = float(weights @ self.expected)
+        return float(own @ precision) / expected if expected else float("nan")
 
     def recall_at_precision(self, weights: Weights, least: float = 0.9) -> float:
         """The highest recall that some threshold reaches with at least this precision; 0 where none does."""
-        recall, precision = self.curve(weights)
-        return float(recall[precision >= least].max(initial=0.0))
+        _, found, precision = self._at_hits(weights)
+        expected = float(weights @ self.expected)
+        return float(found[precision >= least].max(initial=0.0)) / expected if expected else float("nan")
 
     def at(self, threshold: float) -> "AtThreshold":
-        """Predictions that reach a threshold."""
-        return AtThreshold(self, int((self.score >= threshold).sum()))
+        """Predictions that reach a threshold, but for what rounding takes."""
+        count = int((self.score >= threshold - MARGIN).sum())
+        taken, questions = self.question[:count], len(self.expected)
+        right = np.bincount(taken[self.right[:count]], minlength=questions).astype(np.float64)
+        return AtThreshold(np.bincount(taken, minlength=questions).astype(np.float64), right, self.expected)
 
     def best_threshold(self) -> float:
         """The score from which on F1 is highest; of equally good ones the highest."""
@@ -129,27 +138,37 @@ class Predictions:
         f1 = np.where(last, harmonic(precision, recall), -1.0)
         return float(self.score[int(f1.argmax())])
 
+    def _at_hits(self, weights: Weights) -> tuple[Values, Values, Values]:
+        """At each right prediction its weight, the right ones so far and the precision; wrong ones raise no figure."""
+        so_far = np.cumsum(weights[self.question])[self.hits]
+        own = weights[self.question[self.hits]]
+        found = np.cumsum(own)
+        return own, found, np.divide(found, so_far, out=np.zeros(len(own)), where=so_far > 0)
+
 
 @dataclass(frozen=True, slots=True)
 class AtThreshold:
-    """The first ``count`` predictions, taken for true."""
+    """What is taken for true at a threshold: (q,) how many of each question, how many of them right, and expected."""
 
-    predictions: Predictions
-    count: int
+    taken: Values
+    right: Values
+    expected: Values
 
     def precision(self, weights: Weights) -> float:
         """The share of right ones; not a number without any."""
-        return float(self.predictions.curve(weights)[1][self.count - 1]) if self.count else float("nan")
+        return _share(float(weights @ self.right), float(weights @ self.taken))
 
     def recall(self, weights: Weights) -> float:
         """The share of true pairs that are among them."""
-        return float(self.predictions.curve(weights)[0][self.count - 1]) if self.count else 0.0
+        return _share(float(weights @ self.right), float(weights @ self.expected))
 
     def f1(self, weights: Weights) -> float:
-        """The harmonic mean of both; 0 without any."""
-        if not self.count:
-            return 0.0
-        return float(harmonic(np.array(self.precision(weights)), np.array(self.recall(weights))))
+        """The harmonic mean of both."""
+        return _share(2 * float(weights @ self.right), float(weights @ (self.taken + self.expected)))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
 
 
 def harmonic(a: Values, b: Values) -> Values:

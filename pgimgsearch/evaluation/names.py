@@ -1,34 +1,39 @@
-"""How truth files name pictures: by path, by file name, or by file name without its ending."""
+"""How truth files name pictures: by path, file name, or file name without its ending, in either form of accents."""
 
 from collections.abc import Iterable
 from pathlib import PurePath
+from unicodedata import normalize
 
 from pgimgsearch.errors import SourceError
 
 
 class Names:
-    """Finds what a truth means among paths; places are those of the paths given."""
+    """Finds the file that a truth means, among absolute paths."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = list(paths)
-        self._by_path = {path: place for place, path in enumerate(self._paths)}
-        self._by_name: dict[str, list[int]] = {}
-        for place, path in enumerate(self._paths):
-            pure = PurePath(path)
+        self._paths = set()
+        self._by_name: dict[str, list[str]] = {}
+        for path in dict.fromkeys(paths):
+            self._paths.add(path)
+            pure = PurePath(normalize("NFC", path))
             for name in {pure.name, pure.stem}:
-                self._by_name.setdefault(name, []).append(place)
+                self._by_name.setdefault(name, []).append(path)
 
-    def find(self, name: str, *folders: str) -> int | None:
-        """The place of what is named, perhaps relative to one of the folders; None where there is no such.
+    def find(self, name: str) -> str | None:
+        """The path that is named, or whose end is; with its ending or without. None where there is no such.
 
         Raises SourceError where it may be several.
         """
-        for path in (name, *(str(PurePath(folder, name)) for folder in folders)):
-            if path in self._by_path:
-                return self._by_path[path]
-        found = self._by_name.get(PurePath(name).name, [])
+        if name in self._paths:
+            return name
+        pure = PurePath(normalize("NFC", name))
+        found = [p for p in self._by_name.get(pure.name, []) if _ends_with(PurePath(normalize("NFC", p)), pure)]
         if len(found) > 1:
-            raise SourceError(
-                f"{name} may be {self._paths[found[0]]} or {self._paths[found[1]]}", hint="name it by its path"
-            )
+            raise SourceError(f"{name} may be {found[0]} or {found[1]}", hint="name it by more of its path")
         return found[0] if found else None
+
+
+def _ends_with(path: PurePath, end: PurePath) -> bool:
+    """Whether the folders of a name are the last ones of a path."""
+    folders = end.parent.parts
+    return not folders or path.parent.parts[-len(folders) :] == folders

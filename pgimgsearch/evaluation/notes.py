@@ -1,5 +1,6 @@
 """What was odd about a truth: counted, and named as far as that helps."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ class Notes:
 
     def add(self, what: str, named: Iterable[object]) -> None:
         """Note things of one kind; none, and nothing is said."""
-        names = list(map(str, named))
+        names = [os.fsencode(str(name)).decode("utf-8", "backslashreplace") for name in named]  # paths may be any bytes
         if names:
             self.found.setdefault(what, []).extend(names)
 
@@ -26,6 +27,6 @@ class Notes:
     def told(self) -> list[str]:
         """The same in words."""
         return [
-            f"{row['count']} {row['what']}: {', '.join(row['named'])}{' ...' if row['count'] > NAMED else ''}"
+            f"{row['what']}: {row['count']} ({', '.join(row['named'])}{', ...' if row['count'] > NAMED else ''})"
             for row in self.rows()
         ]

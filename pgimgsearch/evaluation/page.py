@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pgimgsearch.errors import UsageError
 from pgimgsearch.evaluation.context import Example, Shown
 from pgimgsearch.evaluation.metrics import Curve
 from pgimgsearch.evaluation.protocols import FIGURES
@@ -27,6 +28,13 @@ figure.right { border-color: var(--keep); } figure.wrong { border-color: var(--c
 figure.question { border-style: dashed; }
 """
 POINTS = 500  # of a curve; more cannot be seen
+
+
+def check(path: Path) -> None:
+    """Raise what would keep the page from being written, before an hour of work and not after."""
+    figure(1, 1)
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise UsageError(f"cannot write {path}", hint="name a file in a folder that exists: --html page.html")
 
 
 def write(found: Evaluation, path: Path) -> None:
@@ -74,7 +82,7 @@ def _differences(found: Evaluation) -> str:
 def _meanings(found: Evaluation) -> str:
     told = "; ".join(
         f"<strong>{html.escape(name)}</strong> {html.escape(FIGURES[re.sub(r'recall@[0-9]+', 'recall@K', name)])}"
-        for name in found.results[0].figures
+        for name in [*found.results[0].figures, *found.results[0].outcome.numbers]
     )
     return f"<p><small>{told}. Small: 95% intervals, by drawing the questions anew.</small></p>"
 
@@ -91,7 +99,7 @@ def _curves(results: Sequence[Result]) -> str:
         return ""
     rows = -(-len(kinds) // 2)
     drawn = figure(5.5 * min(2, len(kinds)), 3.6 * rows)
-    plots = drawn.subplots(rows, min(2, len(kinds)), squeeze=False).flat
+    plots = drawn.subplots(rows, min(2, len(kinds)), squeeze=False).flat[:]
     for axes, kind in zip(plots, kinds, strict=False):
         y, x = kind.split(" over ")
         for result in results:
@@ -100,7 +108,7 @@ def _curves(results: Sequence[Result]) -> str:
         axes.set(xlabel=x, ylabel=y, ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    for axes in list(plots)[len(kinds) :]:
+    for axes in plots[len(kinds) :]:
         axes.remove()
     out = io.StringIO()
     drawn.savefig(out, format="svg", metadata={"Date": None})
@@ -108,9 +116,10 @@ def _curves(results: Sequence[Result]) -> str:
 
 
 def _thinned(curve: Curve) -> Curve:
+    """Fewer points, most of them at the beginning, where what is right lies."""
     if len(curve.x) <= POINTS:
         return curve
-    chosen = np.unique(np.linspace(0, len(curve.x) - 1, POINTS).astype(int))
+    chosen = np.unique(np.geomspace(1, len(curve.x), POINTS).astype(int)) - 1
     return Curve(curve.x[chosen], curve.y[chosen])
 
 

@@ -6,7 +6,7 @@ third that counts as false, so groups are given as groups.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -16,17 +16,17 @@ from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.evaluation import examples, pictures
 from pgimgsearch.evaluation.context import Context, Evaluate, Example, Outcome
-from pgimgsearch.evaluation.metrics import Curve, Predictions
+from pgimgsearch.evaluation.metrics import MARGIN, Curve, Predictions, Values, worst_order
 from pgimgsearch.evaluation.names import Names
 from pgimgsearch.evaluation.notes import Notes
 from pgimgsearch.evaluation.pictures import Picture
-from pgimgsearch.evaluation.ranking import SCORES_AT_ONCE, Vectors, similarities
+from pgimgsearch.evaluation.ranking import SCORES_AT_ONCE, Columns, Vectors, similarities
 from pgimgsearch.pipeline.rows import read_text
 
-MOST = 2_000_000  # pairs held below the threshold, for the curves
+MOST = 200_000  # pairs held below the threshold, for the curves
 HEADER = {"path", "path_a", "path_b", "image", "image_a", "image_b", "a", "b", "file", "group"}
 
-Pair = tuple[int, int]  # places, the lower first; twice the same where files have equal bytes
+Pair = tuple[int, int]  # places, the lower first
 
 
 def duplicates(context: Context) -> Evaluate:
@@ -35,27 +35,22 @@ def duplicates(context: Context) -> Evaluate:
         raise UsageError("which pairs are known?", hint="--truth FILE: CSV of two paths a row, or of path and group")
     named = read_pairs(context.wish.truth, context.notes)
     images = context.images()
-    known = context.settle(images)
-    place = {picture.content_id: number for number, picture in enumerate(known)}
-    true = _placed(named, images, place, context.notes)
-    equal = _equal_bytes(images, place)
-
-    def evaluate(model: StoredModel) -> Outcome:
-        near = model.near
-        if near is None:
+    for model in context.models:
+        if model.near is None:
             raise ModelError(
                 f"{model.name} has no threshold", hint=f"measure it: pgimgsearch models calibrate {model.name}"
             )
+    known = context.settle(images)
+    place = {picture.content_id: number for number, picture in enumerate(known)}
+    true = _placed(named, images, place, context.notes)
+
+    def evaluate(model: StoredModel) -> Outcome:
+        near = float(model.near or 0)
         a, b, scores = _all_pairs(pictures.vectors(context.connection, model, known), near, context)
-        a, b = np.append(a, equal), np.append(b, equal)
-        scores = np.append(scores, np.ones(len(equal)))
         right = np.fromiter((pair in true for pair in zip(a.tolist(), b.tolist(), strict=True)), bool, len(a))
-        expected = np.zeros(len(known))
-        for first, _ in true:
-            expected[first] += 1
-        order = np.lexsort((right, -scores))
-        found = Predictions(a[order], scores[order], right[order], expected)
-        return _outcome(known, found, b[order], true, near)
+        expected = np.bincount([first for first, _ in true], minlength=len(known)).astype(np.float64)
+        found = Predictions.sorted(a, scores, right, expected)
+        return _outcome(found, b[worst_order(scores, right)], known, true, near)
 
     return evaluate
 
@@ -64,7 +59,9 @@ def read_pairs(path: Path, notes: Notes) -> list[tuple[str, str]]:
     """Rows of two paths, or of a path and its group under that header, of which all pairs are meant."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff")))]
     rows = [row for row in rows if any(row)]
-    if any(len(row) < 2 or not row[0] or not row[1] for row in rows) or not rows:
+    if not rows:
+        raise SourceError(f"{path} has no rows", hint="two paths a row, or path,group with that header")
+    if any(len(row) < 2 or not row[0] or not row[1] for row in rows):
         raise SourceError(
             f"{path} has rows without two columns", hint="two paths a row, or path,group with that header"
         )
@@ -86,37 +83,36 @@ def read_pairs(path: Path, notes: Notes) -> list[tuple[str, str]]:
 
 
 def _placed(
-    named: Sequence[tuple[str, str]], images: Sequence[Picture], place: dict[int, int], notes: Notes
+    named: Sequence[tuple[str, str]], images: Sequence[Picture], place: Mapping[int, int], notes: Notes
 ) -> set[Pair]:
-    names = Names(picture.path for picture in images)
-    found: set[Pair] = set()
-    repeated: list[str] = []
-    missing: dict[str, None] = {}
+    by_location = {picture.location: picture for picture in images}
+    names = Names(by_location)
+    found: set[tuple[str, str]] = set()
     for pair in named:
-        at = [names.find(name) for name in pair]
-        missing |= {name: None for name, number in zip(pair, at, strict=True) if number is None}
-        contents = [images[number].content_id for number in at if number is not None]
-        if len(contents) < 2 or not all(content in place for content in contents):
+        files = [names.find(name) for name in pair]
+        known = sorted(file for file in files if file is not None)
+        notes.add("pictures of the truth are not there; their pairs are left out",
+                  [name for name, file in zip(pair, files, strict=True) if file is None])  # fmt: skip
+        if len(known) < 2:
             continue
-        placed = min(place[c] for c in contents), max(place[c] for c in contents)
-        repeated += [" and ".join(pair)] if placed in found else []
-        found.add(placed)
-    notes.add("pictures of the truth are not there; their pairs are left out", missing)
-    notes.add("pairs are given twice", repeated)
-    if not found:
-        raise SourceError("the truth has no pair of pictures that are there", hint="name pictures by path or file name")
-    return found
+        one, other = known
+        notes.add("pairs name a picture twice", [one] if one == other else [])
+        notes.add("pairs are given twice", [" and ".join(pair)] if (one, other) in found else [])
+        found |= {(one, other)} if one != other else set()
+    placed: set[Pair] = set()
+    for one, other in sorted(found):
+        a, b = place.get(by_location[one].content_id), place.get(by_location[other].content_id)
+        if a is not None and b is not None:
+            notes.add(
+                "known pairs have the same bytes, so no model is needed, and do not count", [one] if a == b else []
+            )
+            placed |= {(min(a, b), max(a, b))} if a != b else set()
+    if not placed:
+        raise SourceError("the truth has no pair of different pictures that are there", hint="name them by their paths")
+    return placed
 
 
-def _equal_bytes(images: Sequence[Picture], place: dict[int, int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Places of contents that several files have: pairs by themselves, whatever the model."""
-    seen: dict[int, int] = {}
-    for picture in images:
-        seen[picture.content_id] = seen.get(picture.content_id, 0) + 1
-    return np.array([place[content] for content, count in seen.items() if count > 1 and content in place], np.int64)
-
-
-def _all_pairs(there: Vectors, near: float, context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _all_pairs(there: Vectors, near: float, context: Context) -> tuple[Columns, Columns, Values]:
     """Places and similarities of all pairs down to the threshold, and below it the most similar."""
     count = len(there.rows)
     step = max(1, SCORES_AT_ONCE // max(count, 1))
@@ -129,14 +125,14 @@ def _all_pairs(there: Vectors, near: float, context: Context) -> tuple[np.ndarra
         a, b = np.append(a, rows + start), np.append(b, columns)
         kept = np.append(kept, block[rows, columns])
         if len(kept) > MOST:
-            cut = min(float(np.partition(kept, -MOST)[-MOST]), np.nextafter(near, -1))
+            cut = min(float(np.partition(kept, -MOST)[-MOST]), near - 2 * MARGIN)
             best = kept > cut
             a, b, kept = a[best], b[best], kept[best]
         context.progress(min(start + step, count), count)
     return a, b, kept
 
 
-def _outcome(known: Sequence[Picture], found: Predictions, others: np.ndarray, true: set[Pair], near: float) -> Outcome:
+def _outcome(found: Predictions, others: Columns, known: Sequence[Picture], true: set[Pair], near: float) -> Outcome:
     taken = found.at(near)
     best = found.best_threshold() if len(found.score) else near
     recall, precision = found.curve()
@@ -149,18 +145,29 @@ def _outcome(known: Sequence[Picture], found: Predictions, others: np.ndarray, t
         "precision over threshold": Curve(found.score, precision),
         "recall over threshold": Curve(found.score, recall),
     }
+    count = int(taken.taken.sum())
+    numbers = {"threshold": near, "best-threshold": best, "reported-pairs": float(count)}
+    alike, wrong = _examples(found, others, known, true, count)
+    return Outcome(measures, len(known), numbers, curves, alike, wrong)
+
+
+def _examples(
+    found: Predictions, others: Columns, known: Sequence[Picture], true: set[Pair], count: int
+) -> tuple[list[Example], list[Example]]:
+    """Known pairs that are found; and pairs that are called so and are none, and known ones that are not found."""
     shown = examples.shown(known)
-    pairs = list(zip(found.question.tolist(), others.tolist(), found.score.tolist(), found.right.tolist(), strict=True))
-    alike = [Example(shown[a], "a known pair", [(shown[b], s, True)], []) for a, b, s, right in pairs if right]
-    false = [
-        Example(shown[a], "no known pair", [(shown[b], s, False)], [])
-        for a, b, s, right in pairs[: taken.count]
-        if not right
-    ]
-    hidden = true - {(a, b) for a, b, _, _ in pairs[: taken.count]}
-    missed = [Example(shown[a], "a known pair, not found", [], [shown[b]]) for a, b in sorted(hidden)]
     half = examples.SHOWN // 2
-    return Outcome(
-        measures, len(known), {"threshold": near, "best-threshold": best, "pairs": float(taken.count)}, curves,
-        alike[: examples.SHOWN], [*false[:half], *missed[:half]],
-    )  # fmt: skip
+
+    def told(numbers: Columns, said: str) -> list[Example]:
+        return [
+            Example(
+                shown[found.question[n]], said, [(shown[others[n]], float(found.score[n]), bool(found.right[n]))], []
+            )
+            for n in numbers
+        ]
+
+    alike = told(found.hits[found.hits < count][: examples.SHOWN], "a known pair")
+    false = told(np.flatnonzero(~found.right[:count])[:half], "no known pair")
+    hits = found.hits[found.hits < count]
+    hidden = sorted(true - set(zip(found.question[hits].tolist(), others[hits].tolist(), strict=True)))[:half]
+    return alike, [*false, *(Example(shown[a], "a known pair, not found", [], [shown[b]]) for a, b in hidden)]

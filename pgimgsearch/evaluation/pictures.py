@@ -1,16 +1,15 @@
 """The pictures of an evaluation: those the database has, and files that are brought into it first."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import SourceError
+from pgimgsearch.errors import InterruptedRun, SourceError
 from pgimgsearch.evaluation.notes import Notes
 from pgimgsearch.evaluation.ranking import Progress, Vectors
 from pgimgsearch.models.encoder import Placement
@@ -18,7 +17,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import opening, preview, run
 from pgimgsearch.pipeline.copy_out import read_vectors
 from pgimgsearch.pipeline.likeness import unit_rows
-from pgimgsearch.pipeline.scan import Source, location_of
+from pgimgsearch.pipeline.scan import ScannedFile, Source, location_of
 from pgimgsearch.pipeline.sidecar import pattern
 
 Tell = Callable[[str], None]
@@ -37,14 +36,14 @@ class Picture:
     metadata: Mapping[str, Any]
 
 
-def stored(connection: Connection, collection: str | None, held: Mapping[str, Any] | None = None) -> list[Picture]:
-    """Images of the database, all or of a collection, whose metadata hold ``held``, in the order in which they came."""
+def stored(connection: Connection, collection: str | None) -> list[Picture]:
+    """Images of the database, all or of a collection, in the order in which they came."""
     rows = connection.execute(
         "select i.image_id, i.content_id, i.path, l.root, i.group_key, i.caption, i.metadata from imgsearch.image i "
         "join imgsearch.collection l on l.collection_id = i.collection_id "
-        "where (%(collection)s::text is null or l.collection_id = imgsearch._collection_id(%(collection)s)) "
-        "and (%(held)s::jsonb is null or i.metadata @> %(held)s) order by i.image_id",
-        {"collection": collection, "held": None if held is None else Jsonb(held)},
+        "where %(collection)s::text is null or l.collection_id = imgsearch._collection_id(%(collection)s) "
+        "order by i.image_id",
+        {"collection": collection},
     ).fetchall()
     return [Picture(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
 
@@ -61,21 +60,31 @@ class Bringer:
     tell: Tell
     progress: Progress
 
-    def bring(self, source: Source, notes: Notes, held: Mapping[str, Any] | None = None) -> list[Picture]:
-        """The pictures of a source, in its order; files that cannot be read are noted."""
+    def bring(self, source: Source, notes: Notes) -> dict[str, Picture]:
+        """Location -> picture, in the order of the source, with what it says of them now; what fails is noted."""
         collection = self._embed(source)
         with connect(self.url) as connection:
-            found = {picture.location: picture for picture in stored(connection, collection, held)}
+            found = {picture.path: picture for picture in stored(connection, collection)}
             root = connection.execute("select root from imgsearch.collection where name = %s", [collection]).fetchone()
-        wanted = dict.fromkeys(file.location for file in source.files(root[0] if root and root[0] else ""))
-        if held is None:
-            notes.add("files cannot be read as pictures", (location for location in wanted if location not in found))
-        return [found[location] for location in wanted if location in found]
+            failed = connection.execute(
+                "select path from imgsearch.ingest_failure f join imgsearch.collection c using (collection_id) "
+                "where c.name = %s and f.kind = 'failed'",
+                [collection],
+            ).fetchall()
+        brought, broken = {}, {path for (path,) in failed}
+        for file in source.files(root[0] if root and root[0] else ""):
+            if file.path in found and file.path not in broken:
+                brought[file.location] = _described(found[file.path], file)
+            else:
+                notes.add("files cannot be read as pictures", [file.location])
+        return brought
 
     def _embed(self, source: Source) -> str:
         """Embed what the database has not. Returns the collection of the source."""
         options = run.Options(collection=self.collection)
         planned = preview.preview(self.url, source, self.models, options)
+        if not any(counts["scanned"] for counts in planned.counts.values()):
+            raise SourceError(f"there are no pictures in {source.label}", hint="give a folder that holds some")
         if not any(counts["embedded"] for counts in planned.counts.values()):
             return planned.collection
         wish = opening.Wish(
@@ -83,10 +92,29 @@ class Bringer:
         )
         models = opening.open_models(self.url, wish, [source], options, self.tell)
         report = run.ingest(self.url, source, models, options, progress=lambda done: self.progress(done, None))
+        if report.status == "interrupted":
+            raise InterruptedRun(hint="run the same command again to go on")
         for name, counts in report.counts.items():
             told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
             self.tell(f"{source.label} into collection {report.collection}, {name}: {told}")
         return report.collection
+
+
+def _described(picture: Picture, file: ScannedFile) -> Picture:
+    """A picture as its source describes it: a list may have changed since the picture was embedded."""
+    return replace(
+        picture, location=file.location, group_key=file.group_key or picture.group_key,
+        caption=file.caption or picture.caption, metadata={**picture.metadata, **(file.metadata or {})},
+    )  # fmt: skip
+
+
+def holds(value: Any, wanted: Any) -> bool:
+    """Whether JSON holds other JSON, as metadata @> filter does for objects and plain values."""
+    if isinstance(wanted, Mapping):
+        return isinstance(value, Mapping) and all(
+            key in value and holds(value[key], own) for key, own in wanted.items()
+        )
+    return bool(value == wanted)
 
 
 def distinct(pictures: Sequence[Picture]) -> list[Picture]:
@@ -97,10 +125,14 @@ def distinct(pictures: Sequence[Picture]) -> list[Picture]:
     return list(first.values())
 
 
-def labels(pictures: Sequence[Picture], key: str) -> list[str | None]:
-    """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path."""
+def labels(pictures: Sequence[Picture], key: str, root: Path | None = None) -> list[str | None]:
+    """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path.
+
+    What lies in ``root`` itself is in no folder.
+    """
     if key == "folder":
-        return [Path(picture.location).parent.name for picture in pictures]
+        parents = [Path(picture.location).parent for picture in pictures]
+        return [None if parent == root else parent.name for parent in parents]
     if "(" in key:
         found = pattern(key)
         return [match.group(1) if (match := found.search(picture.path)) else None for picture in pictures]

@@ -5,11 +5,11 @@ from importlib import import_module
 from typing import Any
 
 # Fields of a wish that a protocol looks at.
-PICTURES = ("data", "collection", "held", "limit")
+PICTURES = ("data", "collection", "filter", "limit")
 COPIES = (
     "data", "collection", "truth", "references", "queries", "background", "limit_references", "score_norm", "whiten",
 )  # fmt: skip
-TEXTS = (*PICTURES, "sample", "key", "least", "templates", "captions", "split")
+TEXTS = (*PICTURES, "sample", "key", "min_images", "template", "captions", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ PROTOCOLS = (
     Protocol(
         "instances", "a picture finds the others of its group",
         "mAP: Philbin et al. 2007; R@k: Song et al. 2016, arXiv:1511.06452", ("map", "r@1", "r@5", "r@10"),
-        "grouped.instances", (*PICTURES, "sample", "key", "least"),
+        "grouped.instances", (*PICTURES, "sample", "key", "min_images"),
     ),
     Protocol(
         "classes", "a picture finds others of its class, and 20 weighted neighbours tell it",
         "kNN: Wu et al. 2018, arXiv:1805.01978, with the temperature 0.07", ("p@1", "p@5", "p@10", "knn"),
-        "grouped.classes", (*PICTURES, "sample", "key", "least"),
+        "grouped.classes", (*PICTURES, "sample", "key", "min_images"),
     ),
     Protocol(
         "text-to-image", "captions, or names of classes, find their pictures",
@@ -63,11 +63,12 @@ PROTOCOLS = (
     ),
     Protocol(
         "image-to-text", "pictures find their captions", "Karpathy and Fei-Fei 2015, arXiv:1412.2306",
-        ("r@1", "r@5", "r@10"), "texts.image_to_text", TEXTS, ("text",),
+        ("r@1", "r@5", "r@10"), "texts.image_to_text", (*PICTURES, "sample", "template", "captions", "split"),
+        ("text",),
     ),
     Protocol(
         "zero-shot", "the class of a picture is told by its name", "Radford et al. 2021, arXiv:2103.00020, section 3.1",
-        ("top-1", "top-5"), "texts.zero_shot", (*PICTURES, "sample", "key", "least", "templates"), ("text",),
+        ("top-1", "top-5"), "texts.zero_shot", (*PICTURES, "sample", "key", "min_images", "template"), ("text",),
     ),
     Protocol(
         "duplicates", "pairs above the model's threshold are the known ones",
@@ -102,5 +103,10 @@ FIGURES = {
     "f1": "the harmonic mean of both",
     "ap": "the precision averaged over all thresholds",
     "best-f1": "f1 at the threshold that is best here, so a little too good",
+    "threshold": "the model's own, near",
+    "best-threshold": "the similarity from which on f1 is highest here",
+    "reported-pairs": "how many pairs reach the model's threshold",
+    "ef_search": "how far the index looks, as stored with the model",
+    "index_ms": "the median milliseconds of those queries",
     "recall@K": "the share of the K true neighbours that the index finds, by distance",
 }

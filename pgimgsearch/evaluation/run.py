@@ -52,46 +52,68 @@ class Evaluation:
 def evaluate(
     url: str, protocol: Protocol, wish: Wish, *, device: str, trust: bool, tell: Tell, progress: Progress
 ) -> Evaluation:
-    """Evaluate models by a protocol, and keep the figures where this role may."""
+    """Evaluate models by a protocol, and keep the figures where this role may; what is odd is told in any case."""
     _check_options(protocol, wish)
     notes = Notes()
     bringer = Bringer(url, wish.models, wish.collection, device, trust, tell, progress)
     results = []
     with connect(url) as connection:
         context = Context(connection, wish, bringer, notes, progress)
-        ask = protocol.load()(context)
+        try:
+            ask = protocol.load()(context)
+        finally:
+            for line in notes.told():
+                tell(line)
         for model in context.models:
             outcome = ask(model)
-            figures = _figures(outcome)
             speed, query = images_per_second(connection, model), query_ms(connection, model)
-            found = Result(model.name, outcome, figures, model.fingerprint, speed, query)
-            results.append(_kept(connection, protocol, wish, notes, found))
+            results.append(Result(model.name, outcome, _figures(outcome), model.fingerprint, speed, query))
+        results = [_kept(connection, protocol, wish, notes, found) for found in results]
         if not history.can_keep(connection):
             tell("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
     return Evaluation(protocol, _data(wish), notes, results)
 
 
-def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path) -> Evaluation:
+def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, tell: Tell) -> Evaluation:
     """Evaluate predictions that something else made, and keep the figures."""
-    if wish.truth is None:
-        raise UsageError("predictions need a ground truth", hint="--truth FILE")
+    given = _given(wish)
+    if protocol.name != "copy-detection" or set(given) != {"truth"} or wish.truth is None:
+        raise UsageError(
+            "predictions are judged by a ground truth alone",
+            hint="evaluate --protocol copy-detection --predictions FILE --truth FILE",
+        )
     notes = Notes()
-    outcome = copies.from_file(predictions, wish.truth, notes)
-    result = Result(predictions.name, outcome, _figures(outcome))
+    try:
+        outcome = copies.from_file(predictions, wish.truth, notes)
+    finally:
+        for line in notes.told():
+            tell(line)
     with connect(url) as connection:
-        kept = _kept(connection, protocol, wish, notes, result)
-    return Evaluation(protocol, str(wish.truth), notes, [kept])
+        kept = _kept(connection, protocol, wish, notes, Result(predictions.name, outcome, _figures(outcome)))
+    return Evaluation(protocol, _data(wish), notes, [kept])
+
+
+def figures_of(protocol: Protocol, wish: Wish) -> list[str]:
+    """The names of the figures that a protocol gives for a wish, before it is asked."""
+    with_key = wish.key is not None or not protocol.name.startswith("text-to-")  # precision is of classes
+    names = [name for name in protocol.figures if with_key or not name.startswith("p@")]
+    return [name.replace("@K", f"@{wish.k}") for name in names]
 
 
 def _figures(outcome: Outcome) -> dict[str, Figure]:
     return intervals.measure(outcome.measures, np.arange(outcome.questions) if outcome.units is None else outcome.units)
 
 
+def _given(wish: Wish) -> dict[str, Any]:
+    """What a wish says, by field; the rest is as always."""
+    plain = Wish()
+    return {f.name: getattr(wish, f.name) for f in fields(wish) if getattr(wish, f.name) != getattr(plain, f.name)}
+
+
 def _check_options(protocol: Protocol, wish: Wish) -> None:
     """Raise UsageError for options that a protocol does not look at: a figure would not be what one thinks."""
-    given = {name for name in Wish.__dataclass_fields__ if getattr(wish, name) != getattr(Wish(), name)}
-    if extra := sorted(given - {"models", *protocol.options}):
-        flags = {"held": "--filter", "templates": "--template", "least": "--min-images", "data": "a folder"}
+    if extra := sorted(set(_given(wish)) - {"models", *protocol.options}):
+        flags = {"data": "a folder", "k": "--count"}
         named = ", ".join(flags.get(name, "--" + name.replace("_", "-")) for name in extra)
         raise UsageError(f"{protocol.name} does not use {named}", hint="leave it out, or take another --protocol")
 
@@ -191,11 +213,14 @@ def _finite(value: float) -> float | None:
 
 def _data(wish: Wish) -> str:
     """What was asked about, in words that are the same the next time."""
-    return str(wish.data) if wish.data is not None else f"collection {wish.collection}" if wish.collection else "all"
+    if wish.data is not None:
+        return str(wish.data)
+    if not wish.models:
+        return str(wish.truth)
+    return f"collection {wish.collection}" if wish.collection else "all"
 
 
 def _options(wish: Wish) -> dict[str, Any]:
     """What makes two evaluations comparable, beside protocol, data and model."""
-    given = {f.name: getattr(wish, f.name) for f in fields(wish) if getattr(wish, f.name) != getattr(Wish(), f.name)}
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    return {key: value for key, value in plain.items() if key not in {"models", "data"}}
+    given = {key: value for key, value in _given(wish).items() if key not in {"models", "data"}}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

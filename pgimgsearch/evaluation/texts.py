@@ -1,13 +1,13 @@
 """Texts and pictures: captions that find their pictures and the other way round, and classes told by words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import SourceError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation import captions, examples, grouped, metrics, pictures
 from pgimgsearch.evaluation.captions import Caption
 from pgimgsearch.evaluation.context import Context, Evaluate, Outcome, Shown
@@ -17,6 +17,7 @@ from pgimgsearch.evaluation.ranking import Columns, Ranked, Vectors, rank
 from pgimgsearch.pipeline.scan import files_source, walk
 
 DEEPEST = 50
+RECALLS = {"r@1": 1, "r@5": 5, "r@10": 10}
 AS_IT_IS, AS_A_PHOTO = "{}", "a photo of a {}"  # the second: Radford et al. 2021, section 3.1.4
 
 
@@ -54,10 +55,11 @@ def text_to_image(context: Context) -> Evaluate:
         there = pictures.vectors(context.connection, model, told.pictures)
         texts = _embed(context, model, told.texts)
         ranked = rank(texts.take(asking), there, right, keep=DEEPEST, depth=DEEPEST, progress=context.progress)
-        precise = {f"p@{k}": metrics.mean(metrics.precisions(ranked, k)) for k in (1, 5, 10)}
         questions = [Shown(told.texts[text]) for text in asking.tolist()]
-        more = precise if context.wish.key else {}
-        return _outcome(ranked, questions, examples.shown(told.pictures), right, more, units)
+        outcome = _outcome(ranked, questions, examples.shown(told.pictures), right, RECALLS)
+        precise = {f"p@{k}": metrics.mean(metrics.precisions(ranked, k)) for k in (1, 5, 10)}
+        measures = {**outcome.measures, **(precise if context.wish.key else {})}
+        return replace(outcome, measures=measures, units=units)
 
     return evaluate
 
@@ -66,7 +68,8 @@ def image_to_text(context: Context) -> Evaluate:
     """Find the captions of pictures."""
     context.need_text()
     told = _told(context)
-    asking = context.drawn(len(told.pictures), len(told.texts))
+    asking = np.unique(np.array([picture for _, picture in told.pairs], np.int64))
+    asking = asking[context.drawn(len(asking), len(told.texts))]
     every = told.by(1, len(told.pictures))
     right = [every[place] for place in asking.tolist()]
 
@@ -75,7 +78,7 @@ def image_to_text(context: Context) -> Evaluate:
         texts = _embed(context, model, told.texts)
         ranked = rank(asked, texts, right, keep=DEEPEST, depth=DEEPEST, progress=context.progress)
         questions = examples.shown([told.pictures[place] for place in asking.tolist()])
-        return _outcome(ranked, questions, list(map(Shown, told.texts)), right, {})
+        return _outcome(ranked, questions, list(map(Shown, told.texts)), right, RECALLS)
 
     return evaluate
 
@@ -84,19 +87,20 @@ def zero_shot(context: Context) -> Evaluate:
     """Tell the class of a picture by its name in words."""
     context.need_text()
     found = context.pictures()
-    labelled = grouped.label(context, found, pictures.labels(found, grouped.class_key(context)), "class")
+    labelled = grouped.label(
+        context, found, pictures.labels(found, grouped.class_key(context), context.wish.data), "class", least=1
+    )
     names = sorted(set(labelled.labels))
     place = {name: number for number, name in enumerate(names)}
-    right = [np.array([place[labelled.labels[asking]]]) for asking in labelled.asking.tolist()]
+    asking = labelled.asking[context.drawn(len(labelled.asking), len(names))]
+    right = [np.array([place[labelled.labels[number]]]) for number in asking.tolist()]
 
     def evaluate(model: StoredModel) -> Outcome:
-        asked = pictures.vectors(context.connection, model, labelled.pictures).take(labelled.asking)
+        asked = pictures.vectors(context.connection, model, labelled.pictures).take(asking)
         texts = _embed(context, model, [words(name) for name in names], AS_A_PHOTO)
         ranked = rank(asked, texts, right, keep=DEEPEST, progress=context.progress)
-        measures = {f"top-{k}": metrics.mean(metrics.hits(ranked, k)) for k in (1, 5)}
-        questions = examples.shown([labelled.pictures[asking] for asking in labelled.asking.tolist()])
-        outcome = _outcome(ranked, questions, list(map(Shown, names)), right, {})
-        return Outcome(measures, outcome.questions, {}, outcome.curves, outcome.best, outcome.worst)
+        questions = examples.shown([labelled.pictures[number] for number in asking.tolist()])
+        return _outcome(ranked, questions, list(map(Shown, names)), right, {"top-1": 1, "top-5": 5})
 
     return evaluate
 
@@ -110,24 +114,30 @@ def _told(context: Context) -> Told:
     """Pictures with captions of a file, of the database, or with the names of their classes."""
     wish = context.wish
     if wish.key is not None:
+        if wish.captions or wish.split:
+            raise UsageError("--key asks for classes, not for captions", hint="leave --captions and --split out")
         return _classes(context)
+    if wish.min_images is not None:
+        raise UsageError("--min-images is about classes", hint="say what tells them: --key KEY")
     data = wish.data
     file = wish.captions or (captions.find(data) if data is not None and data.is_dir() else None)
     if file is not None:
-        return _joined(context, captions.read(file, wish.split), file)
-    found = context.pictures()
-    pairs = [(text, n) for n, p in enumerate(found) for text in (p.caption or "").splitlines() if text.strip()]
-    if not pairs:
+        return _joined(context, captions.read(file, context.notes, wish.split), file)
+    if wish.split is not None:
+        raise UsageError("--split is of a file of captions", hint="name it: --captions FILE")
+    found = context.images()
+    told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
+    if not told:
         raise SourceError(
             "no picture has a caption",
             hint="name a file of captions: --captions FILE; or classes to ask for: --key KEY",
         )
-    return _together(context, found, pairs)
+    return _together(context, found, told)
 
 
 def _classes(context: Context) -> Told:
     found = context.pictures()
-    labelled = grouped.label(context, found, pictures.labels(found, context.wish.key or ""), "class")
+    labelled = grouped.label(context, found, pictures.labels(found, context.wish.key or ""), "class", least=1)
     names = sorted({labelled.labels[place] for place in labelled.asking.tolist()})
     place = {name: number for number, name in enumerate(names)}
     pairs = [(place[label], n) for n, label in enumerate(labelled.labels) if label in place]
@@ -138,52 +148,48 @@ def _joined(context: Context, rows: Sequence[Caption], file: Path) -> Told:
     """Pictures that a file of captions names: files below the folder, or images of the database."""
     wish, notes = context.wish, context.notes
     data = wish.data if wish.data is not None and wish.data.is_dir() else None
-    found = context.pictures() if data is None else []
-    paths = list(map(str, walk(data))) if data is not None else [picture.path for picture in found]
-    names, folders = Names(paths), [str(data), str(file.parent)] if data else []
-    placed = [(caption, names.find(caption.name, *folders)) for caption in rows]
-    notes.add("pictures of the captions are not there",
-              dict.fromkeys(caption.name for caption, place in placed if place is None))  # fmt: skip
-    wanted = list(dict.fromkeys(place for _, place in placed if place is not None))[: wish.limit]
+    there = {} if data is not None else {picture.location: picture for picture in context.images()}
+    names = Names(map(str, walk(data)) if data is not None else there)
+    placed = {caption.name: names.find(caption.name) for caption in rows}
+    notes.add("pictures of the captions are not there", (name for name, path in placed.items() if path is None))
+    wanted = list(dict.fromkeys(path for path in placed.values() if path is not None))[: wish.limit]
     if not wanted:
         raise SourceError(f"none of the pictures that {file} names are there", hint="see --captions and --split")
     if data is not None:
-        brought = context.bringer.bring(files_source(data, [Path(paths[n]) for n in wanted]), notes, wish.held)
-        here = {picture.location: picture for picture in brought}
-        chosen = {n: here[paths[n]] for n in wanted if paths[n] in here}
-    else:
-        chosen = {n: found[n] for n in wanted}
-    kept = context.settle(list(chosen.values()))
+        there = context.bringer.bring(files_source(data, list(map(Path, wanted))), notes)
+    chosen = {path: there[path] for path in wanted if path in there}
+    told = [(caption.text, chosen[path]) for caption in rows if (path := placed[caption.name]) in chosen]
+    return _together(context, list(chosen.values()), told)
+
+
+def _together(context: Context, found: Sequence[Picture], told: Sequence[tuple[str, Picture]]) -> Told:
+    """Texts told once each, over distinct pictures; those without any are there to be found."""
+    kept = context.settle(found)
     at = {picture.content_id: number for number, picture in enumerate(kept)}
-    pairs = [
-        (caption.text, at[chosen[n].content_id]) for caption, n in placed
-        if n is not None and n in chosen and chosen[n].content_id in at
-    ]  # fmt: skip
-    return _together(context, kept, pairs)
-
-
-def _together(context: Context, found: Sequence[Picture], pairs: Sequence[tuple[str, int]]) -> Told:
-    """Texts told once each; pictures without any are there to be found."""
+    pairs = [(text, at[picture.content_id]) for text, picture in told if picture.content_id in at]
     with_text = {place for _, place in pairs}
     context.notes.add("pictures have no caption, and are only wrong answers",
-                      (picture.path for n, picture in enumerate(found) if n not in with_text))  # fmt: skip
+                      (picture.path for n, picture in enumerate(kept) if n not in with_text))  # fmt: skip
     place = {text: number for number, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
     if len(place) < 2:
         raise SourceError("all captions are the same, so every answer would be right", hint="give others")
-    return Told(found, list(place), [(place[text], picture) for text, picture in pairs])
+    return Told(kept, list(place), [(place[text], picture) for text, picture in pairs])
 
 
 def _embed(context: Context, model: StoredModel, texts: Sequence[str], template: str = AS_IT_IS) -> Vectors:
     """Texts by the model's own network, in the templates that are wished for, or else in this one."""
-    rows = context.network(model).embed_texts(texts, "\n".join(context.wish.templates) or template)
+    rows = context.network(model).embed_texts(texts, context.wish.template or template)
     return Vectors(rows, np.ones(len(rows), bool), model.storage)
 
 
 def _outcome(
-    ranked: Ranked, questions: Sequence[Shown], answers: Sequence[Shown], right: Sequence[Columns],
-    more: dict[str, metrics.Measure], units: Columns | None = None,
-) -> Outcome:  # fmt: skip
-    hits = {f"r@{k}": metrics.mean(metrics.hits(ranked, k)) for k in (1, 5, 10)}
+    ranked: Ranked,
+    questions: Sequence[Shown],
+    answers: Sequence[Shown],
+    right: Sequence[Columns],
+    at: Mapping[str, int],
+) -> Outcome:
+    hits = {name: metrics.mean(metrics.hits(ranked, k)) for name, k in at.items()}
     best, worst = examples.choose(ranked, 1 / ranked.first, questions, answers, right)
     curve = metrics.over_k(metrics.hits, ranked, min(DEEPEST, len(answers)))
-    return Outcome(hits | more, len(questions), {}, {"recall over k": curve}, best, worst, units)
+    return Outcome(hits, len(questions), {}, {"recall over k": curve}, best, worst)

@@ -17,11 +17,11 @@ def read_vectors(
     connection: Connection, model: StoredModel, limit: int | None = None, contents: Sequence[int] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Rows of a model's table as (content_id, (n, dim) float32); at random with a limit. Bits become -1 and 1."""
-    order = sql.SQL("order by random() limit {}").format(sql.Literal(limit)) if limit else sql.SQL("")
+    which = sql.SQL("order by random() limit {}").format(sql.Literal(limit)) if limit else sql.SQL("")
     if contents is not None:
-        order = sql.SQL("where content_id = any({}::bigint[]) {}").format(sql.Literal(list(contents)), order)
+        which = sql.SQL("where content_id = any({}::bigint[]) {}").format(sql.Literal(list(contents)), which)
     query = sql.SQL("copy (select content_id, embedding from {} {}) to stdout (format binary)").format(
-        model.table, order
+        model.table, which
     )
     row, kept = _row(model), bytearray()
     with connection.cursor().copy(query) as copy:

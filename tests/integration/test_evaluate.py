@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pytest
 from PIL import Image
 
 from benchmarks import disc21
+from benchmarks.harness import add_images, add_model, add_vectors
+from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import ModelError, PgImgSearchError, SourceError, UsageError
+from pgimgsearch.errors import InterruptedRun, ModelError, PgImgSearchError, SourceError, UsageError
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
 from pgimgsearch.evaluation.run import evaluate, summary
+from pgimgsearch.pipeline import run, sidecar
 from tests import independent
 from tests.conftest import Evaluate, values
 from tests.pictures import photo
@@ -116,11 +120,20 @@ def test_what_a_truth_names_in_vain_is_counted_and_named(judge: Evaluate, disc: 
     assert noted["rows of the truth are repeated"] == (1, [",".join(matched[2])])
     assert noted["queries have a match and none in the truth; the match counts"] == (1, [matched[2][0]])
     assert noted["queries of the truth are not there"] == (1, ["Q77777"])
-    assert noted["references of the truth are not there; their queries are left out"] == (1, ["R888888"])
-    assert noted["queries are not in the truth and count as without a match"] == (1, [f"{rows[-1][0]}.jpg"])
-    assert "pictures have the bytes of another and count once" in noted
-    assert noted["queries equal their reference, pixel by pixel: any model finds them"][0] == 1
-    assert found.results[0].outcome.questions == len(rows) - 1  # less the one whose reference is lost
+    assert noted["references of the truth are not there, or cannot be read; their queries are left out"] == (
+        1,
+        ["R888888"],
+    )
+    unnamed = "queries are not in the truth, which names those without a match too, and are left out"
+    assert noted[unnamed] == (1, [f"{rows[-1][0]}.jpg"])
+    equal = noted["queries equal their reference, pixel by pixel: any model finds them"]
+    assert equal == (1, [f"queries/{matched[1][0]}.jpg"])
+    assert found.results[0].outcome.questions == len(rows) - 2  # less that, and the one whose reference is lost
+    (disc / "ground_truth.csv").write_text("\n".join(",".join(row) for row in matched[3:]))
+    again = judge("copy-detection", "palette", data=disc)
+    noted = {row["what"]: row["count"] for row in again.notes.rows()}
+    assert noted["queries are not in the truth and count as without a match"] == len(rows) - len(matched[3:])
+    assert again.results[0].outcome.questions == len(rows)
 
 
 def test_limits_on_references_make_queries_without_a_match(judge: Evaluate, disc: Path) -> None:
@@ -140,7 +153,7 @@ def _each_alone(count: int) -> list[Any]:
 
 def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc: Path, tmp_path: Path) -> None:
     none = tmp_path / "none.csv"
-    none.write_text("query_id,reference_id\n")
+    none.write_text("query_id,reference_id\nQ00001,\n")
     with pytest.raises(SourceError, match="no query has a match"):
         judge("copy-detection", "palette", data=disc, truth=none)
     with pytest.raises(SourceError, match="every query is a reference"):
@@ -149,9 +162,22 @@ def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc:
         judge("copy-detection", "palette", data=disc, queries=disc / "references", truth=same)
     with pytest.raises(SourceError, match="references: there is none"):
         judge("copy-detection", "palette", data=tmp_path / "drawn")
-    with pytest.raises(SourceError, match="neither queries nor references"):
+    with pytest.raises(SourceError, match="pictures to normalise on: there is none"):
         shutil.rmtree(disc / "train")
         judge("copy-detection", "palette", data=disc, score_norm=2)
+    with pytest.raises(SourceError, match="there is no folder"):
+        judge("copy-detection", "palette", data=disc, references=disc / "nowhere")
+    none.write_text("Q00001;R000001\n")
+    with pytest.raises(SourceError, match=r"none of the 1 queries of .* is there, such as Q00001;R000001"):
+        judge("copy-detection", "palette", data=disc, truth=none)
+    none.write_text("\n")
+    with pytest.raises(SourceError, match="has no rows"):
+        judge("copy-detection", "palette", data=disc, truth=none)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="there are no pictures in"):
+        judge("classes", "palette", data=tmp_path / "empty")
+    with pytest.raises(SourceError, match="is one picture"):
+        judge("classes", "palette", data=disc / "references" / "R000001.jpg")
 
 
 def test_instances_and_classes_are_those_of_the_script(judge: Evaluate, drawn: Path, connection: Connection) -> None:
@@ -184,22 +210,105 @@ def test_known_pairs_are_judged_at_the_models_threshold(
     shutil.copy(drawn / paths[0], drawn / "copy.png")
     truth.write_text(f"{paths[0]},copy.png\n{paths[0]},{paths[1]}\n{paths[1]},{paths[0]}\n{paths[0]},gone.png\n")
     found = judge("duplicates", "pdq", data=drawn, truth=truth)
-    assert values(found)["pdq"]["recall"] == 1  # equal bytes are a pair by themselves
+    assert values(found)["pdq"]["recall"] == 1
     noted = {row["what"]: (row["count"], row["named"]) for row in found.notes.rows()}
     assert noted["pictures of the truth are not there; their pairs are left out"] == (1, ["gone.png"])
+    assert noted["known pairs have the same bytes, so no model is needed, and do not count"] == (
+        1,
+        [str(drawn / paths[0])],
+    )
     assert noted["pairs are given twice"] == (1, [f"{paths[1]} and {paths[0]}"])
 
 
-def test_the_index_is_judged_by_distance(
-    judge: Evaluate, photos: Path, ingest: Callable[..., Any], connection: Connection
+def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection, url: str) -> None:
+    """An index that looks no further than it must, against an exact search by NumPy; both ask every vector."""
+    add_model(connection, "sparse", 24)
+    add_images(connection, 1500)
+    rows = np.random.default_rng(1).normal(size=(1500, 24)).astype(np.float16)
+    add_vectors(connection, "embedding_sparse_24", rows)
+    with pytest.raises(ModelError, match="sparse has no index"):
+        judge("index", "sparse")
+    with connect(url) as opened:
+        opened.execute("update imgsearch.model set ef_search = 10")
+        index.build(opened, store.get_model(opened, "sparse"), memory_limit=64)
+    found = judge("index", "sparse", k=9, sample=1500)
+    unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
+    connection.execute("select '[1]'::vector")
+    connection.execute("set hnsw.ef_search = 10")
+    recalls = []
+    for number, row in enumerate(unit):
+        answers = connection.execute(
+            "select content_id from imgsearch.embedding_sparse_24 order by embedding <=> %s::vector::halfvec limit 10",
+            [str(rows[number].astype(float).tolist())],
+        ).fetchall()
+        distances = 1 - unit @ row
+        farthest = np.sort(np.delete(distances, number))[8] + 1e-3
+        recalls.append(min(9, sum(distances[i - 1] <= farthest for (i,) in answers if i != number + 1)) / 9)
+    assert 0.5 < values(found)["sparse"]["recall@9"] < 1
+    assert values(found)["sparse"]["recall@9"] == pytest.approx(np.mean(recalls), abs=2e-3)
+    with pytest.raises(UsageError, match="no 1500 neighbours"):
+        judge("index", "sparse", k=1500)
+
+
+def test_a_list_is_believed_as_it_is_now(judge: Evaluate, drawn: Path, tmp_path: Path) -> None:
+    """The truth of the second run, not that of the day on which the pictures were embedded."""
+    listed, paths = tmp_path / "list.csv", sorted(drawn.rglob("*.png"))
+    for key, at in (("kind", 0), ("kind", 1), ("other", 0)):
+        rows = "".join(f"{path},{path.parent.name if at == 0 else path.stem[:2]}\n" for path in paths)
+        listed.write_text(f"path,{key}\n{rows}")
+        found = judge("classes", "palette", data=listed, key=key)
+        by_path = judge("classes", "palette", data=drawn, key="folder" if at == 0 else r"(\d\d)")
+        assert values(found) == values(by_path)
+    with pytest.raises(SourceError, match="all pictures have the same class"):
+        judge("classes", "palette", data=listed, key="other", filter={"other": "a"})
+
+
+def test_files_are_found_from_anywhere_and_by_any_name(
+    cli: Callable[..., Any], disc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="no vectors of palette"):
-        judge("index", "palette")
-    ingest(photos, "palette")
-    found = judge("index", "palette", k=5)
-    recall = connection.execute("select imgsearch.recall('palette', 5, 12)").fetchone()
-    assert (values(found)["palette"]["recall@5"],) == recall == (1.0,)
-    assert found.results[0].outcome.numbers["index_ms"] > 0
+    """Relative options, and a name that is no UTF-8."""
+    query = sorted((disc / "queries").iterdir())[0]
+    os.rename(query, os.fsencode(query.parent) + b"/odd-\xff.jpg")  # noqa: PTH104
+    truth = (disc / "ground_truth.csv").read_text()
+    command = [
+        "--json",
+        "evaluate",
+        str(disc),
+        "-p",
+        "copy-detection",
+        "-m",
+        "palette",
+        "--html",
+        str(disc / "page.html"),
+    ]
+    plain = cli(*command)
+    assert plain.returncode == 0, plain.stderr
+    monkeypatch.chdir(disc.parent)
+    named = cli(
+        *command, "--references", "disc/references", "--queries", "disc/queries", "--truth", "disc/ground_truth.csv"
+    )
+    assert json.loads(named.stdout)["models"][0]["figures"] == json.loads(plain.stdout)["models"][0]["figures"]
+    told = {row["what"]: row["named"] for row in json.loads(plain.stdout)["notes"]}
+    if query.stem + ",\n" not in truth:
+        assert query.stem in told["queries of the truth are not there"]
+    unnamed = "queries are not in the truth, which names those without a match too, and are left out"
+    assert told[unnamed] == ["odd-\\xff.jpg"]
+    for wrong in (["--html", str(disc / "nowhere" / "page.html")], ["--truth", "nowhere.csv"]):
+        assert cli(*command, *wrong).returncode != 0
+
+
+def test_an_interrupted_embedding_evaluates_nothing(
+    judge: Evaluate, photos: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.ingest
+
+    def interrupted(*arguments: Any, **options: Any) -> run.Report:
+        return replace(whole(*arguments, **options), status="interrupted")
+
+    monkeypatch.setattr(run, "ingest", interrupted)
+    with pytest.raises(InterruptedRun, match="the next run goes on"):
+        judge("classes", "palette", data=photos)
+    assert connection.execute("select count(*) from imgsearch.evaluation_run").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("layout", ["file", "database"])
@@ -219,8 +328,6 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     (folder / "captions.csv").write_text("path,caption\n" + "\n".join(lines))
     wish: dict[str, Any] = {"data": folder}
     if layout == "database":
-        from pgimgsearch.pipeline import sidecar
-
         captions = sidecar.read_sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
         wish = {"collection": "colours"}
@@ -229,10 +336,20 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     assert found.results[0].outcome.questions == 6
     back = judge("image-to-text", "palette", **wish)
     assert values(back)["palette"]["r@1"] == 1
+    assert back.results[0].outcome.questions == 5
+    shutil.copy(folder / "0.png", folder / "6.png")  # the same bytes with another caption, and one without
+    Image.new("RGB", (50, 50), "navy").save(folder / "7.png")
+    (folder / "captions.csv").write_text("path,caption\n0.png,red\n2.png,blue\n6.png,crimson\n")
+    if layout == "database":
+        captions = sidecar.read_sidecar(folder / "captions.csv")
+        ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
+    told = judge("text-to-image", "palette", split=None, **wish)
+    extra = 3 if layout == "database" else 0  # green, yellow and orange, which are kept, and red again
+    assert told.results[0].outcome.questions == 3 + extra + (layout == "database")
+    assert not any("not there" in line for line in told.notes.told())
+    assert judge("image-to-text", "palette", sample=2, **wish).results[0].outcome.questions == 2
     if layout == "file":
-        assert found.notes.told() == ["1 pictures of the captions are not there: 9.png"]
-    images = connection.execute("select count(*) from imgsearch.image").fetchone()
-    assert images == (5,)
+        assert found.notes.told() == ["pictures of the captions are not there: 1 (9.png)"]
 
 
 def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path) -> None:
@@ -240,9 +357,9 @@ def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path)
         (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32 + number, 32), colour).save(tmp_path / "set" / folder / f"{number}.png")
     (tmp_path / "set" / "green").mkdir()
-    found = judge("zero-shot", "palette", data=tmp_path / "set", templates=("{}",))
+    found = judge("zero-shot", "palette", data=tmp_path / "set", template="{}")
     assert values(found)["palette"] == {"top-1": 0.75, "top-5": 1}
-    assert "1 classes are empty: green" in found.notes.told()
+    assert "classes are empty: 1 (green)" in found.notes.told()
 
 
 def test_models_are_compared_on_the_same_pictures(
@@ -253,7 +370,7 @@ def test_models_are_compared_on_the_same_pictures(
         opened.execute("delete from imgsearch.embedding_pdq_256 where content_id = 3")
     found = judge("classes", "palette", "pdq", collection="drawn", key="folder")
     assert [result.outcome.questions for result in found.results] == [23, 23]
-    assert "1 pictures have no vector of pdq yet and are left out for all" in found.notes.told()[0]
+    assert "pictures have no vector of pdq yet and are left out for all: 1" in found.notes.told()[0]
     with connect(url) as opened:
         opened.execute("delete from imgsearch.embedding_pdq_256 where content_id < 8")
     with pytest.raises(ModelError, match="pdq has no vectors of 7 of 24 pictures") as raised:
@@ -319,6 +436,12 @@ def test_evaluations_are_kept_and_compared_and_may_fail_a_build(cli: Callable[..
         ("pdq", "classes", 12), ("palette", "classes", 12)] * 2  # fmt: skip
     assert set(rows[0]["figures"]) == {"p@1", "p@5", "p@10", "knn"}
     assert cli(*command, "--require", "r@1>1").returncode == 2
+    refused = cli("evaluate", "-p", "text-to-image", "-m", "palette", "--require", "p@1>1")
+    assert "there is no figure p@1" in refused.stderr  # it is of classes: --key
+    assert "no place for the text" in cli("evaluate", "-p", "zero-shot", "--template", "a photo").stderr
+    assert [row["model"] for row in json.loads(cli("--json", "evaluate", "--history", "-m", "pdq").stdout)] == [
+        "pdq"
+    ] * 2
     assert "named twice" in cli(*command, "-m", "default").stderr  # palette by its alias
     missed = cli("evaluate", "-p", "classes", "--key", "folder", "-m", "default", "--require", "default:p@1>1")
     assert missed.returncode == 10
@@ -358,8 +481,13 @@ def test_predictions_given_twice_count_once(cli: Callable[..., Any], tmp_path: P
     done = cli("--json", "evaluate", "-p", "copy-detection", "--truth", str(truth), "--predictions", str(predictions))
     whole = json.loads(done.stdout)
     assert whole["models"][0]["figures"]["micro-ap"]["value"] == pytest.approx((1 + 2 / 3) / 2)
+    assert whole["data"] == str(truth)
+    wrong: list[list[str]] = [["-m", "pdq"], ["--score-norm", "2"], ["-p", "classes"]]
+    for options in wrong:
+        arguments = ["-p", "copy-detection", "--truth", str(truth), "--predictions", str(predictions), *options]
+        assert cli("evaluate", *arguments).returncode == 2
     assert {row["what"]: row["named"] for row in whole["notes"]} == {
-        "predictions are of queries that the truth does not name": ["Q9"],
+        "predictions are of queries that the truth does not name, and are left out": ["Q9"],
         "predictions are given twice; the highest score counts": ["Q1,R1"],
     }
 

@@ -105,6 +105,7 @@ def test_micro_ap_is_that_of_a_plain_loop_with_ties_against(rows: list[tuple[int
             best = max(best, hit / total)
     if not total:
         assert np.isnan(found.micro_ap(np.ones(4)))
+        assert np.isnan(found.recall_at_precision(np.ones(4)))
         return
     assert found.micro_ap(np.ones(4)) == pytest.approx(area / total)
     assert found.recall_at_precision(np.ones(4)) == pytest.approx(best)
@@ -133,6 +134,20 @@ def test_a_case_worked_by_hand() -> None:
     assert (nothing.recall(np.ones(4)), nothing.f1(np.ones(4))) == (0, 0)
 
 
+def test_a_score_at_the_threshold_reaches_it_also_when_both_are_rounded() -> None:
+    """PDQ at a distance of 31 of 256 bits, and a threshold that was stored in single precision."""
+    for similarity, near in ((round(1 - 31 / 256, 6), 1 - 31 / 256), (0.96, float(np.float32(0.96)))):
+        found = predictions([0, 0], [similarity, similarity - 1e-4], [True, False], [1.0])
+        assert found.at(near).recall(np.ones(1)) == found.at(near).precision(np.ones(1)) == 1
+
+
+def test_a_draw_without_a_true_pair_says_nothing() -> None:
+    found = predictions([0, 1], [0.9, 0.8], [True, True], [1, 1, 0, 0])
+    for of in (found.micro_ap, found.recall_at_precision, found.at(0.5).recall, found.at(0.5).precision):
+        figure = intervals.measure({"figure": of}, np.arange(4))["figure"]
+        assert (figure.value, figure.low, figure.high) == (1, 1, 1)
+
+
 def test_precision_recall_and_f1_are_those_of_scikit_learn() -> None:
     random = np.random.default_rng(4)
     right = random.random(200) < 0.3
@@ -148,9 +163,13 @@ def test_weights_count_questions_as_often_as_they_say() -> None:
     question, score, right = [0, 0, 1, 2, 2], [0.9, 0.3, 0.8, 0.7, 0.2], [True, False, False, True, False]
     found = predictions(question, score, right, [1, 0, 2])
     twice = predictions([*question, 3, 3], [*score, 0.7, 0.2], [*right, True, False], [1, 0, 2, 2])
-    recall, precision = found.curve(np.array([1.0, 1, 2]))
-    assert recall[-1] == twice.curve()[0][-1]
-    assert precision[-1] == twice.curve()[1][-1]
+    weights, ones = np.array([1.0, 1, 2]), np.ones(4)
+    assert found.recall_at_precision(weights, 0) == twice.recall_at_precision(ones, 0) == 3 / 5
+    for threshold in (0.25, 0.5, 0.75, 0.85):
+        once, both = found.at(threshold), twice.at(threshold)
+        assert once.precision(weights) == both.precision(ones)
+        assert once.recall(weights) == both.recall(ones)
+        assert once.f1(weights) == pytest.approx(both.f1(ones))
     assert metrics.mean(np.array([1.0, 0, np.nan]))(np.array([3.0, 1, 5])) == 0.75
 
 

@@ -41,22 +41,23 @@ SAME = {("000009.jpg", "A cat."), ("000007.jpg", "A dog"), ("000009.jpg", "A bla
         "image_name| comment_number| comment\n000009.jpg| 0| A cat.\n000007.jpg| 0| A dog\n000009.jpg| 1| A black cat\n",
         "\ufeffpath,caption,split\n000009.jpg,A cat.,a\n000007.jpg,A dog,b\n000009.jpg,A black cat,a\n",
         '{"path": "000009.jpg", "caption": "A cat."}\n{"path": "000007.jpg", "text": "A dog"}\n{"image": "000009.jpg", "caption": "A black cat"}\n',
+        json.dumps([{"image": name, "caption": text} for name, text in sorted(SAME)]),
     ],
-    ids=["COCO", "Flickr30k tokens", "Flickr8k CSV", "Flickr30k CSV", "CSV", "JSONL"],
+    ids=["COCO", "Flickr30k tokens", "Flickr8k CSV", "Flickr30k CSV", "CSV", "JSONL", "JSON array"],
 )  # fmt: skip
 def test_caption_files_are_read_as_they_come(tmp_path: Path, text: str) -> None:
     file = tmp_path / "captions"
     file.write_text(text)
-    assert {(caption.name, caption.text) for caption in captions.read(file)} == SAME
+    assert {(caption.name, caption.text) for caption in captions.read(file, Notes())} == SAME
 
 
 def test_splits_of_karpathy_and_of_csv(tmp_path: Path) -> None:
     file = tmp_path / "dataset_coco.json"
     file.write_text(json.dumps(KARPATHY))
     assert captions.find(tmp_path) == file
-    assert [caption.name for caption in captions.read(file, "test")] == ["val2014/000009.jpg"] * 2
+    assert [caption.name for caption in captions.read(file, Notes(), "test")] == ["val2014/000009.jpg"] * 2
     with pytest.raises(SourceError, match="no captions of split val") as raised:
-        captions.read(file, "val")
+        captions.read(file, Notes(), "val")
     assert "test, train" in str(raised.value.hint)
     (tmp_path / "captions.csv").write_text("path,caption\n")
     with pytest.raises(SourceError, match="several caption files"):
@@ -70,7 +71,17 @@ def test_what_holds_no_captions_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "captions.csv"
     file.write_text(text)
     with pytest.raises(SourceError):
-        captions.read(file)
+        captions.read(file, Notes())
+
+
+def test_a_row_without_a_caption_is_named_and_the_others_count(tmp_path: Path) -> None:
+    """As in the results.csv of Flickr30k, where one row lacks a separator."""
+    file, notes = tmp_path / "results.csv", Notes()
+    file.write_text(
+        "image_name| comment_number| comment\n1.jpg| 0| A dog\n2199200615.jpg| 4   A dog runs\n1.jpg| 1| A cat\n"
+    )
+    assert [caption.text for caption in captions.read(file, notes)] == ["A dog", "A cat"]
+    assert notes.told() == ["rows of the captions have no picture or no text: 1 (2199200615.jpg)"]
 
 
 def test_a_truth_has_a_header_or_none(tmp_path: Path) -> None:
@@ -83,8 +94,14 @@ def test_a_truth_has_a_header_or_none(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         assert disc21.read_truth(file) == expected
+    file.write_text("score,reference_id,query_id\n0.5,R5,Q1\n0.25,R6,Q1\n")
+    assert disc21.read_predictions(file) == [("Q1", "R5", 0.5), ("Q1", "R6", 0.25)]
+    for score in ("nan", "inf", ""):
+        file.write_text(f"Q1,R5,{score}\n")
+        with pytest.raises(SourceError, match="is no prediction"):
+            disc21.read_predictions(file)
     file.write_text("query_id,reference_id,score\nQ1,R5,0.5\nQ1,R6,high\n")
-    with pytest.raises(SourceError, match="row 2: high is no score"):
+    with pytest.raises(SourceError, match="Q1,R6,high is no prediction"):
         disc21.read_predictions(file)
 
 
@@ -94,7 +111,7 @@ def test_known_pairs_come_as_pairs_or_as_groups(tmp_path: Path) -> None:
     assert pairs.read_pairs(file, notes) == [("a.jpg", "b.jpg")]
     file.write_text("path,group\na.jpg,1\nb.jpg,1\nc.jpg,1\nd.jpg,2\n")
     assert pairs.read_pairs(file, notes) == [("a.jpg", "b.jpg"), ("a.jpg", "c.jpg"), ("b.jpg", "c.jpg")]
-    assert notes.told() == ["1 pairs name a picture twice: c.jpg", "1 groups have one picture, so no pair: 2"]
+    assert notes.told() == ["pairs name a picture twice: 1 (c.jpg)", "groups have one picture, so no pair: 1 (2)"]
     file.write_text("a.jpg\n")
     with pytest.raises(SourceError, match="without two columns"):
         pairs.read_pairs(file, notes)
@@ -102,8 +119,12 @@ def test_known_pairs_come_as_pairs_or_as_groups(tmp_path: Path) -> None:
 
 def test_names_are_paths_or_file_names_and_never_guessed() -> None:
     names = Names(["/data/q/1.jpg", "/data/r/1.jpg", "/data/r/2.png"])
-    assert names.find("r/1.jpg", "/data") == 1
-    assert [names.find("2"), names.find("2.png"), names.find("/elsewhere/2.png"), names.find("3")] == [2, 2, 2, None]
+    assert [names.find(name) for name in ("r/1.jpg", "data/q/1", "/data/q/1.jpg")] == [
+        "/data/r/1.jpg",
+        *["/data/q/1.jpg"] * 2,
+    ]
+    assert [names.find("2"), names.find("r/2.png")] == ["/data/r/2.png"] * 2
+    assert [names.find(name) for name in ("q/2.png", "/elsewhere/2.png", "3", "ata/q/1.jpg")] == [None] * 4
     with pytest.raises(SourceError, match=r"1.jpg may be /data/q/1.jpg or /data/r/1.jpg"):
         names.find("1.jpg")
 
