@@ -118,10 +118,10 @@ class Context:
 
     def pictures(self) -> list[Picture]:
         """The distinct pictures that are meant, with vectors of all models."""
-        return self.settle(self.images())
+        return self.settle(self.images()[: self.wish.limit])
 
     def images(self) -> list[Picture]:
-        """All images that are meant, equal ones too."""
+        """All images that are meant, equal ones too, and beyond the limit."""
         data, wish = self.wish.data, self.wish
         if data is not None and data.suffix.lower() in register_formats():
             raise SourceError(f"{data} is one picture", hint="give a folder or a list of pictures")
@@ -130,11 +130,14 @@ class Context:
         else:
             source = folder_source(data) if data.is_dir() else list_source(str(data))
             found = list(self.bringer.bring(source, self.notes).values())
-        if wish.filter is not None:
-            found = [picture for picture in found if pictures.holds(picture.metadata, wish.filter)]
+        found = self.filtered(found)
         if not found:
             raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
-        return found[: wish.limit]
+        return found
+
+    def filtered(self, found: Sequence[Picture]) -> list[Picture]:
+        """Those whose metadata hold the filter, if there is one."""
+        return [p for p in found if self.wish.filter is None or pictures.holds(p.metadata, self.wish.filter)]
 
     def settle(self, found: Sequence[Picture]) -> list[Picture]:
         """One picture a content, without those that some model was never asked to embed.
@@ -142,13 +145,11 @@ class Context:
         What a model has skipped stays: it is what that model misses.
         """
         kept = pictures.distinct(found)
-        same = len(found) - len(kept)
-        if same:
-            first = {picture.image_id for picture in kept}
-            self.notes.add(
-                "pictures have the bytes of another and count once",
-                (picture.path for picture in found if picture.image_id not in first),
-            )
+        first = {picture.image_id for picture in kept}
+        self.notes.add(
+            "pictures have the bytes of another and count once",
+            (picture.path for picture in found if picture.image_id not in first),
+        )
         lacking: set[int] = set()
         for model in self.models:
             own, skipped = _lacking(self.connection, model, kept)

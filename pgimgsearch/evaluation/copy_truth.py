@@ -53,9 +53,10 @@ def gather(context: Context, layout: Layout) -> Copies:
     known = {path: place.get(brought[path].content_id) if path in brought else None for path in map(str, references)}
     matched = _match(pairs, Names(map(str, queries)), Names(map(str, every_reference)), known, notes)
     if not matched:
+        there_are = ", ".join(_names(queries[:3])) or "no pictures"
         raise SourceError(
             f"none of the {len(pairs)} queries of {layout.truth} is there, such as {next(iter(pairs))}",
-            hint=f"rows are query_id,reference_id; there are queries such as {_names(queries[:1])}",
+            hint=f"rows are query_id,reference_id; in {layout.queries} there are {there_are}",
         )
     unnamed = [file for file in queries if str(file) not in matched and str(file) in brought]
     if lists_all:

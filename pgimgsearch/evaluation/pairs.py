@@ -34,7 +34,7 @@ def duplicates(context: Context) -> Evaluate:
     if context.wish.truth is None:
         raise UsageError("which pairs are known?", hint="--truth FILE: CSV of two paths a row, or of path and group")
     named = read_pairs(context.wish.truth, context.notes)
-    images = context.images()
+    images = context.images()[: context.wish.limit]
     for model in context.models:
         if model.near is None:
             raise ModelError(

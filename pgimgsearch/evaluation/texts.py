@@ -125,7 +125,7 @@ def _told(context: Context) -> Told:
         return _joined(context, captions.read(file, context.notes, wish.split), file)
     if wish.split is not None:
         raise UsageError("--split is of a file of captions", hint="name it: --captions FILE")
-    found = context.images()
+    found = context.images()[: wish.limit]
     told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
     if not told:
         raise SourceError(
@@ -137,7 +137,9 @@ def _told(context: Context) -> Told:
 
 def _classes(context: Context) -> Told:
     found = context.pictures()
-    labelled = grouped.label(context, found, pictures.labels(found, context.wish.key or ""), "class", least=1)
+    labelled = grouped.label(
+        context, found, pictures.labels(found, context.wish.key or "", context.wish.data), "class", least=1
+    )
     names = sorted({labelled.labels[place] for place in labelled.asking.tolist()})
     place = {name: number for number, name in enumerate(names)}
     pairs = [(place[label], n) for n, label in enumerate(labelled.labels) if label in place]
@@ -156,7 +158,8 @@ def _joined(context: Context, rows: Sequence[Caption], file: Path) -> Told:
     if not wanted:
         raise SourceError(f"none of the pictures that {file} names are there", hint="see --captions and --split")
     if data is not None:
-        there = context.bringer.bring(files_source(data, list(map(Path, wanted))), notes)
+        brought = context.bringer.bring(files_source(data, list(map(Path, wanted))), notes)
+        there = {picture.location: picture for picture in context.filtered(list(brought.values()))}
     chosen = {path: there[path] for path in wanted if path in there}
     told = [(caption.text, chosen[path]) for caption in rows if (path := placed[caption.name]) in chosen]
     return _together(context, list(chosen.values()), told)
