@@ -14,6 +14,7 @@ from pgimgsearch.cli.terminal import (
     template_of,
     terminal_of,
 )
+from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import SourceError, UsageError
@@ -177,7 +178,8 @@ def _show_history(terminal: Terminal, protocol: str | None, models: list[str]) -
     from pgimgsearch.evaluation.history import recent
 
     with database_url(terminal.settings) as url, connect(url) as connection:
-        rows = recent(connection, protocol, models, 50)
+        named = [found.name if (found := store.find_model(connection, name)) else name for name in models]
+        rows = recent(connection, protocol, named, 50)
     if not terminal.settings.json:
         rows = [
             row | {"figures": ", ".join(f"{name} {_plain(own['value'])}" for name, own in row["figures"].items())}

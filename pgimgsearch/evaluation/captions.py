@@ -65,10 +65,10 @@ def read(path: Path, notes: Notes, split: str | None = None) -> list[Caption]:
 
 
 def _read(path: Path) -> Iterator[Caption]:
-    text = read_text(path).removeprefix("\ufeff")
-    if text.lstrip().startswith("["):
+    text = read_text(path).removeprefix("\ufeff").lstrip()
+    if text.startswith("["):
         return _rows(_array(text, path), path)
-    if text.lstrip().startswith("{"):
+    if text.startswith("{"):
         try:
             whole = json.loads(text)
         except ValueError:

@@ -1,6 +1,6 @@
 """What an evaluation is asked for, what it works with, and what comes out for a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -118,26 +118,26 @@ class Context:
 
     def pictures(self) -> list[Picture]:
         """The distinct pictures that are meant, with vectors of all models."""
-        return self.settle(self.images()[: self.wish.limit])
+        return self.settle(self.chosen(self.images())[: self.wish.limit])
 
     def images(self) -> list[Picture]:
-        """All images that are meant, equal ones too, and beyond the limit."""
+        """All images of the data, equal ones too, beyond filter and limit."""
         data, wish = self.wish.data, self.wish
-        if data is not None and data.suffix.lower() in register_formats():
+        if data is not None and not data.is_dir() and data.suffix.lower() in register_formats():
             raise SourceError(f"{data} is one picture", hint="give a folder or a list of pictures")
         if data is None:
             found = pictures.stored(self.connection, wish.collection)
         else:
             source = folder_source(data) if data.is_dir() else list_source(str(data))
             found = list(self.bringer.bring(source, self.notes).values())
-        found = self.filtered(found)
-        if not found:
-            raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
         return found
 
-    def filtered(self, found: Sequence[Picture]) -> list[Picture]:
-        """Those whose metadata hold the filter, if there is one."""
-        return [p for p in found if self.wish.filter is None or pictures.holds(p.metadata, self.wish.filter)]
+    def chosen(self, found: Iterable[Picture]) -> list[Picture]:
+        """Those whose metadata hold the filter, if there is one; raises SourceError where none is left."""
+        kept = [p for p in found if self.wish.filter is None or pictures.holds(p.metadata, self.wish.filter)]
+        if not kept:
+            raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
+        return kept
 
     def settle(self, found: Sequence[Picture]) -> list[Picture]:
         """One picture a content, without those that some model was never asked to embed.

@@ -64,15 +64,18 @@ def from_file(predictions: Path, truth: Path, notes: Notes) -> Outcome:
     pairs, lists_all = consistent(disc21.read_truth(truth), notes)
     check_some(sum(1 for own in pairs.values() if own))
     best: dict[tuple[str, str], float] = {}
+    truths = set(pairs)
     for query, reference, score in disc21.read_predictions(predictions):
         if query not in pairs and lists_all:
             notes.add("predictions are of queries that the truth does not name, and are left out", [query])
             continue
-        pairs.setdefault(query, set())
+        if query not in pairs:
+            notes.add("queries are not in the truth and count as without a match", [query])
+            pairs[query] = set()
         twice = (query, reference) in best
         notes.add("predictions are given twice; the highest score counts", [f"{query},{reference}"] if twice else [])
         best[query, reference] = max(score, best.get((query, reference), -np.inf))
-    if not best:
+    if not any(query in truths for query, _ in best):
         raise SourceError(f"{predictions} predicts nothing of any query of {truth}", hint="query ids must be the same")
     place = {query: number for number, query in enumerate(pairs)}
     expected = np.array([len(own) for own in pairs.values()], np.float64)

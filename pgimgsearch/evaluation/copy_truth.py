@@ -39,8 +39,6 @@ def gather(context: Context, layout: Layout) -> Copies:
     every_reference, queries = walk(layout.references), walk(layout.queries)
     references = every_reference[: wish.limit_references]
     background = _background(layout)
-    if wish.score_norm and wish.score_norm > len(background):
-        raise SourceError(f"there are {len(background)} pictures to normalise on", hint="take a smaller --score-norm")
     brought: dict[str, Picture] = {}
     for root, files in _by_root(layout, references, queries, background).items():
         brought |= context.bringer.bring(files_source(root, files), notes)
@@ -71,8 +69,11 @@ def gather(context: Context, layout: Layout) -> Copies:
     for path, own in matched.items():
         if path in brought and own is not None:
             right.setdefault(brought[path].content_id, set()).update(own)
+    apart = part(background)
+    if wish.score_norm and wish.score_norm > len(apart):
+        raise SourceError(f"there are {len(apart)} pictures to normalise on", hint="take a smaller --score-norm")
     found = Copies(
-        asked, there, part(background),
+        asked, there, apart,
         [np.array(sorted(right[picture.content_id]), np.int64) for picture in asked],
     )  # fmt: skip
     _check(context.connection, found, notes)
@@ -98,9 +99,7 @@ def consistent(rows: Sequence[disc21.Pair], notes: Notes) -> tuple[Pairs, bool]:
 def check_some(matched: int) -> None:
     """Raise SourceError where no query has a match."""
     if not matched:
-        raise SourceError(
-            "no query has a match, so there is nothing to find", hint="see --truth and --limit-references"
-        )
+        raise SourceError("no query has a match, so there is nothing to find", hint="see the ground truth: --truth")
 
 
 def _match(
@@ -122,7 +121,9 @@ def _match(
         places = {place for path in files.values() if path is not None and (place := known.get(path)) is not None}
         if named and not places and not lost:
             notes.add("queries have their reference beyond the limit and count as without a match", [query])
-        found[file] = None if lost else places
+        notes.add("queries are named twice in the truth, in different words", [query] if file in found else [])
+        before = found.get(file, set())
+        found[file] = None if lost or before is None else places | before
     return found
 
 
@@ -144,9 +145,9 @@ def _background(layout: Layout) -> list[Path]:
 
 def _check(connection: Connection, found: Copies, notes: Notes) -> None:
     """Raise SourceError where a figure would mean nothing; note queries that are references, pixel by pixel."""
-    check_some(sum(1 for own in found.right if len(own)))
     if not found.references:
         raise SourceError("none of the references can be read", hint="see imgsearch.ingest_failure for why")
+    check_some(sum(1 for own in found.right if len(own)))
     rows = connection.execute(
         "select q.content_id, array_agg(r.content_id) from imgsearch.content q join imgsearch.content r "
         "using (pixel_sha256) where q.content_id = any(%s) and r.content_id = any(%s) group by 1",

@@ -39,7 +39,8 @@ def instances(context: Context) -> Evaluate:
     found = context.pictures()
     key = context.wish.key
     if key == "folder":  # the whole of it: shirts/001 is not shoes/001
-        named: list[str | None] = [str(Path(picture.location).parent) for picture in found]
+        parents = [Path(picture.location).parent for picture in found]
+        named: list[str | None] = [None if parent == context.wish.data else str(parent) for parent in parents]
     else:
         named = pictures.labels(found, key) if key else [picture.group_key for picture in found]
     labelled = _drawn(context, label(context, found, named, "group"))
@@ -100,7 +101,7 @@ def label(
     kept = [(picture, name) for picture, name in zip(found, named, strict=True) if name]
     counts = Counter(name for _, name in kept)
     notes.add("classes are empty", sorted(_empty_folders(context, counts) if kind == "class" else []))
-    wanted = wish.min_images or least
+    wanted = max(wish.min_images or least, least)  # fewer have nothing to find
     notes.add(
         f"{kinds} have fewer than {wanted} pictures, which do not ask",
         sorted(name for name, count in counts.items() if count < wanted),

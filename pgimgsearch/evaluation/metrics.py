@@ -15,7 +15,7 @@ Weights = NDArray[np.float64]
 Measure = Callable[[Weights], float]
 Values = NDArray[np.float64]
 
-MARGIN = 1e-6  # similarities are rounded to six decimals, and thresholds are stored in single precision
+MARGIN = 6e-7  # half of the last decimal of a similarity, and what single precision takes of a threshold
 KNN, TEMPERATURE = 20, 0.07  # Wu et al. 2018, and DINO (Caron et al. 2021), section 4.1
 
 

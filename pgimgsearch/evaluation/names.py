@@ -13,24 +13,28 @@ class Names:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = set()
         self._by_name: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
         for path in dict.fromkeys(paths):
             self._paths.add(path)
             pure = PurePath(normalize("NFC", path))
-            for name in {pure.name, pure.stem}:
-                self._by_name.setdefault(name, []).append(path)
+            self._by_name.setdefault(pure.name, []).append(path)
+            self._by_stem.setdefault(pure.stem, []).append(path)
 
     def find(self, name: str) -> str | None:
-        """The path that is named, or whose end is; with its ending or without. None where there is no such.
+        """The path that is named, or whose end is; with its ending, or else without. None where there is no such.
 
         Raises SourceError where it may be several.
         """
         if name in self._paths:
             return name
         pure = PurePath(normalize("NFC", name))
-        found = [p for p in self._by_name.get(pure.name, []) if _ends_with(PurePath(normalize("NFC", p)), pure)]
-        if len(found) > 1:
-            raise SourceError(f"{name} may be {found[0]} or {found[1]}", hint="name it by more of its path")
-        return found[0] if found else None
+        for known in (self._by_name, self._by_stem):
+            found = [p for p in known.get(pure.name, []) if _ends_with(PurePath(normalize("NFC", p)), pure)]
+            if len(found) > 1:
+                raise SourceError(f"{name} may be {found[0]} or {found[1]}", hint="name it by more of its path")
+            if found:
+                return found[0]
+        return None
 
 
 def _ends_with(path: PurePath, end: PurePath) -> bool:

@@ -137,7 +137,7 @@ def _example(example: Example) -> str:
         _figure(answer, "right" if right else "wrong", f"{place}", f"{score:.4f}")
         for place, (answer, score, right) in enumerate(example.answers, 1)
     ]
-    shown += [_figure(missed, "missed", "missed", "a right answer, further down") for missed in example.missed]
+    shown += [_figure(missed, "missed", "missed", "a right answer, not among these") for missed in example.missed]
     return f'<section><h2>{html.escape(example.said)}</h2><div class="answers">{"".join(shown)}</div></section>'
 
 

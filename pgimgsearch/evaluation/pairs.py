@@ -34,7 +34,8 @@ def duplicates(context: Context) -> Evaluate:
     if context.wish.truth is None:
         raise UsageError("which pairs are known?", hint="--truth FILE: CSV of two paths a row, or of path and group")
     named = read_pairs(context.wish.truth, context.notes)
-    images = context.images()[: context.wish.limit]
+    everything = context.images()
+    images = context.chosen(everything)[: context.wish.limit]
     for model in context.models:
         if model.near is None:
             raise ModelError(
@@ -42,7 +43,7 @@ def duplicates(context: Context) -> Evaluate:
             )
     known = context.settle(images)
     place = {picture.content_id: number for number, picture in enumerate(known)}
-    true = _placed(named, images, place, context.notes)
+    true = _placed(named, everything, place, context.notes)
 
     def evaluate(model: StoredModel) -> Outcome:
         near = float(model.near or 0)
@@ -88,25 +89,29 @@ def _placed(
     by_location = {picture.location: picture for picture in images}
     names = Names(by_location)
     found: set[tuple[str, str]] = set()
+    missing: dict[str, None] = {}
     for pair in named:
         files = [names.find(name) for name in pair]
         known = sorted(file for file in files if file is not None)
-        notes.add("pictures of the truth are not there; their pairs are left out",
-                  [name for name, file in zip(pair, files, strict=True) if file is None])  # fmt: skip
+        missing |= {name: None for name, file in zip(pair, files, strict=True) if file is None}
         if len(known) < 2:
             continue
         one, other = known
         notes.add("pairs name a picture twice", [one] if one == other else [])
         notes.add("pairs are given twice", [" and ".join(pair)] if (one, other) in found else [])
         found |= {(one, other)} if one != other else set()
+    notes.add("pictures of the truth are not there; their pairs are left out", missing)
+    left_out: dict[str, None] = {}
     placed: set[Pair] = set()
     for one, other in sorted(found):
         a, b = place.get(by_location[one].content_id), place.get(by_location[other].content_id)
+        left_out |= {file: None for file, at in ((one, a), (other, b)) if at is None}
         if a is not None and b is not None:
             notes.add(
                 "known pairs have the same bytes, so no model is needed, and do not count", [one] if a == b else []
             )
             placed |= {(min(a, b), max(a, b))} if a != b else set()
+    notes.add("pictures of the truth are not among those compared; their pairs are left out", left_out)
     if not placed:
         raise SourceError("the truth has no pair of different pictures that are there", hint="name them by their paths")
     return placed

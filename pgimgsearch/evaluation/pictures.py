@@ -67,14 +67,17 @@ class Bringer:
             found = {picture.path: picture for picture in stored(connection, collection)}
             root = connection.execute("select root from imgsearch.collection where name = %s", [collection]).fetchone()
             failed = connection.execute(
-                "select path from imgsearch.ingest_failure f join imgsearch.collection c using (collection_id) "
-                "where c.name = %s and f.kind = 'failed'",
+                "select path, bytes, modified_at from imgsearch.ingest_failure f "
+                "join imgsearch.collection c using (collection_id) where c.name = %s and f.kind = 'failed'",
                 [collection],
             ).fetchall()
-        brought, broken = {}, {path for (path,) in failed}
+        brought: dict[str, Picture] = {}
+        broken = {tuple(row) for row in failed}  # as the file is now; one that was mended since is none
         for file in source.files(root[0] if root and root[0] else ""):
-            if file.path in found and file.path not in broken:
-                brought[file.location] = _described(found[file.path], file)
+            good = file.problem is None and (file.path, file.size, file.modified_at) not in broken
+            if good and file.path in found:
+                known = brought.get(file.location, found[file.path])
+                brought[file.location] = _described(known, file, again=file.location in brought)
             else:
                 notes.add("files cannot be read as pictures", [file.location])
         return brought
@@ -100,21 +103,29 @@ class Bringer:
         return report.collection
 
 
-def _described(picture: Picture, file: ScannedFile) -> Picture:
-    """A picture as its source describes it: a list may have changed since the picture was embedded."""
+def _described(picture: Picture, file: ScannedFile, *, again: bool) -> Picture:
+    """A picture as its source describes it: a list may have changed since the picture was embedded.
+
+    Captions of a picture that is listed ``again`` are told beside each other.
+    """
+    caption = file.caption or picture.caption
+    if again and picture.caption and file.caption:
+        caption = f"{picture.caption}\n{file.caption}"
     return replace(
-        picture, location=file.location, group_key=file.group_key or picture.group_key,
-        caption=file.caption or picture.caption, metadata={**picture.metadata, **(file.metadata or {})},
+        picture, location=file.location, group_key=file.group_key or picture.group_key, caption=caption,
+        metadata={**picture.metadata, **(file.metadata or {})},
     )  # fmt: skip
 
 
 def holds(value: Any, wanted: Any) -> bool:
-    """Whether JSON holds other JSON, as metadata @> filter does for objects and plain values."""
+    """Whether JSON holds other JSON, as ``metadata @> filter`` has it."""
     if isinstance(wanted, Mapping):
         return isinstance(value, Mapping) and all(
             key in value and holds(value[key], own) for key, own in wanted.items()
         )
-    return bool(value == wanted)
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(any(holds(one, own) for one in value) for own in wanted)
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
 
 
 def distinct(pictures: Sequence[Picture]) -> list[Picture]:

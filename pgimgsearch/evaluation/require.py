@@ -57,4 +57,4 @@ def check(requirements: Sequence[Requirement], figures: Figures) -> None:
     """Raise RequirementError, with all that fails, where something does."""
     failed = [failure for requirement in requirements for failure in requirement.failures(figures)]
     if failed:
-        raise RequirementError("; ".join(failed), hint="the figures are kept: pgimgsearch evaluate --history")
+        raise RequirementError("; ".join(failed), hint="earlier figures: pgimgsearch evaluate --history")

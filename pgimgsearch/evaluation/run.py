@@ -68,10 +68,7 @@ def evaluate(
             outcome = ask(model)
             speed, query = images_per_second(connection, model), query_ms(connection, model)
             results.append(Result(model.name, outcome, _figures(outcome), model.fingerprint, speed, query))
-        results = [_kept(connection, protocol, wish, notes, found) for found in results]
-        if not history.can_keep(connection):
-            tell("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
-    return Evaluation(protocol, _data(wish), notes, results)
+        return _kept(connection, protocol, wish, notes, results, tell)
 
 
 def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, tell: Tell) -> Evaluation:
@@ -89,8 +86,7 @@ def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, t
         for line in notes.told():
             tell(line)
     with connect(url) as connection:
-        kept = _kept(connection, protocol, wish, notes, Result(predictions.name, outcome, _figures(outcome)))
-    return Evaluation(protocol, _data(wish), notes, [kept])
+        return _kept(connection, protocol, wish, notes, [Result(predictions.name, outcome, _figures(outcome))], tell)
 
 
 def figures_of(protocol: Protocol, wish: Wish) -> list[str]:
@@ -189,17 +185,25 @@ def _row(found: Evaluation, result: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _kept(connection: Connection, protocol: Protocol, wish: Wish, notes: Notes, found: Result) -> Result:
-    row: dict[str, Any] = {
-        "protocol": protocol.name, "data": _data(wish), "model": found.model, "fingerprint": found.fingerprint,
-        "options": _options(wish), "questions": found.outcome.questions,
-        "figures": {name: _interval(figure) for name, figure in found.figures.items()},
-        "numbers": {name: _finite(value) for name, value in found.outcome.numbers.items()}, "notes": notes.rows(),
-        "images_per_second": found.images_per_second, "query_ms": found.query_ms,
-    }  # fmt: skip
-    before = history.before(connection, row)
-    kept = history.keep(connection, row) if history.can_keep(connection) else None
-    return replace(found, before=before, evaluation_id=kept)
+def _kept(
+    connection: Connection, protocol: Protocol, wish: Wish, notes: Notes, results: Sequence[Result], tell: Tell
+) -> Evaluation:
+    """The evaluation, compared with the one before and kept where this role may."""
+    may = history.can_keep(connection)
+    if not may:
+        tell("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
+    kept = []
+    for found in results:
+        row: dict[str, Any] = {
+            "protocol": protocol.name, "data": _data(wish), "model": found.model, "fingerprint": found.fingerprint,
+            "options": _options(wish), "questions": found.outcome.questions,
+            "figures": {name: _interval(figure) for name, figure in found.figures.items()},
+            "numbers": {name: _finite(value) for name, value in found.outcome.numbers.items()}, "notes": notes.rows(),
+            "images_per_second": found.images_per_second, "query_ms": found.query_ms,
+        }  # fmt: skip
+        before = history.before(connection, row)
+        kept.append(replace(found, before=before, evaluation_id=history.keep(connection, row) if may else None))
+    return Evaluation(protocol, _data(wish), notes, kept)
 
 
 def _interval(figure: Figure) -> dict[str, float | None]:

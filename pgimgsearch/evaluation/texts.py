@@ -125,7 +125,7 @@ def _told(context: Context) -> Told:
         return _joined(context, captions.read(file, context.notes, wish.split), file)
     if wish.split is not None:
         raise UsageError("--split is of a file of captions", hint="name it: --captions FILE")
-    found = context.images()[: wish.limit]
+    found = context.chosen(context.images())[: wish.limit]
     told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
     if not told:
         raise SourceError(
@@ -154,15 +154,16 @@ def _joined(context: Context, rows: Sequence[Caption], file: Path) -> Told:
     names = Names(map(str, walk(data)) if data is not None else there)
     placed = {caption.name: names.find(caption.name) for caption in rows}
     notes.add("pictures of the captions are not there", (name for name, path in placed.items() if path is None))
-    wanted = list(dict.fromkeys(path for path in placed.values() if path is not None))[: wish.limit]
+    wanted = list(dict.fromkeys(path for path in placed.values() if path is not None))
     if not wanted:
         raise SourceError(f"none of the pictures that {file} names are there", hint="see --captions and --split")
     if data is not None:
-        brought = context.bringer.bring(files_source(data, list(map(Path, wanted))), notes)
-        there = {picture.location: picture for picture in context.filtered(list(brought.values()))}
-    chosen = {path: there[path] for path in wanted if path in there}
-    told = [(caption.text, chosen[path]) for caption in rows if (path := placed[caption.name]) in chosen]
-    return _together(context, list(chosen.values()), told)
+        first = wanted[: wish.limit if wish.filter is None else None]  # so that no more are embedded than are needed
+        there = context.bringer.bring(files_source(data, list(map(Path, first))), notes)
+    chosen = context.chosen(there[path] for path in wanted if path in there)[: wish.limit]
+    known = {picture.location: picture for picture in chosen}
+    told = [(caption.text, known[path]) for caption in rows if (path := placed[caption.name]) in known]
+    return _together(context, chosen, told)
 
 
 def _together(context: Context, found: Sequence[Picture], told: Sequence[tuple[str, Picture]]) -> Told:

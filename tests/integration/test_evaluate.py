@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from psycopg.types.json import Jsonb
 
 from benchmarks import disc21
 from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import InterruptedRun, ModelError, PgImgSearchError, SourceError, UsageError
+from pgimgsearch.evaluation import pictures
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
 from pgimgsearch.evaluation.run import evaluate, summary
@@ -136,6 +140,38 @@ def test_what_a_truth_names_in_vain_is_counted_and_named(judge: Evaluate, disc: 
     assert again.results[0].outcome.questions == len(rows)
 
 
+def test_files_are_judged_as_they_are_now(judge: Evaluate, drawn: Path, tmp_path: Path) -> None:
+    """One that is gone is named, though its vector is there; one that came back is a picture again."""
+    paths = sorted(drawn.rglob("*.png"))
+    listed = tmp_path / "list.csv"
+    listed.write_text("path\n" + "\n".join(map(str, paths[:-1])))
+    key = r"/?([abc])/"
+    assert judge("classes", "palette", data=listed, key=key).results[0].outcome.questions == 23
+    paths[3].rename(tmp_path / "away.png")
+    for more in ([], paths[-1:]):  # with nothing to embed, and with something
+        listed.write_text("path\n" + "\n".join(map(str, paths[:-1] + more)))
+        found = judge("classes", "palette", data=listed, key=key)
+        assert found.notes.told() == [f"files cannot be read as pictures: 1 ({paths[3]})"]
+        assert found.results[0].outcome.questions == 22 + len(more)
+    (tmp_path / "away.png").rename(paths[3])
+    found = judge("classes", "palette", data=listed, key=key)
+    assert found.notes.told() == []
+    assert found.results[0].outcome.questions == 24
+
+
+def test_one_query_by_two_names_has_the_references_of_both(judge: Evaluate, disc: Path) -> None:
+    rows = list(csv.reader((disc / "ground_truth.csv").read_text().splitlines()))[1:]
+    matched = [row for row in rows if row[1]]
+    lines = [",".join(row) for row in rows]
+    plain = disc / "plain.csv"
+    plain.write_text("\n".join(lines))
+    before = values(judge("copy-detection", "palette", data=disc, truth=plain))
+    plain.write_text("\n".join([*lines, f"{matched[0][0]}.jpg,"]))
+    found = judge("copy-detection", "palette", data=disc, truth=plain)
+    assert values(found) == before
+    assert "queries are named twice in the truth, in different words: 1" in " ".join(found.notes.told())
+
+
 def test_limits_on_references_make_queries_without_a_match(judge: Evaluate, disc: Path) -> None:
     found = judge("copy-detection", "palette", data=disc, limit_references=6)
     noted = {row["what"]: row["count"] for row in found.notes.rows()}
@@ -162,6 +198,10 @@ def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc:
         judge("copy-detection", "palette", data=disc, queries=disc / "references", truth=same)
     with pytest.raises(SourceError, match="references: there is none"):
         judge("copy-detection", "palette", data=tmp_path / "drawn")
+    for file in sorted((disc / "train").iterdir())[1:]:
+        file.write_bytes(b"no picture")
+    with pytest.raises(SourceError, match="there are 1 pictures to normalise on"):
+        judge("copy-detection", "palette", data=disc, score_norm=2)
     with pytest.raises(SourceError, match="pictures to normalise on: there is none"):
         shutil.rmtree(disc / "train")
         judge("copy-detection", "palette", data=disc, score_norm=2)
@@ -269,7 +309,6 @@ def test_files_are_found_from_anywhere_and_by_any_name(
     """Relative options, and a name that is no UTF-8."""
     query = sorted((disc / "queries").iterdir())[0]
     os.rename(query, os.fsencode(query.parent) + b"/odd-\xff.jpg")  # noqa: PTH104
-    truth = (disc / "ground_truth.csv").read_text()
     command = [
         "--json",
         "evaluate",
@@ -289,8 +328,7 @@ def test_files_are_found_from_anywhere_and_by_any_name(
     )
     assert json.loads(named.stdout)["models"][0]["figures"] == json.loads(plain.stdout)["models"][0]["figures"]
     told = {row["what"]: row["named"] for row in json.loads(plain.stdout)["notes"]}
-    if query.stem + ",\n" not in truth:
-        assert query.stem in told["queries of the truth are not there"]
+    assert told["queries of the truth are not there"] == [query.stem]
     unnamed = "queries are not in the truth, which names those without a match too, and are left out"
     assert told[unnamed] == ["odd-\\xff.jpg"]
     for wrong in (["--html", str(disc / "nowhere" / "page.html")], ["--truth", "nowhere.csv"]):
@@ -309,6 +347,40 @@ def test_an_interrupted_embedding_evaluates_nothing(
     with pytest.raises(InterruptedRun, match="the next run goes on"):
         judge("classes", "palette", data=photos)
     assert connection.execute("select count(*) from imgsearch.evaluation_run").fetchone() == (0,)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["a", "b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), JSON, max_size=3)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(OBJECTS, OBJECTS)
+def test_a_filter_holds_as_it_does_in_sql(admin: Connection, value: Any, wanted: Any) -> None:
+    for asked in (wanted, {key: value[key] for key in list(value)[:1]}):
+        row = admin.execute("select %s::jsonb @> %s::jsonb", [Jsonb(value), Jsonb(asked)]).fetchone()
+        assert (pictures.holds(value, asked),) == row
+
+
+def test_captions_of_a_list_are_told_beside_each_other_and_filtered_before_they_are_cut(
+    judge: Evaluate, tmp_path: Path
+) -> None:
+    colours = ["green", "blue", "red", "yellow"]
+    (tmp_path / "set").mkdir()
+    for colour in colours:
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "set" / f"{colour}.png")
+    rows = [f"{colour}.png,{word},{'warm' if colour in {'red', 'yellow'} else 'cold'}"
+            for colour in colours for word in (colour, f"{colour} wall")]  # fmt: skip
+    listed = tmp_path / "set" / "list.csv"
+    listed.write_text("path,caption,tone\n" + "\n".join(rows))
+    assert judge("text-to-image", "palette", data=listed).results[0].outcome.questions == 8
+    for data in (listed, tmp_path / "set"):  # the folder has what the list said of its pictures when they were embedded
+        found = judge("text-to-image", "palette", data=data, captions=listed, filter={"tone": "warm"}, limit=2)
+        assert found.results[0].outcome.questions == 4
+        assert values(found)["palette"]["r@1"] == 1
 
 
 @pytest.mark.parametrize("layout", ["file", "database"])
@@ -343,7 +415,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     if layout == "database":
         captions = sidecar.read_sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
-    told = judge("text-to-image", "palette", split=None, **wish)
+    told = judge("text-to-image", "palette", **wish)
     extra = 3 if layout == "database" else 0  # green, yellow and orange, which are kept, and red again
     assert told.results[0].outcome.questions == 3 + extra + (layout == "database")
     assert not any("not there" in line for line in told.notes.told())
@@ -359,6 +431,11 @@ def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path)
     (tmp_path / "set" / "green").mkdir()
     found = judge("zero-shot", "palette", data=tmp_path / "set", template="{}")
     assert values(found)["palette"] == {"top-1": 0.75, "top-5": 1}
+    Image.new("RGB", (32, 40), "blue").save(tmp_path / "set" / "beside.png")  # in no folder of the set
+    again = judge("zero-shot", "palette", data=tmp_path / "set", template="{}")
+    assert again.results[0].outcome.questions == 4
+    with pytest.raises(SourceError, match="no group has 2 pictures"):
+        judge("instances", "palette", data=tmp_path / "set", key=r"(\d)\.png", min_images=1)
     assert "classes are empty: 1 (green)" in found.notes.told()
 
 
@@ -482,6 +559,10 @@ def test_predictions_given_twice_count_once(cli: Callable[..., Any], tmp_path: P
     whole = json.loads(done.stdout)
     assert whole["models"][0]["figures"]["micro-ap"]["value"] == pytest.approx((1 + 2 / 3) / 2)
     assert whole["data"] == str(truth)
+    predictions.write_text("q1,R1,0.9\n")
+    truth.write_text("Q1,R1\nQ2,R2\n")
+    arguments = ["evaluate", "-p", "copy-detection", "--truth", str(truth), "--predictions", str(predictions)]
+    assert "predicts nothing of any query" in cli(*arguments).stderr
     wrong: list[list[str]] = [["-m", "pdq"], ["--score-norm", "2"], ["-p", "classes"]]
     for options in wrong:
         arguments = ["-p", "copy-detection", "--truth", str(truth), "--predictions", str(predictions), *options]

@@ -139,6 +139,8 @@ def test_a_score_at_the_threshold_reaches_it_also_when_both_are_rounded() -> Non
     for similarity, near in ((round(1 - 31 / 256, 6), 1 - 31 / 256), (0.96, float(np.float32(0.96)))):
         found = predictions([0, 0], [similarity, similarity - 1e-4], [True, False], [1.0])
         assert found.at(near).recall(np.ones(1)) == found.at(near).precision(np.ones(1)) == 1
+    close = predictions([0, 0], [float(np.float32(0.400021)), float(np.float32(0.40002))], [True, False], [1.0])
+    assert close.at(close.best_threshold()).f1(np.ones(1)) == 1
 
 
 def test_a_draw_without_a_true_pair_says_nothing() -> None:

@@ -39,7 +39,7 @@ SAME = {("000009.jpg", "A cat."), ("000007.jpg", "A dog"), ("000009.jpg", "A bla
         "000009.jpg#0\tA cat.\n000007.jpg#0\tA dog\n000009.jpg#1\tA black cat\n",
         "image,caption\n000009.jpg,A cat.\n000007.jpg,A dog\n000009.jpg,A black cat\n",
         "image_name| comment_number| comment\n000009.jpg| 0| A cat.\n000007.jpg| 0| A dog\n000009.jpg| 1| A black cat\n",
-        "\ufeffpath,caption,split\n000009.jpg,A cat.,a\n000007.jpg,A dog,b\n000009.jpg,A black cat,a\n",
+        "\ufeff\npath,caption,split\n000009.jpg,A cat.,a\n000007.jpg,A dog,b\n000009.jpg,A black cat,a\n",
         '{"path": "000009.jpg", "caption": "A cat."}\n{"path": "000007.jpg", "text": "A dog"}\n{"image": "000009.jpg", "caption": "A black cat"}\n',
         json.dumps([{"image": name, "caption": text} for name, text in sorted(SAME)]),
     ],
@@ -123,6 +123,8 @@ def test_names_are_paths_or_file_names_and_never_guessed() -> None:
         "/data/r/1.jpg",
         *["/data/q/1.jpg"] * 2,
     ]
+    twins = Names(["/d/a.jpg", "/d/a.jpg.webp", "/d/b.jpg.webp"])
+    assert [twins.find(name) for name in ("a.jpg", "d/a.jpg", "a", "b.jpg")] == [*["/d/a.jpg"] * 3, "/d/b.jpg.webp"]
     assert [names.find("2"), names.find("r/2.png")] == ["/data/r/2.png"] * 2
     assert [names.find(name) for name in ("q/2.png", "/elsewhere/2.png", "3", "ata/q/1.jpg")] == [None] * 4
     with pytest.raises(SourceError, match=r"1.jpg may be /data/q/1.jpg or /data/r/1.jpg"):
