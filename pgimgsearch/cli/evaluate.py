@@ -17,7 +17,7 @@ from pgimgsearch.cli.terminal import (
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
-from pgimgsearch.errors import SourceError, UsageError
+from pgimgsearch.errors import UsageError
 from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def evaluate(
         page.check(html)
     names = tuple(model or (() if predictions else asked.models))
     wish = Wish(
-        names, _whole(data), collection, json_filter(filter_json), limit, sample, key, min_images,
-        template_of(template), _whole(captions), split, _whole(truth), _whole(references), _whole(queries),
-        _whole(background), limit_references, score_norm, whiten, count,
+        names, data, collection, json_filter(filter_json), limit, sample, key, min_images, template_of(template),
+        captions, split, truth, references, queries, background, limit_references, score_norm, whiten, count,
     )  # fmt: skip
     named = (predictions.name,) if predictions else names
     required = parse(require or [], named, run.figures_of(asked, wish))
@@ -116,14 +115,6 @@ def evaluate(
         page.write(found, html)
     reached = ({figure: own.value for figure, own in result.figures.items()} for result in found.results)
     check(required, dict(zip(named, reached, strict=True)))
-
-
-def _whole(path: Path | None) -> Path | None:
-    """The same from any folder, as it is kept with the figures."""
-    found = None if path is None else path.expanduser().resolve()
-    if found is not None and not found.exists():
-        raise SourceError(f"there is no {found}", hint="name a file or folder that exists")
-    return found
 
 
 def _show(terminal: Terminal, found: "Evaluation") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import UsageError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation import copies, history, intervals
 from pgimgsearch.evaluation.context import Context, Outcome, Wish
 from pgimgsearch.evaluation.intervals import Figure
@@ -54,7 +54,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate models by a protocol, and keep the figures where this role may; what is odd is told in any case."""
     _check_options(protocol, wish)
-    notes = Notes()
+    wish, notes = _found(wish), Notes()
     bringer = Bringer(url, wish.models, wish.collection, device, trust, tell, progress)
     results = []
     with connect(url) as connection:
@@ -73,13 +73,12 @@ def evaluate(
 
 def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, tell: Tell) -> Evaluation:
     """Evaluate predictions that something else made, and keep the figures."""
-    given = _given(wish)
-    if protocol.name != "copy-detection" or set(given) != {"truth"} or wish.truth is None:
+    wish, notes = _found(wish), Notes()
+    if protocol.name != "copy-detection" or set(_given(wish)) != {"truth"} or wish.truth is None:
         raise UsageError(
             "predictions are judged by a ground truth alone",
             hint="evaluate --protocol copy-detection --predictions FILE --truth FILE",
         )
-    notes = Notes()
     try:
         outcome = copies.from_file(predictions, wish.truth, notes)
     finally:
@@ -98,6 +97,17 @@ def figures_of(protocol: Protocol, wish: Wish) -> list[str]:
 
 def _figures(outcome: Outcome) -> dict[str, Figure]:
     return intervals.measure(outcome.measures, np.arange(outcome.questions) if outcome.units is None else outcome.units)
+
+
+def _found(wish: Wish) -> Wish:
+    """The same with whole paths, from whatever folder; raises SourceError for one that leads nowhere."""
+    paths: dict[str, Any] = {
+        name: value.expanduser().resolve() for name, value in _given(wish).items() if isinstance(value, Path)
+    }
+    for path in paths.values():
+        if not path.exists():
+            raise SourceError(f"there is no {path}", hint="name a file or folder that exists")
+    return replace(wish, **paths)
 
 
 def _given(wish: Wish) -> dict[str, Any]:

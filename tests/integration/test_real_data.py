@@ -67,7 +67,7 @@ def test_titles_and_article_types_find_their_products(url: str, data: Path, judg
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(row | {"path": str(data / "fashion" / row["path"])} for row in rows)
-    found = judge("text-to-image", TINY, data=listed, key="article_type", least=5)
+    found = judge("text-to-image", TINY, data=listed, key="article_type", min_images=5)
     assert values(found)[TINY]["p@5"] == pytest.approx(right / (5 * 26))
     assert found.results[0].outcome.questions == 26
     with connect(url) as connection:  # what was there was not embedded again
