@@ -37,7 +37,7 @@ Refine = Callable[[Iterator[ScannedFile]], Iterator[ScannedFile]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run goes."""
+    """How a run goes. ``max_load`` is the share of the time in which networks may work: queries want the rest."""
 
     collection: str | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -45,6 +45,7 @@ class Options:
     prune: bool = False
     retry_failed: bool = False
     skip_duplicates: bool = False
+    max_load: float = 1.0
     max_pixels: int = 100_000_000
     max_bytes: int = 256 << 20
 
@@ -175,10 +176,10 @@ def _stages(
                     item.fail(error)
         return item
 
-    def prepare(item: Item) -> Item:
+    def decoded(item: Item) -> Item:
         if item.data:
             with watch.time("decode"):
-                _prepare(item, models, options.max_pixels)
+                prepare(item, models, options.max_pixels)
         return item
 
     ahead = options.workers * 2
@@ -186,11 +187,11 @@ def _stages(
     fresh = itertools.chain.from_iterable(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
-    decoded = prefetch(ordered_map(pool, prepare, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
-    yield from prefetch(embed(decoded, models, watch), FILES_IN_QUEUE, "embed")
+    ready = prefetch(ordered_map(pool, decoded, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
+    yield from prefetch(embed(ready, models, watch, options.max_load), FILES_IN_QUEUE, "embed")
 
 
-def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
+def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
     """Decode once, prepare for every network that is wanted, and let the pixels go."""
     try:
         image, facts = decode(item.data, max_pixels)
