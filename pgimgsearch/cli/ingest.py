@@ -240,6 +240,8 @@ def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") ->
     for name, what in built.items():
         if what == "built":
             terminal.talk(f"index built: {name}")
+        elif what == "busy":
+            terminal.talk(f"another session builds the index of {name}")
         else:
             terminal.talk(f"no index yet; ask the owner of the database to run: pgimgsearch index build {name}")
 

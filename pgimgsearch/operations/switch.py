@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from psycopg import sql
+from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import DatabaseError, ModelError
+from pgimgsearch.errors import BusyError, ModelError
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import fill
 from pgimgsearch.operations.fill import Coverage, Progress
 from pgimgsearch.pipeline import opening, run
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE, LoadedModel
 
 Tell = Callable[[str], None]
 
@@ -57,7 +58,7 @@ def switch(url: str, wish: Wish, tell: Tell, progress: Progress) -> Switched:
     """Fill, index and verify a model, and move the alias to it. Killed, it goes on where it was when called again.
 
     Until the last step nothing changes for those who ask. Raises ModelError where the model must not take over, and
-    DatabaseError where another switch of the alias is running.
+    BusyError where another switch of the alias is running.
     """
     with connect(url) as connection, _alone(connection, wish.alias):
         old = _present(connection, wish.alias)
@@ -79,6 +80,9 @@ def switch(url: str, wish: Wish, tell: Tell, progress: Progress) -> Switched:
                 f"{covered.missing}",
             )
         overlap = None if old is None else neighbour_overlap(connection, old, model.stored, wish.sample)
+        if old is not None and old.has_text and model.stored.has_text:
+            texts = carry_texts(connection, old, model)
+            tell(f"{texts} cached texts embedded for {name}")
         store.set_status(connection, model.stored, "ready")
         locked = _move(connection, wish.alias, name)
     return Switched(wish.alias, old.name if old else None, name, covered, recall, overlap, locked)
@@ -89,6 +93,23 @@ def rollback(connection: Connection, alias: str) -> str:
     row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()
     assert row is not None
     return str(row[0])
+
+
+def carry_texts(connection: Connection, old: StoredModel, new: LoadedModel) -> int:
+    """Embed the texts that the old model has cached, so that whoever asks for them finds them. Returns how many."""
+    rows = connection.execute(
+        "select t.template, array_agg(t.query order by t.used_at) from imgsearch.text_embedding t "
+        "where t.model_id = %s group by 1",
+        [old.model_id],
+    ).fetchall()
+    carried = 0
+    for template, texts in rows:
+        missing = store.missing_texts(connection, new.stored, texts, template)
+        for start in range(0, len(missing), TEXTS_AT_ONCE):
+            part = missing[start : start + TEXTS_AT_ONCE]
+            store.cache_texts(connection, new.stored, part, new.embed_texts(part, template), template)
+        carried += len(missing)
+    return carried
 
 
 def neighbour_overlap(connection: Connection, one: StoredModel, other: StoredModel, sample: int) -> float | None:
@@ -128,11 +149,7 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
     stored = store.get_model(connection, name)
     if not index.can_index(stored):
         return None
-    if stored.index_method == "none":
-        index.build(
-            connection, stored, memory_limit=wish.memory_limit, concurrently=True,
-            report=lambda _, done, total: progress(done, total),
-        )  # fmt: skip
+    if _build_missing(connection, name, wish.memory_limit, progress):
         tell(f"index built: {name}")
     row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, NEIGHBOURS, wish.sample]).fetchone()
     recall = row[0] if row else None
@@ -142,6 +159,19 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
             hint=f"pgimgsearch index tune {name}, and switch again; or ask for less: --recall",
         )
     return recall
+
+
+@retry(retry=retry_if_exception_type(BusyError), wait=wait_fixed(1))
+def _build_missing(connection: Connection, name: str, memory_limit: int, progress: Progress) -> bool:
+    """Build the index of a model if it has none; where another session is at it, wait for that. Returns whether."""
+    stored = store.get_model(connection, name)
+    if stored.index_method != "none":
+        return False
+    index.build(
+        connection, stored, memory_limit=memory_limit, concurrently=True,
+        report=lambda _, done, total: progress(done, total),
+    )  # fmt: skip
+    return True
 
 
 def _move(connection: Connection, alias: str, name: str) -> float:
@@ -159,7 +189,7 @@ def _alone(connection: Connection, alias: str) -> Iterator[None]:
     key = f"pgimgsearch.switch.{alias}"
     row = connection.execute("select pg_try_advisory_lock(hashtext(%s))", [key]).fetchone()
     if row != (True,):
-        raise DatabaseError(f"another switch of {alias} is running", hint="wait for it, or stop it with Ctrl-C")
+        raise BusyError(f"another switch of {alias} is running", hint="wait for it, or stop it with Ctrl-C")
     try:
         yield
     finally:

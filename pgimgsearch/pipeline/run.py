@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import DatabaseError, UsageError
+from pgimgsearch.errors import BusyError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.copy_in import Writer
@@ -117,7 +117,8 @@ def finish(
 ) -> dict[str, str]:
     """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
 
-    Returns what happened by model: ``built``, or ``left`` where the role is not the owner.
+    Returns what happened by model: ``built``, ``busy`` where another session builds it, or ``left`` where the role is
+    not the owner.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
@@ -128,8 +129,11 @@ def finish(
                 told |= {stored.name: "left"} if missing else {}
                 continue
             if missing:
-                index.build(connection, stored, memory_limit=memory_limit, report=report)
-                told[stored.name] = "built"
+                try:
+                    index.build(connection, stored, memory_limit=memory_limit, report=report)
+                    told[stored.name] = "built"
+                except BusyError:
+                    told[stored.name] = "busy"
             if stored.status == "building":
                 store.set_status(connection, stored, "ready")
     return told
@@ -259,9 +263,7 @@ def _lock(connection: Connection, collection_id: int, name: str) -> None:
         "select pg_try_advisory_lock(hashtext('pgimgsearch.ingest'), %s)", [collection_id]
     ).fetchone()
     if row != (True,):
-        raise DatabaseError(
-            f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
-        )
+        raise BusyError(f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C")
     connection.execute(
         "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",
         [collection_id],

@@ -15,9 +15,9 @@ from PIL import Image
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import DatabaseError, InterruptedRun, ModelError
+from pgimgsearch.errors import BusyError, InterruptedRun, ModelError
 from pgimgsearch.operations import fill, switch
-from pgimgsearch.pipeline import scan
+from pgimgsearch.pipeline import opening, register, scan
 from tests.pictures import photo
 
 SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail for a hash
@@ -73,6 +73,31 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
         switch.rollback(opened, "mine")
 
 
+def test_texts_that_were_asked_are_found_again(
+    url: str, detailed: Path, photos: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    for folder in (detailed, photos):
+        ingest(folder, "palette")
+    with connect(url) as opened:
+        model = register.open_model(opened, "palette")
+        for template in ("{}", "a {} wall"):
+            store.cache_texts(
+                opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template
+            )
+    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate"), lambda _: None)
+    switch.switch(url, switch.Wish("text", "palette@8", recall=0), lambda _: None, lambda _, __: None)
+    assert store_text(connection) == "palette@8"
+    for text, template in (("red", "{}"), ("blue", "a {} wall")):
+        rows = connection.execute(
+            "select * from imgsearch.search_text(%s, template => %s)", [text, template]
+        ).fetchall()
+        assert len(rows) == 10
+
+
+def store_text(connection: Connection) -> str | None:
+    return store.aliases(connection).get("text")
+
+
 def test_files_that_are_gone_keep_the_old_model(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
@@ -123,7 +148,7 @@ def test_a_switch_that_is_stopped_goes_on(
 
 def test_two_switches_of_one_alias_do_not_meet(url: str, detailed: Path, ingest: Callable[..., Any]) -> None:
     ingest(detailed, "palette")
-    with connect(url) as opened, switch._alone(opened, "default"), pytest.raises(DatabaseError, match="another switch"):
+    with connect(url) as opened, switch._alone(opened, "default"), pytest.raises(BusyError, match="another switch"):
         moved(url)
     moved(url)
 
