@@ -1,1 +1,0 @@
-"""Work on a database that serves: filling a model from stored files, and switching to it."""
