@@ -11,7 +11,7 @@ from typing import Any
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.evaluation.notes import Notes
-from pgimgsearch.pipeline.rows import read_text
+from pgimgsearch.pipeline.rows import json_row, read_text
 
 PICTURE = ("path", "url", "image", "image_name", "file_name", "filename")
 TEXT = ("caption", "captions", "comment", "text", "sentence", "title")
@@ -65,14 +65,15 @@ def read(path: Path, notes: Notes, split: str | None = None) -> list[Caption]:
 
 
 def _read(path: Path) -> Iterator[Caption]:
-    text = read_text(path).removeprefix("\ufeff").lstrip()
+    text = read_text(path).lstrip()
     if text.startswith("["):
         return _rows(_array(text, path), path)
     if text.startswith("{"):
         try:
             whole = json.loads(text)
         except ValueError:
-            return _rows(_json_lines(text, path), path)
+            lines = enumerate(text.split("\n"), 1)
+            return _rows((json_row(line, str(path), number) for number, line in lines if line.strip()), path)
         return _whole(whole, path) if "images" in whole else _rows([whole], path)
     first = text.partition("\n")[0]
     if TOKEN.fullmatch(first.rstrip("\r")):
@@ -138,15 +139,3 @@ def _array(text: str, path: Path) -> list[dict[str, Any]]:
     if not all(isinstance(row, dict) for row in found):
         raise SourceError(f"{path} is no array of JSON objects", hint="write one object a caption")
     return list(found)
-
-
-def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise SourceError(f"{path}, line {number}: {error}", hint="write one JSON object a line") from error
-            if not isinstance(row, dict):
-                raise SourceError(f"{path}, line {number} is no JSON object", hint="write one JSON object a line")
-            yield row

@@ -76,7 +76,7 @@ def read_predictions(path: Path) -> list[tuple[str, str, float]]:
 
 def _rows(path: Path) -> list[tuple[str, str, str]]:
     """Query, reference and score of each row, empty where there is none; columns as a header says, else in order."""
-    rows = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
     cells = [[cell.strip() for cell in row] for row in rows]
     cells = [row for row in cells if any(row)]
     columns = [0, 1, 2]

@@ -58,7 +58,7 @@ def duplicates(context: Context) -> Evaluate:
 
 def read_pairs(path: Path, notes: Notes) -> list[tuple[str, str]]:
     """Rows of two paths, or of a path and its group under that header, of which all pairs are meant."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff")))]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(path)))]
     rows = [row for row in rows if any(row)]
     if not rows:
         raise SourceError(f"{path} has no rows", hint="two paths a row, or path,group with that header")

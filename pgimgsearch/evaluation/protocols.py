@@ -14,7 +14,7 @@ TEXTS = (*PICTURES, "sample", "key", "min_images", "template", "captions", "spli
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """A way to ask, and what is published of it: (model, figure) -> value.
+    """A way to ask, its figures, those it has of classes (``--key``), and what is published: (model, figure) -> value.
 
     ``prepare`` names the function that does it, which is imported when it is wanted: a table must be quick to read.
     """
@@ -27,6 +27,7 @@ class Protocol:
     options: tuple[str, ...] = PICTURES
     models: tuple[str, ...] = ("default",)
     published: dict[tuple[str, str], float] = field(default_factory=dict)
+    of_classes: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The function: of a Context, to what evaluates a model."""
@@ -58,8 +59,8 @@ PROTOCOLS = (
     ),
     Protocol(
         "text-to-image", "captions, or names of classes, find their pictures",
-        "Karpathy and Fei-Fei 2015, arXiv:1412.2306", ("r@1", "r@5", "r@10", "p@1", "p@5", "p@10"),
-        "texts.text_to_image", TEXTS, ("text",),
+        "Karpathy and Fei-Fei 2015, arXiv:1412.2306", ("r@1", "r@5", "r@10"),
+        "texts.text_to_image", TEXTS, ("text",), of_classes=("p@1", "p@5", "p@10"),
     ),
     Protocol(
         "image-to-text", "pictures find their captions", "Karpathy and Fei-Fei 2015, arXiv:1412.2306",

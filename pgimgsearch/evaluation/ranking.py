@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class Vectors:
         return Vectors(self.rows[places], self.present[places], self.storage)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ranked:
     """Answers to q questions.
 
@@ -42,7 +43,7 @@ class Ranked:
     ranks: list[Columns]
     right: Columns
 
-    @property
+    @cached_property
     def first(self) -> NDArray[np.float64]:
         """(q,) the place of the first right answer, inf where none was found."""
         return np.array([ranks[0] if len(ranks) else np.inf for ranks in self.ranks], np.float64)

@@ -19,7 +19,6 @@ Figures = Mapping[str, Mapping[str, float]]  # model -> figure -> value
 class Requirement:
     """A figure and its bound, of one model or of all."""
 
-    text: str
     model: str | None
     figure: str
     operator: str
@@ -42,7 +41,7 @@ def parse(texts: Sequence[str], models: Sequence[str], figures: Sequence[str]) -
         try:
             if match is None:
                 raise ValueError
-            wanted = Requirement(text, match["model"], match["figure"], match["operator"], float(match["value"]))
+            wanted = Requirement(match["model"], match["figure"], match["operator"], float(match["value"]))
         except ValueError:
             raise UsageError(f"--require {text} is no requirement", hint='for example: --require "r@1>=0.6"') from None
         if wanted.figure not in figures:

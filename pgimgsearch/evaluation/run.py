@@ -90,8 +90,7 @@ def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, t
 
 def figures_of(protocol: Protocol, wish: Wish) -> list[str]:
     """The names of the figures that a protocol gives for a wish, before it is asked."""
-    with_key = wish.key is not None or not protocol.name.startswith("text-to-")  # precision is of classes
-    names = [name for name in protocol.figures if with_key or not name.startswith("p@")]
+    names = protocol.figures + (protocol.of_classes if wish.key is not None else ())
     return [name.replace("@K", f"@{wish.k}") for name in names]
 
 

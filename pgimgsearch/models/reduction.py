@@ -43,13 +43,15 @@ def check_dim(full: int, dim: int) -> None:
 
 
 def fit(vectors: NDArray[np.float32], dim: int, kind: Kind) -> Reduction:
-    """Fit on (n, full) vectors; ``dim`` is at most ``full``.
+    """Fit on (n, full) vectors. Raises ModelError where ``dim`` is too large; whitening may keep all dimensions.
 
     ``pca`` keeps the directions that hold most of the inner products, about the origin, as cosines are; ``whiten``
     takes the mean off first and gives every direction the same variance, as retrieval papers do; ``truncate`` keeps the
     first numbers, which is right for Matryoshka models only.
     """
     full = vectors.shape[1]
+    if kind != "whiten" or dim != full:
+        check_dim(full, dim)
     none = np.zeros(full, dtype=np.float32)
     if kind == "truncate":
         return Reduction(kind, np.eye(dim, full, dtype=np.float32), none)

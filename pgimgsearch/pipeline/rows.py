@@ -19,7 +19,7 @@ def parse_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
     lines = text.split("\n")  # not splitlines, which also splits at characters that JSON may hold
     first = lines[0].strip()
     if first.startswith("{"):
-        rows = (_json_row(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
+        rows = (json_row(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
     elif {"path", "url"} & {cell.strip() for cell in first.split(",")}:
         rows = (dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
     else:
@@ -48,8 +48,9 @@ def split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_text(path: Path) -> str:
+    """A file of rows, without the mark that some programs begin it with."""
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read {path}: {error}", hint="give a CSV or JSONL file in UTF-8") from error
 
@@ -69,7 +70,8 @@ def _check(row: Mapping[str, Any], name: str, number: int) -> None:
         raise SourceError(f"{name}, row {number} holds a NUL character", hint="remove it")
 
 
-def _json_row(line: str, name: str, number: int) -> dict[str, Any]:
+def json_row(line: str, name: str, number: int) -> dict[str, Any]:
+    """A line of JSONL; raises SourceError for what is no object."""
     try:
         row = json.loads(line, parse_constant=_no_constant)
     except ValueError as error:

@@ -551,7 +551,7 @@ def test_every_protocol_names_its_source_in_the_help(cli: Callable[..., Any]) ->
     for protocol in PROTOCOLS:
         assert f"{protocol.name}: {protocol.what} ({protocol.source})." in told
         assert callable(protocol.load())
-        assert set(protocol.figures) <= FIGURES.keys()
+        assert {*protocol.figures, *protocol.of_classes} <= FIGURES.keys()
 
 
 def test_predictions_given_twice_count_once(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ def test_principal_components_are_those_of_numpy() -> None:
     white = reduction.fit(data, 5, "whiten").apply(data)
     assert np.allclose(np.cov(white.T, bias=True), np.eye(5), atol=1e-2)
     assert np.array_equal(reduction.fit(data, 3, "truncate").apply(data), unit(data)[:, :3])
+    for dim, kind in ((data.shape[1], "pca"), (data.shape[1] + 1, "whiten"), (0, "whiten")):
+        with pytest.raises(ModelError, match="cannot reduce"):
+            reduction.fit(data, dim, kind)
+    assert reduction.fit(data, data.shape[1], "whiten").dim == data.shape[1]
 
 
 def test_the_exported_network_gives_the_same_vectors(
