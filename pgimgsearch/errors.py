@@ -23,6 +23,10 @@ class DatabaseError(PgImgSearchError):
     exit_code = 3
 
 
+class BusyError(DatabaseError):
+    """Another session is at this already."""
+
+
 class SchemaError(PgImgSearchError):
     """The database and this program do not fit each other."""
 

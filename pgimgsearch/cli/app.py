@@ -20,6 +20,7 @@ from pgimgsearch.cli import (
     operations,
     search,
     serve,
+    switch,
 )
 from pgimgsearch.cli.terminal import Group, Terminal, hush_libraries, show_error
 from pgimgsearch.errors import PgImgSearchError
@@ -43,6 +44,9 @@ app.command()(cluster.cluster)
 app.command(help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(duplicates.app, name="duplicates")
 models.app.command("calibrate")(calibrate.calibrate)
+models.app.command("switch")(switch.switch)
+models.app.command("fill")(switch.fill)
+models.app.command("rollback")(switch.rollback)
 app.add_typer(models.app, name="models")
 app.add_typer(database.app, name="db")
 app.add_typer(index.app, name="index")

@@ -22,7 +22,7 @@ from pgimgsearch.cli.terminal import (
 )
 from pgimgsearch.database import index
 from pgimgsearch.database.address import database_url
-from pgimgsearch.database.connection import connect
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def ingest(
         list[str] | None,
         typer.Option("--model", "-m", help="A model; several share one decoding. Default: the alias default."),
     ] = None,
+    all_models: Annotated[
+        bool, typer.Option("--all-models", help="All stored models that are building or ready, as during a switch.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(help="The model's outputs, with commas: projection,hidden. Each is a model of its own."),
@@ -106,6 +109,8 @@ def ingest(
             "--prune with a list or a query needs it to be the only source, and --collection",
             hint="what is not listed is removed from that collection",
         )
+    if all_models and model:
+        raise UsageError("--all-models names every model already", hint="leave --model out")
     for option, value in {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim}.items():
         if value is not None and len(model or []) != 1:
             raise UsageError(
@@ -130,7 +135,7 @@ def ingest(
             found.append(_query(url, from_sql))
         totals = [source.count() for source in found]
         with connect(url) as connection:
-            names = model or _default_model(connection)
+            names = _all_models(connection) if all_models else model or _default_model(connection)
         wish = opening.Wish(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
@@ -197,6 +202,15 @@ def _default_model(connection: object) -> list[str]:
     return ["default"]
 
 
+def _all_models(connection: Connection) -> list[str]:
+    from pgimgsearch.database import store
+
+    names = [model.name for model in store.models(connection) if model.status in {"building", "ready"}]
+    if not names:
+        raise UsageError("the database has no models yet", hint="name one: --model dinov3")
+    return names
+
+
 def _pace(
     terminal: Terminal, models: "list[LoadedModel]", total: int | None, bar: Callable[[int, int | None], None]
 ) -> Callable[[int], None]:
@@ -226,6 +240,8 @@ def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") ->
     for name, what in built.items():
         if what == "built":
             terminal.talk(f"index built: {name}")
+        elif what == "busy":
+            terminal.talk(f"another session builds the index of {name}")
         else:
             terminal.talk(f"no index yet; ask the owner of the database to run: pgimgsearch index build {name}")
 

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.store import StoredModel, count_embeddings
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import BusyError, ModelError
 
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
@@ -65,7 +65,8 @@ def build(
 
     ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first; ``concurrently`` keeps the old
     index in use until the new one is there. Where shared memory
-    is too small for parallel workers, as in a container, it is built without them.
+    is too small for parallel workers, as in a container, it is built without them. Raises BusyError where another
+    session builds it.
     """
     if not can_index(model):
         raise ModelError(
@@ -83,10 +84,10 @@ def build(
         sql.Literal(NEIGHBOURS),
         sql.Literal(CANDIDATES),
     )
-    _drop_leftover(connection, model)
-    if not concurrently:
-        drop(connection, model)
-    with _settings(connection, memory), _reported(connection, report):
+    with _alone(connection, model), _settings(connection, memory), _reported(connection, report):
+        _drop_leftover(connection, model)
+        if not concurrently:
+            drop(connection, model)
         try:
             connection.execute(statement)
         except (pg.DiskFull, pg.OutOfMemory) as error:
@@ -95,15 +96,15 @@ def build(
             _drop_leftover(connection, model)
             connection.execute("set max_parallel_maintenance_workers = 0")
             connection.execute(statement)
-    with connection.transaction():
-        drop(connection, model)
-        built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
-        connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
-        connection.execute(
-            "update imgsearch.model set index_method = 'hnsw', "
-            "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
-            [NEIGHBOURS, CANDIDATES, model.model_id],
-        )
+        with connection.transaction():
+            drop(connection, model)
+            built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
+            connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
+            connection.execute(
+                "update imgsearch.model set index_method = 'hnsw', "
+                "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
+                [NEIGHBOURS, CANDIDATES, model.model_id],
+            )
     connection.execute(sql.SQL("analyze {}").format(model.table))
     return memory
 
@@ -164,6 +165,21 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
         )
     connection.execute("update imgsearch.model set ef_search = %s where model_id = %s", [min(reaching), model.model_id])
     return rows
+
+
+@contextmanager
+def _alone(connection: Connection, model: StoredModel) -> Iterator[None]:
+    """One build of an index at a time. Nobody waits for the lock: a build beside writers would wait for the waiter."""
+    key = ["pgimgsearch.index", model.model_id]
+    if connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", key).fetchone() != (True,):
+        raise BusyError(
+            f"another session builds the index of {model.name}", hint="wait for it: pgimgsearch index status"
+        )
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", key)
 
 
 @contextmanager

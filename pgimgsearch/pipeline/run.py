@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import DatabaseError, UsageError
+from pgimgsearch.errors import BusyError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.copy_in import Writer
@@ -37,7 +37,7 @@ Refine = Callable[[Iterator[ScannedFile]], Iterator[ScannedFile]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run goes."""
+    """How a run goes. ``max_load`` is the share of the time in which networks may work: queries want the rest."""
 
     collection: str | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -45,6 +45,7 @@ class Options:
     prune: bool = False
     retry_failed: bool = False
     skip_duplicates: bool = False
+    max_load: float = 1.0
     max_pixels: int = 100_000_000
     max_bytes: int = 256 << 20
 
@@ -116,7 +117,8 @@ def finish(
 ) -> dict[str, str]:
     """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
 
-    Returns what happened by model: ``built``, or ``left`` where the role is not the owner.
+    Returns what happened by model: ``built``, ``busy`` where another session builds it, or ``left`` where the role is
+    not the owner.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
@@ -127,8 +129,11 @@ def finish(
                 told |= {stored.name: "left"} if missing else {}
                 continue
             if missing:
-                index.build(connection, stored, memory_limit=memory_limit, report=report)
-                told[stored.name] = "built"
+                try:
+                    index.build(connection, stored, memory_limit=memory_limit, report=report)
+                    told[stored.name] = "built"
+                except BusyError:
+                    told[stored.name] = "busy"
             if stored.status == "building":
                 store.set_status(connection, stored, "ready")
     return told
@@ -175,10 +180,10 @@ def _stages(
                     item.fail(error)
         return item
 
-    def prepare(item: Item) -> Item:
+    def decoded(item: Item) -> Item:
         if item.data:
             with watch.time("decode"):
-                _prepare(item, models, options.max_pixels)
+                prepare(item, models, options.max_pixels)
         return item
 
     ahead = options.workers * 2
@@ -186,11 +191,11 @@ def _stages(
     fresh = itertools.chain.from_iterable(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
-    decoded = prefetch(ordered_map(pool, prepare, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
-    yield from prefetch(embed(decoded, models, watch), FILES_IN_QUEUE, "embed")
+    ready = prefetch(ordered_map(pool, decoded, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
+    yield from prefetch(embed(ready, models, watch, options.max_load), FILES_IN_QUEUE, "embed")
 
 
-def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
+def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
     """Decode once, prepare for every network that is wanted, and let the pixels go."""
     try:
         image, facts = decode(item.data, max_pixels)
@@ -258,9 +263,7 @@ def _lock(connection: Connection, collection_id: int, name: str) -> None:
         "select pg_try_advisory_lock(hashtext('pgimgsearch.ingest'), %s)", [collection_id]
     ).fetchone()
     if row != (True,):
-        raise DatabaseError(
-            f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
-        )
+        raise BusyError(f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C")
     connection.execute(
         "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",
         [collection_id],

@@ -1,0 +1,213 @@
+"""Another model behind an alias: filled from stored files, verified, moved at once, and back, while others ask and ingest."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from PIL import Image
+
+from pgimgsearch.database import store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import BusyError, InterruptedRun, ModelError
+from pgimgsearch.operations import fill, switch
+from pgimgsearch.pipeline import opening, register, scan
+from tests.pictures import photo
+
+SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail for a hash
+
+
+@pytest.fixture
+def detailed(tmp_path: Path) -> Path:
+    """Twelve pictures that a hash can tell, in two folders, and a copy."""
+    folder = tmp_path / "detailed"
+    for number, seed in enumerate(SEEDS):
+        photo(folder / "ab"[number % 2] / f"{number:02}.png", seed=seed)
+    shutil.copy(folder / "a" / "00.png", folder / "b" / "copy.png")
+    return folder
+
+
+def moved(url: str, target: str = "pdq", **wish: Any) -> switch.Switched:
+    return switch.switch(url, switch.Wish("default", target, **wish), lambda _: None, lambda _, __: None)
+
+
+def meant(connection: Connection) -> str | None:
+    return store.aliases(connection).get("default")
+
+
+def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed / "a", "palette", collection="one")
+    ingest(detailed / "b", "palette", collection="two")
+    ingest(
+        scan.query_source("list", lambda _: iter([{"path": str(detailed / "a" / "00.png")}])),
+        "palette",
+        collection="list",
+    )
+    before = connection.execute("select count(*) from imgsearch.image").fetchone()
+    done = moved(url)
+    assert (done.old, done.new, done.coverage) == ("palette", "pdq", fill.Coverage(12, 12, 0))
+    assert done.recall == 1
+    assert done.overlap is not None
+    assert 0 < done.overlap <= 1
+    assert meant(connection) == "pdq"
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == before
+    status = "select status, index_method from imgsearch.model where name = 'pdq'"
+    assert connection.execute(status).fetchone() == ("ready", "hnsw")
+    with connect(url) as opened:
+        assert [switch.rollback(opened, "default") for _ in range(3)] == ["palette", "pdq", "palette"]
+    assert meant(connection) == "palette"
+    with pytest.raises(ModelError, match="default is palette already"):
+        moved(url, "palette")
+    with pytest.raises(ModelError, match="pdq cannot read text"):
+        switch.switch(url, switch.Wish("text", "pdq"), lambda _: None, lambda _, __: None)
+    connection.execute("select imgsearch.set_alias('mine', 'pdq')")
+    with connect(url) as opened, pytest.raises(Exception, match="meant no other model before"):
+        switch.rollback(opened, "mine")
+
+
+def test_texts_that_were_asked_are_found_again(
+    url: str, detailed: Path, photos: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    for folder in (detailed, photos):
+        ingest(folder, "palette")
+    with connect(url) as opened:
+        model = register.open_model(opened, "palette")
+        for template in ("{}", "a {} wall"):
+            store.cache_texts(
+                opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template
+            )
+    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate"), lambda _: None)
+    switch.switch(url, switch.Wish("text", "palette@8", recall=0), lambda _: None, lambda _, __: None)
+    assert store_text(connection) == "palette@8"
+    for text, template in (("red", "{}"), ("blue", "a {} wall")):
+        rows = connection.execute(
+            "select * from imgsearch.search_text(%s, template => %s)", [text, template]
+        ).fetchall()
+        assert len(rows) == 10
+
+
+def store_text(connection: Connection) -> str | None:
+    return store.aliases(connection).get("text")
+
+
+def test_files_that_are_gone_keep_the_old_model(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    Image.new("RGB", (64, 64), "white").save(detailed / "a" / "plain.png")
+    ingest(detailed, "palette")
+    (detailed / "a" / "00.png").unlink()  # its copy is there
+    (detailed / "a" / "02.png").unlink()
+    with pytest.raises(ModelError, match="pdq misses 1 of 13 contents; default stays palette") as raised:
+        moved(url)
+    assert "--allow-missing 1" in str(raised.value.hint)
+    assert meant(connection) == "palette"
+    failed = connection.execute("select path, kind from imgsearch.ingest_failure order by path").fetchall()
+    assert failed == [("a/02.png", "failed"), ("a/plain.png", "skipped")]
+    shutil.copy(detailed / "a" / "04.png", detailed / "a" / "02.png")  # another picture by that name is not that one
+    with pytest.raises(ModelError, match="pdq misses 1 of 13"):
+        moved(url)
+    reason = "select message from imgsearch.ingest_failure where kind = 'failed'"
+    assert connection.execute(reason).fetchone() == ("the file has other bytes than those that were ingested",)
+    images = "select count(*), count(distinct content_id) from imgsearch.image"
+    assert connection.execute(images).fetchone() == (14, 13)  # those who ask the old model miss nothing
+    done = moved(url, allow_missing=1)
+    assert done.coverage == fill.Coverage(13, 11, 1)
+    assert meant(connection) == "pdq"
+
+
+def test_a_switch_that_is_stopped_goes_on(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(detailed, "palette")
+    embedded: list[int] = []
+    whole = fill._Keep.write
+
+    def then_stop(keep: Any, chunk: list[fill.Lacking]) -> None:
+        whole(keep, chunk)
+        embedded.append(len(chunk))
+        if len(embedded) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(fill._Keep, "write", then_stop)
+    monkeypatch.setattr(fill, "CHUNK", 5)
+    with pytest.raises(InterruptedRun, match="goes on from there"):
+        moved(url)
+    assert meant(connection) == "palette"
+    assert connection.execute("select count(*) from imgsearch.embedding_pdq_256").fetchone() == (5,)
+    assert moved(url).coverage == fill.Coverage(12, 12, 0)
+    assert sum(embedded) == 12  # none twice
+
+
+def test_two_switches_of_one_alias_do_not_meet(url: str, detailed: Path, ingest: Callable[..., Any]) -> None:
+    ingest(detailed, "palette")
+    with connect(url) as opened, switch._alone(opened, "default"), pytest.raises(BusyError, match="another switch"):
+        moved(url)
+    moved(url)
+
+
+def test_nobody_who_asks_or_ingests_meanwhile_notices(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    """Queries by the alias answer from one model or the other; what arrives is filled by the switch."""
+    ingest(detailed, "palette")
+    done, answers, errors = threading.Event(), 0, []
+
+    def ask() -> None:
+        nonlocal answers
+        with psycopg.connect(url, autocommit=True) as own:
+            while not done.is_set():
+                try:
+                    rows = own.execute("select similarity from imgsearch.similar(1, k => 5)").fetchall()
+                    assert len(rows) == 5
+                    answers += 1
+                except Exception as error:
+                    errors.append(error)
+
+    def arrive() -> None:
+        for seed in (22, 25, 27, 28, 31, 32):
+            photo(detailed / "late" / f"{seed}.png", seed=seed)
+            ingest(detailed, *(["palette", "pdq"] if seed % 2 else ["palette"]))
+
+    threads = [threading.Thread(target=target) for target in (ask, ask, arrive)]
+    for thread in threads:
+        thread.start()
+    moved(url, max_load=0.5)
+    for _ in range(4):
+        with connect(url) as opened:
+            switch.rollback(opened, "default")
+    threads[2].join()
+    done.set()
+    for thread in threads[:2]:
+        thread.join()
+    assert errors == []
+    assert answers > 10
+    with connect(url) as opened:
+        assert meant(opened) == "pdq"
+        assert fill.coverage(opened, store.get_model(opened, "pdq")).contents == 18
+    missing = connection.execute("select missing from imgsearch.coverage(exact => true) where model = 'pdq'").fetchone()
+    assert missing is not None
+
+
+def test_the_commands_switch_fill_and_roll_back(cli: Callable[..., Any], detailed: Path) -> None:
+    assert cli("ingest", str(detailed / "a"), "-m", "palette").returncode == 0
+    done = cli("--json", "models", "switch", "default", "--to", "pdq", "--max-load", "0.9")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["was"], told["is"], told["missing"], told["embedded"]) == ("palette", "pdq", 0, 6)
+    assert cli("ingest", str(detailed / "b"), "-m", "pdq").returncode == 0
+    back = cli("--json", "models", "rollback", "default")
+    assert json.loads(back.stdout) == {"alias": "default", "is": "palette", "missing": 6}
+    assert "pgimgsearch models fill palette" in back.stderr
+    assert json.loads(cli("--json", "models", "fill", "palette").stdout)["missing"] == 0
+    photo(detailed / "b" / "new.png", seed=22)
+    counted = json.loads(cli("--json", "ingest", str(detailed / "b"), "--all-models").stdout)
+    assert {row["model"]: row["embedded"] for row in counted} == {"palette": 1, "pdq": 1}
+    assert cli("ingest", str(detailed), "--all-models", "-m", "pdq").returncode == 2
