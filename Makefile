@@ -24,11 +24,14 @@ $(VENV)/full: $(VENV)/core
 demo: $(VENV)/core
 	$(VENV)/bin/pgimgsearch demo
 
+# As many processes as cores, and a server each, so not too many.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/full
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/full
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/full
 	$(VENV)/bin/ruff check .
@@ -40,9 +43,11 @@ check: $(VENV)/full
 bench: $(VENV)/full
 	$(VENV)/bin/python -m benchmarks
 
-# Freeze sql/ as the functions of the newest revision.
+# Freeze sql/ as the functions of the newest revision, and list its columns, from a database of its own.
 bundle: $(VENV)/core
 	$(VENV)/bin/python -m pgimgsearch.database.bundles
+	home=$$(mktemp -d) && PGIMGSEARCH_HOME=$$home $(VENV)/bin/python -m pgimgsearch.operations.check > migrations/columns.txt \
+		&& rm -r $$home
 
 clean:
 	rm -rf $(VENV) dist build benchmarks/results

@@ -136,7 +136,24 @@ begin
     insert into imgsearch.alias_history (alias, model_name) values (set_alias.alias, m.name);
 end $$;
 
--- Point an alias at the model that it meant before, and again to go forth. Returns that model's name.
+-- Point an alias at a model that has all stored images; raises PI015 where it misses more than allow_missing.
+create or replace function imgsearch.switch_alias(alias text, model text, allow_missing bigint default 0) returns void
+language plpgsql volatile as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(switch_alias.model);
+    covered record;
+begin
+    select * into covered from imgsearch._covered(m);
+    if covered.missing > switch_alias.allow_missing then
+        raise exception 'model % misses % of % contents; alias % stays', m.name, covered.missing, covered.contents,
+            switch_alias.alias using errcode = 'PI015', hint = format('embed them: pgimgsearch models fill %s; '
+                'imgsearch.ingest_failure says why some cannot be; or allow it: allow_missing => %s', m.name,
+                covered.missing);
+    end if;
+    perform imgsearch.set_alias(switch_alias.alias, m.name);
+end $$;
+
+-- Point an alias at the model that it meant before, and again to go forth. Returns the name of the model it means then.
 create or replace function imgsearch.rollback_alias(alias text) returns text
 language plpgsql volatile as $$
 declare
@@ -148,17 +165,93 @@ begin
     select h.model_name into meant from imgsearch.alias_history h
     where h.alias = rollback_alias.alias and h.model_name is distinct from now_means and h.model_name is not null
     order by h.history_id desc limit 1;
+    if meant is null and rollback_alias.alias = 'duplicates' and now_means is not null then
+        perform imgsearch.set_alias('duplicates', null);  -- it followed default before
+        return (imgsearch._resolve_model('duplicates')).name;
+    end if;
     if meant is null then
         raise exception 'alias % meant no other model before', coalesce(rollback_alias.alias, 'null')
             using errcode = 'PI009', hint = 'see imgsearch.alias_history; pgimgsearch models alias points it anywhere';
     end if;
     if not exists (select from imgsearch.model m where m.name = meant) then
         raise exception 'the model % that alias % meant before was removed', meant, rollback_alias.alias
-            using errcode = 'PI009', hint = format('add it again: pgimgsearch models switch %s --to %s',
+            using errcode = 'PI009', hint = format('bring it back: pgimgsearch models switch %s --to %s',
                                                    rollback_alias.alias, meant);
     end if;
     perform imgsearch.set_alias(rollback_alias.alias, meant);
     return meant;
+end $$;
+
+-- Declare a model and make its empty table; whoever loads it first says what its weights are. Returns its model_id, also
+-- where it is there already; raises PI002 where that is another one by the same name.
+create or replace function imgsearch.add_model(
+    name text, dim integer, backend text, checkpoint text, output text, storage text default 'halfvec',
+    revision text default null, has_text boolean default false, near double precision default null,
+    licence text default null
+) returns integer
+language plpgsql volatile as $$
+declare
+    present imgsearch.model;
+    result integer;
+begin
+    perform pg_advisory_xact_lock(hashtext('pgimgsearch.add_model'));
+    select m.* into present from imgsearch.model m where m.name = add_model.name;
+    if found then
+        if (present.dim, present.storage, present.backend, present.checkpoint, present.output)
+            is distinct from (add_model.dim, add_model.storage, add_model.backend, add_model.checkpoint,
+                              add_model.output) then
+            raise exception 'model % is there already, as %', present.name, concat_ws(', ', present.dim || ' dimensions',
+                    present.storage, present.backend, present.checkpoint, present.output)
+                using errcode = 'PI002', hint = 'add this one under another name';
+        end if;
+        return present.model_id;
+    end if;
+    if exists (select from imgsearch.alias a where a.alias = add_model.name) then
+        raise exception '% is an alias', add_model.name using errcode = 'PI009', hint = 'choose another name';
+    end if;
+    insert into imgsearch.model (name, slug, dim, backend, checkpoint, output, storage, metric, revision, has_text, near,
+                                 licence, preprocess)
+    values (add_model.name, imgsearch._slug(add_model.name), add_model.dim, add_model.backend, add_model.checkpoint,
+            add_model.output, add_model.storage, case add_model.storage when 'bit' then 'hamming' else 'cosine' end,
+            add_model.revision, add_model.has_text, add_model.near, add_model.licence, '{}')
+    returning model_id into result;
+    perform imgsearch.create_embeddings(result);
+    return result;
+end $$;
+
+-- A model's name as part of a table's name, taken by no other: [a-z0-9_], with a hash tail where it is long or taken.
+create or replace function imgsearch._slug(name text) returns text
+language plpgsql stable as $$
+declare
+    result text := trim(both '_' from regexp_replace(lower(_slug.name), '[^a-z0-9]+', '_', 'g'));
+begin
+    if length(result) > 40 or exists (select from imgsearch.model m where m.slug = result) then
+        result := left(result, 31) || '_' || left(md5(_slug.name), 8);
+    end if;
+    return result;
+end $$;
+
+-- Record how a model's index shall look; "pgimgsearch index build" makes it so, beside the traffic. none drops it there.
+create or replace function imgsearch.set_index(
+    model text, method text default 'hnsw', m integer default 16, ef_construction integer default 64
+) returns void
+language plpgsql volatile as $$
+declare
+    found_model imgsearch.model := imgsearch._resolve_model(set_index.model);
+begin
+    if coalesce(set_index.method, '') not in ('hnsw', 'none') then
+        raise exception 'unknown index method: %', coalesce(set_index.method, 'null') using errcode = 'PI008',
+            hint = 'hnsw or none';
+    end if;
+    if set_index.m not between 2 and 100 or set_index.ef_construction not between 4 and 1000
+        or set_index.ef_construction < 2 * set_index.m then
+        raise exception 'm must be 2 to 100, and ef_construction 4 to 1000 and at least twice m' using errcode = 'PI008',
+            hint = 'the defaults are 16 and 64';
+    end if;
+    update imgsearch.model x
+    set index_wanted = jsonb_build_object('method', set_index.method, 'm', set_index.m,
+                                          'ef_construction', set_index.ef_construction)
+    where x.model_id = found_model.model_id;
 end $$;
 
 -- An image's stored vector, for hand-written SQL; raises PI004 or PI003 when there is none.

@@ -81,23 +81,37 @@ create or replace function imgsearch.cache_text(
     query text, embedding @vector@.vector, model text default 'text', template text default '{}'
 ) returns void
 language plpgsql volatile as $$
+begin
+    perform imgsearch._cache_texts(imgsearch._resolve_model(cache_text.model), array[cache_text.query],
+                                   array[cache_text.embedding], cache_text.template);
+end $$;
+
+-- Keep the vectors of texts in a template. Raises PI002 and PI008 for what cannot be one.
+create or replace function imgsearch._cache_texts(
+    m imgsearch.model, queries text[], embeddings @vector@.vector[], template text
+) returns void
+language plpgsql volatile as $$
 declare
-    m imgsearch.model := imgsearch._resolve_model(cache_text.model);
+    given record;
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
 begin
-    if @vector@.vector_dims(cache_text.embedding) is distinct from m.dim then
-        raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
-            coalesce(@vector@.vector_dims(cache_text.embedding)::text, 'null') using errcode = 'PI002',
-            hint = 'bring a vector of the same model';
-    end if;
-    if @vector@.vector_norm(cache_text.embedding) = 0 then
-        raise exception 'a zero vector is like nothing' using errcode = 'PI002', hint = 'bring the vector of a text';
-    end if;
-    perform imgsearch._check_text(cache_text.query, cache_text.template);
-    insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding)
-    values (m.model_id, imgsearch.text_key(cache_text.query, cache_text.template), btrim(cache_text.query),
-            cache_text.template, cache_text.embedding)
+    for given in select n.query, n.embedding from unnest(queries, embeddings) n (query, embedding) loop
+        if @vector@.vector_dims(given.embedding) is distinct from m.dim then
+            raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
+                coalesce(@vector@.vector_dims(given.embedding)::text, 'null') using errcode = 'PI002',
+                hint = 'bring a vector of the same model';
+        end if;
+        if @vector@.vector_norm(given.embedding) = 0 then
+            raise exception 'a zero vector is like nothing' using errcode = 'PI002', hint = 'bring the vector of a text';
+        end if;
+        perform imgsearch._check_text(given.query, _cache_texts.template);
+    end loop;
+    insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding, used_at)
+    select distinct on (2) m.model_id, imgsearch.text_key(n.query, _cache_texts.template), btrim(n.query),
+           _cache_texts.template, n.embedding, clock_timestamp()
+    from unnest(queries, embeddings) n (query, embedding)
+    order by 2
     on conflict on constraint text_embedding_pkey
         do update set embedding = excluded.embedding, used_at = clock_timestamp();
     delete from imgsearch.text_embedding t

@@ -11,21 +11,63 @@ declare
     m imgsearch.model;
 begin
     images := imgsearch._count('imgsearch.image', coverage.exact);
-    contents := imgsearch._count('imgsearch.content', coverage.exact);
     for m in select x.* from imgsearch.model x order by x.name loop
         model := m.name;
         status := m.status;
-        embedded := imgsearch._count(m.embeddings, coverage.exact);
         select count(*) into failed from imgsearch.ingest_failure f
         where f.kind = 'failed' and (f.model_id is null or f.model_id = m.model_id);
-        select count(distinct i.content_id) into skipped
-        from imgsearch.ingest_failure f
-        join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
-        where f.kind = 'skipped' and f.model_id = m.model_id;
-        missing := greatest(contents - embedded - skipped, 0);
+        if coverage.exact then
+            select c.contents, c.embedded, c.skipped, c.missing into contents, embedded, skipped, missing
+            from imgsearch._covered(m) c;
+        else
+            contents := imgsearch._count('imgsearch.content', false);
+            embedded := imgsearch._count(m.embeddings, false);
+            select count(distinct i.content_id) into skipped
+            from imgsearch.ingest_failure f
+            join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
+            where f.kind = 'skipped' and f.model_id = m.model_id and imgsearch._skipped(i.content_id, m.model_id);
+            missing := greatest(contents - embedded - skipped, 0);
+        end if;
         return next;
     end loop;
 end $$;
+
+-- What a model covers of the contents that images show, counted.
+create or replace function imgsearch._covered(m imgsearch.model)
+returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format('
+        select count(*), count(*) filter (where s.embedded), count(*) filter (where s.skipped and not s.embedded),
+               count(*) filter (where not s.skipped and not s.embedded)
+        from (select exists (select from %s e where e.content_id = c.content_id) as embedded,
+                     imgsearch._skipped(c.content_id, $1) as skipped
+              from imgsearch.content c
+              where exists (select from imgsearch.image i where i.content_id = c.content_id)) s', m.embeddings)
+        using m.model_id;
+end $$;
+
+-- Contents that images show and a model has neither a vector of nor a reason to skip, in order; at most so many.
+create or replace function imgsearch._lacking(m imgsearch.model, after bigint, most integer) returns setof bigint
+language plpgsql stable parallel safe as $$
+begin
+    return query execute format('
+        select c.content_id from imgsearch.content c
+        where c.content_id > $2 and not exists (select from %s e where e.content_id = c.content_id)
+            and exists (select from imgsearch.image i where i.content_id = c.content_id)
+            and not imgsearch._skipped(c.content_id, $1)
+        order by c.content_id limit $3', m.embeddings) using m.model_id, after, most;
+end $$;
+
+-- Whether a model found too little in a content: said of a file that still has the bytes it had then.
+create or replace function imgsearch._skipped(content_id bigint, model_id integer) returns boolean
+language sql stable parallel safe
+return exists (
+    select from imgsearch.image i
+    join imgsearch.content c on c.content_id = i.content_id
+    join imgsearch.ingest_failure f on f.collection_id = i.collection_id and f.path = i.path
+    where i.content_id = _skipped.content_id and f.model_id = _skipped.model_id and f.kind = 'skipped'
+        and f.bytes = c.bytes and f.modified_at is not distinct from i.modified_at);
 
 -- Rows of a table: counted when asked for or when small, else estimated by the planner.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint

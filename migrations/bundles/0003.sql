@@ -136,31 +136,6 @@ begin
     insert into imgsearch.alias_history (alias, model_name) values (set_alias.alias, m.name);
 end $$;
 
--- Point an alias at the model that it meant before, and again to go forth. Returns that model's name.
-create or replace function imgsearch.rollback_alias(alias text) returns text
-language plpgsql volatile as $$
-declare
-    now_means text;
-    meant text;
-begin
-    select m.name into now_means
-    from imgsearch.alias a join imgsearch.model m on m.model_id = a.model_id where a.alias = rollback_alias.alias;
-    select h.model_name into meant from imgsearch.alias_history h
-    where h.alias = rollback_alias.alias and h.model_name is distinct from now_means and h.model_name is not null
-    order by h.history_id desc limit 1;
-    if meant is null then
-        raise exception 'alias % meant no other model before', coalesce(rollback_alias.alias, 'null')
-            using errcode = 'PI009', hint = 'see imgsearch.alias_history; pgimgsearch models alias points it anywhere';
-    end if;
-    if not exists (select from imgsearch.model m where m.name = meant) then
-        raise exception 'the model % that alias % meant before was removed', meant, rollback_alias.alias
-            using errcode = 'PI009', hint = format('add it again: pgimgsearch models switch %s --to %s',
-                                                   rollback_alias.alias, meant);
-    end if;
-    perform imgsearch.set_alias(rollback_alias.alias, meant);
-    return meant;
-end $$;
-
 -- An image's stored vector, for hand-written SQL; raises PI004 or PI003 when there is none.
 create or replace function imgsearch.embedding(image_id bigint, model text default 'default')
 returns @vector@.vector

@@ -18,6 +18,7 @@ from pgimgsearch.cli import (
     ingest,
     models,
     operations,
+    plan,
     search,
     serve,
     switch,
@@ -40,6 +41,7 @@ app.command("embed-text")(search.embed_text)
 app.command()(operations.stats)
 app.command()(operations.doctor)
 app.command()(serve.serve)
+app.command()(plan.plan)
 app.command()(cluster.cluster)
 app.command(help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(duplicates.app, name="duplicates")
@@ -47,6 +49,7 @@ models.app.command("calibrate")(calibrate.calibrate)
 models.app.command("switch")(switch.switch)
 models.app.command("fill")(switch.fill)
 models.app.command("rollback")(switch.rollback)
+models.app.command("compare")(switch.compare)
 app.add_typer(models.app, name="models")
 app.add_typer(database.app, name="db")
 app.add_typer(index.app, name="index")

@@ -1,6 +1,8 @@
 """``db``: the database itself."""
 
 import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,10 +11,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgimgsearch.cli.terminal import Group, PasswordFileOption, terminal_of
 from pgimgsearch.database import bundles, store
 from pgimgsearch.database.address import database_url
-from pgimgsearch.database.connection import connect, current_revision, pgvector_version
+from pgimgsearch.database.connection import check_server, connect, current_revision, pgvector_version
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.programs import binaries
-from pgimgsearch.errors import DatabaseError, UsageError
+from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.settings import shared_password
 
 app = typer.Typer(
@@ -22,13 +24,19 @@ Revision = Annotated[str, typer.Argument(help="A revision: head, or its number."
 
 
 @app.command()
-def upgrade(context: typer.Context, revision: Revision = "head") -> None:
+def upgrade(
+    context: typer.Context,
+    revision: Revision = "head",
+    functions: Annotated[
+        bool, typer.Option("--functions", help="Put our functions back also where the revision is reached already.")
+    ] = False,
+) -> None:
     """Prepare a database, or bring it to the newest revision."""
     from pgimgsearch.database import migrate  # imports Alembic
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url:
-        before, after = migrate.upgrade(url, revision)
+        before, after = migrate.upgrade(url, revision, functions=functions)
     terminal.show_one({"before": before, "after": after})
 
 
@@ -66,6 +74,52 @@ def status(context: typer.Context) -> None:
         if revision == bundles.head_revision():
             shown["models"] = len(store.models(connection))
     terminal.show_one(shown)
+
+
+@app.command()
+def check(context: typer.Context) -> None:
+    """Say where database, catalog of models and this release differ, and what mends it; ends with 4 if they do."""
+    from pgimgsearch.operations import check as checking
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url, check=False) as connection:
+        check_server(connection)
+        found = checking.check(connection)
+    if not found:
+        terminal.talk("database, catalog and code agree")
+    if found or terminal.settings.json:
+        terminal.show([asdict(one) for one in found], ["where", "what", "mend"])
+    if found:
+        raise typer.Exit(SchemaError.exit_code)
+
+
+@app.command()
+def revision(
+    context: typer.Context,
+    message: Annotated[str, typer.Option("--message", "-m", help="What it does: its name.")],
+    add_model: Annotated[list[str] | None, typer.Option(help="Add a model, by any name that ingest takes.")] = None,
+    drop_model: Annotated[list[str] | None, typer.Option(help="Drop a stored model.")] = None,
+    switch: Annotated[
+        list[str] | None, typer.Option(help="ALIAS=MODEL: point an alias at a model that is filled.")
+    ] = None,
+    config: Annotated[Path, typer.Option(help="The project's Alembic configuration.")] = Path("alembic.ini"),
+) -> None:
+    """Write a revision into your project's own Alembic environment (docs/operations.md)."""
+    from pgimgsearch.operations import revision as revisions
+
+    terminal = terminal_of(context)
+    pairs = [text.partition("=") for text in switch or []]
+    if wrong := [text for text, (alias, _, model) in zip(switch or [], pairs, strict=True) if not (alias and model)]:
+        raise UsageError(f"{wrong[0]} is no switch", hint="write --switch default=dinov3")
+    if not (add_model or drop_model or pairs):
+        raise UsageError("there is nothing to write", hint="name --add-model, --switch or --drop-model")
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        operations = [
+            *[revisions.adding(connection, name) for name in add_model or []],
+            *[revisions.switching(connection, alias, model) for alias, _, model in pairs],
+            *[revisions.dropping(connection, name) for name in drop_model or []],
+        ]
+    terminal.write(str(revisions.write(config, message, operations)))
 
 
 @app.command("sql")
@@ -172,6 +226,4 @@ def psql(
 def _embedded(db: str | None, home: "os.PathLike[str]") -> Embedded:
     if db:
         raise UsageError("this command is for the embedded Postgres", hint="leave --db and PGIMGSEARCH_DB out")
-    from pathlib import Path
-
     return Embedded(Path(home))

@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
     terminal = terminal_of(context)
-    from pgimgsearch.database import index, store
+    from pgimgsearch.database import index, text_cache
     from pgimgsearch.database.address import database_url
     from pgimgsearch.database.connection import connect
     from pgimgsearch.demo import contact_sheet, pictures, tour
@@ -45,7 +45,7 @@ def demo(
         with connect(url) as connection:
             connection.execute("truncate imgsearch.image, imgsearch.content, imgsearch.collection cascade")
             models = [register.open_model(connection, name) for name in MODELS]
-            store.cache_texts(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
+            text_cache.keep(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
         with terminal.progress("ingest", total) as bar:
             report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
         run.finish(url, models, memory_limit=index.machine_memory())

@@ -20,7 +20,7 @@ from pgimgsearch.cli.terminal import (
     template_of,
     terminal_of,
 )
-from pgimgsearch.database import store
+from pgimgsearch.database import store, text_cache
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
@@ -139,8 +139,8 @@ def _ask_with_text(
     connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, load: Load
 ) -> list[dict[str, Any]]:
     """Through the cache; a role that may not write to it asks with the vector itself."""
-    missing = model.has_text and bool(store.missing_texts(connection, model, [text], template))
-    if missing and not store.can_cache(connection):
+    missing = model.has_text and bool(text_cache.missing(connection, model, [text], template))
+    if missing and not text_cache.can_write(connection):
         from pgimgsearch.pipeline.loaded import literal
 
         vector = load().embed_texts([text], template)[0]
@@ -159,10 +159,10 @@ def _cache_missing(connection: Connection, model: StoredModel, texts: list[str],
             if able
             else "add one that can: pgimgsearch models add clip-vit-b-32",
         )
-    missing = store.missing_texts(connection, model, texts, template)
+    missing = text_cache.missing(connection, model, texts, template)
     if missing:
         vectors = load().embed_texts(missing, template)
-        store.cache_texts(connection, model, missing, vectors, template)
+        text_cache.keep(connection, model, missing, vectors, template)
     return len(missing)
 
 

@@ -1,14 +1,15 @@
-"""``models switch``, ``fill`` and ``rollback``: another model behind an alias, on a database that serves."""
+"""``models switch``, ``fill``, ``rollback``, ``compare``: another model behind an alias of a database that serves."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgimgsearch.cli.terminal import (
     DeviceOption,
-    DtypeOption,
     PreprocessOption,
     RevisionOption,
+    TorchDtypeOption,
     TrustOption,
     WeightsOption,
     terminal_of,
@@ -18,26 +19,32 @@ from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 
 MaxLoadOption = Annotated[
-    float, typer.Option(min=0.01, max=1, help="The share of the time in which the network may work.")
+    float, typer.Option(min=0.01, max=1, help="The share of this machine's cores, or of the device, that it may take.")
+]
+AliasArgument = Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")]
+SampleOption = Annotated[int, typer.Option(min=1, max=10000, help="Images to measure with, drawn at random.")]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="A page with the images on which both models disagree most.")
 ]
 
 
 def switch(
     context: typer.Context,
-    alias: Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")],
+    alias: AliasArgument,
     to: Annotated[str, typer.Option(help="The model that takes over; it is added where it is new.")],
     allow_missing: Annotated[int, typer.Option(min=0, help="Contents that may be left without a vector.")] = 0,
     recall: Annotated[
         float, typer.Option(min=0, max=1, help="The share of true neighbours its index must find.")
     ] = 0.95,
-    sample: Annotated[int, typer.Option(min=1, max=10000, help="Images to measure recall and overlap with.")] = 100,
+    sample: SampleOption = 100,
     max_load: MaxLoadOption = 1.0,
+    page: HtmlOption = None,
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
     trust: TrustOption = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    dtype: TorchDtypeOption = "auto",
 ) -> None:
     """Embed all stored images with another model, index and verify it, and only then let the alias mean it."""
     from pgimgsearch.models.encoder import Placement
@@ -48,14 +55,15 @@ def switch(
     limit = index.memory_limit(remote=bool(terminal.settings.db))
     wish = switching.Wish(
         alias, to, allow_missing, recall, sample, max_load, limit, Checkpoint(weights, revision, preprocess, trust),
-        Placement(device, dtype),
+        Placement(device, dtype), page,
     )  # fmt: skip
     with database_url(terminal.settings) as url, terminal.progress(f"switch {alias}", None) as bar:
         done = switching.switch(url, wish, terminal.talk, bar)
     terminal.show_one({
         "alias": done.alias, "was": done.old, "is": done.new, "contents": done.coverage.contents,
         "embedded": done.coverage.embedded, "skipped": done.coverage.skipped, "missing": done.coverage.missing,
-        "recall": done.recall, "overlap": done.overlap, "locked_ms": done.milliseconds,
+        "recall": done.recall, "overlap": done.overlap, "texts": done.texts.carried,
+        "texts_refused": done.texts.refused, "locked_ms": round(done.milliseconds, 1),
     })  # fmt: skip
     if done.old is not None:
         terminal.talk(f"back: pgimgsearch models rollback {alias}; once it is not needed: models remove {done.old}")
@@ -65,40 +73,57 @@ def fill(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A stored model's name or an alias.")],
     max_load: MaxLoadOption = 1.0,
+    weights: WeightsOption = None,
+    preprocess: PreprocessOption = None,
     trust: TrustOption = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    dtype: TorchDtypeOption = "auto",
 ) -> None:
     """Embed all stored images that a model has no vector of, from the files that they came from."""
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.operations import fill as filling
-    from pgimgsearch.pipeline import register, run
+    from pgimgsearch.operations.fill import fill_stored
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, terminal.progress(f"fill {name}", None) as bar:
-        with connect(url) as connection:
-            stored = store.get_model(connection, name)
-            model = register.open_model(connection, stored.name, Checkpoint(trust=trust), Placement(device, dtype))
-        covered = filling.fill(url, model, run.Options(max_load=max_load), bar)
-    terminal.show_one({"model": stored.name, "contents": covered.contents, "embedded": covered.embedded,
+        stored, covered = fill_stored(
+            url, name, Checkpoint(weights, preprocess=preprocess, trust=trust), Placement(device, dtype),
+            max_load=max_load, tell=terminal.talk, progress=bar,
+        )  # fmt: skip
+    terminal.show_one({"model": stored, "contents": covered.contents, "embedded": covered.embedded,
                        "skipped": covered.skipped, "missing": covered.missing})  # fmt: skip
     if covered.missing:
         terminal.talk("why some are missing: select * from imgsearch.ingest_failure")
 
 
-def rollback(
-    context: typer.Context,
-    alias: Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")],
-) -> None:
+def rollback(context: typer.Context, alias: AliasArgument) -> None:
     """Let an alias mean the model that it meant before, at once; and once more to go forth again."""
-    from pgimgsearch.operations import fill
-    from pgimgsearch.operations import switch as switching
-
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        name = switching.rollback(connection, alias)
-        missing = fill.coverage(connection, store.get_model(connection, name)).missing
-    terminal.show_one({"alias": alias, "is": name, "missing": missing})
+        row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()
+        assert row is not None
+        missing = next(r["missing"] for r in store.coverage(connection, exact=False) if r["model"] == row[0])
+    terminal.show_one({"alias": alias, "is": row[0], "missing": missing})
     if missing:
-        terminal.talk(f"{missing} contents came without {name}: pgimgsearch models fill {name}")
+        terminal.talk(f"about {missing} contents came without {row[0]}: pgimgsearch models fill {row[0]}")
+
+
+def compare(
+    context: typer.Context,
+    one: Annotated[str, typer.Argument(help="A stored model's name or an alias.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    key: Annotated[str | None, typer.Option(help="A metadata key that names the class of an image.")] = None,
+    sample: SampleOption = 200,
+    page: HtmlOption = None,
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
+) -> None:
+    """Compare two models on the images of the database: what they find, how good that is, and what it costs."""
+    from pgimgsearch.operations import compare as comparing
+
+    terminal = terminal_of(context)
+    wish = comparing.Wish(one, other, key, sample, page, device, trust)
+    with database_url(terminal.settings) as url, terminal.progress("compare", None) as bar:
+        rows = comparing.compare(url, wish, terminal.talk, bar)
+    terminal.show([row.as_dict() for row in rows], ["measure", "one", "other", "both", "difference"],
+                  titles=["measure", one, other, "both", "difference"])  # fmt: skip

@@ -1,5 +1,6 @@
 """The functions of each revision: ``sql/`` for the newest, a frozen bundle for every one."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def signatures(functions: str) -> dict[str, tuple[str, str]]:
         types = [re.sub(r"\s+default\s.*$", "", a, flags=re.DOTALL).split(None, 1)[1] for a in arguments]
         found[header] = (match["name"], ", ".join(types))
     return found
+
+
+def bodies(functions: str) -> dict[tuple[str, str], str]:
+    """(name, argument types) of each function with a quoted body -> that body, as the server keeps it."""
+    starts = [match.start() for match in HEADER.finditer(functions)] + [len(functions)]
+    found = {}
+    for start, end in itertools.pairwise(starts):
+        body = re.search(r" as \$\$(.*?)\$\$;", functions[start:end], re.DOTALL)
+        if body is not None:
+            (signature,) = signatures(functions[start:end]).values()
+            found[signature] = body[1]
+    return found
+
+
+def columns_path() -> Path:
+    """Where the columns of the newest revision are listed."""
+    return package_folder("migrations") / "columns.txt"
 
 
 def freeze() -> Path:

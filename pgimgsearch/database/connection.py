@@ -44,6 +44,7 @@ RAISED: dict[str, type[PgImgSearchError]] = {
     "PI012": EmbedderError,
     "PI013": EmbedderError,
     "PI014": SourceError,
+    "PI015": ModelError,
 }
 
 

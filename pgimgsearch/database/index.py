@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -11,13 +11,13 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from pgimgsearch.database.connection import Connection, vector_schema
-from pgimgsearch.database.store import StoredModel, count_embeddings
-from pgimgsearch.errors import BusyError, ModelError
+from pgimgsearch.database import locks
+from pgimgsearch.database.connection import Connection, translate, vector_schema
+from pgimgsearch.database.store import StoredModel, count_embeddings, get_model
+from pgimgsearch.errors import ModelError
 
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
-NEIGHBOURS, CANDIDATES = 16, 64  # pgvector's m and ef_construction
 EFFORTS = [20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
 MEGABYTE = 1 << 20
 REMOTE_MEMORY = 2048
@@ -34,7 +34,7 @@ def index_name(model: StoredModel) -> str:
 def graph_bytes(rows: int, model: StoredModel) -> int:
     """The memory in which the whole graph is built: vectors, neighbour lists and pgvector's bookkeeping."""
     vector = {"halfvec": 2 * model.dim, "vector": 4 * model.dim, "bit": model.dim // 8}[model.storage]
-    return rows * (vector + NEIGHBOURS * 2 * 16 + 256)
+    return rows * (vector + int(model.index_wanted["m"]) * 2 * 16 + 256)
 
 
 def memory_for(rows: int, model: StoredModel, limit: int) -> int:
@@ -57,23 +57,68 @@ def can_index(model: StoredModel) -> bool:
     return model.dim <= MOST_DIMENSIONS[model.storage]
 
 
+def is_wanted(model: StoredModel) -> bool:
+    """Whether a model shall have an index, and can."""
+    return model.index_wanted["method"] != "none" and can_index(model)
+
+
+def is_fulfilled(model: StoredModel) -> bool:
+    """Whether a model's index is as it is wanted (see ``imgsearch.set_index``)."""
+    wanted = model.index_wanted
+    if not is_wanted(model):
+        return model.index_method == "none"
+    return model.index_method == wanted["method"] and all(
+        model.index_parameters.get(key) == value for key, value in wanted.items() if key != "method"
+    )
+
+
+def fulfil(
+    connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
+    report: Progress | None = None,
+) -> bool:  # fmt: skip
+    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``."""
+    with _alone(connection, model):
+        now = get_model(connection, model.name)  # another session may have been at it just before
+        if is_fulfilled(now):
+            return False
+        if is_wanted(now):
+            _build(connection, now, memory_limit, concurrently, report)
+        else:
+            drop(connection, now)
+        return True
+
+
 def build(
     connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
     report: Progress | None = None,
 ) -> int:  # fmt: skip
-    """Build a model's index and record it; ANALYZE included. Returns the megabytes of memory it was given.
+    """Build a model's index anew and record it; ANALYZE included. Returns the megabytes of memory it was given.
 
-    ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first; ``concurrently`` keeps the old
-    index in use until the new one is there. Where shared memory
+    ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first, that of a failed one at once, and
+    the error says so; ``concurrently`` keeps the old index in use until the new one is there. Where shared memory
     is too small for parallel workers, as in a container, it is built without them. Raises BusyError where another
     session builds it.
     """
-    if not can_index(model):
+    if not is_wanted(model):
         raise ModelError(
-            f"pgvector cannot index {model.dim} dimensions of {model.storage}",
-            hint="searches stay exact; choose a smaller model for a large collection",
-        )
+            f"pgvector cannot index {model.dim} dimensions of {model.storage}"
+            if not can_index(model) else f"{model.name} shall have no index",
+            hint="searches stay exact; choose a smaller model for a large collection"
+            if not can_index(model) else f"select imgsearch.set_index('{model.name}')",
+        )  # fmt: skip
+    with _alone(connection, model):
+        return _build(connection, model, memory_limit, concurrently, report)
+
+
+def _alone(connection: Connection, model: StoredModel) -> AbstractContextManager[None]:
+    return locks.alone(connection, "index", model.model_id, f"another session builds the index of {model.name}")
+
+
+def _build(
+    connection: Connection, model: StoredModel, memory_limit: int, concurrently: bool, report: Progress | None
+) -> int:
     memory = memory_for(count_embeddings(connection, model), model, memory_limit)
+    neighbours, candidates = model.index_wanted["m"], model.index_wanted["ef_construction"]
     statement = sql.SQL(
         "create index {} {} on {} using hnsw (embedding {}) with (m = {}, ef_construction = {})"
     ).format(
@@ -81,13 +126,13 @@ def build(
         sql.Identifier(index_name(model) + BUILDING),
         model.table,
         sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[model.storage]}"),
-        sql.Literal(NEIGHBOURS),
-        sql.Literal(CANDIDATES),
+        sql.Literal(neighbours),
+        sql.Literal(candidates),
     )
-    with _alone(connection, model), _settings(connection, memory), _reported(connection, report):
-        _drop_leftover(connection, model)
-        if not concurrently:
-            drop(connection, model)
+    _drop_leftover(connection, model)
+    if not concurrently:
+        drop(connection, model)
+    with _settings(connection, memory), _reported(connection, report), _no_leftover(connection, model):
         try:
             connection.execute(statement)
         except (pg.DiskFull, pg.OutOfMemory) as error:
@@ -96,17 +141,33 @@ def build(
             _drop_leftover(connection, model)
             connection.execute("set max_parallel_maintenance_workers = 0")
             connection.execute(statement)
-        with connection.transaction():
-            drop(connection, model)
-            built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
-            connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
-            connection.execute(
-                "update imgsearch.model set index_method = 'hnsw', "
-                "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
-                [NEIGHBOURS, CANDIDATES, model.model_id],
-            )
+    with connection.transaction():
+        drop(connection, model)
+        built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
+        connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
+        connection.execute(
+            "update imgsearch.model set index_method = 'hnsw', "
+            "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
+            [neighbours, candidates, model.model_id],
+        )
     connection.execute(sql.SQL("analyze {}").format(model.table))
     return memory
+
+
+@contextmanager
+def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
+    """What a failed build has left, which would take disk and slow writers down, is dropped and said."""
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C too
+        with suppress(psycopg.Error):  # the connection may be gone; then the next build drops it
+            _drop_leftover(connection, model)
+        if not isinstance(error, psycopg.Error):
+            raise
+        told = translate(error)
+        raise type(told)(
+            f"the index of {model.name} was not built, and what there was of it is dropped: {told}", hint=told.hint
+        ) from error
 
 
 def _drop_leftover(connection: Connection, model: StoredModel) -> None:
@@ -128,7 +189,8 @@ def status(connection: Connection) -> list[dict[str, Any]]:
         .execute(
             "select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) as valid, "
             "greatest(t.reltuples, 0)::bigint as rows, pg_total_relation_size(m.embeddings) as table_bytes, "
-            "coalesce(pg_relation_size(x.indexrelid), 0) as index_bytes, m.ef_search "
+            "coalesce(pg_relation_size(x.indexrelid), 0) as index_bytes, m.ef_search, "
+            "m.index_wanted ->> 'method' as wanted "
             "from imgsearch.model m join pg_class t on t.oid = m.embeddings "
             "left join pg_class i on i.relnamespace = t.relnamespace and i.relname = t.relname || '_hnsw' "
             "left join pg_index x on x.indexrelid = i.oid order by m.name"
@@ -165,21 +227,6 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
         )
     connection.execute("update imgsearch.model set ef_search = %s where model_id = %s", [min(reaching), model.model_id])
     return rows
-
-
-@contextmanager
-def _alone(connection: Connection, model: StoredModel) -> Iterator[None]:
-    """One build of an index at a time. Nobody waits for the lock: a build beside writers would wait for the waiter."""
-    key = ["pgimgsearch.index", model.model_id]
-    if connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", key).fetchone() != (True,):
-        raise BusyError(
-            f"another session builds the index of {model.name}", hint="wait for it: pgimgsearch index status"
-        )
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", key)
 
 
 @contextmanager

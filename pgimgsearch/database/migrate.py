@@ -28,9 +28,12 @@ from pgimgsearch.settings import package_folder
 BASE = "base"
 
 
-def upgrade(url: str, target: str = "head") -> tuple[str | None, str]:
-    """Bring the database to a revision; the extension is created if it is missing. Returns (before, after)."""
-    return _migrate(url, _known(target))
+def upgrade(url: str, target: str = "head", *, functions: bool = False) -> tuple[str | None, str]:
+    """Bring the database to a revision; the extension is created if it is missing. Returns (before, after).
+
+    ``functions`` puts ours back, whatever became of them, also where the revision is reached already.
+    """
+    return _migrate(url, _known(target), functions=functions)
 
 
 def downgrade(url: str, target: str) -> tuple[str | None, str]:
@@ -137,7 +140,7 @@ def _config(attributes: dict[str, Any]) -> Any:
     return config
 
 
-def _migrate(url: str, target: str) -> tuple[str | None, str]:
+def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | None, str]:
     import sqlalchemy
     from alembic import command
 
@@ -157,6 +160,8 @@ def _migrate(url: str, target: str) -> tuple[str | None, str]:
             if start not in {None, *known_revisions()}:
                 raise too_new(start)
             if start == (None if target == BASE else target):
+                if functions:
+                    run_sql(functions_of(target))
                 return start, target
             run_sql("create schema if not exists imgsearch")
             config = _config(

@@ -1,8 +1,5 @@
-"""What the database holds: models, collections, text vectors and coverage. Statements here, never glued."""
+"""What the database holds: models, collections and coverage. Statements here, never glued."""
 
-import re
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +7,15 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
-from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import ModelError, SourceError
 
 COPY_DETECTORS = {"pdq"}  # made to tell copies from look-alikes, so the first of them answers for duplicates
-LONGEST_SLUG = 40  # embedding_<slug>_<dim> and the names of its constraints fit 63 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A row of imgsearch.model; ``embeddings`` is the qualified name of its table."""
+    """A row of imgsearch.model; ``fingerprint`` is None until a model that was only declared is loaded."""
 
     model_id: int
     name: str
@@ -35,12 +31,13 @@ class StoredModel:
     normalize: bool
     logit_scale: float | None
     logit_bias: float | None
-    fingerprint: str
+    fingerprint: str | None
     full_dim: int | None
     has_text: bool
     licence: str | None
     index_method: str
     index_parameters: dict[str, Any]
+    index_wanted: dict[str, Any]
     ef_search: int
     near: float | None
     similar: float | None
@@ -83,12 +80,6 @@ class StoredReduction:
 MODEL_COLUMNS = sql.SQL(", ").join(sql.Identifier("m", name) for name in StoredModel.__slots__)
 
 
-def slug_of(name: str) -> str:
-    """A model's name as part of a table's name: [a-z0-9_], cut with a hash tail where it is long."""
-    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return slug if len(slug) <= LONGEST_SLUG else f"{slug[: LONGEST_SLUG - 9]}_{zlib.crc32(name.encode()):08x}"
-
-
 def models(connection: Connection) -> list[StoredModel]:
     """Every stored model, by name."""
     query = sql.SQL("select {} from imgsearch.model m order by m.name").format(MODEL_COLUMNS)
@@ -118,40 +109,69 @@ def add_model(
     fields: dict[str, Any],
     canary: Canary | None = None,
     reduction: StoredReduction | None = None,
+    *,
+    claim: bool = True,
 ) -> StoredModel:
-    """Insert a model row with what belongs to it, make its table and view, and give it the aliases nobody has yet."""
+    """Insert a model row with what belongs to it and make its table and view; see ``claim_aliases``."""
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(hashtext('pgimgsearch.add_model'))")
         present = find_model(connection, fields["name"])
         if present is not None:  # another session was first
             return present
-        slug = slug_of(fields["name"])
-        if connection.execute("select 1 from imgsearch.model where slug = %s", [slug]).fetchone():
-            slug = slug_of(f"{slug[:30]}_{zlib.crc32(fields['name'].encode()):08x}")
-        values = fields | {"slug": slug, "preprocess": Jsonb(fields["preprocess"])}
-        insert = sql.SQL("insert into imgsearch.model ({}) values ({}) returning model_id").format(
+        values = fields | {"preprocess": Jsonb(fields["preprocess"])}
+        insert = sql.SQL("insert into imgsearch.model (slug, {}) values (imgsearch._slug(%(name)s), {}) "
+                         "returning model_id").format(
             sql.SQL(", ").join(map(sql.Identifier, values)), sql.SQL(", ").join(map(sql.Placeholder, values))
-        )
+        )  # fmt: skip
         row = connection.execute(insert, values).fetchone()
         assert row is not None
         connection.execute("select imgsearch.create_embeddings(%s)", row)
         if canary is not None:
-            connection.execute(
-                "insert into imgsearch.canary (model_id, embeddings, made_with) values (%s, %s, %s)",
-                [row[0], canary.embeddings, Jsonb(canary.made_with)],
-            )
+            _add_canary(connection, row[0], canary)
         if reduction is not None:
             connection.execute(
                 "insert into imgsearch.reduction (model_id, kind, matrix, mean, recall) values (%s, %s, %s, %s, %s)",
                 [row[0], reduction.kind, reduction.matrix, reduction.mean, reduction.recall],
             )
-        wanted = {"default": True, "text": fields["has_text"], "duplicates": fields["backend"] in COPY_DETECTORS}
-        for alias in [alias for alias, fits in wanted.items() if fits]:
-            connection.execute(
-                "select imgsearch.set_alias(%s, %s) where not exists (select from imgsearch.alias where alias = %s)",
-                [alias, fields["name"], alias],
-            )
-    return get_model(connection, fields["name"])
+        added = get_model(connection, fields["name"])
+        if claim:
+            claim_aliases(connection, added)
+    return added
+
+
+def claim_aliases(connection: Connection, model: StoredModel) -> None:
+    """Give a model the aliases that nobody has yet and that it is made for."""
+    wanted = {"default": True, "text": model.has_text, "duplicates": model.backend in COPY_DETECTORS}
+    for alias in [alias for alias, fits in wanted.items() if fits]:
+        connection.execute(
+            "select imgsearch.set_alias(%s, %s) where not exists (select from imgsearch.alias where alias = %s)",
+            [alias, model.name, alias],
+        )
+
+
+def adopt(connection: Connection, model: StoredModel, fields: dict[str, Any], canary: Canary) -> StoredModel:
+    """Complete a model that was only declared, when it is loaded first. Returns what is stored then."""
+    values = fields | {"preprocess": Jsonb(fields["preprocess"])}
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in values
+    )
+    with connection.transaction():
+        changed = connection.execute(
+            sql.SQL("update imgsearch.model set {} where model_id = %(model_id)s and fingerprint is null").format(
+                assignments
+            ),
+            values | {"model_id": model.model_id},
+        ).rowcount
+        if changed:  # else another session was first
+            _add_canary(connection, model.model_id, canary)
+        return get_model(connection, model.name)
+
+
+def _add_canary(connection: Connection, model_id: int, canary: Canary) -> None:
+    connection.execute(
+        "insert into imgsearch.canary (model_id, embeddings, made_with) values (%s, %s, %s)",
+        [model_id, canary.embeddings, Jsonb(canary.made_with)],
+    )
 
 
 def canary_of(connection: Connection, model: StoredModel) -> Canary | None:
@@ -211,6 +231,14 @@ def owns(connection: Connection, model: StoredModel) -> bool:
     return row == (True,)
 
 
+def is_owner(connection: Connection) -> bool:
+    """Whether this role owns the schema's tables, and so may make tables and indexes."""
+    row = connection.execute(
+        "select pg_has_role(relowner, 'usage') from pg_class where oid = 'imgsearch.image'::regclass"
+    ).fetchone()
+    return row == (True,)
+
+
 def set_status(connection: Connection, model: StoredModel, status: str) -> None:
     """Mark a model building, ready or retired."""
     connection.execute("update imgsearch.model set status = %s where model_id = %s", [status, model.model_id])
@@ -254,37 +282,3 @@ def open_collection(
     ).fetchone()
     assert row is not None
     return row[0], wanted, root or ""
-
-
-def can_cache(connection: Connection) -> bool:
-    """Whether this role may write to the cache of texts; a reader may not."""
-    row = connection.execute("select has_table_privilege('imgsearch.text_embedding', 'insert, update')").fetchone()
-    return row == (True,)
-
-
-def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
-    """Those texts whose vectors are not cached, each once; the others count as used just now, where we may say so."""
-    if can_cache(connection):
-        connection.execute(
-            "update imgsearch.text_embedding t set used_at = clock_timestamp() "
-            "where t.model_id = %s and t.key in (select imgsearch.text_key(q, %s) from unnest(%s::text[]) q)",
-            [model.model_id, template, list(texts)],
-        )
-    rows = connection.execute(
-        "select q from unnest(%s::text[]) with ordinality as n (q, number) where not exists (select "
-        "from imgsearch.text_embedding t where t.model_id = %s and t.key = imgsearch.text_key(q, %s)) order by number",
-        [list(texts), model.model_id, template],
-    ).fetchall()
-    return list(dict.fromkeys(row[0] for row in rows))
-
-
-def cache_texts(
-    connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}"
-) -> None:
-    """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32."""
-    statement = sql.SQL("select imgsearch.cache_text(%s, %s::real[]::{}.vector, %s, %s)").format(
-        sql.SQL(vector_schema(connection))
-    )
-    rows = [[text, vector.tolist(), model.name, template] for text, vector in zip(texts, vectors, strict=True)]
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(statement, rows)

@@ -197,9 +197,8 @@ class Context:
 def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> tuple[set[int], set[int]]:
     """Contents without a vector: those that the model was never asked about, and those that it has skipped."""
     query = sql.SQL(
-        "select c, exists (select from imgsearch.image i join imgsearch.ingest_failure f using (collection_id, path) "
-        "where i.content_id = c and f.kind = 'skipped' and f.model_id = %s) "
-        "from unnest(%s::bigint[]) c where not exists (select from {} e where e.content_id = c)"
+        "select c, imgsearch._skipped(c, %s) from unnest(%s::bigint[]) c "
+        "where not exists (select from {} e where e.content_id = c)"
     ).format(model.table)
     rows = connection.execute(query, [model.model_id, [picture.content_id for picture in found]]).fetchall()
     return {content for content, skipped in rows if not skipped}, {content for content, skipped in rows if skipped}

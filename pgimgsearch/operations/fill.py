@@ -4,20 +4,26 @@ Only embeddings are written, and why there are none: images come and go meanwhil
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 
 import numpy as np
 from psycopg import sql
+from psycopg.rows import class_row
 
+from pgimgsearch.database import locks, store
 from pgimgsearch.database.connection import Connection, connect, vector_schema
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import InterruptedRun
-from pgimgsearch.pipeline import fetch
-from pgimgsearch.pipeline.copy_in import copy_block
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.operations.pace import Pace
+from pgimgsearch.pipeline import fetch, opening
+from pgimgsearch.pipeline.copy_in import again_on_deadlock, copy_block
 from pgimgsearch.pipeline.decode import limit_pixels, register_formats
 from pgimgsearch.pipeline.embed import embed
 from pgimgsearch.pipeline.item import Item
@@ -32,76 +38,132 @@ CONTENTS_A_PAGE = 2000  # looked up at once, so that no transaction lasts as lon
 
 Progress = Callable[[int, int | None], None]
 
+FILES = """
+select c.content_id, c.sha256, c.bytes, c.width::bigint * c.height as pixels,
+       array_agg(i.path order by i.image_id) as paths, array_agg(l.root order by i.image_id) as roots
+from imgsearch.content c join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id)
+where c.content_id = any(%s) group by 1 order by 1
+"""
+ADD_EMBEDDINGS = """
+insert into {} (content_id, embedding)
+select f.content_id, f.embedding from filled f
+cross join lateral (select from imgsearch.content c where c.content_id = f.content_id for key share) c
+order by f.content_id on conflict (content_id) do nothing
+"""
+# A skip is said of the bytes; a file that failed may be back tomorrow as it was, so nothing keeps it from being tried.
+EXPLAIN = """
+insert into imgsearch.ingest_failure as f
+    (collection_id, path, model_id, kind, error_class, message, bytes, modified_at)
+select i.collection_id, i.path, %(model)s, n.kind, n.error_class, n.message,
+       case n.kind when 'skipped' then c.bytes end, case n.kind when 'skipped' then i.modified_at end
+from unnest(%(contents)s::bigint[], %(kinds)s::text[], %(classes)s::text[], %(messages)s::text[])
+    as n (content_id, kind, error_class, message)
+join imgsearch.content c using (content_id)
+cross join lateral (select * from imgsearch.image i where i.content_id = n.content_id for key share) i
+order by i.collection_id, i.path
+on conflict (collection_id, path, model_id) do update set
+    kind = excluded.kind, error_class = excluded.error_class, message = excluded.message, bytes = excluded.bytes,
+    modified_at = excluded.modified_at, attempts = f.attempts + 1, last_at = now()
+"""
+SETTLE = """
+delete from imgsearch.ingest_failure f using imgsearch.image i
+where i.content_id = any(%s) and f.collection_id = i.collection_id and f.path = i.path and f.model_id = %s
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Contents that images show, those with a vector, and those skipped as the model finds too little in them."""
+    """Contents that images show, those with a vector, those in which the model finds too little, and the rest."""
 
     contents: int
     embedded: int
     skipped: int
-
-    @property
-    def missing(self) -> int:
-        """Contents that the model still has to embed, or cannot, as their files are gone or changed."""
-        return self.contents - self.embedded - self.skipped
+    missing: int
 
 
 @dataclass(slots=True)
 class Lacking:
-    """A content without a vector, and the files that show it: (collection_id, path, location)."""
+    """A content without a vector, and the files that show it: ``paths`` below ``roots``."""
 
     content_id: int
     sha256: bytes
-    files: list[tuple[int, str, str]]
-    item: Item
+    bytes: int
+    pixels: int
+    paths: list[str]
+    roots: list[str | None]
+    item: Item = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.item = Item(ScannedFile(self.paths[0], self.paths[0]), frozenset([0]))
 
 
 def coverage(connection: Connection, model: StoredModel) -> Coverage:
-    """Counted, not estimated, over contents that images show."""
-    query = sql.SQL(
-        "select count(*), count(*) filter (where s.embedded), count(*) filter (where s.skipped and not s.embedded) "
-        "from (select exists (select from {} e where e.content_id = c.content_id) as embedded, exists (select "
-        "from imgsearch.image i join imgsearch.ingest_failure f using (collection_id, path) where "
-        "i.content_id = c.content_id and f.kind = 'skipped' and f.model_id = {}) as skipped from imgsearch.content c "
-        "where exists (select from imgsearch.image i where i.content_id = c.content_id)) s"
-    ).format(model.table, sql.Literal(model.model_id))
-    row = connection.execute(query).fetchone()
+    """Counted, not estimated."""
+    found = connection.cursor(row_factory=class_row(Coverage)).execute(
+        "select k.* from imgsearch.model m, imgsearch._covered(m) k where m.model_id = %s", [model.model_id]
+    )
+    row = found.fetchone()
     assert row is not None
-    return Coverage(*row)
+    return row
 
 
-def fill(url: str, model: LoadedModel, options: Options, progress: Progress) -> Coverage:
+def fill_stored(
+    url: str, name: str, checkpoint: Checkpoint, placement: Placement, *, max_load: float, tell: Callable[[str], None],
+    progress: Progress,
+) -> tuple[str, Coverage]:  # fmt: skip
+    """Fill a stored model, by its name or an alias; raises BusyError where another session does."""
+    with connect(url) as connection:
+        stored = store.get_model(connection, name)
+        with locks.alone(connection, locks.FILL, stored.model_id, f"another session fills {stored.name}"):
+            wish = opening.Wish([stored.name], checkpoint=checkpoint, placement=placement)
+            (model,) = opening.open_models(url, wish, [], Options(), tell)
+            return stored.name, fill(url, model, progress, max_load=max_load)
+
+
+def fill(
+    url: str, model: LoadedModel, progress: Progress, *, max_load: float = 1.0, given_up: set[int] | None = None
+) -> Coverage:
     """Embed every stored content that the model has no vector of, until there is none left that can be read.
 
-    What arrives meanwhile is picked up too. A file counts only with the bytes that were ingested. Raises InterruptedRun
-    on Ctrl-C or SIGTERM: what is finished is kept, and the same call goes on from there.
+    What arrives meanwhile is picked up too. A file counts only with the bytes that were ingested. ``given_up`` are
+    contents not to be tried, and those that failed are added. Raises InterruptedRun on Ctrl-C or SIGTERM: what is
+    finished is kept, and the same call goes on from there.
     """
-    limit_pixels(options.max_pixels)
+    given_up = set() if given_up is None else given_up
     register_formats()
-    with (
-        connect(url) as reader,
-        connect(url) as writer,
-        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as pool,
-        stop_signals() as stopped,
-    ):
-        keep = _Keep(writer, model.stored)
-        given_up: set[int] = set()
+    with ExitStack() as stack:
+        reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
+        pool = stack.enter_context(ThreadPoolExecutor(Options().workers, thread_name_prefix="decode"))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
+        stopped = stack.enter_context(stop_signals())
+        keep, watch = _Keep(writer, model.stored), Stopwatch()
+        pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()))
         before = coverage(reader, model.stored)
         done = before.embedded + before.skipped
-        while page := _lacking(reader, model.stored, given_up):
-            with closing(_embedded(pool, page, model, options)) as finished:
-                for chunk in _chunks(finished):
-                    keep.write(chunk)
-                    given_up |= {one.content_id for one in chunk if not one.item.vectors}
-                    done += len(chunk)
-                    progress(done, before.contents)
-                    if stopped.is_set():
-                        raise InterruptedRun(hint="run the same command again to go on")
+        more = True
+        while more:
+            more = False
+            for page in _pages(reader, model.stored, given_up):
+                more = True
+                with closing(_embedded(pool, page, model, watch)) as finished:
+                    for chunk in _chunks(_paced(finished, pace)):
+                        keep.write(chunk)
+                        given_up |= {one.content_id for one in chunk if one.item.failure}
+                        done += len(chunk)
+                        progress(done, before.contents)
+                        if stopped.is_set():
+                            raise InterruptedRun(hint="run the same command again to go on")
         return coverage(reader, model.stored)
 
 
-def _chunks(finished: Iterator[Lacking]) -> Iterator[list[Lacking]]:
+def _paced(finished: Iterable[Lacking], pace: Pace) -> Iterator[Lacking]:
+    for one in finished:
+        yield one
+        pace.hold()
+
+
+def _chunks(finished: Iterable[Lacking]) -> Iterator[list[Lacking]]:
     """What is written at once: enough for a COPY, and never so much that a kill costs minutes."""
     chunk: list[Lacking] = []
     last = time.monotonic()
@@ -114,57 +176,56 @@ def _chunks(finished: Iterator[Lacking]) -> Iterator[list[Lacking]]:
         yield chunk
 
 
-def _lacking(connection: Connection, model: StoredModel, given_up: set[int]) -> list[Lacking]:
-    """A page of contents that the model has neither a vector of nor a reason to have none."""
-    query = sql.SQL(
-        "select c.content_id, c.sha256, array_agg(i.collection_id order by i.image_id), array_agg(i.path order by "
-        "i.image_id), array_agg(l.root order by i.image_id) from imgsearch.content c "
-        "join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id) "
-        "where c.content_id <> all(%s) and not exists (select from {} e where e.content_id = c.content_id) "
-        "and not exists (select from imgsearch.ingest_failure f where f.collection_id = i.collection_id "
-        "and f.path = i.path and f.model_id = %s and f.kind = 'skipped') group by 1, 2 order by 1 limit %s"
-    ).format(model.table)
-    rows = connection.execute(query, [list(given_up), model.model_id, CONTENTS_A_PAGE]).fetchall()
-    return [
-        Lacking(
-            content, sha256,
-            [(c, path, location_of(path, root)) for c, path, root in zip(collections, paths, roots, strict=True)],
-            Item(ScannedFile(paths[0], location_of(paths[0], roots[0])), frozenset([0])),
-        )
-        for content, sha256, collections, paths, roots in rows
-    ]  # fmt: skip
+def _pages(connection: Connection, model: StoredModel, given_up: set[int]) -> Iterator[list[Lacking]]:
+    """Contents that the model has neither a vector of nor a reason to have none, once through, by their number."""
+    after = 0
+    while True:
+        rows = connection.execute(
+            "select k from imgsearch.model m, imgsearch._lacking(m, %s, %s) k where m.model_id = %s",
+            [after, CONTENTS_A_PAGE, model.model_id],
+        ).fetchall()
+        if not rows:
+            return
+        after = max(row[0] for row in rows)
+        wanted = [row[0] for row in rows if row[0] not in given_up]
+        page = connection.cursor(row_factory=class_row(Lacking)).execute(FILES, [wanted]).fetchall()
+        if page:
+            yield page
 
 
 def _embedded(
-    pool: ThreadPoolExecutor, page: list[Lacking], model: LoadedModel, options: Options
+    pool: ThreadPoolExecutor, page: list[Lacking], model: LoadedModel, watch: Stopwatch
 ) -> Generator[Lacking, None, None]:
     """Read and decode in a pool, embed in batches; in order."""
+    limit_pixels(max(*(one.pixels for one in page), Options().max_pixels))
+    read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * Options().workers)
+    waiting: deque[Lacking] = deque()
+    with closing(prefetch(read, 2 * model.batch_size, "prepare")) as ready:
 
-    def read(one: Lacking) -> Lacking:
-        for number, (_, path, location) in enumerate(one.files):
-            try:
-                one.item.file = ScannedFile(path, location)
-                one.item.data = fetch.read(location, options.max_bytes)
-                digest(one.item)
-                if one.item.sha256 != one.sha256:
-                    raise ValueError("the file has other bytes than those that were ingested")
-                prepare(one.item, [model], options.max_pixels)
-                break
-            except Exception as error:  # a broken or vanished file never stops a run; perhaps a copy of it is there
-                if number == len(one.files) - 1:
-                    one.item.fail(error)
-        return one
+        def items() -> Iterator[Item]:
+            for one in ready:
+                waiting.append(one)
+                yield one.item
 
-    ready = prefetch(ordered_map(pool, read, iter(page), 2 * options.workers), 2 * model.batch_size, "prepare")
-    waiting: list[Lacking] = []
+        for _ in embed(items(), [model], watch):
+            yield waiting.popleft()
 
-    def items() -> Iterator[Item]:
-        for one in ready:
-            waiting.append(one)
-            yield one.item
 
-    for _ in embed(items(), [model], Stopwatch(), options.max_load):
-        yield waiting.pop(0)
+def _read(one: Lacking, model: LoadedModel) -> Lacking:
+    """Prepare the first of its files that still has the bytes that were ingested; they were within the limits then."""
+    item = one.item
+    for path, root in zip(one.paths, one.roots, strict=True):
+        item.failure = None
+        try:
+            item.data = fetch.read(location_of(path, root), max(one.bytes, Options().max_bytes))
+            if digest(item).sha256 != one.sha256:
+                raise ValueError("the file has other bytes than those that were ingested")
+            prepare(item, [model], max(one.pixels, Options().max_pixels))
+        except Exception as error:  # a broken or vanished file never stops a run; perhaps a copy of it is there
+            item.fail(error)
+        if item.failure is None:
+            break
+    return one
 
 
 class _Keep:
@@ -179,6 +240,7 @@ class _Keep:
             )
         )
 
+    @again_on_deadlock
     def write(self, chunk: list[Lacking]) -> None:
         """A chunk, all of it or nothing; contents that were removed meanwhile are left out."""
         good = [one for one in chunk if one.item.vectors]
@@ -188,35 +250,22 @@ class _Keep:
                 block = copy_block(contents, np.stack([one.item.vectors[0] for one in good]), self.model.dim)
                 with self.connection.cursor().copy("copy filled from stdin (format binary)") as copy:
                     copy.write(block)
+                self.connection.execute(sql.SQL(ADD_EMBEDDINGS).format(self.model.table))
+                self.connection.execute(SETTLE, [contents.tolist(), self.model.model_id])
+            troubled = [_trouble(one) for one in chunk if not one.item.vectors]
+            if troubled:
+                numbers, kinds, classes, messages = (list(column) for column in zip(*troubled, strict=True))
                 self.connection.execute(
-                    sql.SQL(
-                        "insert into {} (content_id, embedding) select f.content_id, f.embedding from filled f "
-                        "cross join lateral (select from imgsearch.content c where c.content_id = f.content_id "
-                        "for key share) c "
-                        "order by f.content_id on conflict (content_id) do nothing"
-                    ).format(self.model.table)
-                )
-            for one in chunk:
-                self._explain(one)
+                    EXPLAIN,
+                    {"model": self.model.model_id, "contents": numbers, "kinds": kinds, "classes": classes,
+                     "messages": messages},
+                )  # fmt: skip
 
-    def _explain(self, one: Lacking) -> None:
-        """Record why a content has no vector of this model, under each of its files, or that it has one now."""
-        collections, paths, _ = (list(column) for column in zip(*one.files, strict=True))
-        parameters: Mapping[str, Any] = {"model": self.model.model_id, "collections": collections, "paths": paths}
-        self.connection.execute(
-            "delete from imgsearch.ingest_failure f using unnest(%(collections)s::integer[], %(paths)s::text[]) "
-            "as n (collection_id, path) where f.collection_id = n.collection_id and f.path = n.path "
-            "and f.model_id = %(model)s",
-            parameters,
-        )
-        if one.item.vectors:
-            return
-        kind = "failed" if one.item.failure else "skipped"
-        error, message = one.item.failure or ("SkippedPicture", one.item.reasons.get(0, ""))
-        self.connection.execute(
-            "insert into imgsearch.ingest_failure (collection_id, path, model_id, kind, error_class, message) "
-            "select n.collection_id, n.path, %(model)s, %(kind)s, %(error)s, %(message)s "
-            "from unnest(%(collections)s::integer[], %(paths)s::text[]) as n (collection_id, path) "
-            "on conflict (collection_id, path, model_id) do nothing",
-            {**parameters, "kind": kind, "error": error, "message": message.replace("\0", "\\0")},
-        )
+
+def _trouble(one: Lacking) -> tuple[int, str, str, str]:
+    """(content_id, kind, class, message) of a content that has no vector."""
+    if one.item.failure is not None:
+        kind, (error_class, message) = "failed", one.item.failure
+    else:
+        kind, error_class, message = "skipped", "SkippedPicture", one.item.reasons[0]
+    return one.content_id, kind, error_class, message.replace("\0", "\\0")

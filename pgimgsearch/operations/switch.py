@@ -1,28 +1,27 @@
 """Move an alias to another model on a database that serves: filled, indexed and verified first, then at once."""
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from psycopg import sql
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import index, locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, ModelError
-from pgimgsearch.models.encoder import Placement
+from pgimgsearch.errors import BusyError, DatabaseError, ModelError
+from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import fill
-from pgimgsearch.operations.fill import Coverage, Progress
-from pgimgsearch.pipeline import opening, run
+from pgimgsearch.operations import neighbours, side_by_side
+from pgimgsearch.operations.fill import Coverage, Progress, coverage, fill
+from pgimgsearch.pipeline import opening, register, run
 from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE, LoadedModel
 
 Tell = Callable[[str], None]
 
-NEIGHBOURS = 10
-LOCK_TIMEOUT = "2s"  # for the alias, behind which every query waits
+LOCK_TIMEOUT = "2s"
 PLAIN, ANYWHERE = Checkpoint(), Placement()
 
 
@@ -39,6 +38,18 @@ class Wish:
     memory_limit: int = 1024
     checkpoint: Checkpoint = PLAIN
     placement: Placement = ANYWHERE
+    page: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts of the old model's cache: those that were embedded for the new one, and those that it cannot read."""
+
+    carried: int = 0
+    refused: int = 0
+
+    def __add__(self, other: "Texts") -> "Texts":
+        return Texts(self.carried + other.carried, self.refused + other.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,108 +62,97 @@ class Switched:
     coverage: Coverage
     recall: float | None
     overlap: float | None
+    texts: Texts
     milliseconds: float
 
 
 def switch(url: str, wish: Wish, tell: Tell, progress: Progress) -> Switched:
     """Fill, index and verify a model, and move the alias to it. Killed, it goes on where it was when called again.
 
-    Until the last step nothing changes for those who ask. Raises ModelError where the model must not take over, and
-    BusyError where another switch of the alias is running.
+    Until the last step nothing changes for those who ask. Raises ModelError where the model must not take over,
+    DriftError where its weights changed on the way, and BusyError where another session is at it.
     """
-    with connect(url) as connection, _alone(connection, wish.alias):
-        old = _present(connection, wish.alias)
+    with connect(url) as connection, locks.alone(
+        connection, f"switch.{wish.alias}", 0, f"another switch of {wish.alias} is running"
+    ):  # fmt: skip
+        _check(connection, wish)
         model = _open(url, wish, tell)
-        name = model.stored.name
-        if old is not None and old.name == name:
-            raise ModelError(f"{wish.alias} is {name} already", hint="see: pgimgsearch models list")
-        if wish.alias == "text" and not model.stored.has_text:
-            raise ModelError(f"{name} cannot read text", hint="the alias text needs a model that can")
-        options = run.Options(max_load=wish.max_load)
-        fill.fill(url, model, options, progress)
-        recall = _indexed(connection, name, wish, tell, progress)
-        covered = fill.fill(url, model, options, progress)  # what came while the index was built
-        if covered.missing > wish.allow_missing:
-            raise ModelError(
-                f"{name} misses {covered.missing} of {covered.contents} contents; {wish.alias} stays "
-                f"{old.name if old else 'unset'}",
-                hint="imgsearch.ingest_failure says why; bring files back, or allow it: --allow-missing "
-                f"{covered.missing}",
-            )
-        overlap = None if old is None else neighbour_overlap(connection, old, model.stored, wish.sample)
-        if old is not None and old.has_text and model.stored.has_text:
-            texts = carry_texts(connection, old, model)
-            tell(f"{texts} cached texts embedded for {name}")
-        store.set_status(connection, model.stored, "ready")
-        locked = _move(connection, wish.alias, name)
-    return Switched(wish.alias, old.name if old else None, name, covered, recall, overlap, locked)
+        with locks.alone(connection, locks.FILL, model.stored.model_id, f"another session fills {model.stored.name}"):
+            return _switch(url, connection, model, wish, tell, progress)
 
 
-def rollback(connection: Connection, alias: str) -> str:
-    """Point an alias at the model that it meant before. Returns that model's name."""
-    row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()
-    assert row is not None
-    return str(row[0])
+def _switch(
+    url: str, connection: Connection, model: LoadedModel, wish: Wish, tell: Tell, progress: Progress
+) -> Switched:
+    name, given_up = model.stored.name, set[int]()
+    old = meant_by(connection, wish.alias)
+    tell(f"filling {name}")
+    fill(url, model, progress, max_load=wish.max_load, given_up=given_up)
+    _require_coverage(coverage(connection, model.stored), wish, name, old)  # before an index is built for nothing
+    recall = _indexed(connection, name, wish, tell, progress)
+    shared = _compared(connection, old, model.stored, wish, tell)
+    texts = _carry_texts(connection, old, model)
+    covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)  # what came meanwhile
+    _require_coverage(covered, wish, name, old)
+    texts += _carry_texts(connection, old, model)
+    locked = _move(connection, wish.alias, old, model.stored)
+    return Switched(wish.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
 
 
-def carry_texts(connection: Connection, old: StoredModel, new: LoadedModel) -> int:
-    """Embed the texts that the old model has cached, so that whoever asks for them finds them. Returns how many."""
-    rows = connection.execute(
-        "select t.template, array_agg(t.query order by t.used_at) from imgsearch.text_embedding t "
-        "where t.model_id = %s group by 1",
-        [old.model_id],
-    ).fetchall()
-    carried = 0
-    for template, texts in rows:
-        missing = store.missing_texts(connection, new.stored, texts, template)
-        for start in range(0, len(missing), TEXTS_AT_ONCE):
-            part = missing[start : start + TEXTS_AT_ONCE]
-            store.cache_texts(connection, new.stored, part, new.embed_texts(part, template), template)
-        carried += len(missing)
-    return carried
-
-
-def neighbour_overlap(connection: Connection, one: StoredModel, other: StoredModel, sample: int) -> float | None:
-    """The share of the ten nearest images that two models have in common, over images drawn at random."""
-    both = sql.SQL(
-        "select i.image_id from imgsearch.model m cross join unnest(imgsearch._drawn(m, %s)) c "
-        "join {} e on e.content_id = c cross join lateral (select image_id from imgsearch.image where content_id = c "
-        "limit 1) i where m.model_id = %s"
-    ).format(other.table)
-    shares = []
-    for (image,) in connection.execute(both, [sample, one.model_id]).fetchall():
-        mine, theirs = _neighbours(connection, image, one), _neighbours(connection, image, other)
-        if mine or theirs:
-            shares.append(len(mine & theirs) / max(len(mine), len(theirs)))
-    return sum(shares) / len(shares) if shares else None
-
-
-def _neighbours(connection: Connection, image: int, model: StoredModel) -> set[int]:
-    query = "select image_id from imgsearch.similar(%s, k => %s, model => %s)"
-    return {row[0] for row in connection.execute(query, [image, NEIGHBOURS, model.name]).fetchall()}
-
-
-def _present(connection: Connection, alias: str) -> StoredModel | None:
-    name = store.aliases(connection).get(alias)
+def meant_by(connection: Connection, alias: str) -> StoredModel | None:
+    """The model that those who ask by an alias get now."""
+    named = store.aliases(connection)
+    name = named.get(alias) or (named.get("default") if alias == "duplicates" else None)
     return None if name is None else store.get_model(connection, name)
 
 
+def _check(connection: Connection, wish: Wish) -> None:
+    """Raise what would stop the switch at its end, before anything is loaded or stored."""
+    if any(model.name == wish.alias for model in store.models(connection)):
+        raise ModelError(f"{wish.alias} is the name of a model", hint="name an alias: models switch default --to NAME")
+    stored, spec = register.look_up(connection, wish.target, wish.checkpoint)
+    if stored is not None and store.aliases(connection).get(wish.alias) == stored.name:
+        raise ModelError(f"{wish.alias} is {stored.name} already", hint="see: pgimgsearch models list")
+    reads = stored.has_text if stored is not None and stored.fingerprint else spec.text or spec.output == "auto"
+    if wish.alias == "text" and not reads:
+        raise cannot_read(spec.name)
+    if not store.is_owner(connection):
+        raise DatabaseError(
+            "this role does not own the tables, and a switch makes a table and an index",
+            hint="ask their owner to run it; others may run: pgimgsearch models fill NAME",
+        )
+    if wish.page is not None:
+        side_by_side.check(wish.page)
+
+
 def _open(url: str, wish: Wish, tell: Tell) -> LoadedModel:
-    """The model that takes over, loaded, its fingerprint and canary checked; added where it is new."""
-    wanted = opening.Wish([wish.target], checkpoint=wish.checkpoint, placement=wish.placement)
+    """The model that takes over, loaded, its fingerprint and canary checked; where it is new, it is added unnoticed."""
+    wanted = opening.Wish([wish.target], checkpoint=wish.checkpoint, placement=wish.placement, claim=False)
     (model,) = opening.open_models(url, wanted, [], run.Options(), tell)
+    if wish.alias == "text" and not model.stored.has_text:
+        raise cannot_read(model.stored.name)
     return model
 
 
+def _require_coverage(covered: Coverage, wish: Wish, name: str, old: StoredModel | None) -> None:
+    if covered.missing > wish.allow_missing:
+        raise ModelError(
+            f"{name} misses {covered.missing} of {covered.contents} contents; {wish.alias} stays "
+            f"{old.name if old else 'unset'}",
+            hint=f"imgsearch.ingest_failure says why; bring files back, or allow it: --allow-missing {covered.missing}",
+        )
+
+
 def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> float | None:
-    """The recall of the model's index, built beside what serves; None where a model cannot be indexed."""
-    stored = store.get_model(connection, name)
-    if not index.can_index(stored):
-        return None
-    if _build_missing(connection, name, wish.memory_limit, progress):
+    """The recall of the model's index, built beside what serves; None where a model has none."""
+    if _fulfilled(connection, name, wish, progress):
         tell(f"index built: {name}")
-    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, NEIGHBOURS, wish.sample]).fetchone()
-    recall = row[0] if row else None
+    if not index.is_wanted(store.get_model(connection, name)):
+        return None
+    if not next(row["valid"] for row in index.status(connection) if row["model"] == name):
+        raise ModelError(f"the index of {name} is not valid", hint=f"run: pgimgsearch index build {name}")
+    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, neighbours.NEIGHBOURS, wish.sample])
+    recall: float | None = (row.fetchone() or [None])[0]
     if recall is not None and recall < wish.recall:
         raise ModelError(
             f"the index of {name} finds {recall:.3f} of the true neighbours, not {wish.recall}",
@@ -162,36 +162,70 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
 
 
 @retry(retry=retry_if_exception_type(BusyError), wait=wait_fixed(1))
-def _build_missing(connection: Connection, name: str, memory_limit: int, progress: Progress) -> bool:
-    """Build the index of a model if it has none; where another session is at it, wait for that. Returns whether."""
-    stored = store.get_model(connection, name)
-    if stored.index_method != "none":
-        return False
-    index.build(
-        connection, stored, memory_limit=memory_limit, concurrently=True,
+def _fulfilled(connection: Connection, name: str, wish: Wish, progress: Progress) -> bool:
+    """Make the index as it is wanted; where another session is at it, wait for that. Returns whether it was not."""
+    return index.fulfil(
+        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True,
         report=lambda _, done, total: progress(done, total),
     )  # fmt: skip
-    return True
 
 
-def _move(connection: Connection, alias: str, name: str) -> float:
-    """Move the alias. Returns for how many milliseconds its row was locked."""
+def _compared(
+    connection: Connection, old: StoredModel | None, new: StoredModel, wish: Wish, tell: Tell
+) -> float | None:
+    """The share of neighbours that both models name, and the page that shows it."""
+    if old is None:
+        return None
+    seen = neighbours.seen_by(connection, old, new, wish.sample)
+    if wish.page is not None:
+        side_by_side.write(connection, wish.page, (old.name, new.name), seen)
+        tell(f"what both models find: {wish.page}")
+    return neighbours.overlap(seen)
+
+
+def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedModel) -> Texts:
+    """Embed the texts that the old model has cached, so that whoever asks for them finds them."""
+    if old is None or not (old.has_text and new.stored.has_text):
+        return Texts()
+    rows = connection.execute(
+        "select t.template, t.query from imgsearch.text_embedding t where t.model_id = %s and not exists "
+        "(select from imgsearch.text_embedding n where n.model_id = %s and n.key = t.key) order by t.used_at",
+        [old.model_id, new.stored.model_id],
+    ).fetchall()
+    carried = refused = 0
+    for template, group in itertools.groupby(rows, lambda row: row[0]):
+        queries = [query for _, query in group]
+        for start in range(0, len(queries), TEXTS_AT_ONCE):
+            unread = _embed_texts(connection, new, queries[start : start + TEXTS_AT_ONCE], template)
+            carried, refused = carried + len(queries[start : start + TEXTS_AT_ONCE]) - unread, refused + unread
+    return Texts(carried, refused)
+
+
+def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str], template: str) -> int:
+    """Embed and cache texts. Returns how many of them the model cannot read."""
+    try:
+        vectors = model.embed_texts(queries, template)
+    except ModelError:
+        if len(queries) == 1:
+            return 1
+        return sum(_embed_texts(connection, model, [query], template) for query in queries)
+    text_cache.keep(connection, model.stored, queries, vectors, template)
+    return 0
+
+
+def _move(connection: Connection, alias: str, old: StoredModel | None, new: StoredModel) -> float:
+    """Move the alias, unless somebody else did meanwhile. Returns for how many milliseconds its row was locked."""
     with connection.transaction():
         connection.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
+        store.set_status(connection, new, "ready")
         start = time.perf_counter()
-        connection.execute("select imgsearch.set_alias(%s, %s)", [alias, name])
+        connection.execute("select from imgsearch.alias where alias = %s for update", [alias])
+        now = meant_by(connection, alias)
+        if (now and now.model_id) != (old and old.model_id):
+            raise ModelError(
+                f"{alias} was moved to {now.name if now else 'nothing'} meanwhile, and stays there",
+                hint="run the same command again, which is quick now, if it shall move on",
+            )
+        connection.execute("select imgsearch.set_alias(%s, %s)", [alias, new.name])
+        store.claim_aliases(connection, new)
     return 1000 * (time.perf_counter() - start)
-
-
-@contextmanager
-def _alone(connection: Connection, alias: str) -> Iterator[None]:
-    """One switch of an alias at a time."""
-    key = f"pgimgsearch.switch.{alias}"
-    row = connection.execute("select pg_try_advisory_lock(hashtext(%s))", [key]).fetchone()
-    if row != (True,):
-        raise BusyError(f"another switch of {alias} is running", hint="wait for it, or stop it with Ctrl-C")
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("select pg_advisory_unlock(hashtext(%s))", [key])

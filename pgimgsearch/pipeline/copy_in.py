@@ -90,6 +90,13 @@ where f.collection_id = %s and f.path = settled.path and f.last_at < now()
 and (f.model_id is null or f.model_id = settled.model_id)
 """
 
+again_on_deadlock = retry(
+    retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure)),
+    stop=stop_after_attempt(5),
+    wait=wait_random(0.05, 0.5),
+    reraise=True,
+)
+
 
 class Writer:
     """Writes chunks of one run over a connection of its own."""
@@ -111,12 +118,7 @@ class Writer:
                 )
             )
 
-    @retry(
-        retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure)),
-        stop=stop_after_attempt(5),
-        wait=wait_random(0.05, 0.5),
-        reraise=True,
-    )
+    @again_on_deadlock
     def write(self, items: Sequence[Item], counts: Counts) -> None:
         """Write finished items with the counts that will be true then: all of it, or nothing."""
         good = [item for item in items if item.failure is None and item.refused is None]

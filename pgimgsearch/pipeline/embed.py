@@ -1,6 +1,5 @@
 """From prepared pictures to vectors that may be stored."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,20 +11,14 @@ from pgimgsearch.pipeline.loaded import LoadedModel, why_not
 from pgimgsearch.pipeline.stages import Stopwatch, batched
 
 
-def embed(
-    items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch, max_load: float = 1.0
-) -> Iterator[Item]:
-    """Embed in batches, every network once for all models that are its outputs; order is kept.
-
-    With a ``max_load`` below 1 a batch is followed by a pause, so that networks work in that share of the time.
-    """
+def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
+    """Embed in batches, every network once for all models that are its outputs; order is kept."""
     networks = [
         (Batches(models[positions[0]].encoder, models[positions[0]].batch_size), positions)
         for positions in by_network(models)
     ]
     size = min(model.batch_size for model in models)
     for batch in batched(items, size, lambda _: 0, 1):
-        start = time.monotonic()
         for number, (network, positions) in enumerate(networks):
             chosen = [item for item in batch if number in item.prepared]
             if chosen:
@@ -36,7 +29,6 @@ def embed(
                         _assign(chosen, position, models[position].storable(outputs))
         for item in batch:
             item.prepared.clear()
-        time.sleep((time.monotonic() - start) * (1 / max_load - 1))
         yield from batch
 
 

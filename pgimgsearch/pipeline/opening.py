@@ -28,7 +28,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Models as the user asks for them: each name, in each output, at one dimension; ``called`` is a name to store."""
+    """Models as the user asks for them: each name, in each output, at one dimension; ``called`` is a name to store.
+
+    ``claim`` is whether new ones take the aliases that nobody has yet.
+    """
 
     names: list[str]
     outputs: tuple[str, ...] = ()
@@ -39,6 +42,7 @@ class Wish:
     batch_size: int | None = None
     called: str | None = None
     normalize: bool = True
+    claim: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class Opener:
             stored = store.find_model(self.connection, spec.name)
         if self.wish.called is not None and self.wish.dim is None:
             stored = None
-        if stored is not None and stored.full_dim is None:
+        if stored is not None and stored.full_dim is None and stored.fingerprint is not None:
             register.check_fingerprint(stored, encoder, None)
         if self.wish.dim is None:
             return Found(spec, encoder, None, stored)
@@ -129,8 +133,9 @@ class Opener:
         if self.wish.dim is not None:
             return self._add_reduced(found, self.wish.dim)
         return register.add_model(
-            self.connection, found.spec, found.encoder, self.wish.called, normalize=self.wish.normalize
-        )
+            self.connection, found.spec, found.encoder, self.wish.called, normalize=self.wish.normalize,
+            claim=self.wish.claim,
+        )  # fmt: skip
 
     def check_exported(self, encoders: Sequence[Encoder]) -> None:
         """Compare what was exported with what it came from, on the user's own pictures."""

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.store import Canary, StoredModel, StoredReduction
-from pgimgsearch.errors import DriftError
+from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.fingerprint import digest, fingerprint
@@ -46,7 +47,10 @@ def main_output(spec: ModelSpec, loaded: Encoder) -> str:
 def spec_of(stored: StoredModel) -> ModelSpec:
     """The spec that loads a stored model again."""
     known = catalog.find(stored.name.partition("@")[0])
-    says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING
+    if stored.fingerprint is None and known is not None and known.checkpoint == stored.checkpoint:
+        declared = known if stored.output in {known.output, "auto"} else known.with_output(stored.output)
+        return replace(declared, name=stored.name, revision=stored.revision or known.revision)
+    says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING and stored.fingerprint is not None
     return ModelSpec(
         name=stored.name, backend=stored.backend, checkpoint=stored.checkpoint, output=stored.output,
         dim=stored.full_dim or stored.dim, revision=stored.revision, weights=stored.weights,
@@ -94,7 +98,9 @@ def open_model(
 
 
 def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> LoadedModel:
-    """A stored model with its network; raises DriftError where that is another."""
+    """A stored model with its network; raises DriftError where that is another. One only declared is completed."""
+    if stored.fingerprint is None:
+        stored = _adopt(connection, stored, spec, loaded)
     reduction = _reduction(connection, stored)
     check_fingerprint(stored, loaded, reduction)
     if spec.weights not in {None, stored.weights} and store.owns(connection, stored):
@@ -102,13 +108,29 @@ def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, lo
     return LoadedModel(stored, loaded, spec.batch_size, reduction)
 
 
+def _adopt(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> StoredModel:
+    """Complete a declared model with what its weights say; raises ModelError where they give other vectors."""
+    output = main_output(spec, loaded)
+    fields = _fields(spec, loaded, output)
+    declared = {"dim": stored.dim, "storage": stored.storage}
+    differing = [f"{key} {fields[key]}, not {value}" for key, value in declared.items() if fields[key] != value]
+    if differing:
+        raise ModelError(
+            f"model {stored.name} was declared otherwise than it is: {'; '.join(differing)}",
+            hint="correct the migration that adds it, or choose another name there",
+        )
+    own = {key: value for key, value in fields.items() if key not in {"name", "metric", "near", *declared}}
+    return store.adopt(connection, stored, own, _canary(loaded, output))
+
+
 def add_model(
-    connection: Connection, spec: ModelSpec, loaded: Encoder, name: str | None = None, *, normalize: bool = True
-) -> LoadedModel:
-    """Store a loaded model, under another name if one is given."""
+    connection: Connection, spec: ModelSpec, loaded: Encoder, name: str | None = None, *,
+    normalize: bool = True, claim: bool = True,
+) -> LoadedModel:  # fmt: skip
+    """Store a loaded model, under another name if one is given; see ``store.claim_aliases``."""
     output = main_output(spec, loaded)
     own = ({"name": name} if name else {}) | {"normalize": spec.normalize and normalize}
-    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output))
+    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output), claim=claim)
     check_fingerprint(stored, loaded, None)  # another session may have been first
     return LoadedModel(stored, loaded, spec.batch_size)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import index, locks, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import BusyError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
@@ -37,7 +37,7 @@ Refine = Callable[[Iterator[ScannedFile]], Iterator[ScannedFile]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run goes. ``max_load`` is the share of the time in which networks may work: queries want the rest."""
+    """How a run goes."""
 
     collection: str | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -45,7 +45,6 @@ class Options:
     prune: bool = False
     retry_failed: bool = False
     skip_duplicates: bool = False
-    max_load: float = 1.0
     max_pixels: int = 100_000_000
     max_bytes: int = 256 << 20
 
@@ -117,21 +116,23 @@ def finish(
 ) -> dict[str, str]:
     """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
 
-    Returns what happened by model: ``built``, ``busy`` where another session builds it, or ``left`` where the role is
-    not the owner.
+    A model that another session fills is left to that. Returns what happened by model: ``built``, ``busy`` where
+    another session builds the index, or ``left`` where the role is not the owner.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
         for model in models:
             stored = store.get_model(connection, model.stored.name)
-            missing = stored.index_method == "none" and index.can_index(stored)
+            if locks.taken(connection, locks.FILL, stored.model_id):
+                continue
+            missing = stored.index_method == "none" and index.is_wanted(stored)
             if not store.owns(connection, stored):
                 told |= {stored.name: "left"} if missing else {}
                 continue
             if missing:
                 try:
-                    index.build(connection, stored, memory_limit=memory_limit, report=report)
-                    told[stored.name] = "built"
+                    if index.fulfil(connection, stored, memory_limit=memory_limit, report=report):
+                        told[stored.name] = "built"
                 except BusyError:
                     told[stored.name] = "busy"
             if stored.status == "building":
@@ -192,7 +193,7 @@ def _stages(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
     ready = prefetch(ordered_map(pool, decoded, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
-    yield from prefetch(embed(ready, models, watch, options.max_load), FILES_IN_QUEUE, "embed")
+    yield from prefetch(embed(ready, models, watch), FILES_IN_QUEUE, "embed")
 
 
 def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
@@ -259,10 +260,7 @@ def _prune(planner: Planner, source: Source, root: str) -> list[int]:
 
 def _lock(connection: Connection, collection_id: int, name: str) -> None:
     """One run a collection at a time, and what a killed run left open is closed."""
-    row = connection.execute(
-        "select pg_try_advisory_lock(hashtext('pgimgsearch.ingest'), %s)", [collection_id]
-    ).fetchone()
-    if row != (True,):
+    if not locks.take(connection, "ingest", collection_id):
         raise BusyError(f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C")
     connection.execute(
         "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",

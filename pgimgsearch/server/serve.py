@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from pgimgsearch.database import store
+from pgimgsearch.database import store, text_cache
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.encoder import Placement
@@ -73,7 +73,7 @@ def run(
     sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:
-        cache = TextCache(url, metrics) if store.can_cache(connection) else None
+        cache = TextCache(url, metrics) if text_cache.can_write(connection) else None
     service = Service(models, aliases, cache, metrics, os.cpu_count() or 1, most_waiting)
     for number in (signal.SIGINT, signal.SIGTERM):  # the HTTP server acts on them, and then hands them on
         signal.signal(number, signal.SIG_IGN)

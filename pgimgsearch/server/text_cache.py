@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.database import store
+from pgimgsearch.database import text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import PgImgSearchError
@@ -62,5 +62,5 @@ class TextCache:
     def _write(
         self, connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str
     ) -> None:
-        store.cache_texts(connection, model, texts, vectors, template)
+        text_cache.keep(connection, model, texts, vectors, template)
         self._metrics.count_texts("kept", len(texts))

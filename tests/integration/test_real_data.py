@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pgimgsearch.database import text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.pipeline import register, run, scan
 from tests.conftest import Evaluate, values
@@ -103,8 +104,8 @@ def searcher(url: str, data: Path, folder: Path, paths: set[str]) -> Callable[[s
 
     def ask(text: str, k: int) -> list[str]:
         with connect(url) as connection:
-            if register.store.missing_texts(connection, model.stored, [text]):
-                register.store.cache_texts(connection, model.stored, [text], model.embed_texts([text]))
+            if text_cache.missing(connection, model.stored, [text]):
+                text_cache.keep(connection, model.stored, [text], model.embed_texts([text]))
             rows = connection.execute("select path from imgsearch.search_text(%s, %s)", [text, k]).fetchall()
         return [row[0] for row in rows]
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import store
+from pgimgsearch.database import locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import BusyError, InterruptedRun, ModelError
 from pgimgsearch.operations import fill, switch
@@ -41,6 +41,12 @@ def meant(connection: Connection) -> str | None:
     return store.aliases(connection).get("default")
 
 
+def rollback(connection: Connection, alias: str = "default") -> str:
+    row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
@@ -53,7 +59,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     )
     before = connection.execute("select count(*) from imgsearch.image").fetchone()
     done = moved(url)
-    assert (done.old, done.new, done.coverage) == ("palette", "pdq", fill.Coverage(12, 12, 0))
+    assert (done.old, done.new, done.coverage) == ("palette", "pdq", fill.Coverage(12, 12, 0, 0))
     assert done.recall == 1
     assert done.overlap is not None
     assert 0 < done.overlap <= 1
@@ -62,7 +68,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     status = "select status, index_method from imgsearch.model where name = 'pdq'"
     assert connection.execute(status).fetchone() == ("ready", "hnsw")
     with connect(url) as opened:
-        assert [switch.rollback(opened, "default") for _ in range(3)] == ["palette", "pdq", "palette"]
+        assert [rollback(opened) for _ in range(3)] == ["palette", "pdq", "palette"]
     assert meant(connection) == "palette"
     with pytest.raises(ModelError, match="default is palette already"):
         moved(url, "palette")
@@ -70,7 +76,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
         switch.switch(url, switch.Wish("text", "pdq"), lambda _: None, lambda _, __: None)
     connection.execute("select imgsearch.set_alias('mine', 'pdq')")
     with connect(url) as opened, pytest.raises(Exception, match="meant no other model before"):
-        switch.rollback(opened, "mine")
+        rollback(opened, "mine")
 
 
 def test_texts_that_were_asked_are_found_again(
@@ -81,7 +87,7 @@ def test_texts_that_were_asked_are_found_again(
     with connect(url) as opened:
         model = register.open_model(opened, "palette")
         for template in ("{}", "a {} wall"):
-            store.cache_texts(
+            text_cache.keep(
                 opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template
             )
     opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate"), lambda _: None)
@@ -119,7 +125,7 @@ def test_files_that_are_gone_keep_the_old_model(
     images = "select count(*), count(distinct content_id) from imgsearch.image"
     assert connection.execute(images).fetchone() == (14, 13)  # those who ask the old model miss nothing
     done = moved(url, allow_missing=1)
-    assert done.coverage == fill.Coverage(13, 11, 1)
+    assert done.coverage == fill.Coverage(13, 11, 1, 1)
     assert meant(connection) == "pdq"
 
 
@@ -142,13 +148,17 @@ def test_a_switch_that_is_stopped_goes_on(
         moved(url)
     assert meant(connection) == "palette"
     assert connection.execute("select count(*) from imgsearch.embedding_pdq_256").fetchone() == (5,)
-    assert moved(url).coverage == fill.Coverage(12, 12, 0)
+    assert moved(url).coverage == fill.Coverage(12, 12, 0, 0)
     assert sum(embedded) == 12  # none twice
 
 
 def test_two_switches_of_one_alias_do_not_meet(url: str, detailed: Path, ingest: Callable[..., Any]) -> None:
     ingest(detailed, "palette")
-    with connect(url) as opened, switch._alone(opened, "default"), pytest.raises(BusyError, match="another switch"):
+    with (
+        connect(url) as opened,
+        locks.alone(opened, "switch.default", 0, "busy"),
+        pytest.raises(BusyError, match="another switch of default is running"),
+    ):
         moved(url)
     moved(url)
 
@@ -182,7 +192,7 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     moved(url, max_load=0.5)
     for _ in range(4):
         with connect(url) as opened:
-            switch.rollback(opened, "default")
+            rollback(opened)
     threads[2].join()
     done.set()
     for thread in threads[:2]:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import store
+from pgimgsearch.database import text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.models.backends.palette import COLOURS
 from pgimgsearch.pipeline import register
@@ -57,10 +57,10 @@ def test_the_least_recently_used_texts_leave(swatches: Path, connection: Connect
     with connect(url) as opened:
         loaded = register.open_model(opened, "palette")
         names = list(COLOURS)[:6]
-        store.cache_texts(opened, loaded.stored, names, loaded.encoder.embed_text(names))
-        assert store.missing_texts(opened, loaded.stored, [names[0]]) == []  # used just now
+        text_cache.keep(opened, loaded.stored, names, loaded.encoder.embed_text(names))
+        assert text_cache.missing(opened, loaded.stored, [names[0]]) == []  # used just now
         opened.execute("set imgsearch.text_cache_limit = 3")
-        store.cache_texts(opened, loaded.stored, ["red"], loaded.encoder.embed_text(["red"]))
+        text_cache.keep(opened, loaded.stored, ["red"], loaded.encoder.embed_text(["red"]))
         left = {row[0] for row in opened.execute("select query from imgsearch.text_embedding").fetchall()}
     assert left == {"red", names[0], names[5]}
 
@@ -75,7 +75,7 @@ def test_search_text_equals_numpy(swatches: Path, connection: Connection, url: s
     with connect(url) as opened:
         loaded = register.open_model(opened, "palette")
         query = loaded.encoder.embed_text(["pink and green"])
-        store.cache_texts(opened, loaded.stored, ["pink and green"], query)
+        text_cache.keep(opened, loaded.stored, ["pink and green"], query)
     rows = connection.execute(
         "select image_id, embedding::vector::real[] from imgsearch.images_palette order by 1"
     ).fetchall()

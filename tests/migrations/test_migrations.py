@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_model
-from pgimgsearch.database import bundles, migrate
+from pgimgsearch.database import bundles, migrate, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
+from pgimgsearch.operations.check import check, columns
 from pgimgsearch.settings import package_folder
 
 # Everything of the catalogs that makes our schema what it is, in a form that two databases share.
@@ -107,8 +108,8 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """A later release: a revision that adds a column, a function whose default is gone, one that is new, one that left."""
     for name in ("migrations", "sql"):
         shutil.copytree(package_folder(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "migrations" / "versions" / "0004_next.py").write_text(
-        "from alembic import op\nrevision = '0004'\ndown_revision = '0003'\n"
+    (tmp_path / "migrations" / "versions" / "0005_next.py").write_text(
+        "from alembic import op\nrevision = '0005'\ndown_revision = '0004'\n"
         "def upgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image add starred boolean')\n"
         "def downgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image drop starred')\n"
     )
@@ -135,7 +136,7 @@ def test_a_later_release_upgrades_and_downgrades(
     admin.execute("drop role if exists app")
     admin.execute("create role app")
     run(url, "grant execute on function imgsearch.text_key(text, text) to app")
-    assert migrate.upgrade(url) == ("0003", "0004")
+    assert migrate.upgrade(url) == ("0004", "0005")
     granted = run(url, "select proacl::text from pg_proc where proname = 'text_key'")[0][0]
     assert "app=X/pgimgsearch" in str(granted)
     run(url, "revoke execute on function imgsearch.text_key(text, text) from app")
@@ -144,7 +145,7 @@ def test_a_later_release_upgrades_and_downgrades(
     assert without_grants[0] == without_grants[1]
     assert run(url, "select imgsearch.starred()") == [(0,)]
     assert run(url, "select count(*) from pg_proc where proname = 'grant_access'") == [(0,)]
-    assert migrate.downgrade(url, "0003") == ("0004", "0003")
+    assert migrate.downgrade(url, "0004") == ("0005", "0004")
     assert [row[:3] for row in catalog(url)] == [row[:3] for row in old]
     admin.execute("drop role app")
 
@@ -157,7 +158,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     run(empty_url, "select imgsearch.grant_access('reads', 'reader'), imgsearch.grant_access('writes', 'writer')")
     run(empty_url, "insert into imgsearch.collection (name) values ('kept')")
     before = catalog(empty_url)
-    assert migrate.upgrade(empty_url) == ("0001", "0003")
+    assert migrate.upgrade(empty_url) == ("0001", "0004")
     rights = (
         "select has_table_privilege('reads', t, 'select'), has_table_privilege('reads', t, 'insert'), "
         "has_table_privilege('writes', t, 'select') and has_table_privilege('writes', t, 'insert') "
@@ -166,9 +167,130 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     )
     assert run(empty_url, rights) == [(True, False, True)] * 3
     assert run(empty_url, "select name from imgsearch.collection") == [("kept",)]
-    assert migrate.downgrade(empty_url, "0001") == ("0003", "0001")
+    assert migrate.downgrade(empty_url, "0001") == ("0004", "0001")
     assert catalog(empty_url) == before
     migrate.downgrade(empty_url, "base")
+
+
+# What a database of each release holds, written with what that release had.
+FIRST = """
+insert into imgsearch.collection (name, root) values ('shop', '/photos');
+insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format)
+    select sha256(n::text::bytea), sha256(n::text::bytea), n, n, n, 'PNG' from generate_series(1, 30) n;
+insert into imgsearch.image (content_id, collection_id, path, caption, metadata)
+    select n, 1, n || '.png', 'number ' || n, jsonb_build_object('n', n) from generate_series(1, 30) n;
+insert into imgsearch.model (name, slug, dim, backend, checkpoint, output, preprocess, fingerprint, has_text, near)
+    values ('old', 'old', 3, 'timm', 'resnet50', 'auto', '{"size": [8, 8]}', 'f', true, 0.95);
+select imgsearch.create_embeddings(1);
+insert into imgsearch.embedding_old_3 select n, ('[1,' || n || ',0]')::vector from generate_series(1, 30) n;
+insert into imgsearch.canary values (1, array[[1, 0, 0]], '{"device": "cpu"}');
+select imgsearch.set_alias('default', 'old'), imgsearch.set_alias('text', 'old'),
+       imgsearch.cache_text('red', '[0,1,0]', 'old');
+insert into imgsearch.ingest_run (collection_id, source, models, status) values (1, 'x', '{old}', 'complete');
+insert into imgsearch.ingest_failure (collection_id, path, model_id, kind, error_class, message)
+    values (1, 'flat.png', 1, 'skipped', 'SkippedPicture', 'flat'), (1, 'broken.png', null, 'failed', 'OSError', 'broken');
+"""
+SECOND = """
+insert into imgsearch.duplicate_scan (model_id, threshold) values (1, 0.9);
+insert into imgsearch.duplicate_pair (content_a, content_b, model_id, similarity) values (1, 2, 1, 0.97);
+insert into imgsearch.duplicate_verdict (pixels_a, pixels_b, verdict) select min(pixel_sha256), max(pixel_sha256), 'rejected'
+    from imgsearch.content;
+insert into imgsearch.cluster values (1, 1, 7, 0.5);
+"""
+THIRD = """
+insert into imgsearch.evaluation_run (protocol, data, model, questions, figures) values ('classes', 'all', 'old', 3, '{}');
+"""
+WRITTEN = {"0001": FIRST, "0002": FIRST + SECOND, "0003": FIRST + SECOND + THIRD, "0004": FIRST + SECOND + THIRD}
+
+
+def rows(url: str, columns: dict[str, str]) -> dict[str, object]:
+    """Every row of every table, in the columns named."""
+    return {table: run(url, f"select {names} from imgsearch.{table} order by 1, 2") for table, names in columns.items()}
+
+
+@pytest.mark.parametrize("revision", bundles.known_revisions())
+def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection, revision: str) -> None:
+    """With the grants, views and foreign keys that an application has made."""
+    migrate.upgrade(empty_url, revision)
+    run(empty_url, WRITTEN[revision])
+    admin.execute("drop role if exists shop")
+    admin.execute("create role shop")
+    run(empty_url, "grant execute on function imgsearch.set_alias(text, text) to shop; "
+        "create view public.mine as select image_id, embedding from imgsearch.images_old; "
+        "create table public.product (image_id bigint references imgsearch.image); insert into product values (3)")  # fmt: skip
+    listed = "select table_name, string_agg(quote_ident(column_name), ', ' order by column_name) from " \
+        "information_schema.columns where table_schema = 'imgsearch' and table_name <> 'alembic_version' group by 1"  # fmt: skip
+    columns = {str(table): str(names) for table, names in run(empty_url, listed)}
+    questions = (
+        "select image_id, similarity from imgsearch.similar(5, k => 7)",
+        "select image_id from imgsearch.search_text('red', k => 7)", "select count(*) from public.mine",
+        "select embedded, skipped, missing from imgsearch.coverage(exact => true)",
+    )  # fmt: skip
+    data, answers, before = rows(empty_url, columns), [run(empty_url, one) for one in questions[:3]], catalog(empty_url)
+
+    migrate.upgrade(empty_url)
+    assert rows(empty_url, columns) == data
+    assert [run(empty_url, one) for one in questions[:3]] == answers
+    assert run(empty_url, questions[3]) == [(30, 0, 0)]
+    rights = "select has_function_privilege('shop', 'imgsearch.set_alias(text, text)', 'execute')"
+    assert run(empty_url, rights) == [(True,)]
+    with connect(empty_url) as connection:
+        assert store.get_model(connection, "default").index_wanted["method"] == "hnsw"
+        found = {difference.what for difference in check(connection)}
+        assert all("checkpoint" in what or "index" in what for what in found), found
+
+    migrate.downgrade(empty_url, revision)
+    assert rows(empty_url, columns) == data
+    assert [run(empty_url, one) for one in questions[:3]] == answers
+    assert catalog(empty_url) == before
+    admin.execute("drop owned by shop")
+    run(empty_url, "revoke all on all functions in schema imgsearch from shop")
+    admin.execute("drop role shop")
+
+
+def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
+    revision = next_release / "migrations" / "versions" / "0005_next.py"
+    revision.write_text(revision.read_text().replace("add starred boolean')", "add starred boolean; select 1 / 0')"))
+    before = catalog(url)
+    with pytest.raises(DatabaseError, match="division by zero") as raised:
+        migrate.upgrade(url)
+    assert "nothing was changed" in str(raised.value.hint)
+    assert catalog(url) == before
+    assert run(url, "select version_num from imgsearch.alembic_version") == [("0004",)]
+
+
+def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Connection) -> None:
+    add_model(connection, "one", 8)
+    add_model(connection, "other", 8)
+    with connect(url) as opened:
+        assert check(opened) == []
+    connection.execute("alter table imgsearch.image drop caption cascade")
+    connection.execute("alter table imgsearch.image add mine text")
+    connection.execute("create or replace function imgsearch._slug(name text) returns text language sql as 'select $1'")
+    connection.execute("drop function imgsearch.rollback_alias")
+    connection.execute("alter table imgsearch.embedding_one_8 alter embedding type halfvec(9)")
+    connection.execute("drop table imgsearch.embedding_other_8 cascade")
+    connection.execute("create table imgsearch.embedding_stray_4 (content_id bigint)")
+    connection.execute("update imgsearch.model set index_method = 'hnsw' where name = 'one'")
+    connection.execute("update imgsearch.model set name = 'dinov2-base' where name = 'other'")
+    with connect(url) as opened:
+        told = [(found.where, found.what) for found in check(opened)]
+    for where, what in (
+        ("schema", "image.caption text"), ("schema", "image.mine text"), ("schema", "_slug is not that of this release"),
+        ("schema", "imgsearch.rollback_alias(text) is not there"), ("model", "holds halfvec(9), and one has halfvec(8)"),
+        ("model", "dinov2-base has no table embedding_other_8"), ("model", "embedding_stray_4 belongs to no model"),
+        ("index", "the index of one is not there"), ("catalog", "the checkpoint of dinov2-base is"),
+    ):  # fmt: skip
+        assert any(where == found and what in said for found, said in told), (what, told)
+    connection.execute("alter table imgsearch.image add caption text")
+    migrate.upgrade(url, functions=True)
+    with connect(url) as opened:
+        assert not any("function" in found.what for found in check(opened))
+
+
+def test_the_columns_are_listed(url: str) -> None:
+    with connect(url) as connection:
+        assert columns(connection) == bundles.columns_path().read_text().splitlines(), "run: make bundle"
 
 
 def test_what_users_built_stops_the_run_and_nothing_changes(url: str, next_release: Path) -> None:

@@ -1,0 +1,54 @@
+"""``plan``: what a number of images will cost."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from pgimgsearch.cli.terminal import DeviceOption, ModelOption, TorchDtypeOption, TrustOption, terminal_of
+from pgimgsearch.database import index
+from pgimgsearch.database.address import database_url
+from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import UsageError
+
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def plan(
+    context: typer.Context,
+    images: Annotated[str, typer.Option(help="How many distinct images: 250000, 500k, 10M.")],
+    model: ModelOption = "default",
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="Gigabytes of the database's server. Default: this machine's.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load the model and time it here; it is downloaded if need be.")
+    ] = False,
+    device: DeviceOption = "auto",
+    dtype: TorchDtypeOption = "auto",
+    trust: TrustOption = False,
+) -> None:
+    """Say what so many images will take: disk, memory, hours; measured on this database and device."""
+    from pgimgsearch.models.encoder import Placement
+    from pgimgsearch.operations import measure as measuring
+    from pgimgsearch.operations import plan as planning
+
+    terminal = terminal_of(context)
+    count, remote = parse_count(images), bool(terminal.settings.db)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        wanted = measuring.declared(connection, model)
+        rates = measuring.measure(
+            connection, wanted, memory_limit=index.memory_limit(remote=remote),
+            network=Placement(device, dtype) if measure else None, trust=trust,
+        )  # fmt: skip
+    found = planning.plan(count, wanted, rates, measuring.server_memory(remote=remote, gigabytes=memory))
+    terminal.show_one(planning.as_dict(found, wanted, rates))
+
+
+def parse_count(text: str) -> int:
+    """10M and the like as a number; raises UsageError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmb]?)", text.strip().lower().replace("_", ""))
+    count = int(float(found[1]) * FACTORS[found[2]]) if found else 0
+    if count < 1:
+        raise UsageError(f"{text} is no number of images", hint="write 250000, 500k, 10M or 1.5B")
+    return count

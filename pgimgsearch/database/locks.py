@@ -1,0 +1,41 @@
+"""Advisory locks: one session at a time at what must not be done twice. Nobody waits for one inside of Postgres.
+
+A session that waited there would hold a snapshot, and an index that is built concurrently waits for that.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.errors import BusyError
+
+FILL = "fill"  # of a model that is filled in the background
+
+
+@contextmanager
+def alone(connection: Connection, what: str, key: int, busy: str) -> Iterator[None]:
+    """Hold the lock of ``what`` and ``key`` for a block; raises BusyError with ``busy`` where another has it."""
+    if not take(connection, what, key):
+        raise BusyError(busy, hint="wait for it, or stop it with Ctrl-C")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key])
+
+
+def take(connection: Connection, what: str, key: int) -> bool:
+    """Take a lock until the session ends; False where another session has it."""
+    row = connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]).fetchone()
+    return row == (True,)
+
+
+def taken(connection: Connection, what: str, key: int) -> bool:
+    """Whether another session has a lock."""
+    row = connection.execute(
+        "select exists (select from pg_locks l where l.locktype = 'advisory' and l.granted and l.database = "
+        "(select oid from pg_database where datname = current_database()) and l.objsubid = 2 and l.pid <> "
+        "pg_backend_pid() and l.classid::bigint = (hashtext(%s)::bigint & 4294967295) and l.objid::bigint = %s)",
+        [f"pgimgsearch.{what}", key],
+    ).fetchone()
+    return row == (True,)

@@ -1,0 +1,133 @@
+"""Two models on the user's own images: what they find, how good that is where the truth is known, and what it costs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.database import index, store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.evaluation.context import Wish as Asked
+from pgimgsearch.evaluation.protocols import BY_NAME
+from pgimgsearch.evaluation.run import Result, evaluate, images_per_second, query_ms
+from pgimgsearch.operations import neighbours, side_by_side
+
+Tell = Callable[[str], None]
+Progress = Callable[[int, int | None], None]
+
+# Of these figures, the ones that say most; `models compare` is a summary, `evaluate` has the rest.
+TOLD = {"classes": ("p@1", "knn"), "instances": ("r@1", "map"), "text-to-image": ("r@1", "r@10")}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to compare: two stored models, the metadata key of classes, and images to draw."""
+
+    one: str
+    other: str
+    key: str | None = None
+    sample: int = 200
+    page: Path | None = None
+    device: str = "auto"
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measure, of each model or of both together; ``difference`` is the other less the one, with its interval."""
+
+    measure: str
+    one: float | None = None
+    other: float | None = None
+    both: float | None = None
+    difference: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for a table or JSON."""
+        return asdict(self)
+
+
+def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> list[Row]:
+    """Compare two models on the images of the database. Raises ModelError where one of them has not embedded them."""
+    with connect(url) as connection:
+        one, other = store.get_model(connection, wish.one), store.get_model(connection, wish.other)
+        if one == other:
+            raise UsageError(f"{wish.one} and {wish.other} are the same model", hint="name two: models list")
+        if wish.page is not None:
+            side_by_side.check(wish.page)
+        seen = neighbours.seen_by(connection, one, other, wish.sample)
+        if not seen:
+            raise ModelError(
+                f"{one.name} and {other.name} have no image in common",
+                hint=f"pgimgsearch models fill {other.name}; pgimgsearch models list says what is missing",
+            )
+        near_one, near_other, agreement = neighbours.duplicate_agreement(seen, one, other)
+        rows = [
+            Row(f"neighbours in common, of {neighbours.NEIGHBOURS}", both=neighbours.overlap(seen)),
+            Row("near-duplicates in common", near_one, near_other, agreement),
+        ]
+        protocols = list(_protocols(connection, wish, (one, other)))
+    for name, asked in protocols:
+        found = evaluate(url, BY_NAME[name], asked, device=wish.device, trust=wish.trust, tell=tell, progress=progress)
+        rows += _figures(name, found.results)
+    with connect(url) as connection:
+        rows += _costs(connection, one, other)
+        if wish.page is not None:
+            names = (one.name, other.name)
+            side_by_side.write(connection, wish.page, names, seen, [["", *names, "both", "difference"], *_cells(rows)])
+            tell(f"what both models find: {wish.page}")
+    return rows
+
+
+def _protocols(connection: Connection, wish: Wish, models: Sequence[StoredModel]) -> Iterator[tuple[str, Asked]]:
+    """The protocols for which the images bring a truth."""
+    names = [model.name for model in models]
+    if wish.key is not None:
+        yield "classes", Asked(models=names, key=wish.key, sample=wish.sample)
+    grouped = connection.execute(
+        "select exists (select from imgsearch.image where group_key is not null group by group_key "
+        "having count(*) > 1), "
+        "exists (select from imgsearch.image where caption is not null)"
+    ).fetchone()
+    if grouped and grouped[0]:
+        yield "instances", Asked(models=names, sample=wish.sample)
+    if grouped and grouped[1] and all(model.has_text for model in models):
+        yield "text-to-image", Asked(models=names, sample=wish.sample)
+
+
+def _figures(protocol: str, results: Sequence[Result]) -> Iterator[Row]:
+    one, other = results
+    for name in TOLD[protocol]:
+        first, second = one.figures[name], other.figures[name]
+        low, high = second.less(first)
+        difference = f"{second.value - first.value:+.3f} ({low:+.3f} to {high:+.3f})"
+        yield Row(f"{protocol} {name}", first.value, second.value, difference=difference)
+
+
+def _costs(connection: Connection, one: StoredModel, other: StoredModel) -> Iterator[Row]:
+    covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
+    sizes = {row["model"]: row for row in index.status(connection)}
+
+    def row(measure: str, of: Callable[[StoredModel], float | None]) -> Row:
+        return Row(measure, of(one), of(other))
+
+    yield row("images a second, in the last ingest", lambda model: images_per_second(connection, model))
+    yield row("query, ms", lambda model: query_ms(connection, model))
+    yield row("dimensions", lambda model: model.dim)
+    yield row("table, MB", lambda model: _megabytes(sizes[model.name], "table_bytes", "index_bytes"))
+    yield row("index, MB", lambda model: _megabytes(sizes[model.name], "index_bytes"))
+    yield row("contents embedded", lambda model: covered[model.name]["embedded"])
+    yield row("contents missing", lambda model: covered[model.name]["missing"])
+
+
+def _megabytes(sizes: Mapping[str, Any], whole: str, less: str | None = None) -> float:
+    return float(sizes[whole] - (sizes[less] if less else 0)) / 1e6
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    return [[row.measure, cell(row.one), cell(row.other), cell(row.both), row.difference or ""] for row in rows]

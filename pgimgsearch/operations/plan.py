@@ -1,0 +1,126 @@
+"""What a number of images will cost: disk, memory and time, extrapolated from what was measured."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pgimgsearch.database import index
+from pgimgsearch.database.store import StoredModel
+
+PAGE, PAGE_HEAD, ITEM = 8192, 24, 4  # bytes of a page of Postgres, of its header, of a pointer to a row
+ROW_HEAD, KEY = 24, 8
+ENTRY = 20  # of a B-tree over a bigint, with the room it leaves
+PARTITION_ROWS = 20_000_000  # from here on a single graph takes most of a day to build anew
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What was measured: bytes of a row, a trial build of an index, images a second; ``sources`` say how."""
+
+    table_row: float
+    index_row: float
+    image_row: float
+    trial_rows: int
+    trial_seconds: float
+    images_per_second: float | None
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it will take; sizes in bytes, times in seconds, None where nothing was measured."""
+
+    images: int
+    table: float
+    index: float
+    rows: float
+    build_memory: float
+    build: float | None
+    embedding: float | None
+    advice: list[str]
+
+
+def plan(images: int, model: StoredModel, rates: Rates, memory: float) -> Plan:
+    """Extrapolate; ``memory`` is that of the database's server, in bytes."""
+    graph = index.graph_bytes(images, model) * 1.2 if index.is_wanted(model) else 0.0
+    table, graph_on_disk = images * rates.table_row, images * rates.index_row
+    embedding = None if rates.images_per_second is None else images / rates.images_per_second
+    return Plan(
+        images, table, graph_on_disk, images * rates.image_row, graph, build_seconds(images, rates), embedding,
+        advise(images, model, graph_on_disk, graph, embedding, memory),
+    )  # fmt: skip
+
+
+def build_seconds(images: int, rates: Rates) -> float | None:
+    """Each insertion walks a graph whose depth grows with the logarithm of its size (Malkov and Yashunin 2016)."""
+    if not rates.trial_rows:
+        return None
+    return rates.trial_seconds * images * math.log(images + 2) / (rates.trial_rows * math.log(rates.trial_rows + 2))
+
+
+def advise(
+    images: int, model: StoredModel, on_disk: float, graph: float, embedding: float | None, memory: float
+) -> list[str]:
+    """When to quantise, to partition and to distribute, and what else to do first."""
+    told = []
+    if not index.can_index(model):
+        told.append(
+            f"{model.dim} dimensions have no index: every search reads every vector; reduce them: "
+            f"pgimgsearch models add {model.name} --dim 1024"
+        )
+    if graph > memory / 2:
+        told.append(
+            f"quantise: a build holds {graph / GIGABYTE:.0f} GB, and half of the server's memory is "
+            f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times as long. Fewer dimensions: "
+            f"pgimgsearch models add {model.name} --dim {max(64, model.dim // 4)}"
+        )
+    if images > PARTITION_ROWS or graph > memory:
+        told.append(
+            "partition: keep collections that are searched apart in databases of their own; to build one graph of this "
+            "size anew takes very long"
+        )
+    if on_disk > 4 * memory:
+        told.append(
+            f"distribute: the index is {on_disk / memory:.0f} times the server's memory, so searches wait for the "
+            "disk; spread the images over several servers"
+        )
+    if embedding is not None and embedding > 7 * 86400:
+        told.append("embed on a GPU, or on several machines at once with a collection each")
+    return told
+
+
+def table_row_bytes(model: StoredModel) -> float:
+    """A row of a model's table and its key, from how Postgres lays them out (PostgreSQL: storage-page-layout)."""
+    row = _aligned(ROW_HEAD + KEY + _vector_bytes(model)) + ITEM
+    return PAGE / max(1, (PAGE - PAGE_HEAD) // row) + ENTRY
+
+
+def index_row_bytes(model: StoredModel) -> float:
+    """An element of an HNSW index and its neighbours (pgvector: HnswElementTupleData, HnswNeighborTupleData)."""
+    element = _aligned(72 + _vector_bytes(model)) + ITEM
+    neighbours = _aligned(12 + 6 * 2 * int(model.index_wanted["m"])) + ITEM
+    return PAGE / max(1, (PAGE - PAGE_HEAD - 8) // (element + neighbours))
+
+
+def as_dict(found: Plan, model: StoredModel, rates: Rates) -> dict[str, Any]:
+    """For a person or JSON: gigabytes and hours."""
+    build = None if found.build is None else round(found.build / 3600, 2)
+    return {
+        "images": found.images, "model": model.name, "dim": model.dim, "storage": model.storage,
+        "table_gb": round(found.table / GIGABYTE, 2), "index_gb": round(found.index / GIGABYTE, 2),
+        "image_rows_gb": round(found.rows / GIGABYTE, 2),
+        "disk_gb": round((found.table + found.index + found.rows) / GIGABYTE, 2),
+        "build_memory_gb": round(found.build_memory / GIGABYTE, 2), "build_hours": build,
+        "embedding_hours": None if found.embedding is None else round(found.embedding / 3600, 1),
+        "images_per_second": None if rates.images_per_second is None else round(rates.images_per_second, 1),
+        "measured": rates.sources, "advice": found.advice,
+    }  # fmt: skip
+
+
+def _vector_bytes(model: StoredModel) -> int:
+    return {"halfvec": 8 + 2 * model.dim, "vector": 8 + 4 * model.dim, "bit": 8 + model.dim // 8}[model.storage]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
