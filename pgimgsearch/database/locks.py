@@ -4,7 +4,9 @@ A session that waited there would hold a snapshot, and an index that is built co
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from psycopg import errors as pg
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import BusyError
@@ -25,8 +27,14 @@ def alone(connection: Connection, what: str, key: int, busy: str) -> Iterator[No
 
 
 def take(connection: Connection, what: str, key: int) -> bool:
-    """Take a lock until the session ends; False where another session has it."""
+    """Take a lock until the session ends; False where another session has it.
+
+    From then on the server looks whether we are still there, or what a killed process has begun would go on for hours.
+    """
     row = connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]).fetchone()
+    if row == (True,):
+        with suppress(pg.InvalidParameterValue):  # a server that is no Linux cannot look
+            connection.execute("set client_connection_check_interval = '2s'")
     return row == (True,)
 
 
