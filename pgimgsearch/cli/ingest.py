@@ -109,8 +109,8 @@ def ingest(
             "--prune with a list or a query needs it to be the only source, and --collection",
             hint="what is not listed is removed from that collection",
         )
-    if all_models and model:
-        raise UsageError("--all-models names every model already", hint="leave --model out")
+    if all_models and (model or output):
+        raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
     for option, value in {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim}.items():
         if value is not None and len(model or []) != 1:
             raise UsageError(

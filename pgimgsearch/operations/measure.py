@@ -17,7 +17,7 @@ from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.run import Options
 
 IMAGE_ROWS = 700.0  # bytes of content and image with their indexes, where too few are stored to measure
-MEASURABLE = 1000  # rows; of fewer, a table's size says little
+MEASURABLE = 10_000  # rows; of fewer, a table's size says little
 TRIAL_ROWS = 10_000
 INGESTED = 200  # images of a run that says how fast it goes
 TIMED_BATCHES = 3

@@ -48,9 +48,6 @@ class Texts:
     carried: int = 0
     refused: int = 0
 
-    def __add__(self, other: "Texts") -> "Texts":
-        return Texts(self.carried + other.carried, self.refused + other.refused)
-
 
 @dataclass(frozen=True, slots=True)
 class Switched:
@@ -94,7 +91,8 @@ def _switch(
     texts = _carry_texts(connection, old, model)
     covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)  # what came meanwhile
     _require_coverage(covered, wish, name, old)
-    texts += _carry_texts(connection, old, model)
+    late = _carry_texts(connection, old, model)
+    texts = Texts(texts.carried + late.carried, late.refused)  # what it could not read it was asked twice
     locked = _move(connection, wish.alias, old, model.stored)
     return Switched(wish.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
 

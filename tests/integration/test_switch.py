@@ -15,9 +15,20 @@ from PIL import Image
 
 from pgimgsearch.database import locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import BusyError, InterruptedRun, ModelError
-from pgimgsearch.operations import fill, switch
-from pgimgsearch.pipeline import opening, register, scan
+from pgimgsearch.errors import (
+    BusyError,
+    DatabaseError,
+    DiskFullError,
+    DriftError,
+    InterruptedRun,
+    ModelError,
+    UsageError,
+)
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.operations import compare, fill, switch
+from pgimgsearch.pipeline import opening, register, scan, sidecar
+from tests.conftest import judge_at, values
 from tests.pictures import photo
 
 SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail for a hash
@@ -204,6 +215,221 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
         assert fill.coverage(opened, store.get_model(opened, "pdq")).contents == 18
     missing = connection.execute("select missing from imgsearch.coverage(exact => true) where model = 'pdq'").fetchone()
     assert missing is not None
+
+
+def test_an_alias_that_nobody_has_waits_for_the_end(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """palette reads text, and nothing here did: nobody may ask it before it knows all images."""
+    ingest(detailed, "pdq")
+    assert set(store.aliases(connection)) == {"default", "duplicates"}
+    whole = fill._Keep.write
+
+    def then_stop(keep: Any, chunk: list[fill.Lacking]) -> None:
+        whole(keep, chunk)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fill._Keep, "write", then_stop)
+        patched.setattr(fill, "CHUNK", 5)
+        with pytest.raises(InterruptedRun):
+            moved(url, "palette")
+    assert store.aliases(connection) == {"default": "pdq", "duplicates": "pdq"}
+    moved(url, "palette")
+    assert store.aliases(connection) == {"default": "palette", "text": "palette", "duplicates": "pdq"}
+
+
+def test_duplicates_follows_default_again_after_a_rollback(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed, "palette")
+    done = switch.switch(url, switch.Wish("duplicates", "pdq"), lambda _: None, lambda _, __: None)
+    assert (done.old, done.new) == ("palette", "pdq")
+    assert [rollback(connection, "duplicates") for _ in range(2)] == ["palette", "pdq"]
+    assert rollback(connection, "duplicates") == "palette"
+    assert "duplicates" not in store.aliases(connection)
+
+
+def test_a_skip_is_said_of_the_bytes(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    """A flat picture has no hash; once there is another by that name, it is asked for again."""
+    Image.new("RGB", (64, 64), "white").save(detailed / "a" / "plain.png")
+    ingest(detailed, "palette")
+    assert moved(url).coverage == fill.Coverage(13, 12, 1, 0)
+    photo(detailed / "a" / "plain.png", seed=22)
+    ingest(detailed, "palette")
+    exactly = "select skipped, missing from imgsearch.coverage(exact => true) where model = 'pdq'"
+    assert connection.execute(exactly).fetchone() == (0, 1)
+    with pytest.raises(psycopg.Error, match="pdq misses 1 of 13 contents; alias mine stays") as raised:
+        connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
+    assert raised.value.sqlstate == "PI015"
+    quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+    name, covered = fill.fill_stored(url, "default", Checkpoint(), Placement(), **quiet)
+    assert (name, covered) == ("pdq", fill.Coverage(13, 13, 0, 0))
+    connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
+
+
+def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, admin: Connection, tmp_path: Path
+) -> None:
+    ingest(detailed, "palette")
+    with pytest.raises(ModelError, match="palette is the name of a model"):
+        switch.switch(url, switch.Wish("palette", "pdq"), lambda _: None, lambda _, __: None)
+    with pytest.raises(UsageError, match="cannot write"):
+        moved(url, page=tmp_path / "nowhere" / "page.html")
+    with pytest.raises(ModelError, match="unknown model: pdqq"):
+        moved(url, "pdqq")
+    admin.execute("drop role if exists no_owner")
+    admin.execute("create role no_owner login")
+    connection.execute("select imgsearch.grant_access('no_owner', 'writer')")
+    with pytest.raises(DatabaseError, match="does not own the tables"):
+        moved(url.replace("pgimgsearch@", "no_owner@"))
+    assert [model.name for model in store.models(connection)] == ["palette"]
+    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
+        superuser.execute("drop owned by no_owner")
+    admin.execute("drop role no_owner")
+
+
+def test_an_alias_that_moved_meanwhile_stays_there(
+    url: str, detailed: Path, photos: Path, ingest: Callable[..., Any], connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for folder in (detailed, photos):  # enough to fit on
+        ingest(folder, "palette")
+    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    carried = switch._carry_texts
+
+    def then_move(*arguments: Any) -> Any:
+        connection.execute("select imgsearch.set_alias('default', 'small')")
+        return carried(*arguments)
+
+    monkeypatch.setattr(switch, "_carry_texts", then_move)
+    with pytest.raises(ModelError, match="default was moved to small meanwhile"):
+        moved(url, allow_missing=12)
+    assert meant(connection) == "small"
+
+
+def test_weights_that_changed_on_the_way_are_refused(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(detailed, "palette")
+    opening.add(url, opening.Wish(["pdq"], claim=False), lambda _: None)
+    connection.execute("update imgsearch.model set fingerprint = 'of other weights' where name = 'pdq'")
+    with pytest.raises(DriftError, match="pdq is not the one whose vectors are stored"):
+        moved(url)
+    assert (meant(connection), count(connection, "imgsearch.embedding_pdq_256")) == ("palette", 0)
+
+
+def test_an_index_that_could_not_be_built_leaves_nothing(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    """As where the disk is full: the server says so when the index is there, and has to be dropped."""
+    ingest(detailed, "palette")
+    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
+        superuser.execute(
+            "create function public.full_disk() returns event_trigger language plpgsql as $$ begin raise exception "
+            "'could not extend file' using errcode = 'disk_full'; end $$"
+        )
+        superuser.execute(
+            "create event trigger full_disk on ddl_command_end when tag in ('CREATE INDEX') "
+            "execute function public.full_disk()"
+        )
+        with pytest.raises(DiskFullError, match="the index of pdq was not built, and what there was of it is dropped"):
+            moved(url)
+        assert (
+            connection.execute("select relname from pg_class where relname ~ 'hnsw' and relname ~ 'pdq'").fetchall()
+            == []
+        )
+        assert meant(connection) == "palette"
+        superuser.execute("drop event trigger full_disk")
+    assert moved(url).recall == 1
+    assert meant(connection) == "pdq"
+
+
+def test_a_model_that_is_filled_is_left_alone(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed, "palette")
+    added = opening.add(url, opening.Wish(["pdq"], claim=False), lambda _: None).stored
+    with connect(url) as opened, locks.alone(opened, locks.FILL, added.model_id, "busy"):
+        ingest(detailed / "a", "pdq")
+        state = "select status, index_method from imgsearch.model where name = 'pdq'"
+        assert connection.execute(state).fetchone() == ("building", "none")
+        with pytest.raises(BusyError, match="another session fills pdq"):
+            moved(url)
+    ingest(detailed / "a", "pdq")
+    assert connection.execute(state).fetchone() == ("ready", "hnsw")
+
+
+def test_a_text_that_the_new_model_cannot_read_is_counted(
+    url: str, detailed: Path, photos: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    for folder in (detailed, photos):
+        ingest(folder, "palette")
+    with connect(url) as opened:
+        model = register.open_model(opened, "palette")
+        text_cache.keep(
+            opened, model.stored, ["red", "of no colour", "blue"], model.embed_texts(["red", "red", "blue"])
+        )
+    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    assert moved(url, "small", recall=0).texts == switch.Texts(carried=2, refused=1)
+
+
+def test_a_model_in_use_is_not_removed(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed, "palette", "pdq")
+    with pytest.raises(ModelError, match="model palette is in use by alias default"), connect(url) as opened:
+        store.remove_model(opened, "palette")
+    connection.execute("select imgsearch.set_alias('duplicates', null)")
+    connection.execute("create view public.mine as select image_id, embedding from imgsearch.images_pdq")
+    with pytest.raises(DatabaseError, match="mine"), connect(url) as opened:
+        store.remove_model(opened, "pdq")
+    assert count(connection, "imgsearch.images_pdq") == 13
+    connection.execute("drop view public.mine")
+    with connect(url) as opened:
+        store.remove_model(opened, "pdq")
+    left = "select relname from pg_class where relname ~ 'pdq'"
+    assert connection.execute(left).fetchall() == []  # type: ignore[call-overload]
+
+
+def test_both_models_side_by_side(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, tmp_path: Path
+) -> None:
+    """Each figure as the single commands give it, and a page with the images on which the models disagree most."""
+    ingest(detailed, "palette", "pdq", refine=lambda files: sidecar.with_groups(files, "folder"))
+    connection.execute(
+        "update imgsearch.image set metadata = jsonb_build_object('kind', split_part(path, '/', 1)), caption = path"
+    )
+    page = tmp_path / "page.html"
+    wish = compare.Wish("palette", "pdq", key="kind", sample=12, page=page)
+    rows = {row.measure: row for row in compare.compare(url, wish, lambda _: None, lambda _, __: None)}
+    common = rows["neighbours in common, of 10"].both
+    expected = connection.execute(
+        "select avg((select count(*) from imgsearch.similar(i, model => 'palette') a join imgsearch.similar(i, model => 'pdq') b "
+        "using (image_id)) / 10.0)::float from (select min(image_id) as i from imgsearch.image group by content_id) i"
+    ).fetchone()
+    assert expected == (pytest.approx(common),)
+    judged = values(judge_at(url, "classes", "palette", "pdq", key="kind"))
+    assert rows["classes p@1"].one == judged["palette"]["p@1"]
+    assert rows["classes knn"].other == judged["pdq"]["knn"]
+    grouped = values(judge_at(url, "instances", "palette", "pdq"))
+    assert rows["instances map"].other == grouped["pdq"]["map"]
+    assert not any(measure.startswith("text-to-image") for measure in rows)  # pdq reads none
+    assert (rows["dimensions"].one, rows["dimensions"].other) == (32, 256)
+    assert rows["contents embedded"].other == 12
+    text = page.read_text()
+    assert text.count("<section>") == 12
+    assert text.count("data:image/jpeg;base64,") >= 12 * 21
+    with pytest.raises(UsageError, match="are the same model"):
+        compare.compare(url, compare.Wish("palette", "default"), lambda _: None, lambda _, __: None)
+
+
+def count(connection: Connection, relation: str) -> int:
+    row = connection.execute(f"select count(*) from {relation}").fetchone()  # type: ignore[call-overload]
+    assert row is not None
+    return int(row[0])
 
 
 def test_the_commands_switch_fill_and_roll_back(cli: Callable[..., Any], detailed: Path) -> None:

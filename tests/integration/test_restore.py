@@ -1,0 +1,70 @@
+"""A dump of one server, restored on another by the commands of docs/operations.md, answers the same questions."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgimgsearch.database import text_cache
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.database.programs import binaries
+from pgimgsearch.pipeline import register
+from tests.conftest import ROOT
+from tests.unit.test_docs import blocks
+
+QUESTIONS = (
+    "select image_id, similarity from imgsearch.similar(3, k => 5)",
+    "select image_id, similarity from imgsearch.similar(3, k => 5, model => 'pdq')",
+    "select path from imgsearch.search_text('red', k => 5)",
+    "select * from imgsearch.coverage(exact => true)",
+    "select alias, model_name from imgsearch.alias_history order by history_id",
+    "select name, fingerprint, index_method, index_wanted from imgsearch.model order by 1",
+)
+
+
+@pytest.fixture
+def other_server(tmp_path: Path) -> Iterator[str]:
+    """An empty database of a role that is no superuser, on a server of its own."""
+    embedded = Embedded(tmp_path / "other")
+    with embedded.running():
+        host = embedded._socket_folder()
+        with psycopg.connect(host=str(host), user="postgres", dbname="postgres", autocommit=True) as admin:
+            admin.execute("create database restored owner pgimgsearch")
+        with psycopg.connect(host=str(host), user="postgres", dbname="restored", autocommit=True) as admin:
+            admin.execute("create extension vector")
+        yield f"postgresql://pgimgsearch@/restored?host={host}"
+
+
+def test_a_dump_answers_the_same_on_a_fresh_server(
+    url: str, photos: Path, ingest: Callable[..., Any], connection: Connection, other_server: str, tmp_path: Path
+) -> None:
+    ingest(photos, "palette", "pdq")
+    connection.execute("select imgsearch.switch_alias('duplicates', 'palette', allow_missing => null)")
+    connection.execute("create view public.shirts as select image_id, embedding from imgsearch.images_palette")
+    with connect(url) as opened:
+        model = register.open_model(opened, "palette")
+        text_cache.keep(opened, model.stored, ["red"], model.embed_texts(["red"]))
+    (commands,) = [block for block in blocks(ROOT / "docs" / "operations.md", "sh") if "pg_dump" in block]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "pgimgsearch").write_text(f'#!/bin/sh\nexec {sys.executable} -m pgimgsearch "$@"\n')
+    (programs / "pgimgsearch").chmod(0o755)
+    path = f"{programs}:{binaries()}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"DATABASE_URL": url, "NEW_URL": other_server, "PATH": path, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "database, catalog and code agree" in done.stderr
+    with psycopg.connect(other_server, autocommit=True) as restored:
+        for question in QUESTIONS:
+            expected = connection.execute(question).fetchall()  # type: ignore[call-overload]
+            assert expected, question
+            assert restored.execute(question).fetchall() == expected, question  # type: ignore[call-overload]
+        assert restored.execute("select count(*) from public.shirts").fetchone() == (12,)
