@@ -56,7 +56,7 @@ def test_advice_comes_where_a_limit_is_reached(model: Any) -> None:
 def test_the_layout_is_that_of_postgres(
     connection: Connection, url: str, dim: int, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By pages and by what is stored, within a twelfth and the pages that a table has whatever it holds."""
+    """By pages and by what is stored, within a twelfth and the pages that a table is extended by."""
     monkeypatch.setattr(measure, "MEASURABLE", 4000)
     connection.execute("select imgsearch.add_model('some', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
     add_images(connection, 4000)
@@ -73,7 +73,7 @@ def test_the_layout_is_that_of_postgres(
         index.build(opened, stored, memory_limit=256)
         rates = measure.measure(opened, measure.declared(opened, "some"), memory_limit=256, network=None)
     assert rates.sources["disk"] == "4000 stored vectors"
-    assert rates.table_row == pytest.approx(plan.table_row_bytes(stored), rel=1 / 12, abs=12 * 8192 / 4000)
+    assert rates.table_row == pytest.approx(plan.table_row_bytes(stored), rel=1 / 12, abs=20 * 8192 / 4000)
     assert rates.index_row == pytest.approx(plan.index_row_bytes(stored), rel=1 / 12)
     assert rates.trial_seconds > 0
     assert connection.execute("select to_regclass('imgsearch.plan_trial')").fetchone() == (None,)
