@@ -74,15 +74,18 @@ def is_fulfilled(model: StoredModel) -> bool:
 
 def fulfil(
     connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
-    report: Progress | None = None,
+    parallel: bool = True, report: Progress | None = None,
 ) -> bool:  # fmt: skip
-    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``."""
+    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``.
+
+    Without ``parallel`` the server works at it with one process: slower, and those who ask keep the other cores.
+    """
     with _alone(connection, model):
         now = get_model(connection, model.name)  # another session may have been at it just before
         if is_fulfilled(now):
             return False
         if is_wanted(now):
-            _build(connection, now, memory_limit, concurrently, report)
+            _build(connection, now, memory_limit, concurrently, report, parallel=parallel)
         else:
             drop(connection, now)
         return True
@@ -115,8 +118,9 @@ def _alone(connection: Connection, model: StoredModel) -> AbstractContextManager
 
 
 def _build(
-    connection: Connection, model: StoredModel, memory_limit: int, concurrently: bool, report: Progress | None
-) -> int:
+    connection: Connection, model: StoredModel, memory_limit: int, concurrently: bool, report: Progress | None, *,
+    parallel: bool = True,
+) -> int:  # fmt: skip
     memory = memory_for(count_embeddings(connection, model), model, memory_limit)
     neighbours, candidates = model.index_wanted["m"], model.index_wanted["ef_construction"]
     statement = sql.SQL(
@@ -133,6 +137,8 @@ def _build(
     if not concurrently:
         drop(connection, model)
     with _settings(connection, memory), _reported(connection, report), _no_leftover(connection, model):
+        if not parallel:
+            connection.execute("set max_parallel_maintenance_workers = 0")
         try:
             connection.execute(statement)
         except (pg.DiskFull, pg.OutOfMemory) as error:

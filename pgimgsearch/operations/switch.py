@@ -163,7 +163,7 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
 def _fulfilled(connection: Connection, name: str, wish: Wish, progress: Progress) -> bool:
     """Make the index as it is wanted; where another session is at it, wait for that. Returns whether it was not."""
     return index.fulfil(
-        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True,
+        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True, parallel=wish.max_load >= 1,
         report=lambda _, done, total: progress(done, total),
     )  # fmt: skip
 
