@@ -22,10 +22,7 @@ begin
         else
             contents := imgsearch._count('imgsearch.content', false);
             embedded := imgsearch._count(m.embeddings, false);
-            select count(distinct i.content_id) into skipped
-            from imgsearch.ingest_failure f
-            join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
-            where f.kind = 'skipped' and f.model_id = m.model_id and imgsearch._skipped(i.content_id, m.model_id);
+            select count(*) into skipped from imgsearch._skips(m.model_id);
             missing := greatest(contents - embedded - skipped, 0);
         end if;
         return next;
@@ -38,12 +35,13 @@ returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
-        select count(*), count(*) filter (where s.embedded), count(*) filter (where s.skipped and not s.embedded),
-               count(*) filter (where not s.skipped and not s.embedded)
-        from (select exists (select from %s e where e.content_id = c.content_id) as embedded,
-                     imgsearch._skipped(c.content_id, $1) as skipped
-              from imgsearch.content c
-              where exists (select from imgsearch.image i where i.content_id = c.content_id)) s', m.embeddings)
+        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
+        select count(*), count(e.content_id), count(*) filter (where e.content_id is null and s.content_id is not null),
+               count(*) filter (where e.content_id is null and s.content_id is null)
+        from imgsearch.content c
+        left join %s e on e.content_id = c.content_id
+        left join skips s on s.content_id = c.content_id
+        where exists (select from imgsearch.image i where i.content_id = c.content_id)', m.embeddings)
         using m.model_id;
 end $$;
 
@@ -52,22 +50,25 @@ create or replace function imgsearch._lacking(m imgsearch.model, after bigint, m
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
+        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
         select c.content_id from imgsearch.content c
-        where c.content_id > $2 and not exists (select from %s e where e.content_id = c.content_id)
+        where c.content_id > $2
+            and not exists (select from %s e where e.content_id = c.content_id and e.content_id > $2)
             and exists (select from imgsearch.image i where i.content_id = c.content_id)
-            and not imgsearch._skipped(c.content_id, $1)
+            and not exists (select from skips s where s.content_id = c.content_id)
         order by c.content_id limit $3', m.embeddings) using m.model_id, after, most;
 end $$;
 
--- Whether a model found too little in a content: said of a file that still has the bytes it had then.
-create or replace function imgsearch._skipped(content_id bigint, model_id integer) returns boolean
-language sql stable parallel safe
-return exists (
-    select from imgsearch.image i
+-- Contents in which a model found too little: said of a file that still has the bytes it had then.
+create or replace function imgsearch._skips(model_id integer) returns setof bigint
+language sql stable parallel safe as $$
+    select distinct i.content_id
+    from imgsearch.ingest_failure f
+    join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
     join imgsearch.content c on c.content_id = i.content_id
-    join imgsearch.ingest_failure f on f.collection_id = i.collection_id and f.path = i.path
-    where i.content_id = _skipped.content_id and f.model_id = _skipped.model_id and f.kind = 'skipped'
-        and f.bytes = c.bytes and f.modified_at is not distinct from i.modified_at);
+    where f.model_id = _skips.model_id and f.kind = 'skipped' and f.bytes = c.bytes
+        and f.modified_at is not distinct from i.modified_at
+$$;
 
 -- Rows of a table: counted when asked for or when small, else estimated by the planner.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint

@@ -117,6 +117,7 @@ language plpgsql volatile as $$
 declare
     m imgsearch.model;
 begin
+    perform pg_advisory_xact_lock(hashtext('pgimgsearch.alias'));
     if set_alias.model is null then
         delete from imgsearch.alias a where a.alias = set_alias.alias;
         if not found then return; end if;
@@ -150,6 +151,7 @@ begin
                 'imgsearch.ingest_failure says why some cannot be; or allow it: allow_missing => %s', m.name,
                 covered.missing);
     end if;
+    update imgsearch.model x set status = 'ready' where x.model_id = m.model_id and x.status = 'building';
     perform imgsearch.set_alias(switch_alias.alias, m.name);
 end $$;
 
@@ -159,7 +161,9 @@ language plpgsql volatile as $$
 declare
     now_means text;
     meant text;
+    answers boolean;
 begin
+    perform pg_advisory_xact_lock(hashtext('pgimgsearch.alias'));
     select m.name into now_means
     from imgsearch.alias a join imgsearch.model m on m.model_id = a.model_id where a.alias = rollback_alias.alias;
     select h.model_name into meant from imgsearch.alias_history h
@@ -173,7 +177,15 @@ begin
         raise exception 'alias % meant no other model before', coalesce(rollback_alias.alias, 'null')
             using errcode = 'PI009', hint = 'see imgsearch.alias_history; pgimgsearch models alias points it anywhere';
     end if;
-    if not exists (select from imgsearch.model m where m.name = meant) then
+    if exists (select from imgsearch.model m where m.name = meant) then
+        execute format('select exists (select from %s) or not exists (select from imgsearch.image)',
+                       (imgsearch._resolve_model(meant)).embeddings) into answers;
+    end if;
+    if not answers then
+        raise exception 'the model % that alias % meant before has no vectors any more', meant, rollback_alias.alias
+            using errcode = 'PI009', hint = format('embed them again: pgimgsearch models fill %s', meant);
+    end if;
+    if answers is null then
         raise exception 'the model % that alias % meant before was removed', meant, rollback_alias.alias
             using errcode = 'PI009', hint = format('bring it back: pgimgsearch models switch %s --to %s',
                                                    rollback_alias.alias, meant);
@@ -187,7 +199,7 @@ end $$;
 create or replace function imgsearch.add_model(
     name text, dim integer, backend text, checkpoint text, output text, storage text default 'halfvec',
     revision text default null, has_text boolean default false, near double precision default null,
-    licence text default null
+    licence text default null, unit_length boolean default true
 ) returns integer
 language plpgsql volatile as $$
 declare
@@ -197,11 +209,12 @@ begin
     perform pg_advisory_xact_lock(hashtext('pgimgsearch.add_model'));
     select m.* into present from imgsearch.model m where m.name = add_model.name;
     if found then
-        if (present.dim, present.storage, present.backend, present.checkpoint, present.output)
+        if (present.dim, present.storage, present.backend, present.checkpoint, present.normalize)
             is distinct from (add_model.dim, add_model.storage, add_model.backend, add_model.checkpoint,
-                              add_model.output) then
+                              add_model.unit_length)
+            or add_model.output not in (present.output, 'auto') or add_model.revision <> present.revision then
             raise exception 'model % is there already, as %', present.name, concat_ws(', ', present.dim || ' dimensions',
-                    present.storage, present.backend, present.checkpoint, present.output)
+                    present.storage, present.backend, present.checkpoint, present.output, present.revision)
                 using errcode = 'PI002', hint = 'add this one under another name';
         end if;
         return present.model_id;
@@ -210,10 +223,11 @@ begin
         raise exception '% is an alias', add_model.name using errcode = 'PI009', hint = 'choose another name';
     end if;
     insert into imgsearch.model (name, slug, dim, backend, checkpoint, output, storage, metric, revision, has_text, near,
-                                 licence, preprocess)
+                                 licence, normalize, preprocess)
     values (add_model.name, imgsearch._slug(add_model.name), add_model.dim, add_model.backend, add_model.checkpoint,
             add_model.output, add_model.storage, case add_model.storage when 'bit' then 'hamming' else 'cosine' end,
-            add_model.revision, add_model.has_text, add_model.near, add_model.licence, '{}')
+            add_model.revision, add_model.has_text, add_model.near, add_model.licence,
+            add_model.unit_length, '{}')
     returning model_id into result;
     perform imgsearch.create_embeddings(result);
     return result;
@@ -243,8 +257,8 @@ begin
         raise exception 'unknown index method: %', coalesce(set_index.method, 'null') using errcode = 'PI008',
             hint = 'hnsw or none';
     end if;
-    if set_index.m not between 2 and 100 or set_index.ef_construction not between 4 and 1000
-        or set_index.ef_construction < 2 * set_index.m then
+    if (set_index.m between 2 and 100 and set_index.ef_construction between 4 and 1000
+        and set_index.ef_construction >= 2 * set_index.m) is not true then
         raise exception 'm must be 2 to 100, and ef_construction 4 to 1000 and at least twice m' using errcode = 'PI008',
             hint = 'the defaults are 16 and 64';
     end if;
@@ -2223,10 +2237,7 @@ begin
         else
             contents := imgsearch._count('imgsearch.content', false);
             embedded := imgsearch._count(m.embeddings, false);
-            select count(distinct i.content_id) into skipped
-            from imgsearch.ingest_failure f
-            join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
-            where f.kind = 'skipped' and f.model_id = m.model_id and imgsearch._skipped(i.content_id, m.model_id);
+            select count(*) into skipped from imgsearch._skips(m.model_id);
             missing := greatest(contents - embedded - skipped, 0);
         end if;
         return next;
@@ -2239,12 +2250,13 @@ returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
-        select count(*), count(*) filter (where s.embedded), count(*) filter (where s.skipped and not s.embedded),
-               count(*) filter (where not s.skipped and not s.embedded)
-        from (select exists (select from %s e where e.content_id = c.content_id) as embedded,
-                     imgsearch._skipped(c.content_id, $1) as skipped
-              from imgsearch.content c
-              where exists (select from imgsearch.image i where i.content_id = c.content_id)) s', m.embeddings)
+        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
+        select count(*), count(e.content_id), count(*) filter (where e.content_id is null and s.content_id is not null),
+               count(*) filter (where e.content_id is null and s.content_id is null)
+        from imgsearch.content c
+        left join %s e on e.content_id = c.content_id
+        left join skips s on s.content_id = c.content_id
+        where exists (select from imgsearch.image i where i.content_id = c.content_id)', m.embeddings)
         using m.model_id;
 end $$;
 
@@ -2253,22 +2265,25 @@ create or replace function imgsearch._lacking(m imgsearch.model, after bigint, m
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
+        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
         select c.content_id from imgsearch.content c
-        where c.content_id > $2 and not exists (select from %s e where e.content_id = c.content_id)
+        where c.content_id > $2
+            and not exists (select from %s e where e.content_id = c.content_id and e.content_id > $2)
             and exists (select from imgsearch.image i where i.content_id = c.content_id)
-            and not imgsearch._skipped(c.content_id, $1)
+            and not exists (select from skips s where s.content_id = c.content_id)
         order by c.content_id limit $3', m.embeddings) using m.model_id, after, most;
 end $$;
 
--- Whether a model found too little in a content: said of a file that still has the bytes it had then.
-create or replace function imgsearch._skipped(content_id bigint, model_id integer) returns boolean
-language sql stable parallel safe
-return exists (
-    select from imgsearch.image i
+-- Contents in which a model found too little: said of a file that still has the bytes it had then.
+create or replace function imgsearch._skips(model_id integer) returns setof bigint
+language sql stable parallel safe as $$
+    select distinct i.content_id
+    from imgsearch.ingest_failure f
+    join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
     join imgsearch.content c on c.content_id = i.content_id
-    join imgsearch.ingest_failure f on f.collection_id = i.collection_id and f.path = i.path
-    where i.content_id = _skipped.content_id and f.model_id = _skipped.model_id and f.kind = 'skipped'
-        and f.bytes = c.bytes and f.modified_at is not distinct from i.modified_at);
+    where f.model_id = _skips.model_id and f.kind = 'skipped' and f.bytes = c.bytes
+        and f.modified_at is not distinct from i.modified_at
+$$;
 
 -- Rows of a table: counted when asked for or when small, else estimated by the planner.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint

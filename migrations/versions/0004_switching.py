@@ -8,6 +8,7 @@ down_revision = "0003"
 UPGRADE = """
 alter table imgsearch.model alter fingerprint drop not null,
     add index_wanted jsonb not null default '{"method": "hnsw", "m": 16, "ef_construction": 64}';
+update imgsearch.model set fingerprint = null where fingerprint = '';
 comment on column imgsearch.model.fingerprint is 'weights, preprocessing, output; null until the model is loaded first';
 comment on column imgsearch.model.index_wanted is 'what index build makes: method (hnsw or none), m, ef_construction';
 """

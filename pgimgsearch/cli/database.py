@@ -1,6 +1,7 @@
 """``db``: the database itself."""
 
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -102,6 +103,9 @@ def revision(
     switch: Annotated[
         list[str] | None, typer.Option(help="ALIAS=MODEL: point an alias at a model that is filled.")
     ] = None,
+    set_index: Annotated[
+        list[str] | None, typer.Option(help="MODEL=M,EF_CONSTRUCTION: wish for another index.")
+    ] = None,
     config: Annotated[Path, typer.Option(help="The project's Alembic configuration.")] = Path("alembic.ini"),
 ) -> None:
     """Write a revision into your project's own Alembic environment (docs/operations.md)."""
@@ -111,11 +115,15 @@ def revision(
     pairs = [text.partition("=") for text in switch or []]
     if wrong := [text for text, (alias, _, model) in zip(switch or [], pairs, strict=True) if not (alias and model)]:
         raise UsageError(f"{wrong[0]} is no switch", hint="write --switch default=dinov3")
-    if not (add_model or drop_model or pairs):
-        raise UsageError("there is nothing to write", hint="name --add-model, --switch or --drop-model")
+    indexes = [re.fullmatch(r"(.+)=(\d+),(\d+)", text) for text in set_index or []]
+    if not all(indexes):
+        raise UsageError("an index is wished for by two numbers", hint="write --set-index dinov3=24,96")
+    if not (add_model or drop_model or pairs or indexes):
+        raise UsageError("there is nothing to write", hint="name --add-model, --set-index, --switch or --drop-model")
     with database_url(terminal.settings) as url, connect(url) as connection:
         operations = [
             *[revisions.adding(connection, name) for name in add_model or []],
+            *[revisions.wishing(connection, one[1], int(one[2]), int(one[3])) for one in indexes if one],
             *[revisions.switching(connection, alias, model) for alias, _, model in pairs],
             *[revisions.dropping(connection, name) for name in drop_model or []],
         ]

@@ -34,7 +34,8 @@ def build(
                 connection, stored, memory_limit=limit, concurrently=concurrently,
                 report=lambda _, done, total: bar(done, total),
             )  # fmt: skip
-    terminal.show_one({"model": stored.name, "index": index.index_name(stored), "memory_mb": used})
+    name = index.index_name(stored) if index.is_wanted(stored) else None
+    terminal.show_one({"model": stored.name, "index": name, "memory_mb": used})
 
 
 @app.command()

@@ -240,6 +240,11 @@ def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") ->
     for name, what in built.items():
         if what == "built":
             terminal.talk(f"index built: {name}")
+        elif what == "lacking":
+            terminal.talk(
+                f"{name} lacks most of the stored images, and its index waits: pgimgsearch models fill {name}; "
+                f"or, as it is: pgimgsearch index build {name}"
+            )
         elif what == "busy":
             terminal.talk(f"another session builds the index of {name}")
         else:

@@ -65,6 +65,8 @@ def switch(
         "recall": done.recall, "overlap": done.overlap, "texts": done.texts.carried,
         "texts_refused": done.texts.refused, "locked_ms": round(done.milliseconds, 1),
     })  # fmt: skip
+    if done.coverage.missing > allow_missing:
+        terminal.talk(f"some came in the last moments: pgimgsearch models fill {done.new}")
     if done.old is not None:
         terminal.talk(f"back: pgimgsearch models rollback {alias}; once it is not needed: models remove {done.old}")
 

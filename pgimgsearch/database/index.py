@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
@@ -21,7 +21,7 @@ OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_op
 EFFORTS = [20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
 MEGABYTE = 1 << 20
 REMOTE_MEMORY = 2048
-BUILDING = "_new"  # the end of an index's name while it is built
+BUILDING, OLD = "_new", "_old"  # ends of an index's name while it is built, and when another has taken its place
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -95,21 +95,22 @@ def build(
     connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
     report: Progress | None = None,
 ) -> int:  # fmt: skip
-    """Build a model's index anew and record it; ANALYZE included. Returns the megabytes of memory it was given.
+    """Build a model's index anew, or drop it where none is wanted; ANALYZE included. Returns its megabytes of memory.
 
     ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first, that of a failed one at once, and
     the error says so; ``concurrently`` keeps the old index in use until the new one is there. Where shared memory
     is too small for parallel workers, as in a container, it is built without them. Raises BusyError where another
     session builds it.
     """
-    if not is_wanted(model):
+    if not can_index(model):
         raise ModelError(
-            f"pgvector cannot index {model.dim} dimensions of {model.storage}"
-            if not can_index(model) else f"{model.name} shall have no index",
-            hint="searches stay exact; choose a smaller model for a large collection"
-            if not can_index(model) else f"select imgsearch.set_index('{model.name}')",
-        )  # fmt: skip
+            f"pgvector cannot index {model.dim} dimensions of {model.storage}",
+            hint="searches stay exact; choose a smaller model for a large collection",
+        )
     with _alone(connection, model):
+        if not is_wanted(model):
+            drop(connection, model)
+            return 0
         return _build(connection, model, memory_limit, concurrently, report)
 
 
@@ -133,7 +134,7 @@ def _build(
         sql.Literal(neighbours),
         sql.Literal(candidates),
     )
-    _drop_leftover(connection, model)
+    _drop_leftovers(connection, model)
     if not concurrently:
         drop(connection, model)
     with _settings(connection, memory), _reported(connection, report), _no_leftover(connection, model):
@@ -144,20 +145,32 @@ def _build(
         except (pg.DiskFull, pg.OutOfMemory) as error:
             if "shared memory" not in str(error):
                 raise
-            _drop_leftover(connection, model)
+            _drop_leftovers(connection, model)
             connection.execute("set max_parallel_maintenance_workers = 0")
             connection.execute(statement)
+    _swap(connection, model, neighbours, candidates)
+    connection.execute(sql.SQL("analyze {}").format(model.table))
+    return memory
+
+
+def _swap(connection: Connection, model: StoredModel, neighbours: int, candidates: int) -> None:
+    """Let the new index be the model's, and drop the old one. Renaming waits for nobody who reads, nor they for it."""
+    final, old = index_name(model), index_name(model) + OLD
     with connection.transaction():
-        drop(connection, model)
-        built, final = sql.Identifier("imgsearch", index_name(model) + BUILDING), sql.Identifier(index_name(model))
-        connection.execute(sql.SQL("alter index {} rename to {}").format(built, final))
+        connection.execute(_renamed(final, old))
+        connection.execute(_renamed(final + BUILDING, final))
         connection.execute(
             "update imgsearch.model set index_method = 'hnsw', "
             "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
             [neighbours, candidates, model.model_id],
         )
-    connection.execute(sql.SQL("analyze {}").format(model.table))
-    return memory
+    _drop_index(connection, old)
+
+
+def _renamed(name: str, to: str) -> sql.Composed:
+    return sql.SQL("alter index if exists {} rename to {}").format(
+        sql.Identifier("imgsearch", name), sql.Identifier(to)
+    )
 
 
 @contextmanager
@@ -166,26 +179,36 @@ def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # Ctrl-C too
-        with suppress(psycopg.Error):  # the connection may be gone; then the next build drops it
-            _drop_leftover(connection, model)
+        what = "is dropped"
+        try:
+            connection.execute("set lock_timeout = '5s'")
+            _drop_leftovers(connection, model)
+            connection.execute("reset lock_timeout")
+        except psycopg.Error:  # the connection is gone, or others hold on to it
+            what = "will be dropped by the next build"
         if not isinstance(error, psycopg.Error):
             raise
         told = translate(error)
         raise type(told)(
-            f"the index of {model.name} was not built, and what there was of it is dropped: {told}", hint=told.hint
+            f"the index of {model.name} was not built, and what there was of it {what}: {told}", hint=told.hint
         ) from error
 
 
-def _drop_leftover(connection: Connection, model: StoredModel) -> None:
-    leftover = sql.Identifier("imgsearch", index_name(model) + BUILDING)
-    connection.execute(sql.SQL("drop index if exists {}").format(leftover))
+def _drop_leftovers(connection: Connection, model: StoredModel) -> None:
+    """What killed builds have left: one that was not finished, or the one before it."""
+    for end in (BUILDING, OLD):
+        _drop_index(connection, index_name(model) + end)
+
+
+def _drop_index(connection: Connection, name: str) -> None:
+    """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it."""
+    connection.execute(sql.SQL("drop index concurrently if exists {}").format(sql.Identifier("imgsearch", name)))
 
 
 def drop(connection: Connection, model: StoredModel) -> None:
     """Drop a model's index, if there is one; searches are exact from then on."""
-    with connection.transaction():
-        connection.execute("update imgsearch.model set index_method = 'none' where model_id = %s", [model.model_id])
-        connection.execute(sql.SQL("drop index if exists {}").format(sql.Identifier("imgsearch", index_name(model))))
+    connection.execute("update imgsearch.model set index_method = 'none' where model_id = %s", [model.model_id])
+    _drop_index(connection, index_name(model))
 
 
 def status(connection: Connection) -> list[dict[str, Any]]:

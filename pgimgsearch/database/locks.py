@@ -29,10 +29,12 @@ def alone(connection: Connection, what: str, key: int, busy: str) -> Iterator[No
 def take(connection: Connection, what: str, key: int) -> bool:
     """Take a lock until the session ends; False where another session has it.
 
-    From then on the server looks whether we are still there, or what a killed process has begun would go on for hours.
+    From then on statements may take long, and the server looks whether we are still there: what a killed process has
+    begun would go on for hours.
     """
     row = connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]).fetchone()
     if row == (True,):
+        connection.execute("set statement_timeout = 0")  # a hosted server's may be minutes
         with suppress(pg.InvalidParameterValue):  # a server that is no Linux cannot look
             connection.execute("set client_connection_check_interval = '2s'")
     return row == (True,)

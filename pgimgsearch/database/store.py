@@ -7,8 +7,9 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.errors import ModelError, SourceError
+from pgimgsearch.errors import BusyError, ModelError, SourceError
 
 COPY_DETECTORS = {"pdq"}  # made to tell copies from look-alikes, so the first of them answers for duplicates
 
@@ -152,8 +153,9 @@ def claim_aliases(connection: Connection, model: StoredModel) -> None:
 def adopt(connection: Connection, model: StoredModel, fields: dict[str, Any], canary: Canary) -> StoredModel:
     """Complete a model that was only declared, when it is loaded first. Returns what is stored then."""
     values = fields | {"preprocess": Jsonb(fields["preprocess"])}
+    forms = {"near": sql.SQL("near = coalesce(near, %(near)s)")}
     assignments = sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in values
+        forms.get(name) or sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in values
     )
     with connection.transaction():
         changed = connection.execute(
@@ -187,8 +189,10 @@ def reduction_of(connection: Connection, model: StoredModel) -> StoredReduction 
 
 
 def remove_model(connection: Connection, name: str) -> StoredModel:
-    """Drop a model with everything that belongs to it; aliases must have moved before."""
+    """Drop a model with everything that belongs to it; aliases must have moved before, and nobody be filling it."""
     model = get_model(connection, name)
+    if locks.taken(connection, locks.FILL, model.model_id):
+        raise BusyError(f"another session fills {model.name}", hint="stop it first")
     connection.execute("select imgsearch.drop_model(%s)", [model.name])
     return model
 
@@ -227,6 +231,14 @@ def owns(connection: Connection, model: StoredModel) -> bool:
     row = connection.execute(
         "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass",
         [f"imgsearch.{model.table_name}"],
+    ).fetchone()
+    return row == (True,)
+
+
+def can_change(connection: Connection) -> bool:
+    """Whether this role may change models here; a reader may not, and nobody on a replica."""
+    row = connection.execute(
+        "select has_table_privilege('imgsearch.model', 'update') and not pg_is_in_recovery()"
     ).fetchone()
     return row == (True,)
 

@@ -197,7 +197,7 @@ class Context:
 def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> tuple[set[int], set[int]]:
     """Contents without a vector: those that the model was never asked about, and those that it has skipped."""
     query = sql.SQL(
-        "select c, imgsearch._skipped(c, %s) from unnest(%s::bigint[]) c "
+        "select c, c in (select imgsearch._skips(%s)) from unnest(%s::bigint[]) c "
         "where not exists (select from {} e where e.content_id = c)"
     ).format(model.table)
     rows = connection.execute(query, [model.model_id, [picture.content_id for picture in found]]).fetchall()

@@ -18,7 +18,7 @@ from pgimgsearch.errors import ModelError, SchemaError
 from pgimgsearch.models import catalog
 
 SCHEMA = "imgsearch"
-FIELDS = ("dim", "backend", "checkpoint", "output", "storage", "revision", "has_text", "near", "licence")
+FIELDS = ("dim", "backend", "checkpoint", "output", "storage", "revision", "has_text", "near", "licence", "unit_length")
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
@@ -39,8 +39,8 @@ def render_item(type_: str, object_: Any, autogen_context: AutogenContext) -> st
     """For ``context.configure(render_item=...)``: write vector types with the import that they need."""
     if type_ == "type" and type(object_).__module__.startswith("pgvector.sqlalchemy"):
         autogen_context.imports.add("import pgvector.sqlalchemy")
-        dim = getattr(object_, "dim", None)
-        return f"pgvector.sqlalchemy.{type(object_).__name__}({'' if dim is None else dim})"
+        dim = getattr(object_, "dim", None) or getattr(object_, "length", None)  # the latter of BIT
+        return f"pgvector.sqlalchemy.{type(object_).__name__}({dim or ''})"
     return False
 
 
@@ -55,7 +55,7 @@ def declaration(name: str) -> dict[str, Any]:
     return {
         "name": spec.name, "dim": spec.dim, "backend": spec.backend, "checkpoint": spec.checkpoint,
         "output": spec.output, "storage": spec.storage, "revision": spec.revision, "has_text": spec.text,
-        "near": spec.near, "licence": spec.licence,
+        "near": spec.near, "licence": spec.licence, "unit_length": spec.normalize,
     }  # fmt: skip
 
 
@@ -119,8 +119,8 @@ class SwitchAlias(MigrateOperation):
 class SetIndex(MigrateOperation):
     """Record how a model's index shall look; ``pgimgsearch index build`` makes it so, outside of any transaction."""
 
-    def __init__(self, model: str, *, method: str = "hnsw", m: int = 16, ef_construction: int = 64) -> None:
-        self.model, self.wanted = model, {"method": method, "m": m, "ef_construction": ef_construction}
+    def __init__(self, model: str, *, was: Mapping[str, Any] | None = None, **wanted: Any) -> None:
+        self.model, self.wanted, self.was = model, wanted, was or {}
 
     @classmethod
     def set_index(
@@ -130,8 +130,8 @@ class SetIndex(MigrateOperation):
         operations.invoke(cls(model, method=method, m=m, ef_construction=ef_construction))
 
     def reverse(self) -> MigrateOperation:
-        """As a model is added."""
-        return SetIndex(self.model)
+        """As it was, or as for a model that is added."""
+        return SetIndex(self.model, was=self.wanted, **self.was)
 
 
 @Operations.implementation_for(AddEmbeddingModel)
@@ -166,10 +166,12 @@ def _index(operations: Operations, operation: SetIndex) -> None:
 def _call(operations: Operations, function: str, arguments: Mapping[str, Any]) -> None:
     context = operations.get_context()
     if not context.as_sql:
-        found = operations.get_bind().scalar(sa.text("select to_regclass('imgsearch.alembic_version')"))
+        found = operations.get_bind().scalar(
+            sa.text("select to_regproc(:name)").bindparams(name=f"imgsearch.{function}")
+        )
         if found is None:
             raise SchemaError(
-                "the database is not prepared for pgimgsearch",
+                "the database is not prepared for pgimgsearch, or for an older release",
                 hint="run before the migrations: pgimgsearch --db ADDRESS db upgrade",
             )
     given = ", ".join(f"{name} => :{name}" for name in arguments)

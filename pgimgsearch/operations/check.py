@@ -28,7 +28,7 @@ and c.relname ~ '^embedding_' and not exists (select from imgsearch.model m wher
 """
 LEFTOVERS = """
 select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'i'
-and c.relname ~ '_hnsw_new$'
+and c.relname ~ '_hnsw_(new|old)$'
 """
 
 
@@ -97,8 +97,9 @@ def _models(connection: Connection) -> Iterator[Difference]:
                              f"pgimgsearch models fill {model.name}")  # fmt: skip
     for (table,) in connection.execute(ORPHANS).fetchall():
         yield Difference("model", f"the table {table} belongs to no model", f"drop table imgsearch.{table}")
+    serving = set(store.aliases(connection).values())
     for covered in store.coverage(connection, exact=False):
-        if covered["status"] == "ready" and covered["missing"]:
+        if (covered["status"] == "ready" or covered["model"] in serving) and covered["missing"]:
             yield Difference(
                 "model", f"{covered['model']} misses about {covered['missing']} of {covered['contents']} contents",
                 f"pgimgsearch models fill {covered['model']}",
@@ -106,12 +107,13 @@ def _models(connection: Connection) -> Iterator[Difference]:
 
 
 def _indexes(connection: Connection) -> Iterator[Difference]:
-    kept = {row["model"]: row for row in index.status(connection)}
+    valid = {row["model"] for row in index.status(connection) if row["valid"]}
+    serving = set(store.aliases(connection).values())
     for model in store.models(connection):
         build = f"pgimgsearch index build {model.name} --concurrently"
-        if model.index_method != "none" and not kept[model.name]["valid"]:
+        if model.index_method != "none" and model.name not in valid:
             yield Difference("index", f"the index of {model.name} is not there, or not valid", build)
-        elif not index.is_fulfilled(model) and model.status == "ready":
+        elif not index.is_fulfilled(model) and (model.status == "ready" or model.name in serving):
             yield Difference("index", f"the index of {model.name} is not as it is wanted", build)
     for (name,) in connection.execute(LEFTOVERS).fetchall():
         yield Difference("index", f"{name} is left of a build that was killed, unless one is running",

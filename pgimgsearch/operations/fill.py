@@ -3,34 +3,35 @@
 Only embeddings are written, and why there are none: images come and go meanwhile as those who ingest want it.
 """
 
+import math
+import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 from psycopg import sql
 from psycopg.rows import class_row
 
 from pgimgsearch.database import locks, store
-from pgimgsearch.database.connection import Connection, connect, vector_schema
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import InterruptedRun
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.operations.keep import Keeper, Lacking
 from pgimgsearch.operations.pace import Pace
 from pgimgsearch.pipeline import fetch, opening
-from pgimgsearch.pipeline.copy_in import again_on_deadlock, copy_block
 from pgimgsearch.pipeline.decode import limit_pixels, register_formats
 from pgimgsearch.pipeline.embed import embed
 from pgimgsearch.pipeline.item import Item
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.plan import digest
 from pgimgsearch.pipeline.run import Options, prepare
-from pgimgsearch.pipeline.scan import ScannedFile, location_of
+from pgimgsearch.pipeline.scan import location_of
 from pgimgsearch.pipeline.stages import Stopwatch, ordered_map, prefetch, stop_signals
 
 CHUNK, SECONDS_A_CHUNK = 500, 2.0
@@ -44,31 +45,6 @@ select c.content_id, c.sha256, c.bytes, c.width::bigint * c.height as pixels,
 from imgsearch.content c join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id)
 where c.content_id = any(%s) group by 1 order by 1
 """
-ADD_EMBEDDINGS = """
-insert into {} (content_id, embedding)
-select f.content_id, f.embedding from filled f
-cross join lateral (select from imgsearch.content c where c.content_id = f.content_id for key share) c
-order by f.content_id on conflict (content_id) do nothing
-"""
-# A skip is said of the bytes; a file that failed may be back tomorrow as it was, so nothing keeps it from being tried.
-EXPLAIN = """
-insert into imgsearch.ingest_failure as f
-    (collection_id, path, model_id, kind, error_class, message, bytes, modified_at)
-select i.collection_id, i.path, %(model)s, n.kind, n.error_class, n.message,
-       case n.kind when 'skipped' then c.bytes end, case n.kind when 'skipped' then i.modified_at end
-from unnest(%(contents)s::bigint[], %(kinds)s::text[], %(classes)s::text[], %(messages)s::text[])
-    as n (content_id, kind, error_class, message)
-join imgsearch.content c using (content_id)
-cross join lateral (select * from imgsearch.image i where i.content_id = n.content_id for key share) i
-order by i.collection_id, i.path
-on conflict (collection_id, path, model_id) do update set
-    kind = excluded.kind, error_class = excluded.error_class, message = excluded.message, bytes = excluded.bytes,
-    modified_at = excluded.modified_at, attempts = f.attempts + 1, last_at = now()
-"""
-SETTLE = """
-delete from imgsearch.ingest_failure f using imgsearch.image i
-where i.content_id = any(%s) and f.collection_id = i.collection_id and f.path = i.path and f.model_id = %s
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +55,6 @@ class Coverage:
     embedded: int
     skipped: int
     missing: int
-
-
-@dataclass(slots=True)
-class Lacking:
-    """A content without a vector, and the files that show it: ``paths`` below ``roots``."""
-
-    content_id: int
-    sha256: bytes
-    bytes: int
-    pixels: int
-    paths: list[str]
-    roots: list[str | None]
-    item: Item = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.item = Item(ScannedFile(self.paths[0], self.paths[0]), frozenset([0]))
 
 
 def coverage(connection: Connection, model: StoredModel) -> Coverage:
@@ -125,36 +85,65 @@ def fill(
 ) -> Coverage:
     """Embed every stored content that the model has no vector of, until there is none left that can be read.
 
-    What arrives meanwhile is picked up too. A file counts only with the bytes that were ingested. ``given_up`` are
-    contents not to be tried, and those that failed are added. Raises InterruptedRun on Ctrl-C or SIGTERM: what is
-    finished is kept, and the same call goes on from there.
+    What arrives meanwhile is picked up too, unless it arrives faster than it is embedded. A file counts only with the
+    bytes that were ingested. ``given_up`` are contents not to be tried, and those that failed are added. Raises
+    InterruptedRun on Ctrl-C or SIGTERM: what is finished is kept, and the same call goes on from there.
     """
     given_up = set() if given_up is None else given_up
     register_formats()
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
+        for connection in (reader, writer):
+            connection.execute("set statement_timeout = 0")  # to count many images takes its time
         pool = stack.enter_context(ThreadPoolExecutor(Options().workers, thread_name_prefix="decode"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
-        keep, watch = _Keep(writer, model.stored), Stopwatch()
+        keep, watch = Keeper(writer, model.stored), Stopwatch()
         pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()))
         before = coverage(reader, model.stored)
         done = before.embedded + before.skipped
-        more = True
-        while more:
-            more = False
+
+        def once() -> int:
+            nonlocal done
+            found = 0
             for page in _pages(reader, model.stored, given_up):
-                more = True
+                _go_on(stopped)
+                found += len(page)
                 with closing(_embedded(pool, page, model, watch)) as finished:
                     for chunk in _chunks(_paced(finished, pace)):
                         keep.write(chunk)
-                        given_up |= {one.content_id for one in chunk if one.item.failure}
+                        given_up.update(one.content_id for one in chunk if one.item.failure)
                         done += len(chunk)
                         progress(done, before.contents)
-                        if stopped.is_set():
-                            raise InterruptedRun(hint="run the same command again to go on")
-        return coverage(reader, model.stored)
+                        _go_on(stopped)
+            _go_on(stopped)
+            return found
+
+        found, most = once(), math.inf
+        while 0 < found < most:  # what came meanwhile, as long as that gets less
+            found, most = once(), found
+        covered = coverage(reader, model.stored)
+        _go_on(stopped)
+        return covered
+
+
+def still_lacking(connection: Connection, model: StoredModel, contents: Iterable[int]) -> int:
+    """How many of these contents are shown by images and have no vector."""
+    row = connection.execute(
+        sql.SQL(
+            "select count(*) from unnest(%s::bigint[]) c where exists (select from imgsearch.image i "
+            "where i.content_id = c) and not exists (select from {} e where e.content_id = c)"
+        ).format(model.table),
+        [list(contents)],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _go_on(stopped: threading.Event) -> None:
+    if stopped.is_set():
+        raise InterruptedRun(hint="run the same command again to go on")
 
 
 def _paced(finished: Iterable[Lacking], pace: Pace) -> Iterator[Lacking]:
@@ -226,46 +215,3 @@ def _read(one: Lacking, model: LoadedModel) -> Lacking:
         if item.failure is None:
             break
     return one
-
-
-class _Keep:
-    """Writes vectors, and why there are none, over a connection of its own."""
-
-    def __init__(self, connection: Connection, model: StoredModel) -> None:
-        self.connection, self.model = connection, model
-        kind = "bit" if model.storage == "bit" else f"{vector_schema(connection)}.{model.storage}"
-        connection.execute(
-            sql.SQL("create temporary table filled (content_id int8, embedding {}({})) on commit delete rows").format(
-                sql.SQL(kind), sql.Literal(model.dim)
-            )
-        )
-
-    @again_on_deadlock
-    def write(self, chunk: list[Lacking]) -> None:
-        """A chunk, all of it or nothing; contents that were removed meanwhile are left out."""
-        good = [one for one in chunk if one.item.vectors]
-        with self.connection.transaction():
-            if good:
-                contents = np.array([one.content_id for one in good], np.int64)
-                block = copy_block(contents, np.stack([one.item.vectors[0] for one in good]), self.model.dim)
-                with self.connection.cursor().copy("copy filled from stdin (format binary)") as copy:
-                    copy.write(block)
-                self.connection.execute(sql.SQL(ADD_EMBEDDINGS).format(self.model.table))
-                self.connection.execute(SETTLE, [contents.tolist(), self.model.model_id])
-            troubled = [_trouble(one) for one in chunk if not one.item.vectors]
-            if troubled:
-                numbers, kinds, classes, messages = (list(column) for column in zip(*troubled, strict=True))
-                self.connection.execute(
-                    EXPLAIN,
-                    {"model": self.model.model_id, "contents": numbers, "kinds": kinds, "classes": classes,
-                     "messages": messages},
-                )  # fmt: skip
-
-
-def _trouble(one: Lacking) -> tuple[int, str, str, str]:
-    """(content_id, kind, class, message) of a content that has no vector."""
-    if one.item.failure is not None:
-        kind, (error_class, message) = "failed", one.item.failure
-    else:
-        kind, error_class, message = "skipped", "SkippedPicture", one.item.reasons[0]
-    return one.content_id, kind, error_class, message.replace("\0", "\\0")

@@ -64,16 +64,19 @@ def advise(
 ) -> list[str]:
     """When to quantise, to partition and to distribute, and what else to do first."""
     told = []
+    reduced = (
+        f"pgimgsearch models add {model.name} --dim" if model.full_dim is None and model.storage != "bit" else None
+    )
     if not index.can_index(model):
         told.append(
-            f"{model.dim} dimensions have no index: every search reads every vector; reduce them: "
-            f"pgimgsearch models add {model.name} --dim 1024"
+            f"{model.dim} dimensions have no index: every search reads every vector"
+            + (f"; reduce them: {reduced} 1024" if reduced else "")
         )
     if graph > memory / 2:
         told.append(
             f"quantise: a build holds {graph / GIGABYTE:.0f} GB, and half of the server's memory is "
-            f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times as long. Fewer dimensions: "
-            f"pgimgsearch models add {model.name} --dim {max(64, model.dim // 4)}"
+            f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times as long"
+            + (f". Fewer dimensions: {reduced} {max(64, model.dim // 4)}" if reduced else "")
         )
     if images > PARTITION_ROWS or graph > memory:
         told.append(

@@ -18,6 +18,7 @@ from pgimgsearch.operations.alembic import (
     FIELDS,
     AddEmbeddingModel,
     DropEmbeddingModel,
+    SetIndex,
     SwitchAlias,
     declaration,
 )
@@ -43,18 +44,12 @@ def write(config: Path, message: str, operations: Sequence[MigrateOperation]) ->
     return Path(written.path)
 
 
-def adding(connection: Connection | None, name: str) -> AddEmbeddingModel:
+def adding(connection: Connection, name: str) -> AddEmbeddingModel:
     """Add a model: as it is stored in the database, where that has it, else as the catalog says."""
-    stored = None if connection is None else store.find_model(connection, name)
+    stored = store.find_model(connection, name)
     if stored is None:
         fields = declaration(name)
         return AddEmbeddingModel(fields.pop("name"), **fields)
-    if stored.full_dim is not None:
-        raise ModelError(
-            f"{stored.name} is fitted on vectors, which a migration does not hold",
-            hint=f"add the model that it is made of, and then: pgimgsearch models add {stored.name.rpartition('@')[0]} "
-            f"--dim {stored.dim}",
-        )
     return AddEmbeddingModel(stored.name, **_fields(stored))
 
 
@@ -75,5 +70,20 @@ def switching(connection: Connection, alias: str, name: str) -> SwitchAlias:
     return SwitchAlias(alias, stored.name, was=store.aliases(connection).get(alias))
 
 
+def wishing(connection: Connection, name: str, m: int, ef_construction: int) -> SetIndex:
+    """Wish for another index of a model, which may be one that an operation before adds."""
+    stored = store.find_model(connection, name)
+    was = None if stored is None else stored.index_wanted
+    return SetIndex(stored.name if stored else name, was=was, m=m, ef_construction=ef_construction)
+
+
 def _fields(stored: store.StoredModel) -> dict[str, Any]:
-    return {name: getattr(stored, name) for name in FIELDS}
+    """Raises ModelError for a model that a migration cannot bring back."""
+    if stored.full_dim is not None:
+        raise ModelError(
+            f"{stored.name} is fitted on vectors, which a migration does not hold",
+            hint=f"it goes by commands: pgimgsearch models add {stored.name.rpartition('@')[0]} --dim {stored.dim}, "
+            f"pgimgsearch models remove {stored.name}",
+        )
+    same = {name: getattr(stored, name) for name in FIELDS if name != "unit_length"}
+    return same | {"unit_length": stored.normalize}

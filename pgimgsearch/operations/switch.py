@@ -6,22 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from pgimgsearch.database import index, locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, DatabaseError, ModelError
+from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import neighbours, side_by_side
-from pgimgsearch.operations.fill import Coverage, Progress, coverage, fill
+from pgimgsearch.operations.fill import Coverage, Progress, fill, still_lacking
 from pgimgsearch.pipeline import opening, register, run
 from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE, LoadedModel
 
 Tell = Callable[[str], None]
 
 LOCK_TIMEOUT = "2s"
+MOST_LATE = 500  # contents that came in the last moments: what an ingest brings in a second or so
+LEAST_SAMPLE, COMPARISONS = 10, 20_000_000
 PLAIN, ANYWHERE = Checkpoint(), Placement()
 
 
@@ -84,15 +87,21 @@ def _switch(
     name, given_up = model.stored.name, set[int]()
     old = meant_by(connection, wish.alias)
     tell(f"filling {name}")
-    fill(url, model, progress, max_load=wish.max_load, given_up=given_up)
-    _require_coverage(coverage(connection, model.stored), wish, name, old)  # before an index is built for nothing
+    covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)
+    _require(connection, model.stored, covered, given_up, wish, old)  # before an index is built for nothing
     recall = _indexed(connection, name, wish, tell, progress)
     shared = _compared(connection, old, model.stored, wish, tell)
     texts = _carry_texts(connection, old, model)
     covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)  # what came meanwhile
-    _require_coverage(covered, wish, name, old)
-    late = _carry_texts(connection, old, model)
-    texts = Texts(texts.carried + late.carried, late.refused)  # what it could not read it was asked twice
+    late = _require(connection, model.stored, covered, given_up, wish, old)
+    if late > MOST_LATE:
+        raise ModelError(
+            f"{late} images arrive faster than {name} is filled; {wish.alias} stays {old.name if old else 'unset'}",
+            hint="raise --max-load, or ingest them with --all-models, and run the same command again",
+        )
+    late_texts = _carry_texts(connection, old, model)
+    texts = Texts(texts.carried + late_texts.carried, late_texts.refused)  # what it cannot read it was asked twice
+    _check_embedder(connection, old, model.stored)
     locked = _move(connection, wish.alias, old, model.stored)
     return Switched(wish.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
 
@@ -132,24 +141,46 @@ def _open(url: str, wish: Wish, tell: Tell) -> LoadedModel:
     return model
 
 
-def _require_coverage(covered: Coverage, wish: Wish, name: str, old: StoredModel | None) -> None:
-    if covered.missing > wish.allow_missing:
+def _require(
+    connection: Connection, model: StoredModel, covered: Coverage, given_up: set[int], wish: Wish,
+    old: StoredModel | None,
+) -> int:  # fmt: skip
+    """Raise ModelError where more contents could not be read than may be missing. Returns how many came too late."""
+    failed = still_lacking(connection, model, given_up)
+    if failed > wish.allow_missing:
         raise ModelError(
-            f"{name} misses {covered.missing} of {covered.contents} contents; {wish.alias} stays "
+            f"{model.name} misses {failed} of {covered.contents} contents; {wish.alias} stays "
             f"{old.name if old else 'unset'}",
-            hint=f"imgsearch.ingest_failure says why; bring files back, or allow it: --allow-missing {covered.missing}",
+            hint=f"imgsearch.ingest_failure says why; bring files back, or allow it: --allow-missing {failed}",
+        )
+    return max(0, covered.missing - failed)
+
+
+def _check_embedder(connection: Connection, old: StoredModel | None, new: StoredModel) -> None:
+    """Raise EmbedderError where new texts and pictures are answered for the old model, and would not be for the new."""
+    try:
+        rows = connection.execute("select model, serves from imgsearch.embedder_status()").fetchall()
+    except psycopg.Error:
+        return  # none is connected, or it is away: nothing gets worse
+    serves: dict[str, bool] = dict(rows)
+    if old is not None and serves.get(old.name) and not serves.get(new.name):
+        raise EmbedderError(
+            f"the embedder holds {old.name} and not {new.name}: new texts and pictures would find nothing",
+            hint=f"start it with both, and run the same command again, which is quick now: "
+            f"pgimgsearch serve --model {old.name} --model {new.name}",
         )
 
 
 def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> float | None:
     """The recall of the model's index, built beside what serves; None where a model has none."""
-    if _fulfilled(connection, name, wish, progress):
-        tell(f"index built: {name}")
+    _build_missing(connection, name, wish, tell, progress)
     if not index.is_wanted(store.get_model(connection, name)):
         return None
     if not next(row["valid"] for row in index.status(connection) if row["model"] == name):
         raise ModelError(f"the index of {name} is not valid", hint=f"run: pgimgsearch index build {name}")
-    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, neighbours.NEIGHBOURS, wish.sample])
+    stored = store.count_embeddings(connection, store.get_model(connection, name))
+    sample = max(LEAST_SAMPLE, min(wish.sample, COMPARISONS // max(stored, 1)))  # each question reads all vectors
+    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, neighbours.NEIGHBOURS, sample])
     recall: float | None = (row.fetchone() or [None])[0]
     if recall is not None and recall < wish.recall:
         raise ModelError(
@@ -159,13 +190,19 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
     return recall
 
 
-@retry(retry=retry_if_exception_type(BusyError), wait=wait_fixed(1))
-def _fulfilled(connection: Connection, name: str, wish: Wish, progress: Progress) -> bool:
-    """Make the index as it is wanted; where another session is at it, wait for that. Returns whether it was not."""
-    return index.fulfil(
-        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True, parallel=wish.max_load >= 1,
-        report=lambda _, done, total: progress(done, total),
+def _build_missing(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> None:
+    """Make the index as it is wanted; where another session is at it, wait for that."""
+    waiting = retry(
+        retry=retry_if_exception_type(BusyError), wait=wait_fixed(1),
+        before_sleep=lambda state: tell(f"waiting: {state.outcome.exception()}")  # type: ignore[union-attr]
+        if state.attempt_number == 1 else None,
     )  # fmt: skip
+    built = waiting(index.fulfil)(
+        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True,
+        parallel=wish.max_load >= 1, report=lambda _, done, total: progress(done, total),
+    )  # fmt: skip
+    if built:
+        tell(f"index built: {name}")
 
 
 def _compared(
@@ -187,7 +224,8 @@ def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedMod
         return Texts()
     rows = connection.execute(
         "select t.template, t.query from imgsearch.text_embedding t where t.model_id = %s and not exists "
-        "(select from imgsearch.text_embedding n where n.model_id = %s and n.key = t.key) order by t.used_at",
+        "(select from imgsearch.text_embedding n where n.model_id = %s and n.key = t.key) "
+        "order by t.template, t.used_at",
         [old.model_id, new.stored.model_id],
     ).fetchall()
     carried = refused = 0
@@ -217,7 +255,7 @@ def _move(connection: Connection, alias: str, old: StoredModel | None, new: Stor
         connection.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
         store.set_status(connection, new, "ready")
         start = time.perf_counter()
-        connection.execute("select from imgsearch.alias where alias = %s for update", [alias])
+        connection.execute("select pg_advisory_xact_lock(hashtext('pgimgsearch.alias'))")  # as set_alias does
         now = meant_by(connection, alias)
         if (now and now.model_id) != (old and old.model_id):
             raise ModelError(
@@ -225,5 +263,4 @@ def _move(connection: Connection, alias: str, old: StoredModel | None, new: Stor
                 hint="run the same command again, which is quick now, if it shall move on",
             )
         connection.execute("select imgsearch.set_alias(%s, %s)", [alias, new.name])
-        store.claim_aliases(connection, new)
     return 1000 * (time.perf_counter() - start)

@@ -70,6 +70,11 @@ def open_models(
         opened = {model.stored.model_id: model for model in map(opener.store, found)}
         for model in opened.values():
             register.check_canary(connection, model)
+            if store.get_model(connection, model.stored.name).fingerprint is None:
+                raise ModelError(
+                    f"{model.stored.name} is declared, and was never loaded by a role that may complete it",
+                    hint=f"ask the owner of the database to run: pgimgsearch models fill {model.stored.name}",
+                )
     networks = {id(model.encoder): model for model in opened.values()}
     sizes = {key: wish.batch_size or find_size(model.encoder, model.batch_size) for key, model in networks.items()}
     return [model.with_batch_size(sizes[id(model.encoder)]) for model in opened.values()]

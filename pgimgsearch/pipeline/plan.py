@@ -117,7 +117,7 @@ class Planner:
     def _failed(self, paths: list[str]) -> dict[str, dict[int | None, Any]]:
         rows = self.connection.execute(
             "select path, model_id, bytes, modified_at from imgsearch.ingest_failure "
-            "where collection_id = %s and path = any(%s)",
+            "where collection_id = %s and path = any(%s) and (kind = 'skipped' or model_id is null)",
             [self.collection_id, paths],
         ).fetchall()
         failed: dict[str, dict[int | None, Any]] = {}

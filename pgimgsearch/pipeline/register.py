@@ -49,7 +49,10 @@ def spec_of(stored: StoredModel) -> ModelSpec:
     known = catalog.find(stored.name.partition("@")[0])
     if stored.fingerprint is None and known is not None and known.checkpoint == stored.checkpoint:
         declared = known if stored.output in {known.output, "auto"} else known.with_output(stored.output)
-        return replace(declared, name=stored.name, revision=stored.revision or known.revision)
+        return replace(
+            declared, name=stored.name, revision=stored.revision or known.revision,
+            storage=stored.storage, normalize=stored.normalize,  # type: ignore[arg-type]
+        )  # fmt: skip
     says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING and stored.fingerprint is not None
     return ModelSpec(
         name=stored.name, backend=stored.backend, checkpoint=stored.checkpoint, output=stored.output,
@@ -119,7 +122,9 @@ def _adopt(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded:
             f"model {stored.name} was declared otherwise than it is: {'; '.join(differing)}",
             hint="correct the migration that adds it, or choose another name there",
         )
-    own = {key: value for key, value in fields.items() if key not in {"name", "metric", "near", *declared}}
+    own = {key: value for key, value in fields.items() if key not in {"name", "metric", "normalize", *declared}}
+    if not store.can_change(connection):  # a reader asks with it as it is
+        return replace(stored, **own)
     return store.adopt(connection, stored, own, _canary(loaded, output))
 
 

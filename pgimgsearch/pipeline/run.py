@@ -116,14 +116,19 @@ def finish(
 ) -> dict[str, str]:
     """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
 
-    A model that another session fills is left to that. Returns what happened by model: ``built``, ``busy`` where
-    another session builds the index, or ``left`` where the role is not the owner.
+    A model that another session fills is left to that, and one that lacks most of the stored images to those who fill
+    it: to insert into an index is slow. Returns what happened by model: ``built``, ``busy`` where another session
+    builds the index, ``lacking``, or ``left`` where the role is not the owner.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
+        covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
         for model in models:
             stored = store.get_model(connection, model.stored.name)
             if locks.taken(connection, locks.FILL, stored.model_id):
+                continue
+            if stored.status == "building" and covered[stored.name]["missing"] > covered[stored.name]["embedded"]:
+                told[stored.name] = "lacking"
                 continue
             missing = stored.index_method == "none" and index.is_wanted(stored)
             if not store.owns(connection, stored):

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import locks, store, text_cache
+from pgimgsearch.database import index, locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import (
     BusyError,
@@ -26,7 +26,7 @@ from pgimgsearch.errors import (
 )
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import compare, fill, switch
+from pgimgsearch.operations import compare, fill, keep, switch
 from pgimgsearch.pipeline import opening, register, scan, sidecar
 from tests.conftest import judge_at, values
 from tests.pictures import photo
@@ -90,6 +90,21 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
         rollback(opened, "mine")
 
 
+def test_a_rollback_to_a_model_without_vectors_is_refused(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed, "palette")
+    moved(url)
+    connection.execute("select imgsearch.set_alias('text', null)")
+    connection.execute("select imgsearch.drop_model('palette')")
+    with pytest.raises(psycopg.Error, match="the model palette that alias default meant before was removed"):
+        rollback(connection)
+    connection.execute("select imgsearch.add_model('palette', 32, 'palette', 'cielab-1', 'histogram')")
+    with pytest.raises(psycopg.Error, match="palette that alias default meant before has no vectors any more"):
+        rollback(connection)
+    assert meant(connection) == "pdq"
+
+
 def test_texts_that_were_asked_are_found_again(
     url: str, detailed: Path, photos: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
@@ -145,15 +160,15 @@ def test_a_switch_that_is_stopped_goes_on(
 ) -> None:
     ingest(detailed, "palette")
     embedded: list[int] = []
-    whole = fill._Keep.write
+    whole = keep.Keeper.write
 
-    def then_stop(keep: Any, chunk: list[fill.Lacking]) -> None:
-        whole(keep, chunk)
+    def then_stop(keeper: Any, chunk: list[keep.Lacking]) -> None:
+        whole(keeper, chunk)
         embedded.append(len(chunk))
         if len(embedded) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(fill._Keep, "write", then_stop)
+    monkeypatch.setattr(keep.Keeper, "write", then_stop)
     monkeypatch.setattr(fill, "CHUNK", 5)
     with pytest.raises(InterruptedRun, match="goes on from there"):
         moved(url)
@@ -213,30 +228,31 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     with connect(url) as opened:
         assert meant(opened) == "pdq"
         assert fill.coverage(opened, store.get_model(opened, "pdq")).contents == 18
-    missing = connection.execute("select missing from imgsearch.coverage(exact => true) where model = 'pdq'").fetchone()
-    assert missing is not None
+        quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+        fill.fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
+        assert fill.coverage(opened, store.get_model(opened, "pdq")) == fill.Coverage(18, 18, 0, 0)
 
 
-def test_an_alias_that_nobody_has_waits_for_the_end(
+def test_an_alias_that_nobody_has_is_not_touched(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """palette reads text, and nothing here did: nobody may ask it before it knows all images."""
+    """palette reads text, and nothing here did: aliases move when someone says so."""
     ingest(detailed, "pdq")
     assert set(store.aliases(connection)) == {"default", "duplicates"}
-    whole = fill._Keep.write
+    whole = keep.Keeper.write
 
-    def then_stop(keep: Any, chunk: list[fill.Lacking]) -> None:
-        whole(keep, chunk)
+    def then_stop(keeper: Any, chunk: list[keep.Lacking]) -> None:
+        whole(keeper, chunk)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fill._Keep, "write", then_stop)
+        patched.setattr(keep.Keeper, "write", then_stop)
         patched.setattr(fill, "CHUNK", 5)
         with pytest.raises(InterruptedRun):
             moved(url, "palette")
     assert store.aliases(connection) == {"default": "pdq", "duplicates": "pdq"}
     moved(url, "palette")
-    assert store.aliases(connection) == {"default": "palette", "text": "palette", "duplicates": "pdq"}
+    assert store.aliases(connection) == {"default": "palette", "duplicates": "pdq"}
 
 
 def test_duplicates_follows_default_again_after_a_rollback(
@@ -347,6 +363,114 @@ def test_an_index_that_could_not_be_built_leaves_nothing(
     assert meant(connection) == "pdq"
 
 
+def test_images_that_come_in_the_last_moment_do_not_stop_a_switch(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(detailed / "a", "palette")
+    counted = fill.coverage
+
+    def then_arrive(*arguments: Any) -> Any:
+        ingest(detailed / "b", "palette", collection="late")
+        return counted(*arguments)
+
+    monkeypatch.setattr(fill, "coverage", then_arrive)
+    done = moved(url)
+    assert (done.coverage.contents, done.coverage.missing) == (12, 0)  # there was time to pick them up
+    monkeypatch.setattr(switch, "MOST_LATE", 0)
+    connection.execute("select imgsearch.set_alias('default', 'palette')")
+    connection.execute("delete from imgsearch.embedding_pdq_256 where content_id > 6")
+    with monkeypatch.context() as patched:
+        patched.setattr(fill, "_pages", lambda *_: iter([]))
+        with pytest.raises(ModelError, match="6 images arrive faster than pdq is filled; default stays palette"):
+            moved(url)
+
+
+def test_a_stop_is_heard_where_there_is_nothing_to_fill(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(detailed, "palette", "pdq")
+    counted = fill.coverage
+
+    def then_stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return counted(*arguments)
+
+    monkeypatch.setattr(fill, "coverage", then_stop)
+    with pytest.raises(InterruptedRun):
+        moved(url)
+    assert meant(connection) == "palette"
+
+
+def test_those_who_read_are_never_held_up_by_an_index(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    """A transaction that has read the table stays open; those who ask after the build began are answered."""
+    ingest(detailed, "palette")
+    asked: list[int] = []
+
+    def ask(*_: Any) -> None:
+        with psycopg.connect(url, autocommit=True, options="-c statement_timeout=5000") as own:
+            asked.append(len(own.execute("select * from imgsearch.similar(1, k => 5)").fetchall()))
+
+    with psycopg.connect(url) as reading, connect(url) as opened:
+        reading.execute("select count(*) from imgsearch.embedding_palette_32")
+        model = store.get_model(opened, "default")
+        building = threading.Thread(
+            target=index.build, args=[opened, model], kwargs={"memory_limit": 64, "concurrently": True}
+        )
+        building.start()
+        swapped = "select count(*) = 1 from pg_class where relname = 'embedding_palette_32_hnsw_old'"
+        while connection.execute(swapped).fetchone() != (True,):  # it is dropped when the reader has ended
+            assert building.is_alive()
+            ask()
+        ask()
+        reading.rollback()
+        building.join()
+    assert set(asked) == {5}
+    left = "select relname from pg_class where relname ~ 'embedding_palette_32_hnsw' order by 1"
+    assert connection.execute(left).fetchall() == [("embedding_palette_32_hnsw",)]  # type: ignore[call-overload]
+
+
+def test_a_build_that_is_stopped_leaves_nothing(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
+) -> None:
+    ingest(detailed, "palette")
+    with connect(url) as opened, psycopg.connect(url) as writing:
+        writing.execute("lock table imgsearch.embedding_palette_32 in row exclusive mode")
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            index.build(opened, store.get_model(opened, "default"), memory_limit=64, concurrently=True)
+    with connect(url) as opened:
+        assert index.build(opened, store.get_model(opened, "default"), memory_limit=64, concurrently=True) == 64
+        connection.execute("select imgsearch.set_index('default', 'none')")
+        assert index.build(opened, store.get_model(opened, "default"), memory_limit=64) == 0
+    assert connection.execute("select relname from pg_class where relname ~ 'palette_32_hnsw'").fetchall() == []
+
+
+def test_a_declared_model_is_completed_by_who_may(
+    url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, admin: Connection
+) -> None:
+    ingest(detailed, "palette")
+    connection.execute("select imgsearch.add_model('pdq', 256, 'pdq', 'pdqhash', 'hash', 'bit')")
+    admin.execute("drop role if exists a_writer")
+    admin.execute("create role a_writer login")
+    connection.execute("select imgsearch.grant_access('a_writer', 'writer')")
+    theirs = url.replace("pgimgsearch@", "a_writer@")
+    quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+    with connect(theirs) as opened:
+        assert register.open_model(opened, "pdq").stored.fingerprint is not None  # to ask with
+    with pytest.raises(ModelError, match="pdq is declared, and was never loaded"):
+        fill.fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)
+    kept = "select fingerprint is null, near is null from imgsearch.model where name = 'pdq'"
+    assert connection.execute(kept).fetchone() == (True, True)
+    fill.fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
+    assert connection.execute(kept).fetchone() == (False, False)
+    assert fill.fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)[1].missing == 0
+    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
+        superuser.execute("drop owned by a_writer")
+    admin.execute("drop role a_writer")
+
+
 def test_a_model_that_is_filled_is_left_alone(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
@@ -358,7 +482,13 @@ def test_a_model_that_is_filled_is_left_alone(
         assert connection.execute(state).fetchone() == ("building", "none")
         with pytest.raises(BusyError, match="another session fills pdq"):
             moved(url)
-    ingest(detailed / "a", "pdq")
+        with connect(url) as other, pytest.raises(BusyError, match="another session fills pdq"):
+            store.remove_model(other, "pdq")
+    connection.execute("delete from imgsearch.embedding_pdq_256 where content_id > 1")
+    photo(detailed / "new" / "0.png", seed=22)
+    ingest(detailed / "new", "pdq")  # it lacks most of the images, and an index would only slow its filling down
+    assert connection.execute(state).fetchone() == ("building", "none")
+    ingest(detailed, "pdq")
     assert connection.execute(state).fetchone() == ("ready", "hnsw")
 
 

@@ -120,6 +120,13 @@ def test_revisions_are_written_and_run(
     for options in (["--switch", "default"], []):
         assert cli("db", "revision", "-m", "nothing", *options, "--config", ini).returncode == 2
     ingest(pictures, "palette")
+    succeed(cli("db", "revision", "-m", "denser", "--set-index", "pdq=30,90", "--config", ini))
+    succeed(alembic("upgrade", "head"))
+    wanted = "select index_wanted ->> 'm' from imgsearch.model where name = 'pdq'"
+    assert connection.execute(wanted).fetchone() == ("30",)
+    succeed(alembic("downgrade", "-1"))
+    assert connection.execute(wanted).fetchone() == ("24",)  # as the migration before wished
+    succeed(alembic("upgrade", "head"))
     back = Path(succeed(cli("db", "revision", "-m", "back", "--switch", "default=palette", "--drop-model", "dinov3",
                             "--config", ini)).strip())  # fmt: skip
     succeed(alembic("upgrade", "head"))
@@ -134,13 +141,15 @@ def test_autogenerate_writes_vectors_and_leaves_our_schema_alone(alembic: Alembi
     succeed(alembic("upgrade", "head"))
     shop = project / "shop.py"
     shop.write_text(
-        shop.read_text().replace("VECTOR(3)", "VECTOR(5)").replace("import VECTOR", "import HALFVEC, VECTOR")
-        + 'Table("look", metadata, Column("look_id", BigInteger, primary_key=True), Column("style", HALFVEC(8)))\n'
+        shop.read_text().replace("VECTOR(3)", "VECTOR(5)").replace("import VECTOR", "import BIT, HALFVEC, VECTOR")
+        + 'Table("look", metadata, Column("look_id", BigInteger, primary_key=True), Column("style", HALFVEC(8)), '
+        'Column("hash", BIT(64)))\n'
     )
     succeed(alembic("revision", "--autogenerate", "-m", "looks"))
     (written,) = (project / "migrations" / "versions").glob("*looks.py")
     text = written.read_text()
     assert "pgvector.sqlalchemy.HALFVEC(8)" in text
+    assert "pgvector.sqlalchemy.BIT(64)" in text
     assert "import pgvector.sqlalchemy" in text
     assert "type_=pgvector.sqlalchemy.VECTOR(5)" in text
     assert "imgsearch" not in text
@@ -168,6 +177,10 @@ def test_an_unprepared_database_is_said(alembic: Alembic, connection: Connection
 def test_another_model_by_the_same_name_is_refused(connection: Connection) -> None:
     add = "select imgsearch.add_model('mine', {}, 'timm', 'resnet50', 'auto')"
     first = connection.execute(add.format(2048)).fetchone()
+    for wish in ("'none', null", "'hnsw', null", "'hnsw', 16, 20", "'ivfflat'"):
+        with pytest.raises(psycopg.Error) as raised:
+            connection.execute(f"select imgsearch.set_index('mine', {wish})")  # type: ignore[call-overload]
+        assert raised.value.sqlstate == "PI008"
     assert connection.execute(add.format(2048)).fetchone() == first
     with pytest.raises(psycopg.Error, match="mine is there already, as 2048 dimensions, halfvec, timm, resnet50, auto"):
         connection.execute(add.format(512))

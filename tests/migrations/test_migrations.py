@@ -200,7 +200,12 @@ insert into imgsearch.cluster values (1, 1, 7, 0.5);
 THIRD = """
 insert into imgsearch.evaluation_run (protocol, data, model, questions, figures) values ('classes', 'all', 'old', 3, '{}');
 """
-WRITTEN = {"0001": FIRST, "0002": FIRST + SECOND, "0003": FIRST + SECOND + THIRD, "0004": FIRST + SECOND + THIRD}
+FOURTH = """
+select imgsearch.add_model('declared', 4, 'timm', 'resnet18', 'auto');
+select imgsearch.set_index('old', m => 24, ef_construction => 96);
+"""
+WRITTEN = {"0001": FIRST, "0002": FIRST + SECOND, "0003": FIRST + SECOND + THIRD,
+           "0004": FIRST + SECOND + THIRD + FOURTH}  # fmt: skip
 
 
 def rows(url: str, columns: dict[str, str]) -> dict[str, object]:
@@ -237,7 +242,7 @@ def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection,
     with connect(empty_url) as connection:
         assert store.get_model(connection, "default").index_wanted["method"] == "hnsw"
         found = {difference.what for difference in check(connection)}
-        assert all("checkpoint" in what or "index" in what for what in found), found
+        assert all("checkpoint" in what or "index" in what or "declared" in what for what in found), found
 
     migrate.downgrade(empty_url, revision)
     assert rows(empty_url, columns) == data
@@ -246,6 +251,14 @@ def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection,
     admin.execute("drop owned by shop")
     run(empty_url, "revoke all on all functions in schema imgsearch from shop")
     admin.execute("drop role shop")
+
+
+def test_a_declared_model_survives_a_release_that_knows_none(url: str) -> None:
+    run(url, FOURTH.partition(";")[0])
+    migrate.downgrade(url, "0003")
+    assert run(url, "select fingerprint from imgsearch.model") == [("",)]
+    migrate.upgrade(url)
+    assert run(url, "select fingerprint from imgsearch.model") == [(None,)]
 
 
 def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
@@ -262,6 +275,7 @@ def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
 def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Connection) -> None:
     add_model(connection, "one", 8)
     add_model(connection, "other", 8)
+    connection.execute("delete from imgsearch.alias")
     with connect(url) as opened:
         assert check(opened) == []
     connection.execute("alter table imgsearch.image drop caption cascade")
@@ -271,7 +285,7 @@ def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Con
     connection.execute("alter table imgsearch.embedding_one_8 alter embedding type halfvec(9)")
     connection.execute("drop table imgsearch.embedding_other_8 cascade")
     connection.execute("create table imgsearch.embedding_stray_4 (content_id bigint)")
-    connection.execute("update imgsearch.model set index_method = 'hnsw' where name = 'one'")
+    connection.execute("update imgsearch.model set index_method = 'hnsw'")
     connection.execute("update imgsearch.model set name = 'dinov2-base' where name = 'other'")
     with connect(url) as opened:
         told = [(found.where, found.what) for found in check(opened)]

@@ -15,6 +15,8 @@ def upgrade() -> None:
         checkpoint="pdqhash",
         output="hash",
         storage="bit",
+        near=0.87890625,
+        licence="BSD-3-Clause",
     )
     op.set_index("pdq", m=24, ef_construction=96)
 
