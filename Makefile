@@ -43,10 +43,10 @@ check: $(VENV)/full
 bench: $(VENV)/full
 	$(VENV)/bin/python -m benchmarks
 
-# Freeze sql/ as the functions of the newest revision, and list its columns, from a database of its own.
+# Freeze sql/ as the functions of the newest revision, and list its tables, from a database of its own.
 bundle: $(VENV)/core
 	$(VENV)/bin/python -m pgimgsearch.database.bundles
-	home=$$(mktemp -d) && PGIMGSEARCH_HOME=$$home $(VENV)/bin/python -m pgimgsearch.operations.check > migrations/columns.txt \
+	home=$$(mktemp -d) && PGIMGSEARCH_HOME=$$home $(VENV)/bin/python -m pgimgsearch.operations.check > migrations/tables.txt \
 		&& rm -r $$home
 
 clean:

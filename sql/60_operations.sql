@@ -9,6 +9,7 @@ language plpgsql stable parallel safe as $$
 #variable_conflict use_column
 declare
     m imgsearch.model;
+    small boolean := imgsearch._count('imgsearch.content', false) < 100000;
 begin
     images := imgsearch._count('imgsearch.image', coverage.exact);
     for m in select x.* from imgsearch.model x order by x.name loop
@@ -16,7 +17,10 @@ begin
         status := m.status;
         select count(*) into failed from imgsearch.ingest_failure f
         where f.kind = 'failed' and (f.model_id is null or f.model_id = m.model_id);
-        if coverage.exact then
+        if not exists (select from pg_class c where c.oid = m.embeddings) then  -- somebody has dropped it
+            contents := imgsearch._count('imgsearch.content', coverage.exact);
+            embedded := 0; skipped := 0; missing := contents;
+        elsif coverage.exact or small then
             select c.contents, c.embedded, c.skipped, c.missing into contents, embedded, skipped, missing
             from imgsearch._covered(m) c;
         else

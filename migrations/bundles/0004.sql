@@ -32,7 +32,8 @@ begin
         or exists (select from imgsearch.image i where i.content_id = visible.content_id);
 end $$;
 
--- Register a model row's table and view, with the owner and grants of imgsearch.image. Returns the table.
+-- Register a model row's table and view, with the owner and grants of imgsearch.image, and put back what is missing of
+-- them. Returns the table.
 create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
 language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -45,18 +46,20 @@ begin
     select x.* into strict m from imgsearch.model x where x.model_id = create_embeddings.model_id;
     table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
     view_name := format('imgsearch.%I', 'images_' || m.slug);
-    execute format('create table %s (
+    execute format('create table if not exists %s (
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null
         ) with (toast_tuple_target = 8160)', table_name, m.storage, m.dim);
     execute format('alter table %s alter embedding set storage external, enable row level security', table_name);
+    execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
+        drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
     execute format('create policy read on %s for select using (
         (select not row_security_active(''imgsearch.image'')) or imgsearch.visible(content_id))', table_name);
     execute format('create policy add on %s for insert with check (true)', table_name);
     execute format('create policy change on %s for update using (true)', table_name);
     execute format('create policy remove on %s for delete using (true)', table_name);
     execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name);
-    execute format('create view %s with (security_invoker) as
+    execute format('create or replace view %s with (security_invoker) as
         select i.image_id, i.content_id, i.collection_id, i.path, i.external_id, i.modified_at, i.group_key,
                i.caption, i.metadata, i.added_at, i.updated_at, e.embedding
         from imgsearch.image i join %s e using (content_id)', view_name, table_name);
@@ -100,8 +103,9 @@ begin
     end if;
     for attempt in 1 .. 10 loop
         begin
-            execute format('drop view if exists %s', m.images);
-            execute format('drop table if exists %s', m.embeddings);
+            -- by name: of a table that somebody dropped, regclass is a number
+            execute format('drop view if exists imgsearch.%I', 'images_' || m.slug);
+            execute format('drop table if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
             exit;
         exception when lock_not_available then
             if attempt = 10 then raise; end if;
@@ -118,6 +122,10 @@ declare
     m imgsearch.model;
 begin
     perform pg_advisory_xact_lock(hashtext('pgimgsearch.alias'));
+    if coalesce(btrim(set_alias.alias), '') = '' or set_alias.alias <> btrim(set_alias.alias) then
+        raise exception 'an alias is a word, not "%"', coalesce(set_alias.alias, 'null') using errcode = 'PI008',
+            hint = 'for example default, text, duplicates or one of your own';
+    end if;
     if set_alias.model is null then
         delete from imgsearch.alias a where a.alias = set_alias.alias;
         if not found then return; end if;
@@ -2224,6 +2232,7 @@ language plpgsql stable parallel safe as $$
 #variable_conflict use_column
 declare
     m imgsearch.model;
+    small boolean := imgsearch._count('imgsearch.content', false) < 100000;
 begin
     images := imgsearch._count('imgsearch.image', coverage.exact);
     for m in select x.* from imgsearch.model x order by x.name loop
@@ -2231,7 +2240,10 @@ begin
         status := m.status;
         select count(*) into failed from imgsearch.ingest_failure f
         where f.kind = 'failed' and (f.model_id is null or f.model_id = m.model_id);
-        if coverage.exact then
+        if not exists (select from pg_class c where c.oid = m.embeddings) then  -- somebody has dropped it
+            contents := imgsearch._count('imgsearch.content', coverage.exact);
+            embedded := 0; skipped := 0; missing := contents;
+        elsif coverage.exact or small then
             select c.contents, c.embedded, c.skipped, c.missing into contents, embedded, skipped, missing
             from imgsearch._covered(m) c;
         else

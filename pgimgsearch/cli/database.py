@@ -56,6 +56,8 @@ def downgrade(
     with database_url(terminal.settings) as url:
         before, after = migrate.downgrade(url, revision)
     terminal.show_one({"before": before, "after": after})
+    if not terminal.settings.db:
+        terminal.talk("the embedded database is upgraded again by the next command of this release")
 
 
 @app.command()
@@ -125,7 +127,11 @@ def revision(
             *[revisions.adding(connection, name) for name in add_model or []],
             *[revisions.wishing(connection, one[1], int(one[2]), int(one[3])) for one in indexes if one],
             *[revisions.switching(connection, alias, model) for alias, _, model in pairs],
-            *[revisions.dropping(connection, name) for name in drop_model or []],
+            *[
+                one
+                for name in drop_model or []
+                for one in revisions.dropping(connection, name, {alias for alias, _, _ in pairs})
+            ],
         ]
     terminal.write(str(revisions.write(config, message, operations)))
 

@@ -248,11 +248,18 @@ def alias(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")],
     model: Annotated[
-        str | None, typer.Argument(help="The model it shall mean; without one, the alias is dropped.")
+        str | None, typer.Argument(help="The model it shall mean; without one, what it means is shown.")
     ] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Let it mean nothing.")] = False,
 ) -> None:
     """Point an alias at a model: what applications ask for by that name."""
     terminal = terminal_of(context)
+    if drop and model:
+        raise UsageError("--drop takes no model", hint=f"pgimgsearch models alias {name} --drop")
     with database_url(terminal.settings) as url, connect(url) as connection:
-        connection.execute("select imgsearch.set_alias(%s, %s)", [name, model])
-        terminal.show_one(store.aliases(connection) or {"aliases": None})
+        if drop or model:
+            connection.execute("select imgsearch.set_alias(%s, %s)", [name, model])
+        named = store.aliases(connection)
+        if not drop and name not in named:
+            store.get_model(connection, name)  # duplicates follows default; else it says that there is none
+    terminal.show_one(named or {"aliases": None})

@@ -42,7 +42,16 @@ def plan(
             network=Placement(device, dtype) if measure else None, trust=trust,
         )  # fmt: skip
     found = planning.plan(count, wanted, rates, measuring.server_memory(remote=remote, gigabytes=memory))
-    terminal.show_one(planning.as_dict(found, wanted, rates))
+    told = planning.as_dict(found, wanted, rates)
+    if terminal.settings.json:
+        terminal.show_one(told)
+        return
+    terminal.show_one({key: f"{value:,.4g}" if isinstance(value, float) else value for key, value in told.items()
+                       if not isinstance(value, dict | list) and value is not None})  # fmt: skip
+    for what, source in told["measured"].items():
+        terminal.write(f"{what}: {source}")
+    for line in told["advice"]:
+        terminal.write(f"- {line}")
 
 
 def parse_count(text: str) -> int:

@@ -63,8 +63,11 @@ def switch(
         "alias": done.alias, "was": done.old, "is": done.new, "contents": done.coverage.contents,
         "embedded": done.coverage.embedded, "skipped": done.coverage.skipped, "missing": done.coverage.missing,
         "recall": done.recall, "overlap": done.overlap, "texts": done.texts.carried,
-        "texts_refused": done.texts.refused, "locked_ms": round(done.milliseconds, 1),
+        "texts_refused": len(done.texts.refused), "locked_ms": round(done.milliseconds, 1),
     })  # fmt: skip
+    if done.texts.refused:
+        first = ", ".join(f'"{text}"' for text in done.texts.refused[:5])
+        terminal.talk(f"texts that {done.new} cannot read are an error from now on: {first}")
     if done.coverage.missing > allow_missing:
         terminal.talk(f"some came in the last moments: pgimgsearch models fill {done.new}")
     if done.old is not None:
@@ -126,6 +129,9 @@ def compare(
     terminal = terminal_of(context)
     wish = comparing.Wish(one, other, key, sample, page, device, trust)
     with database_url(terminal.settings) as url, terminal.progress("compare", None) as bar:
-        rows = comparing.compare(url, wish, terminal.talk, bar)
-    terminal.show([row.as_dict() for row in rows], ["measure", "one", "other", "both", "difference"],
-                  titles=["measure", one, other, "both", "difference"])  # fmt: skip
+        found = comparing.compare(url, wish, terminal.talk, bar)
+    columns = ["measure", *found.models, "both", "difference"]
+    told = [dict(zip(columns, row.cells(), strict=True)) for row in found.rows]
+    terminal.show(
+        [row.as_dict(found.models) for row in found.rows] if terminal.settings.json else told, columns, columns
+    )

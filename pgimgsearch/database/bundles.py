@@ -63,9 +63,9 @@ def bodies(functions: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def columns_path() -> Path:
-    """Where the columns of the newest revision are listed."""
-    return package_folder("migrations") / "columns.txt"
+def listing_path() -> Path:
+    """Where columns, constraints, indexes and policies of the newest revision are listed."""
+    return package_folder("migrations") / "tables.txt"
 
 
 def freeze() -> Path:

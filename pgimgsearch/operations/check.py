@@ -3,20 +3,35 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from psycopg.rows import dict_row
+
 from pgimgsearch.database import bundles, index, store
 from pgimgsearch.database.connection import Connection, current_revision, vector_schema
 from pgimgsearch.models import catalog
 
-# Tables of models are not listed: they are looked at one by one.
-COLUMNS = """
-select format('%s.%s %s%s', c.relname, a.attname,
+# Columns, constraints, indexes and policies of our tables; those of models are looked at one by one.
+LISTED = """
+with ours as (
+    select c.oid, c.relname, c.relrowsecurity from pg_class c
+    where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'r' and c.relname !~ '^embedding_')
+select format('column %s.%s %s%s', c.relname, a.attname,
               replace(format_type(a.atttypid, a.atttypmod), {schema} || '.', ''),
               case when a.attnotnull then ' not null' else '' end)
-from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-where c.relnamespace = 'imgsearch'::regnamespace and c.relkind in ('r', 'p')
-    and not exists (select from imgsearch.model m where m.embeddings = c.oid)
-    and c.relname !~ '^embedding_'
+from ours c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+union all select format('constraint %s: %s', c.relname, pg_get_constraintdef(k.oid))
+from ours c join pg_constraint k on k.conrelid = c.oid and k.contype <> 'n'
+union all select format('index %s', regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE |imgsearch[.]', '', 'g'))
+from ours c join pg_index i on i.indrelid = c.oid
+union all select format('row security of %s: %s', c.relname, c.relrowsecurity) from ours c where c.relrowsecurity
+union all select format('policy %s of %s', p.polname, c.relname) from ours c join pg_policy p on p.polrelid = c.oid
 order by 1
+"""
+MODEL_PARTS = """
+select to_regclass('imgsearch.images_' || m.slug) is not null as view, coalesce(t.relrowsecurity, false) as security,
+       (select count(*) from pg_policy p where p.polrelid = t.oid) = 4 as policies,
+       exists (select from pg_constraint k where k.conrelid = t.oid
+               and k.confrelid = 'imgsearch.content'::regclass) as "foreign key"
+from imgsearch.model m join pg_class t on t.oid = m.embeddings where m.model_id = %s
 """
 COLUMN_TYPE = """
 select format_type(a.atttypid, a.atttypmod) from pg_attribute a
@@ -47,39 +62,38 @@ def check(connection: Connection) -> list[Difference]:
     if revision != newest:
         return [Difference("schema", f"the database is at revision {revision}, this release needs {newest}",
                            "pgimgsearch db upgrade")]  # fmt: skip
-    return [*_schema(connection), *_models(connection), *_indexes(connection), *_catalog(connection)]
+    schema = list(_schema(connection))  # what follows asks functions and columns
+    return schema or [*_models(connection), *_indexes(connection), *_catalog(connection)]
 
 
-def columns(connection: Connection) -> list[str]:
-    """Every column of our tables: ``table.column type``, and whether it may be null."""
+def listed(connection: Connection) -> list[str]:
+    """Every column, constraint, index and policy of our tables, a line each."""
     schema = "'" + vector_schema(connection).replace("'", "''") + "'"
-    rows = connection.execute(COLUMNS.format(schema=schema)).fetchall()
-    return [row[0] for row in rows]
+    return [row[0] for row in connection.execute(LISTED.format(schema=schema)).fetchall()]
 
 
 def _schema(connection: Connection) -> Iterator[Difference]:
-    listed, found = set(bundles.columns_path().read_text().splitlines()), set(columns(connection))
-    for line in sorted(listed - found):
-        yield Difference("schema", f"a column is not there, or another: {line}", "restore it from a dump, or by hand")
-    for line in sorted(found - listed):
-        yield Difference("schema", f"a column is no part of this release: {line}", "keep your own in a schema of yours")
-    text = bundles.current_functions().replace("@vector@", vector_schema(connection))
+    expected, found = set(bundles.listing_path().read_text().splitlines()), set(listed(connection))
+    for line in sorted(expected - found):
+        yield Difference("schema", f"not there, or another: {line}", "restore it from a dump, or by hand")
+    for line in sorted(found - expected):
+        yield Difference("schema", f"no part of this release: {line}", "keep your own in a schema of yours")
+    functions = bundles.current_functions().replace("@vector@", vector_schema(connection))
     present: dict[str, str] = dict(
         connection.execute(
             "select p.oid::regprocedure::text, p.prosrc from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace"
         ).fetchall()
     )
-    expected = bundles.bodies(text)
-    for name, types in bundles.signatures(text).values():
+    bodies, again = bundles.bodies(functions), "pgimgsearch db upgrade --functions"
+    for name, types in bundles.signatures(functions).values():
         row = connection.execute("select to_regprocedure(%s)::text", [f"{name}({types})"]).fetchone()
-        signature = row[0] if row else None
-        if signature is None or signature not in present:
-            yield Difference(
-                "schema", f"the function {name}({types}) is not there", "pgimgsearch db upgrade --functions"
-            )
-        elif (name, types) in expected and present[signature] != expected[name, types]:
-            yield Difference("schema", f"the function {name} is not that of this release",
-                             "pgimgsearch db upgrade --functions")  # fmt: skip
+        source = present.pop(row[0], None) if row and row[0] else None
+        if source is None:
+            yield Difference("schema", f"the function {name}({types}) is not there", again)
+        elif bodies.get((name, types), source) != source:
+            yield Difference("schema", f"the function {name} is not that of this release", again)
+    for signature in present:
+        yield Difference("schema", f"the function {signature} is no part of this release", f"drop function {signature}")
 
 
 def _models(connection: Connection) -> Iterator[Difference]:
@@ -92,6 +106,10 @@ def _models(connection: Connection) -> Iterator[Difference]:
         elif row[0].rpartition(".")[2] != wanted:
             yield Difference("model", f"{model.table_name} holds {row[0]}, and {model.name} has {wanted}",
                              f"pgimgsearch models remove {model.name}, and add it again")  # fmt: skip
+        parts = connection.cursor(row_factory=dict_row).execute(MODEL_PARTS, [model.model_id]).fetchone() or {}
+        if lost := [part for part, there in parts.items() if not there]:
+            yield Difference("model", f"{model.table_name} has lost its {', '.join(lost)}",
+                             f"select imgsearch.create_embeddings({model.model_id})")  # fmt: skip
         if model.fingerprint is None:
             yield Difference("model", f"{model.name} is declared, and was never loaded",
                              f"pgimgsearch models fill {model.name}")  # fmt: skip
@@ -102,7 +120,7 @@ def _models(connection: Connection) -> Iterator[Difference]:
         if (covered["status"] == "ready" or covered["model"] in serving) and covered["missing"]:
             yield Difference(
                 "model", f"{covered['model']} misses about {covered['missing']} of {covered['contents']} contents",
-                f"pgimgsearch models fill {covered['model']}",
+                f"pgimgsearch models fill {covered['model']}; of files gone for good: pgimgsearch ingest DIR --prune",
             )  # fmt: skip
 
 
@@ -142,4 +160,4 @@ if __name__ == "__main__":
     from pgimgsearch.settings import Settings, default_home
 
     with database_url(Settings(home=default_home())) as url, connect(url) as opened:
-        print("\n".join(columns(opened)))
+        print("\n".join(listed(opened)))

@@ -1,7 +1,7 @@
 """Two models on the user's own images: what they find, how good that is where the truth is known, and what it costs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,38 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measure, of each model or of both together; ``difference`` is the other less the one, with its interval."""
+    """One measure, of each model or of both together.
+
+    ``difference`` is the other less the one, with the low and the high of its 95% interval.
+    """
 
     measure: str
     one: float | None = None
     other: float | None = None
     both: float | None = None
-    difference: str | None = None
+    difference: tuple[float, float, float] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for a table or JSON."""
-        return asdict(self)
+    def as_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """By the models' names, ready for JSON."""
+        return {"measure": self.measure, names[0]: self.one, names[1]: self.other, "both": self.both,
+                "difference": self.difference and list(self.difference)}  # fmt: skip
+
+    def cells(self) -> list[str]:
+        """For a person, in the same order."""
+        told = "" if self.difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*self.difference)
+        numbers = ["" if value is None else f"{value:.4g}" for value in (self.one, self.other, self.both)]
+        return [self.measure, *numbers, told]
 
 
-def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models by their names, and what they have to do with each other."""
+
+    models: tuple[str, str]
+    rows: list[Row]
+
+
+def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> Comparison:
     """Compare two models on the images of the database. Raises ModelError where one of them has not embedded them."""
     with connect(url) as connection:
         one, other = store.get_model(connection, wish.one), store.get_model(connection, wish.other)
@@ -66,19 +84,27 @@ def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> list[Row]:
         near_one, near_other, agreement = neighbours.duplicate_agreement(seen, one, other)
         rows = [
             Row(f"neighbours in common, of {neighbours.NEIGHBOURS}", both=neighbours.overlap(seen)),
-            Row("near-duplicates in common", near_one, near_other, agreement),
+            Row("near-duplicates among these, by each one's threshold", near_one, near_other),
+            Row("share of them that both name", both=agreement),
         ]
         protocols = list(_protocols(connection, wish, (one, other)))
     for name, asked in protocols:
-        found = evaluate(url, BY_NAME[name], asked, device=wish.device, trust=wish.trust, tell=tell, progress=progress)
+        try:
+            found = evaluate(
+                url, BY_NAME[name], asked, device=wish.device, trust=wish.trust, tell=tell, progress=progress
+            )
+        except ModelError as error:  # one that cannot read a caption, say: the rest is worth knowing
+            tell(f"{name} is left out: {error}")
+            continue
         rows += _figures(name, found.results)
+    names = (one.name, other.name)
     with connect(url) as connection:
         rows += _costs(connection, one, other)
         if wish.page is not None:
-            names = (one.name, other.name)
-            side_by_side.write(connection, wish.page, names, seen, [["", *names, "both", "difference"], *_cells(rows)])
+            table = [["", *names, "both", "difference"], *(row.cells() for row in rows)]
+            side_by_side.write(connection, wish.page, names, seen, table)
             tell(f"what both models find: {wish.page}")
-    return rows
+    return Comparison(names, rows)
 
 
 def _protocols(connection: Connection, wish: Wish, models: Sequence[StoredModel]) -> Iterator[tuple[str, Asked]]:
@@ -102,7 +128,7 @@ def _figures(protocol: str, results: Sequence[Result]) -> Iterator[Row]:
     for name in TOLD[protocol]:
         first, second = one.figures[name], other.figures[name]
         low, high = second.less(first)
-        difference = f"{second.value - first.value:+.3f} ({low:+.3f} to {high:+.3f})"
+        difference = (second.value - first.value, low, high)
         yield Row(f"{protocol} {name}", first.value, second.value, difference=difference)
 
 
@@ -124,10 +150,3 @@ def _costs(connection: Connection, one: StoredModel, other: StoredModel) -> Iter
 
 def _megabytes(sizes: Mapping[str, Any], whole: str, less: str | None = None) -> float:
     return float(sizes[whole] - (sizes[less] if less else 0)) / 1e6
-
-
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    def cell(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}"
-
-    return [[row.measure, cell(row.one), cell(row.other), cell(row.both), row.difference or ""] for row in rows]

@@ -27,7 +27,7 @@ from pgimgsearch.operations.pace import Pace
 from pgimgsearch.pipeline import fetch, opening
 from pgimgsearch.pipeline.decode import limit_pixels, register_formats
 from pgimgsearch.pipeline.embed import embed
-from pgimgsearch.pipeline.item import Item
+from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.plan import digest
 from pgimgsearch.pipeline.run import Options, prepare
@@ -99,7 +99,8 @@ def fill(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
-        keep, watch = Keeper(writer, model.stored), Stopwatch()
+        keep, watch, counts = Keeper(writer, model.stored), Stopwatch(), Counts([model.stored.name])
+        start = time.monotonic()
         pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()))
         before = coverage(reader, model.stored)
         done = before.embedded + before.skipped
@@ -113,6 +114,8 @@ def fill(
                 with closing(_embedded(pool, page, model, watch)) as finished:
                     for chunk in _chunks(_paced(finished, pace)):
                         keep.write(chunk)
+                        for one in chunk:
+                            counts.add_item(one.item)
                         given_up.update(one.content_id for one in chunk if one.item.failure)
                         done += len(chunk)
                         progress(done, before.contents)
@@ -120,9 +123,15 @@ def fill(
             _go_on(stopped)
             return found
 
-        found, most = once(), math.inf
-        while 0 < found < most:  # what came meanwhile, as long as that gets less
-            found, most = once(), found
+        status = "interrupted"
+        try:
+            found, most = once(), math.inf
+            while 0 < found < most:  # what came meanwhile, as long as that gets less
+                found, most = once(), found
+            status = "complete"
+        finally:
+            if not writer.closed:
+                keep.record(model.encoder, counts, watch, time.monotonic() - start, status)
         covered = coverage(reader, model.stored)
         _go_on(stopped)
         return covered

@@ -1,16 +1,21 @@
 """What a fill writes: vectors of stored contents, and why there are none. Images are left as they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.store import StoredModel
+from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.pipeline.copy_in import again_on_deadlock, copy_block
-from pgimgsearch.pipeline.item import Item
+from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.scan import ScannedFile
+from pgimgsearch.pipeline.stages import Stopwatch
+
+SOURCE = "models fill"  # of a run that reads what is stored already
 
 ADD_EMBEDDINGS = """
 insert into {} (content_id, embedding)
@@ -87,6 +92,19 @@ class Keeper:
                     {"model": self.model.model_id, "contents": numbers, "kinds": kinds, "classes": classes,
                      "messages": messages},
                 )  # fmt: skip
+
+    def record(self, encoder: Encoder, counts: Counts, watch: Stopwatch, seconds: float, status: str) -> None:
+        """Put what was done into imgsearch.ingest_run, where ``stats`` and ``models compare`` look."""
+        if not counts.done():
+            return
+        placement = {"device": encoder.device, "dtype": encoder.dtype, "runtime": encoder.runtime}
+        stages = {name: asdict(stage) for name, stage in watch.stages.items()}
+        self.connection.execute(
+            "insert into imgsearch.ingest_run (source, models, placement, started_at, ended_at, status, counts, "
+            "timings) values (%s, %s, %s, now() - make_interval(secs => %s), now(), %s, %s, %s)",
+            [SOURCE, [self.model.name], Jsonb({self.model.name: placement}), seconds, status, Jsonb(counts.as_dict()),
+             Jsonb(stages)],
+        )  # fmt: skip
 
 
 def _trouble(one: Lacking) -> tuple[int, str, str, str]:

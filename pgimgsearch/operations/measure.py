@@ -127,7 +127,8 @@ def _ingested(connection: Connection, model: StoredModel, sources: dict[str, str
     row = connection.execute(
         "select (counts -> %(name)s ->> 'embedded')::float / extract(epoch from ended_at - started_at)::float, "
         "placement -> %(name)s ->> 'device', run_id from imgsearch.ingest_run where ended_at > started_at "
-        "and (counts -> %(name)s ->> 'embedded')::int >= %(least)s order by run_id desc limit 1",
+        "and collection_id is not null and (counts -> %(name)s ->> 'embedded')::int >= %(least)s "
+        "order by run_id desc limit 1",
         {"name": model.name, "least": INGESTED},
     ).fetchone()
     if row is None:

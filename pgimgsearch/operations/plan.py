@@ -75,7 +75,7 @@ def advise(
     if graph > memory / 2:
         told.append(
             f"quantise: a build holds {graph / GIGABYTE:.0f} GB, and half of the server's memory is "
-            f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times as long"
+            f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times the hours above"
             + (f". Fewer dimensions: {reduced} {max(64, model.dim // 4)}" if reduced else "")
         )
     if images > PARTITION_ROWS or graph > memory:
@@ -108,14 +108,15 @@ def index_row_bytes(model: StoredModel) -> float:
 
 def as_dict(found: Plan, model: StoredModel, rates: Rates) -> dict[str, Any]:
     """For a person or JSON: gigabytes and hours."""
-    build = None if found.build is None else round(found.build / 3600, 2)
+    build = None if found.build is None else found.build / 3600
     return {
         "images": found.images, "model": model.name, "dim": model.dim, "storage": model.storage,
-        "table_gb": round(found.table / GIGABYTE, 2), "index_gb": round(found.index / GIGABYTE, 2),
-        "image_rows_gb": round(found.rows / GIGABYTE, 2),
-        "disk_gb": round((found.table + found.index + found.rows) / GIGABYTE, 2),
-        "build_memory_gb": round(found.build_memory / GIGABYTE, 2), "build_hours": build,
-        "embedding_hours": None if found.embedding is None else round(found.embedding / 3600, 1),
+        "table_gb": found.table / GIGABYTE, "index_gb": found.index / GIGABYTE,
+        "image_rows_gb": found.rows / GIGABYTE,
+        "disk_gb": (found.table + found.index + found.rows) / GIGABYTE,
+        "memory_to_serve_gb": found.index / GIGABYTE,
+        "build_memory_gb": found.build_memory / GIGABYTE, "build_hours": build,
+        "embedding_hours": None if found.embedding is None else found.embedding / 3600,
         "images_per_second": None if rates.images_per_second is None else round(rates.images_per_second, 1),
         "measured": rates.sources, "advice": found.advice,
     }  # fmt: skip

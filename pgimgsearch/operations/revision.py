@@ -1,7 +1,7 @@
 """Write a revision into a project's own Alembic environment."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,23 @@ def adding(connection: Connection, name: str) -> AddEmbeddingModel:
     return AddEmbeddingModel(stored.name, **_fields(stored))
 
 
-def dropping(connection: Connection, name: str) -> DropEmbeddingModel:
-    """Drop a model; the downgrade brings its empty table back."""
+def dropping(connection: Connection, name: str, freed: Container[str]) -> list[MigrateOperation]:
+    """Drop a model; the downgrade brings its empty table back, and the wish for its index.
+
+    ``freed`` are aliases that move before that. Raises ModelError where another one needs it.
+    """
     stored = store.get_model(connection, name)
-    return DropEmbeddingModel(stored.name, **_fields(stored))
+    needed = [
+        alias for alias, model in store.aliases(connection).items() if model == stored.name and alias not in freed
+    ]
+    if needed:
+        raise ModelError(
+            f"{stored.name} is in use by alias {', '.join(needed)}",
+            hint=f"switch it in the same revision: --switch {needed[0]}=OTHER",
+        )
+    plain, wanted = SetIndex(stored.name, m=16, ef_construction=64), stored.index_wanted
+    wish = [SetIndex(stored.name, was=wanted, **plain.wanted)] if plain.wanted.items() - wanted.items() else []
+    return [*wish, DropEmbeddingModel(stored.name, **_fields(stored))]
 
 
 def switching(connection: Connection, alias: str, name: str) -> SwitchAlias:

@@ -49,7 +49,7 @@ class Texts:
     """Texts of the old model's cache: those that were embedded for the new one, and those that it cannot read."""
 
     carried: int = 0
-    refused: int = 0
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,8 @@ def _switch(
 ) -> Switched:
     name, given_up = model.stored.name, set[int]()
     old = meant_by(connection, wish.alias)
+    if old is None:
+        tell(f"{wish.alias} is new: it means nothing yet")
     tell(f"filling {name}")
     covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)
     _require(connection, model.stored, covered, given_up, wish, old)  # before an index is built for nothing
@@ -118,8 +120,6 @@ def _check(connection: Connection, wish: Wish) -> None:
     if any(model.name == wish.alias for model in store.models(connection)):
         raise ModelError(f"{wish.alias} is the name of a model", hint="name an alias: models switch default --to NAME")
     stored, spec = register.look_up(connection, wish.target, wish.checkpoint)
-    if stored is not None and store.aliases(connection).get(wish.alias) == stored.name:
-        raise ModelError(f"{wish.alias} is {stored.name} already", hint="see: pgimgsearch models list")
     reads = stored.has_text if stored is not None and stored.fingerprint else spec.text or spec.output == "auto"
     if wish.alias == "text" and not reads:
         raise cannot_read(spec.name)
@@ -151,7 +151,8 @@ def _require(
         raise ModelError(
             f"{model.name} misses {failed} of {covered.contents} contents; {wish.alias} stays "
             f"{old.name if old else 'unset'}",
-            hint=f"imgsearch.ingest_failure says why; bring files back, or allow it: --allow-missing {failed}",
+            hint="imgsearch.ingest_failure says why; bring files back, forget those that are gone for good "
+            f"(pgimgsearch ingest DIR --prune), or allow it: --allow-missing {failed}",
         )
     return max(0, covered.missing - failed)
 
@@ -209,7 +210,7 @@ def _compared(
     connection: Connection, old: StoredModel | None, new: StoredModel, wish: Wish, tell: Tell
 ) -> float | None:
     """The share of neighbours that both models name, and the page that shows it."""
-    if old is None:
+    if old is None or old.model_id == new.model_id:  # which is there already, and may only lack what came since
         return None
     seen = neighbours.seen_by(connection, old, new, wish.sample)
     if wish.page is not None:
@@ -220,7 +221,7 @@ def _compared(
 
 def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedModel) -> Texts:
     """Embed the texts that the old model has cached, so that whoever asks for them finds them."""
-    if old is None or not (old.has_text and new.stored.has_text):
+    if old is None or old.model_id == new.stored.model_id or not (old.has_text and new.stored.has_text):
         return Texts()
     rows = connection.execute(
         "select t.template, t.query from imgsearch.text_embedding t where t.model_id = %s and not exists "
@@ -228,25 +229,24 @@ def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedMod
         "order by t.template, t.used_at",
         [old.model_id, new.stored.model_id],
     ).fetchall()
-    carried = refused = 0
+    refused: list[str] = []
     for template, group in itertools.groupby(rows, lambda row: row[0]):
         queries = [query for _, query in group]
         for start in range(0, len(queries), TEXTS_AT_ONCE):
-            unread = _embed_texts(connection, new, queries[start : start + TEXTS_AT_ONCE], template)
-            carried, refused = carried + len(queries[start : start + TEXTS_AT_ONCE]) - unread, refused + unread
-    return Texts(carried, refused)
+            refused += _embed_texts(connection, new, queries[start : start + TEXTS_AT_ONCE], template)
+    return Texts(len(rows) - len(refused), tuple(refused))
 
 
-def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str], template: str) -> int:
-    """Embed and cache texts. Returns how many of them the model cannot read."""
+def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str], template: str) -> list[str]:
+    """Embed and cache texts. Returns those that the model cannot read."""
     try:
         vectors = model.embed_texts(queries, template)
     except ModelError:
         if len(queries) == 1:
-            return 1
-        return sum(_embed_texts(connection, model, [query], template) for query in queries)
+            return queries
+        return [text for query in queries for text in _embed_texts(connection, model, [query], template)]
     text_cache.keep(connection, model.stored, queries, vectors, template)
-    return 0
+    return []
 
 
 def _move(connection: Connection, alias: str, old: StoredModel | None, new: StoredModel) -> float:
@@ -262,5 +262,6 @@ def _move(connection: Connection, alias: str, old: StoredModel | None, new: Stor
                 f"{alias} was moved to {now.name if now else 'nothing'} meanwhile, and stays there",
                 hint="run the same command again, which is quick now, if it shall move on",
             )
-        connection.execute("select imgsearch.set_alias(%s, %s)", [alias, new.name])
+        if store.aliases(connection).get(alias) != new.name:
+            connection.execute("select imgsearch.set_alias(%s, %s)", [alias, new.name])
     return 1000 * (time.perf_counter() - start)

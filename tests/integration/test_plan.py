@@ -82,7 +82,7 @@ def test_the_layout_is_that_of_postgres(
 def test_the_command_says_what_was_measured(cli: Callable[..., Any], photos: Any) -> None:
     told = json.loads(cli("--json", "plan", "--images", "1M", "-m", "dinov3", "--memory", "32").stdout)
     assert told["images"] == 1_000_000
-    assert told["disk_gb"] == pytest.approx(told["table_gb"] + told["index_gb"] + told["image_rows_gb"], abs=0.02)
+    assert told["disk_gb"] == pytest.approx(told["table_gb"] + told["index_gb"] + told["image_rows_gb"], rel=1e-9)
     assert told["embedding_hours"] is None
     assert "--measure" in told["measured"]["embedding"]
     measured = json.loads(cli("--json", "plan", "--images", "1M", "-m", "palette", "--measure").stdout)

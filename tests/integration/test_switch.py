@@ -76,13 +76,21 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     assert 0 < done.overlap <= 1
     assert meant(connection) == "pdq"
     assert connection.execute("select count(*) from imgsearch.image").fetchone() == before
+    kept = (
+        "select source, status, counts -> 'pdq' ->> 'embedded' from imgsearch.ingest_run order by run_id desc limit 1"
+    )
+    assert connection.execute(kept).fetchone() == ("models fill", "complete", "12")
     status = "select status, index_method from imgsearch.model where name = 'pdq'"
     assert connection.execute(status).fetchone() == ("ready", "hnsw")
     with connect(url) as opened:
         assert [rollback(opened) for _ in range(3)] == ["palette", "pdq", "palette"]
     assert meant(connection) == "palette"
-    with pytest.raises(ModelError, match="default is palette already"):
-        moved(url, "palette")
+    history = count(connection, "imgsearch.alias_history")
+    assert moved(url, "palette").coverage.missing == 0  # a script may say it again
+    assert count(connection, "imgsearch.alias_history") == history
+    for alias in ("", " ", "default "):
+        with pytest.raises(psycopg.Error, match="an alias is a word"):
+            connection.execute("select imgsearch.set_alias(%s, 'pdq')", [alias])
     with pytest.raises(ModelError, match="pdq cannot read text"):
         switch.switch(url, switch.Wish("text", "pdq"), lambda _: None, lambda _, __: None)
     connection.execute("select imgsearch.set_alias('mine', 'pdq')")
@@ -503,7 +511,7 @@ def test_a_text_that_the_new_model_cannot_read_is_counted(
             opened, model.stored, ["red", "of no colour", "blue"], model.embed_texts(["red", "red", "blue"])
         )
     opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
-    assert moved(url, "small", recall=0).texts == switch.Texts(carried=2, refused=1)
+    assert moved(url, "small", recall=0).texts == switch.Texts(carried=2, refused=("of no colour",))
 
 
 def test_a_model_in_use_is_not_removed(
@@ -534,7 +542,9 @@ def test_both_models_side_by_side(
     )
     page = tmp_path / "page.html"
     wish = compare.Wish("palette", "pdq", key="kind", sample=12, page=page)
-    rows = {row.measure: row for row in compare.compare(url, wish, lambda _: None, lambda _, __: None)}
+    found = compare.compare(url, wish, lambda _: None, lambda _, __: None)
+    rows = {row.measure: row for row in found.rows}
+    assert found.models == ("palette", "pdq")
     common = rows["neighbours in common, of 10"].both
     expected = connection.execute(
         "select avg((select count(*) from imgsearch.similar(i, model => 'palette') a join imgsearch.similar(i, model => 'pdq') b "
