@@ -35,7 +35,8 @@ end $$;
 -- Register a model row's table and view, with the owner and grants of imgsearch.image, and put back what is missing of
 -- them. Returns the table.
 create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s' as $$
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
+set client_min_messages = warning as $$
 declare
     m imgsearch.model;
     owner name;
@@ -50,6 +51,13 @@ begin
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null
         ) with (toast_tuple_target = 8160)', table_name, m.storage, m.dim);
+    if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
+                   and k.confrelid = 'imgsearch.content'::regclass) then
+        execute format('delete from %s e where not exists (select from imgsearch.content c
+                        where c.content_id = e.content_id)', table_name);
+        execute format('alter table %s add foreign key (content_id) references imgsearch.content on delete cascade',
+                       table_name);
+    end if;
     execute format('alter table %s alter embedding set storage external, enable row level security', table_name);
     execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
         drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
@@ -159,7 +167,7 @@ begin
                 'imgsearch.ingest_failure says why some cannot be; or allow it: allow_missing => %s', m.name,
                 covered.missing);
     end if;
-    update imgsearch.model x set status = 'ready' where x.model_id = m.model_id and x.status = 'building';
+    update imgsearch.model x set status = 'ready' where x.model_id = m.model_id and x.status <> 'ready';
     perform imgsearch.set_alias(switch_alias.alias, m.name);
 end $$;
 
@@ -220,7 +228,8 @@ begin
         if (present.dim, present.storage, present.backend, present.checkpoint, present.normalize)
             is distinct from (add_model.dim, add_model.storage, add_model.backend, add_model.checkpoint,
                               add_model.unit_length)
-            or add_model.output not in (present.output, 'auto') or add_model.revision <> present.revision then
+            or 'auto' not in (add_model.output, present.output) and add_model.output <> present.output
+            or present.fingerprint is null and add_model.revision <> present.revision then
             raise exception 'model % is there already, as %', present.name, concat_ws(', ', present.dim || ' dimensions',
                     present.storage, present.backend, present.checkpoint, present.output, present.revision)
                 using errcode = 'PI002', hint = 'add this one under another name';
@@ -247,8 +256,8 @@ language plpgsql stable as $$
 declare
     result text := trim(both '_' from regexp_replace(lower(_slug.name), '[^a-z0-9]+', '_', 'g'));
 begin
-    if length(result) > 40 or exists (select from imgsearch.model m where m.slug = result) then
-        result := left(result, 31) || '_' || left(md5(_slug.name), 8);
+    if length(result) > 36 or exists (select from imgsearch.model m where m.slug = result) then
+        result := left(result, 27) || '_' || left(md5(_slug.name), 8);
     end if;
     return result;
 end $$;

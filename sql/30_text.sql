@@ -93,6 +93,7 @@ create or replace function imgsearch._cache_texts(
 language plpgsql volatile as $$
 declare
     given record;
+    begun timestamptz := clock_timestamp();
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
 begin
@@ -109,11 +110,11 @@ begin
     end loop;
     insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding, used_at)
     select distinct on (2) m.model_id, imgsearch.text_key(n.query, _cache_texts.template), btrim(n.query),
-           _cache_texts.template, n.embedding, clock_timestamp()
-    from unnest(queries, embeddings) n (query, embedding)
-    order by 2
+           _cache_texts.template, n.embedding, begun + n.number * interval '1 microsecond'
+    from unnest(queries, embeddings) with ordinality n (query, embedding, number)
+    order by 2, n.number desc
     on conflict on constraint text_embedding_pkey
-        do update set embedding = excluded.embedding, used_at = clock_timestamp();
+        do update set embedding = excluded.embedding, used_at = excluded.used_at;
     delete from imgsearch.text_embedding t
     where t.model_id = m.model_id and t.key in (
         select o.key from imgsearch.text_embedding o where o.model_id = m.model_id

@@ -205,7 +205,11 @@ def _default_model(connection: object) -> list[str]:
 def _all_models(connection: Connection) -> list[str]:
     from pgimgsearch.database import store
 
-    names = [model.name for model in store.models(connection) if model.status in {"building", "ready"}]
+    may = store.can_change(connection)  # complete a model that was only declared
+    names = [
+        model.name for model in store.models(connection)
+        if model.status in {"building", "ready"} and (may or model.fingerprint is not None)
+    ]  # fmt: skip
     if not names:
         raise UsageError("the database has no models yet", hint="name one: --model dinov3")
     return names

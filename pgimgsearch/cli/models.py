@@ -259,7 +259,4 @@ def alias(
     with database_url(terminal.settings) as url, connect(url) as connection:
         if drop or model:
             connection.execute("select imgsearch.set_alias(%s, %s)", [name, model])
-        named = store.aliases(connection)
-        if not drop and name not in named:
-            store.get_model(connection, name)  # duplicates follows default; else it says that there is none
-    terminal.show_one(named or {"aliases": None})
+        terminal.show_one({name: None if drop else store.get_model(connection, name).name})

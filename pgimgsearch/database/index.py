@@ -83,6 +83,7 @@ def fulfil(
     with _alone(connection, model):
         now = get_model(connection, model.name)  # another session may have been at it just before
         if is_fulfilled(now):
+            _drop_leftovers(connection, now)
             return False
         if is_wanted(now):
             _build(connection, now, memory_limit, concurrently, report, parallel=parallel)
@@ -157,20 +158,16 @@ def _swap(connection: Connection, model: StoredModel, neighbours: int, candidate
     """Let the new index be the model's, and drop the old one. Renaming waits for nobody who reads, nor they for it."""
     final, old = index_name(model), index_name(model) + OLD
     with connection.transaction():
-        connection.execute(_renamed(final, old))
-        connection.execute(_renamed(final + BUILDING, final))
+        connection.execute(sql.SQL("alter index if exists {} rename to {}").format(_index(final), sql.Identifier(old)))
+        connection.execute(
+            sql.SQL("alter index {} rename to {}").format(_index(final + BUILDING), sql.Identifier(final))
+        )
         connection.execute(
             "update imgsearch.model set index_method = 'hnsw', "
             "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
             [neighbours, candidates, model.model_id],
         )
     _drop_index(connection, old)
-
-
-def _renamed(name: str, to: str) -> sql.Composed:
-    return sql.SQL("alter index if exists {} rename to {}").format(
-        sql.Identifier("imgsearch", name), sql.Identifier(to)
-    )
 
 
 @contextmanager
@@ -183,9 +180,10 @@ def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
         try:
             connection.execute("set lock_timeout = '5s'")
             _drop_leftovers(connection, model)
-            connection.execute("reset lock_timeout")
         except psycopg.Error:  # the connection is gone, or others hold on to it
             what = "will be dropped by the next build"
+        if not connection.closed:
+            connection.execute("reset lock_timeout")
         if not isinstance(error, psycopg.Error):
             raise
         told = translate(error)
@@ -202,7 +200,11 @@ def _drop_leftovers(connection: Connection, model: StoredModel) -> None:
 
 def _drop_index(connection: Connection, name: str) -> None:
     """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it."""
-    connection.execute(sql.SQL("drop index concurrently if exists {}").format(sql.Identifier("imgsearch", name)))
+    connection.execute(sql.SQL("drop index concurrently if exists {}").format(_index(name)))
+
+
+def _index(name: str) -> sql.Identifier:
+    return sql.Identifier("imgsearch", name)
 
 
 def drop(connection: Connection, model: StoredModel) -> None:

@@ -124,14 +124,14 @@ def _check_options(protocol: Protocol, wish: Wish) -> None:
 
 
 def images_per_second(connection: Connection, model: StoredModel) -> float | None:
-    """Pictures a second through the network, in the last ingest that embedded some; outputs of one network share it."""
+    """Pictures a second through the network, in the last run of a hundred, or of some; outputs of one share it."""
     if model.backend in WITHOUT_NETWORK:
         return None
     row = connection.execute(
         "select (t.value ->> 'pictures')::float / nullif((t.value ->> 'seconds')::float, 0) "
         "from imgsearch.ingest_run r, jsonb_each(r.timings) t where t.key like 'embed %%' "
         "and %s = any(string_to_array(substr(t.key, 7), '+')) and (t.value ->> 'pictures')::int > 0 "
-        "order by r.run_id desc limit 1",
+        "order by (t.value ->> 'pictures')::int >= 100 desc, r.run_id desc limit 1",
         [model.name],
     ).fetchone()
     return None if row is None or row[0] is None else float(row[0])

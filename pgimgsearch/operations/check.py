@@ -28,11 +28,17 @@ order by 1
 """
 MODEL_PARTS = """
 select to_regclass('imgsearch.images_' || m.slug) is not null as view, coalesce(t.relrowsecurity, false) as security,
-       (select count(*) from pg_policy p where p.polrelid = t.oid) = 4 as policies,
+       (select count(*) from pg_policy p where p.polrelid = t.oid
+        and p.polname in ('read', 'add', 'change', 'remove')) = 4 as policies,
        exists (select from pg_constraint k where k.conrelid = t.oid
                and k.confrelid = 'imgsearch.content'::regclass) as "foreign key"
 from imgsearch.model m join pg_class t on t.oid = m.embeddings where m.model_id = %s
 """
+FUNCTIONS = """
+select p.oid::regprocedure::text, p.prosrc from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
+and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+"""
+AGAIN = "pgimgsearch db upgrade --functions"
 COLUMN_TYPE = """
 select format_type(a.atttypid, a.atttypmod) from pg_attribute a
 where a.attrelid = to_regclass(%s) and a.attname = 'embedding'
@@ -62,38 +68,49 @@ def check(connection: Connection) -> list[Difference]:
     if revision != newest:
         return [Difference("schema", f"the database is at revision {revision}, this release needs {newest}",
                            "pgimgsearch db upgrade")]  # fmt: skip
-    schema = list(_schema(connection))  # what follows asks functions and columns
-    return schema or [*_models(connection), *_indexes(connection), *_catalog(connection)]
+    lost = list(_schema(connection))  # what follows asks these tables and functions
+    strange = list(_strange_functions(connection))
+    return [*lost, *strange] if lost else [*strange, *_models(connection), *_indexes(connection), *_catalog(connection)]
 
 
 def listed(connection: Connection) -> list[str]:
-    """Every column, constraint, index and policy of our tables, a line each."""
+    """Every column, constraint, index and policy of our tables, a line each, whatever the search path is."""
     schema = "'" + vector_schema(connection).replace("'", "''") + "'"
-    return [row[0] for row in connection.execute(LISTED.format(schema=schema)).fetchall()]
+    with connection.transaction():
+        connection.execute("set local search_path = pg_catalog")
+        return [row[0] for row in connection.execute(LISTED.format(schema=schema)).fetchall()]
 
 
 def _schema(connection: Connection) -> Iterator[Difference]:
-    expected, found = set(bundles.listing_path().read_text().splitlines()), set(listed(connection))
-    for line in sorted(expected - found):
+    """What is lost or changed. An application may add columns, indexes and policies of its own."""
+    for line in sorted(set(bundles.listing_path().read_text().splitlines()) - set(listed(connection))):
         yield Difference("schema", f"not there, or another: {line}", "restore it from a dump, or by hand")
-    for line in sorted(found - expected):
-        yield Difference("schema", f"no part of this release: {line}", "keep your own in a schema of yours")
     functions = bundles.current_functions().replace("@vector@", vector_schema(connection))
-    present: dict[str, str] = dict(
-        connection.execute(
-            "select p.oid::regprocedure::text, p.prosrc from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace"
-        ).fetchall()
-    )
-    bodies, again = bundles.bodies(functions), "pgimgsearch db upgrade --functions"
+    bodies, present = bundles.bodies(functions), _present(connection)
+    for (name, types), signature in _ours(connection, functions):
+        if signature not in present:
+            yield Difference("schema", f"the function {name}({types}) is not there", AGAIN)
+        elif bodies.get((name, types), present[signature]) != present[signature]:
+            yield Difference("schema", f"the function {name} is not that of this release", AGAIN)
+
+
+def _strange_functions(connection: Connection) -> Iterator[Difference]:
+    """Functions beside ours, which may make calls of ours ambiguous."""
+    functions = bundles.current_functions().replace("@vector@", vector_schema(connection))
+    for signature in _present(connection).keys() - {signature for _, signature in _ours(connection, functions)}:
+        yield Difference("schema", f"the function {signature} is no part of this release", f"drop function {signature}")
+
+
+def _present(connection: Connection) -> dict[str, str]:
+    """Signature -> body of the functions in our schema that belong to no extension."""
+    return dict(connection.execute(FUNCTIONS).fetchall())
+
+
+def _ours(connection: Connection, functions: str) -> Iterator[tuple[tuple[str, str], str | None]]:
+    """Name and types of each function of this release, and its signature as the server writes it, if it is there."""
     for name, types in bundles.signatures(functions).values():
         row = connection.execute("select to_regprocedure(%s)::text", [f"{name}({types})"]).fetchone()
-        source = present.pop(row[0], None) if row and row[0] else None
-        if source is None:
-            yield Difference("schema", f"the function {name}({types}) is not there", again)
-        elif bodies.get((name, types), source) != source:
-            yield Difference("schema", f"the function {name} is not that of this release", again)
-    for signature in present:
-        yield Difference("schema", f"the function {signature} is no part of this release", f"drop function {signature}")
+        yield (name, types), row[0] if row else None
 
 
 def _models(connection: Connection) -> Iterator[Difference]:
@@ -102,7 +119,8 @@ def _models(connection: Connection) -> Iterator[Difference]:
         row = connection.execute(COLUMN_TYPE, [f"imgsearch.{model.table_name}"]).fetchone()
         if row is None:
             yield Difference("model", f"{model.name} has no table {model.table_name}",
-                             f"pgimgsearch models remove {model.name}, and add it again")  # fmt: skip
+                             f"select imgsearch.create_embeddings({model.model_id}), and pgimgsearch models fill "
+                             f"{model.name}")  # fmt: skip
         elif row[0].rpartition(".")[2] != wanted:
             yield Difference("model", f"{model.table_name} holds {row[0]}, and {model.name} has {wanted}",
                              f"pgimgsearch models remove {model.name}, and add it again")  # fmt: skip
@@ -135,7 +153,7 @@ def _indexes(connection: Connection) -> Iterator[Difference]:
             yield Difference("index", f"the index of {model.name} is not as it is wanted", build)
     for (name,) in connection.execute(LEFTOVERS).fetchall():
         yield Difference("index", f"{name} is left of a build that was killed, unless one is running",
-                         f"drop index imgsearch.{name}")  # fmt: skip
+                         f"drop index concurrently imgsearch.{name}")  # fmt: skip
 
 
 def _catalog(connection: Connection) -> Iterator[Difference]:

@@ -8,7 +8,7 @@ from typing import Any
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.errors import DriftError, ModelError, UsageError
 from pgimgsearch.evaluation.context import Wish as Asked
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Result, evaluate, images_per_second, query_ms
@@ -93,6 +93,8 @@ def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> Comparison:
             found = evaluate(
                 url, BY_NAME[name], asked, device=wish.device, trust=wish.trust, tell=tell, progress=progress
             )
+        except DriftError:
+            raise
         except ModelError as error:  # one that cannot read a caption, say: the rest is worth knowing
             tell(f"{name} is left out: {error}")
             continue

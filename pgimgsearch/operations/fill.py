@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 from psycopg import sql
 from psycopg.rows import class_row
 
-from pgimgsearch.database import locks, store
+from pgimgsearch.database import coverage, locks, store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.coverage import Coverage
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import InterruptedRun
 from pgimgsearch.models.encoder import Placement
@@ -45,26 +45,6 @@ select c.content_id, c.sha256, c.bytes, c.width::bigint * c.height as pixels,
 from imgsearch.content c join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id)
 where c.content_id = any(%s) group by 1 order by 1
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Contents that images show, those with a vector, those in which the model finds too little, and the rest."""
-
-    contents: int
-    embedded: int
-    skipped: int
-    missing: int
-
-
-def coverage(connection: Connection, model: StoredModel) -> Coverage:
-    """Counted, not estimated."""
-    found = connection.cursor(row_factory=class_row(Coverage)).execute(
-        "select k.* from imgsearch.model m, imgsearch._covered(m) k where m.model_id = %s", [model.model_id]
-    )
-    row = found.fetchone()
-    assert row is not None
-    return row
 
 
 def fill_stored(
@@ -102,7 +82,7 @@ def fill(
         keep, watch, counts = Keeper(writer, model.stored), Stopwatch(), Counts([model.stored.name])
         start = time.monotonic()
         pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()))
-        before = coverage(reader, model.stored)
+        before = coverage.count(reader, model.stored)
         done = before.embedded + before.skipped
 
         def once() -> int:
@@ -123,16 +103,19 @@ def fill(
             _go_on(stopped)
             return found
 
-        status = "interrupted"
+        status = "failed"
         try:
             found, most = once(), math.inf
             while 0 < found < most:  # what came meanwhile, as long as that gets less
                 found, most = once(), found
             status = "complete"
+        except (InterruptedRun, KeyboardInterrupt):
+            status = "interrupted"
+            raise
         finally:
             if not writer.closed:
                 keep.record(model.encoder, counts, watch, time.monotonic() - start, status)
-        covered = coverage(reader, model.stored)
+        covered = coverage.count(reader, model.stored)
         _go_on(stopped)
         return covered
 

@@ -11,7 +11,7 @@ from alembic.operations.ops import DowngradeOps, MigrateOperation, UpgradeOps
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError, rev_id
 
-from pgimgsearch.database import store
+from pgimgsearch.database import coverage, store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.operations.alembic import (
@@ -22,7 +22,6 @@ from pgimgsearch.operations.alembic import (
     SwitchAlias,
     declaration,
 )
-from pgimgsearch.operations.fill import coverage
 
 
 def write(config: Path, message: str, operations: Sequence[MigrateOperation]) -> Path:
@@ -67,7 +66,7 @@ def dropping(connection: Connection, name: str, freed: Container[str]) -> list[M
             f"{stored.name} is in use by alias {', '.join(needed)}",
             hint=f"switch it in the same revision: --switch {needed[0]}=OTHER",
         )
-    plain, wanted = SetIndex(stored.name, m=16, ef_construction=64), stored.index_wanted
+    plain, wanted = SetIndex(stored.name, method="hnsw", m=16, ef_construction=64), stored.index_wanted
     wish = [SetIndex(stored.name, was=wanted, **plain.wanted)] if plain.wanted.items() - wanted.items() else []
     return [*wish, DropEmbeddingModel(stored.name, **_fields(stored))]
 
@@ -75,7 +74,7 @@ def dropping(connection: Connection, name: str, freed: Container[str]) -> list[M
 def switching(connection: Connection, alias: str, name: str) -> SwitchAlias:
     """Switch an alias to a model that is filled; raises ModelError where it is not."""
     stored = store.get_model(connection, name)
-    missing = coverage(connection, stored).missing
+    missing = coverage.count(connection, stored).missing
     if missing:
         raise ModelError(
             f"{stored.name} misses {missing} contents", hint=f"embed them first: pgimgsearch models fill {stored.name}"

@@ -11,12 +11,13 @@ from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from pgimgsearch.database import index, locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.coverage import Coverage
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError
+from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError, UsageError
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import neighbours, side_by_side
-from pgimgsearch.operations.fill import Coverage, Progress, fill, still_lacking
+from pgimgsearch.operations.fill import Progress, fill, still_lacking
 from pgimgsearch.pipeline import opening, register, run
 from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE, LoadedModel
 
@@ -103,7 +104,8 @@ def _switch(
         )
     late_texts = _carry_texts(connection, old, model)
     texts = Texts(texts.carried + late_texts.carried, late_texts.refused)  # what it cannot read it was asked twice
-    _check_embedder(connection, old, model.stored)
+    if wish.alias != "duplicates":  # which asks nothing new
+        _check_embedder(connection, old, model.stored)
     locked = _move(connection, wish.alias, old, model.stored)
     return Switched(wish.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
 
@@ -119,6 +121,8 @@ def _check(connection: Connection, wish: Wish) -> None:
     """Raise what would stop the switch at its end, before anything is loaded or stored."""
     if any(model.name == wish.alias for model in store.models(connection)):
         raise ModelError(f"{wish.alias} is the name of a model", hint="name an alias: models switch default --to NAME")
+    if not wish.alias.strip() or wish.alias != wish.alias.strip():
+        raise UsageError(f'an alias is a word, not "{wish.alias}"', hint="for example default, text or duplicates")
     stored, spec = register.look_up(connection, wish.target, wish.checkpoint)
     reads = stored.has_text if stored is not None and stored.fingerprint else spec.text or spec.output == "auto"
     if wish.alias == "text" and not reads:
@@ -203,7 +207,7 @@ def _build_missing(connection: Connection, name: str, wish: Wish, tell: Tell, pr
         parallel=wish.max_load >= 1, report=lambda _, done, total: progress(done, total),
     )  # fmt: skip
     if built:
-        tell(f"index built: {name}")
+        tell(f"the index of {name} is as it is wanted now")
 
 
 def _compared(

@@ -49,8 +49,12 @@ def _is_transient(error: BaseException) -> bool:
 )
 def _download(url: str, max_bytes: int) -> bytes:
     request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (is_url: http only)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-        data: bytes = answer.read(max_bytes + 1)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            data: bytes = answer.read(max_bytes + 1)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
     return _limited(data, max_bytes)
 
 

@@ -49,9 +49,10 @@ def spec_of(stored: StoredModel) -> ModelSpec:
     known = catalog.find(stored.name.partition("@")[0])
     if stored.fingerprint is None and known is not None and known.checkpoint == stored.checkpoint:
         declared = known if stored.output in {known.output, "auto"} else known.with_output(stored.output)
+        storage = declared.storage if "bit" in {declared.storage, stored.storage} else stored.storage
         return replace(
             declared, name=stored.name, revision=stored.revision or known.revision,
-            storage=stored.storage, normalize=stored.normalize,  # type: ignore[arg-type]
+            storage=storage, normalize=stored.normalize,  # type: ignore[arg-type]
         )  # fmt: skip
     says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING and stored.fingerprint is not None
     return ModelSpec(
@@ -124,7 +125,7 @@ def _adopt(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded:
         )
     own = {key: value for key, value in fields.items() if key not in {"name", "metric", "normalize", *declared}}
     if not store.can_change(connection):  # a reader asks with it as it is
-        return replace(stored, **own)
+        return replace(stored, **own | {"near": stored.near or own["near"]})
     return store.adopt(connection, stored, own, _canary(loaded, output))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from pgimgsearch.database import index, locks, store
+from pgimgsearch.database import coverage, index, locks, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import BusyError, UsageError
 from pgimgsearch.models.encoder import SkippedPicture
@@ -116,21 +116,21 @@ def finish(
 ) -> dict[str, str]:
     """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
 
-    A model that another session fills is left to that, and one that lacks most of the stored images to those who fill
-    it: to insert into an index is slow. Returns what happened by model: ``built``, ``busy`` where another session
-    builds the index, ``lacking``, or ``left`` where the role is not the owner.
+    A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
+    as an index is slow to insert into. Returns what happened by model: ``built``, ``busy``, ``lacking``, ``left``.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
-        covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
         for model in models:
             stored = store.get_model(connection, model.stored.name)
             if locks.taken(connection, locks.FILL, stored.model_id):
                 continue
-            if stored.status == "building" and covered[stored.name]["missing"] > covered[stored.name]["embedded"]:
-                told[stored.name] = "lacking"
-                continue
             missing = stored.index_method == "none" and index.is_wanted(stored)
+            if missing and stored.status == "building":
+                covered = coverage.count(connection, stored)
+                if covered.missing > covered.embedded:
+                    told[stored.name] = "lacking"
+                    continue
             if not store.owns(connection, stored):
                 told |= {stored.name: "left"} if missing else {}
                 continue

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import index, locks, store, text_cache
+from pgimgsearch.database import coverage, index, locks, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.coverage import Coverage
 from pgimgsearch.errors import (
     BusyError,
     DatabaseError,
@@ -70,7 +71,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     )
     before = connection.execute("select count(*) from imgsearch.image").fetchone()
     done = moved(url)
-    assert (done.old, done.new, done.coverage) == ("palette", "pdq", fill.Coverage(12, 12, 0, 0))
+    assert (done.old, done.new, done.coverage) == ("palette", "pdq", Coverage(12, 12, 0, 0))
     assert done.recall == 1
     assert done.overlap is not None
     assert 0 < done.overlap <= 1
@@ -159,7 +160,7 @@ def test_files_that_are_gone_keep_the_old_model(
     images = "select count(*), count(distinct content_id) from imgsearch.image"
     assert connection.execute(images).fetchone() == (14, 13)  # those who ask the old model miss nothing
     done = moved(url, allow_missing=1)
-    assert done.coverage == fill.Coverage(13, 11, 1, 1)
+    assert done.coverage == Coverage(13, 11, 1, 1)
     assert meant(connection) == "pdq"
 
 
@@ -182,7 +183,7 @@ def test_a_switch_that_is_stopped_goes_on(
         moved(url)
     assert meant(connection) == "palette"
     assert connection.execute("select count(*) from imgsearch.embedding_pdq_256").fetchone() == (5,)
-    assert moved(url).coverage == fill.Coverage(12, 12, 0, 0)
+    assert moved(url).coverage == Coverage(12, 12, 0, 0)
     assert sum(embedded) == 12  # none twice
 
 
@@ -235,10 +236,10 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     assert answers > 10
     with connect(url) as opened:
         assert meant(opened) == "pdq"
-        assert fill.coverage(opened, store.get_model(opened, "pdq")).contents == 18
+        assert coverage.count(opened, store.get_model(opened, "pdq")).contents == 18
         quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
         fill.fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
-        assert fill.coverage(opened, store.get_model(opened, "pdq")) == fill.Coverage(18, 18, 0, 0)
+        assert coverage.count(opened, store.get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
 
 
 def test_an_alias_that_nobody_has_is_not_touched(
@@ -280,7 +281,7 @@ def test_a_skip_is_said_of_the_bytes(
     """A flat picture has no hash; once there is another by that name, it is asked for again."""
     Image.new("RGB", (64, 64), "white").save(detailed / "a" / "plain.png")
     ingest(detailed, "palette")
-    assert moved(url).coverage == fill.Coverage(13, 12, 1, 0)
+    assert moved(url).coverage == Coverage(13, 12, 1, 0)
     photo(detailed / "a" / "plain.png", seed=22)
     ingest(detailed, "palette")
     exactly = "select skipped, missing from imgsearch.coverage(exact => true) where model = 'pdq'"
@@ -290,7 +291,7 @@ def test_a_skip_is_said_of_the_bytes(
     assert raised.value.sqlstate == "PI015"
     quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
     name, covered = fill.fill_stored(url, "default", Checkpoint(), Placement(), **quiet)
-    assert (name, covered) == ("pdq", fill.Coverage(13, 13, 0, 0))
+    assert (name, covered) == ("pdq", Coverage(13, 13, 0, 0))
     connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
 
 
@@ -375,13 +376,13 @@ def test_images_that_come_in_the_last_moment_do_not_stop_a_switch(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed / "a", "palette")
-    counted = fill.coverage
+    counted = coverage.count
 
     def then_arrive(*arguments: Any) -> Any:
         ingest(detailed / "b", "palette", collection="late")
         return counted(*arguments)
 
-    monkeypatch.setattr(fill, "coverage", then_arrive)
+    monkeypatch.setattr(coverage, "count", then_arrive)
     done = moved(url)
     assert (done.coverage.contents, done.coverage.missing) == (12, 0)  # there was time to pick them up
     monkeypatch.setattr(switch, "MOST_LATE", 0)
@@ -397,13 +398,13 @@ def test_a_stop_is_heard_where_there_is_nothing_to_fill(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed, "palette", "pdq")
-    counted = fill.coverage
+    counted = coverage.count
 
     def then_stop(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return counted(*arguments)
 
-    monkeypatch.setattr(fill, "coverage", then_stop)
+    monkeypatch.setattr(coverage, "count", then_stop)
     with pytest.raises(InterruptedRun):
         moved(url)
     assert meant(connection) == "palette"

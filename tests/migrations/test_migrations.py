@@ -279,7 +279,7 @@ def differences(url: str) -> list[tuple[str, str]]:
 
 def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Connection) -> None:
     for broken in (
-        "alter table imgsearch.image drop group_key cascade", "alter table imgsearch.image add mine text",
+        "alter table imgsearch.image drop group_key cascade",
         "drop index imgsearch.image_metadata", "alter table imgsearch.text_embedding drop constraint text_embedding_pkey",
         "drop policy read on imgsearch.duplicate_pair", "alter table imgsearch.duplicate_pair disable row level security",
         "create or replace function imgsearch._slug(name text) returns text language sql as 'select $1'",
@@ -288,7 +288,7 @@ def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Con
         connection.execute(broken)  # type: ignore[call-overload]
     told = differences(url)
     for what in (
-        "column image.group_key text", "column image.mine text", "image_metadata", "PRIMARY KEY (model_id, key)",
+        "column image.group_key text", "image_metadata", "PRIMARY KEY (model_id, key)",
         "policy read of duplicate_pair", "row security of duplicate_pair", "_slug is not that of this release",
         "imgsearch.coverage(boolean) is not there", "imgsearch.recall(bigint) is no part of this release",
     ):  # fmt: skip
@@ -305,10 +305,17 @@ def test_check_says_what_became_of_models(url: str, connection: Connection) -> N
     add_model(connection, "other", 8)
     add_model(connection, "third", 8)
     connection.execute("delete from imgsearch.alias")
+    for own in (
+        "alter table imgsearch.image add mine text", "create index mine on imgsearch.image ((metadata ->> 'shop'))",
+        "alter table imgsearch.image enable row level security", "create policy mine on imgsearch.image using (true)",
+    ):  # fmt: skip
+        connection.execute(own)  # type: ignore[call-overload]
     assert differences(url) == []
+    assert differences(url + "&options=-csearch_path%3Dimgsearch,public") == []
     for broken in (
         "alter table imgsearch.embedding_third_8 disable row level security", "drop view imgsearch.images_third",
-        "drop policy add on imgsearch.embedding_third_8", "drop view imgsearch.images_one",
+        "drop policy add on imgsearch.embedding_third_8", "alter table imgsearch.embedding_third_8 drop constraint "
+        "embedding_third_8_content_id_fkey", "drop view imgsearch.images_one",
         "alter table imgsearch.embedding_one_8 alter embedding type halfvec(9)",
         "drop table imgsearch.embedding_other_8 cascade", "create table imgsearch.embedding_stray_4 (content_id bigint)",
         "update imgsearch.model set index_method = 'hnsw'",
@@ -319,7 +326,7 @@ def test_check_says_what_became_of_models(url: str, connection: Connection) -> N
     for where, what in (
         ("model", "holds halfvec(9), and one has halfvec(8)"), ("model", "dinov2-base has no table embedding_other_8"),
         ("model", "embedding_stray_4 belongs to no model"), ("index", "the index of one is not there"),
-        ("model", "embedding_third_8 has lost its view, security, policies"),
+        ("model", "embedding_third_8 has lost its view, security, policies, foreign key"),
         ("catalog", "the checkpoint of dinov2-base is"),
     ):  # fmt: skip
         assert any(where == found and what in said for found, said in told), (what, told)
