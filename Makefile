@@ -25,7 +25,7 @@ demo: $(VENV)/core
 	$(VENV)/bin/pgimgsearch demo
 
 # As many processes as cores, and a server each, so not too many.
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/full
 	$(PYTEST)
