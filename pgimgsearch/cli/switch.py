@@ -70,7 +70,7 @@ def switch(
         terminal.talk(f"texts that {done.new} cannot read are an error from now on: {first}")
     if done.coverage.missing > allow_missing:
         terminal.talk(f"some came in the last moments: pgimgsearch models fill {done.new}")
-    if done.old is not None:
+    if done.old not in {None, done.new}:
         terminal.talk(f"back: pgimgsearch models rollback {alias}; once it is not needed: models remove {done.old}")
 
 
