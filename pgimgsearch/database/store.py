@@ -11,6 +11,7 @@ from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import BusyError, ModelError, SourceError
 
+PLAIN_INDEX = {"method": "hnsw", "m": 16, "ef_construction": 64}  # as a model is added; pgvector's own numbers
 COPY_DETECTORS = {"pdq"}  # made to tell copies from look-alikes, so the first of them answers for duplicates
 
 

@@ -8,7 +8,7 @@ offline (``alembic upgrade --sql``) too, and other tools for migrations can call
 from collections.abc import Mapping
 from typing import Any
 
-import pgvector.sqlalchemy  # SQLAlchemy reads vector columns from then on
+import pgvector.sqlalchemy  # noqa: F401  SQLAlchemy reads vector columns from then on
 import sqlalchemy as sa
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
@@ -199,6 +199,3 @@ def _render_switch(_: AutogenContext, operation: SwitchAlias) -> str:
 def _render_index(_: AutogenContext, operation: SetIndex) -> str:
     given = "".join(f", {name}={value!r}" for name, value in operation.wanted.items())
     return f"op.set_index({operation.model!r}{given})"
-
-
-__all__ = ["include_name", "include_object", "pgvector", "render_item"]

@@ -34,8 +34,13 @@ select to_regclass('imgsearch.images_' || m.slug) is not null as view, coalesce(
                and k.confrelid = 'imgsearch.content'::regclass) as "foreign key"
 from imgsearch.model m join pg_class t on t.oid = m.embeddings where m.model_id = %s
 """
-FUNCTIONS = """
-select p.oid::regprocedure::text, p.prosrc from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
+OURS = """
+select n.function, p.prosrc from unnest(%s::text[]) with ordinality n (function, number)
+left join pg_proc p on p.oid = to_regprocedure(n.function) order by n.number
+"""
+STRANGE = """
+select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
+and p.oid <> all(select to_regprocedure(n)::oid from unnest(%s::text[]) n where to_regprocedure(n) is not null)
 and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
 """
 AGAIN = "pgimgsearch db upgrade --functions"
@@ -68,9 +73,10 @@ def check(connection: Connection) -> list[Difference]:
     if revision != newest:
         return [Difference("schema", f"the database is at revision {revision}, this release needs {newest}",
                            "pgimgsearch db upgrade")]  # fmt: skip
-    lost = list(_schema(connection))  # what follows asks these tables and functions
-    strange = list(_strange_functions(connection))
-    return [*lost, *strange] if lost else [*strange, *_models(connection), *_indexes(connection), *_catalog(connection)]
+    lost, strange = [*_lost_tables(connection), *_lost_functions(connection)], list(_strange_functions(connection))
+    if lost:  # what follows asks these tables and functions
+        return [*lost, *strange]
+    return [*strange, *_models(connection), *_indexes(connection), *_catalog(connection)]
 
 
 def listed(connection: Connection) -> list[str]:
@@ -81,36 +87,35 @@ def listed(connection: Connection) -> list[str]:
         return [row[0] for row in connection.execute(LISTED.format(schema=schema)).fetchall()]
 
 
-def _schema(connection: Connection) -> Iterator[Difference]:
+def _lost_tables(connection: Connection) -> Iterator[Difference]:
     """What is lost or changed. An application may add columns, indexes and policies of its own."""
     for line in sorted(set(bundles.listing_path().read_text().splitlines()) - set(listed(connection))):
         yield Difference("schema", f"not there, or another: {line}", "restore it from a dump, or by hand")
-    functions = bundles.current_functions().replace("@vector@", vector_schema(connection))
-    bodies, present = bundles.bodies(functions), _present(connection)
-    for (name, types), signature in _ours(connection, functions):
-        if signature not in present:
-            yield Difference("schema", f"the function {name}({types}) is not there", AGAIN)
-        elif bodies.get((name, types), present[signature]) != present[signature]:
+
+
+def _lost_functions(connection: Connection) -> Iterator[Difference]:
+    bodies = bundles.bodies(_release(connection))
+    for function, source in connection.execute(OURS, [_headers(connection)]).fetchall():
+        name, _, types = function.removesuffix(")").partition("(")
+        if source is None:
+            yield Difference("schema", f"the function {function} is not there", AGAIN)
+        elif bodies.get((name, types), source) != source:
             yield Difference("schema", f"the function {name} is not that of this release", AGAIN)
 
 
 def _strange_functions(connection: Connection) -> Iterator[Difference]:
-    """Functions beside ours, which may make calls of ours ambiguous."""
-    functions = bundles.current_functions().replace("@vector@", vector_schema(connection))
-    for signature in _present(connection).keys() - {signature for _, signature in _ours(connection, functions)}:
+    """Functions beside ours, which may make calls of ours ambiguous; those of an extension are none."""
+    for (signature,) in connection.execute(STRANGE, [_headers(connection)]).fetchall():
         yield Difference("schema", f"the function {signature} is no part of this release", f"drop function {signature}")
 
 
-def _present(connection: Connection) -> dict[str, str]:
-    """Signature -> body of the functions in our schema that belong to no extension."""
-    return dict(connection.execute(FUNCTIONS).fetchall())
+def _headers(connection: Connection) -> list[str]:
+    return [f"{name}({types})" for name, types in bundles.signatures(_release(connection)).values()]
 
 
-def _ours(connection: Connection, functions: str) -> Iterator[tuple[tuple[str, str], str | None]]:
-    """Name and types of each function of this release, and its signature as the server writes it, if it is there."""
-    for name, types in bundles.signatures(functions).values():
-        row = connection.execute("select to_regprocedure(%s)::text", [f"{name}({types})"]).fetchone()
-        yield (name, types), row[0] if row else None
+def _release(connection: Connection) -> str:
+    """The functions of this release, as they are in this database."""
+    return bundles.current_functions().replace("@vector@", vector_schema(connection))
 
 
 def _models(connection: Connection) -> Iterator[Difference]:

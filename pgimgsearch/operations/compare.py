@@ -141,7 +141,7 @@ def _costs(connection: Connection, one: StoredModel, other: StoredModel) -> Iter
     def row(measure: str, of: Callable[[StoredModel], float | None]) -> Row:
         return Row(measure, of(one), of(other))
 
-    yield row("images a second, in the last ingest", lambda model: images_per_second(connection, model))
+    yield row("images a second, in the last run", lambda model: images_per_second(connection, model))
     yield row("query, ms", lambda model: query_ms(connection, model))
     yield row("dimensions", lambda model: model.dim)
     yield row("table, MB", lambda model: _megabytes(sizes[model.name], "table_bytes", "index_bytes"))

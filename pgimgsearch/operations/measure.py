@@ -61,7 +61,7 @@ def declared(connection: Connection, name: str) -> StoredModel:
         checkpoint=spec.checkpoint, revision=spec.revision, weights=None, output=spec.output, preprocess={},
         normalize=spec.normalize, logit_scale=None, logit_bias=None, fingerprint=None, full_dim=None,
         has_text=spec.text, licence=spec.licence, index_method="none", index_parameters={},
-        index_wanted={"method": "hnsw", "m": 16, "ef_construction": 64}, ef_search=100, near=spec.near, similar=None,
+        index_wanted=store.PLAIN_INDEX, ef_search=100, near=spec.near, similar=None,
         status="building",
     )  # fmt: skip
 

@@ -66,8 +66,8 @@ def dropping(connection: Connection, name: str, freed: Container[str]) -> list[M
             f"{stored.name} is in use by alias {', '.join(needed)}",
             hint=f"switch it in the same revision: --switch {needed[0]}=OTHER",
         )
-    plain, wanted = SetIndex(stored.name, method="hnsw", m=16, ef_construction=64), stored.index_wanted
-    wish = [SetIndex(stored.name, was=wanted, **plain.wanted)] if plain.wanted.items() - wanted.items() else []
+    wanted, plain = stored.index_wanted, store.PLAIN_INDEX
+    wish = [] if wanted == plain else [SetIndex(stored.name, was=wanted, **plain)]
     return [*wish, DropEmbeddingModel(stored.name, **_fields(stored))]
 
 

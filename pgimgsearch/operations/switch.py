@@ -254,7 +254,7 @@ def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str],
 
 
 def _move(connection: Connection, alias: str, old: StoredModel | None, new: StoredModel) -> float:
-    """Move the alias, unless somebody else did meanwhile. Returns for how many milliseconds its row was locked."""
+    """Move the alias, unless somebody else did meanwhile. Returns for how many milliseconds aliases were locked."""
     with connection.transaction():
         connection.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
         store.set_status(connection, new, "ready")
