@@ -12,7 +12,7 @@ from PIL import Image
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.encoder import Placement, unit
-from pgimgsearch.models.onnx_session import open_session, run
+from pgimgsearch.models.onnx_session import Session
 from pgimgsearch.models.torch_encoder import TorchEncoder
 from pgimgsearch.models.weights import loading
 from pgimgsearch.settings import cache_folder
@@ -29,8 +29,8 @@ class ExportedEncoder:
 
     def __init__(self, original: TorchEncoder, path: Path, placement: Placement, dtype: str) -> None:
         self.original = original
-        self.session, self.device = open_session(path, placement.device)
-        self.dtype = dtype
+        self.session = Session(path, placement.device)
+        self.device, self.dtype = self.session.device, dtype
         self.spec, self.preprocess = original.spec, original.preprocess
         self.dims: Mapping[str, int] = original.dims
         self.reads_text = original.reads_text
@@ -46,7 +46,7 @@ class ExportedEncoder:
 
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Output -> (n, dim) float32."""
-        return dict(zip(self.dims, run(self.session, prepared), strict=True))
+        return self.session.run(prepared)
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised; by torch."""

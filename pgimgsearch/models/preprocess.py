@@ -1,6 +1,7 @@
 """Pictures into tensors, by the arithmetic of torchvision's eval transforms but without torch."""
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,23 @@ RESAMPLING = {
 def to_array(image: Image.Image, how: Preprocess) -> NDArray[np.float32]:
     """Resize, crop and standardise an upright RGB picture. Returns (3, height, width) float32."""
     if how.whole:
-        pixels = np.asarray(center_crop(resize(image, how), how), dtype=np.float32) / 255.0
+        bands = center_crop(resize(image, how), how).split()
+        standard = [np.take(grey, np.asarray(band)) for grey, band in zip(_grey_levels(how), bands, strict=True)]
     else:
-        bands = [band.convert("F") for band in image.split()]
-        pixels = np.stack([np.asarray(center_crop(resize(band, how), how)) for band in bands], axis=-1) / 255.0
-    standard = (pixels - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
-    return np.ascontiguousarray(standard.transpose(2, 0, 1), dtype=np.float32)
+        fractions = [np.asarray(center_crop(resize(band.convert("F"), how), how)) for band in image.split()]
+        standard = [_standard(values, *moments) for values, *moments in zip(fractions, how.mean, how.std, strict=True)]
+    return np.stack(standard)
+
+
+@cache
+def _grey_levels(how: Preprocess) -> list[NDArray[np.float32]]:
+    """What each of the 256 grey levels becomes, colour by colour: a look-up is three times as fast as arithmetic."""
+    levels = np.arange(256, dtype=np.float32)
+    return [_standard(levels, mean, std) for mean, std in zip(how.mean, how.std, strict=True)]
+
+
+def _standard(values: NDArray[np.float32], mean: float, std: float) -> NDArray[np.float32]:
+    return (values / np.float32(255.0) - np.float32(mean)) / np.float32(std)
 
 
 def resize(image: Image.Image, how: Preprocess) -> Image.Image:

@@ -14,7 +14,7 @@ from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
-from pgimgsearch.models.onnx_session import open_session, run
+from pgimgsearch.models.onnx_session import Session
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.processor import read_processor
 from pgimgsearch.models.spec import ModelSpec, Preprocess
@@ -35,27 +35,25 @@ class OnnxEncoder:
     logit_bias: float | None = None
 
     def __init__(self, spec: ModelSpec, path: Path, how: Preprocess, placement: Placement) -> None:
-        self.session, self.device = open_session(path, placement.device)
-        inputs = self.session.get_inputs()
+        self.session = Session(path, placement.device)
+        self.device, inputs = self.session.device, self.session.inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise ModelError(f"{path} does not take pictures alone", hint="export the image tower by itself")
-        batch, _, *sides = inputs[0].shape
+        sides = inputs[0].shape[2:]
         self.dtype = "fp16" if inputs[0].type == "tensor(float16)" else "fp32"
         if placement.dtype not in {"auto", self.dtype}:
             raise UsageError(
                 f"{spec.name} was exported in {self.dtype}", hint="leave --dtype out, or take another export"
             )
-        self._fixed_batch = batch if isinstance(batch, int) else None
         self._how = _at_size(how, sides, path)
         self.preprocess = self._how.as_dict()
         self._digest = "onnx " + " ".join(files.sha256_of(part) for part in _parts(path))
         probe = np.zeros((3, *self._how.size), dtype=np.float32)
-        shapes = [output.shape for output in run(self.session, [probe] * (self._fixed_batch or 1))]
-        names = [output.name for output in self.session.get_outputs()]
-        chosen = choose_output(names, shapes)
-        self._position, self._tokens = names.index(chosen), len(shapes[names.index(chosen)]) == 3
+        shapes = {name: out.shape for name, out in self.session.run([probe] * (self.session.fixed_batch or 1)).items()}
+        self._chosen = choose_output(list(shapes), list(shapes.values()))
+        self._tokens = len(shapes[self._chosen]) == 3
         self._output = "cls" if self._tokens or spec.output == "cls" else "vector"
-        self.dims = {self._output: shapes[self._position][-1 if self._tokens else 1]}
+        self.dims = {self._output: shapes[self._chosen][-1 if self._tokens else 1]}
         self.spec = replace(spec, output=self._output, dim=self.dims[self._output],
                             revision=files.revision_of(path) or spec.revision)  # fmt: skip
 
@@ -69,9 +67,9 @@ class OnnxEncoder:
 
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Output -> (n, dim) float32; an export with a fixed batch gets its batches filled up."""
-        size = self._fixed_batch or len(prepared)
+        size = self.session.fixed_batch or len(prepared)
         parts = [list(prepared[start : start + size]) for start in range(0, len(prepared), size)]
-        answers = [run(self.session, part + part[-1:] * (size - len(part)))[self._position] for part in parts]
+        answers = [self.session.run(part + part[-1:] * (size - len(part)))[self._chosen] for part in parts]
         vectors = np.concatenate(answers)[: len(prepared)]
         return {self._output: vectors[:, 0] if self._tokens else vectors.reshape(len(vectors), -1)}
 

@@ -1,0 +1,43 @@
+"""A batch cut into pieces: every picture once, in order, and no piece too large for its core."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pgimgsearch.models import lanes
+
+
+@given(
+    pictures=st.integers(1, 200),
+    side=st.sampled_from([8, 224, 384, 600]),
+    cores=st.integers(2, 8),
+    value_bytes=st.sampled_from([2, 4]),
+)
+def test_pieces(pictures: int, side: int, cores: int, value_bytes: int) -> None:
+    sizes, names = [], set()
+
+    def forward(piece: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        sizes.append(len(piece))
+        names.add(threading.current_thread().name)
+        return {"first": np.array([[p[0, 0, 0]] for p in piece]), "twice": np.array([[2 * p[0, 0, 0]] for p in piece])}
+
+    batch = [np.broadcast_to(np.float32(number), (3, side, side)) for number in range(pictures)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "cores", lambda: cores)
+        if not lanes.worthwhile(batch):
+            assert pictures < cores
+            return
+        answers = lanes.embed(forward, batch, value_bytes)
+    assert answers["first"].ravel().tolist() == list(range(pictures))
+    assert answers["twice"].ravel().tolist() == [2 * number for number in range(pictures)]
+    assert len(sizes) >= cores
+    assert min(sizes) >= 1
+    assert max(sizes) == 1 or max(sizes) * side * side * value_bytes <= 4 * lanes.PIXELS
+    assert max(sizes) - min(sizes) <= 1
+    assert all(name.startswith("lane") for name in names)
