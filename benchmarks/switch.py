@@ -26,6 +26,7 @@ from pgimgsearch.database.connection import connect
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.pipeline.finish import finish
 
 IMAGES, CLIENTS, A_SECOND, SECONDS_BEFORE = 50_000, 2, 20, 30
 MAX_LOAD = 0.5
@@ -41,7 +42,7 @@ def main(images: int = IMAGES) -> dict[str, Any]:
         with connect(url) as own:
             model = register.open_model(own, old, Checkpoint(weights[old]))
         run.ingest(url, scan.folder_source(Path(folder) / "photos"), [model], run.Options())
-        run.finish(url, [model], memory_limit=2048)
+        finish(url, [model], memory_limit=2048)
         with asked(url, images) as answers:
             time.sleep(SECONDS_BEFORE)
             begun = time.time()

@@ -10,6 +10,7 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.harness import add_model, clustered, fresh_database, report
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.pipeline.copy_in import Writer
 from pgimgsearch.pipeline.decode import PictureFacts
@@ -94,7 +95,7 @@ def main() -> dict[str, object]:
         model: StoredModel = add_model(connection, "bench", DIM)
         connection.execute("insert into imgsearch.collection (name) values ('bench')")
         connection.execute("insert into imgsearch.ingest_run (source, models) values ('bench', '{bench}')")
-        writer = Writer(connection, 1, 1, [model])
+        writer = Writer(Session(connection), 1, 1, [model])
         vectors = clustered(ROWS, DIM).astype(np.float16)
         register_vector(connection)
         rounds = []

@@ -19,6 +19,7 @@ from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Evaluation, evaluate
 from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.pipeline.finish import finish
 from tests.pictures import photo
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,7 @@ def ingest(url: str) -> Callable[..., run.Report]:
             models = [register.open_model(opened, name) for name in names or ("palette",)]
         source = folder if isinstance(folder, scan.Source) else scan.folder_source(folder)
         report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine)
-        run.finish(url, models, memory_limit=256)
+        finish(url, models, memory_limit=256)
         return report
 
     return ingest_folder

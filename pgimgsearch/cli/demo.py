@@ -32,6 +32,7 @@ def demo(
     from pgimgsearch.database.connection import connect
     from pgimgsearch.demo import contact_sheet, pictures, tour
     from pgimgsearch.pipeline import register, run, scan
+    from pgimgsearch.pipeline.finish import finish
 
     sheet.touch()  # fails now rather than at the end
     home = terminal.settings.home / "demo"
@@ -48,7 +49,7 @@ def demo(
             text_cache.keep(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
         with terminal.progress("ingest", total) as bar:
             report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
-        run.finish(url, models, memory_limit=index.machine_memory())
+        finish(url, models, memory_limit=index.machine_memory())
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]

@@ -148,7 +148,7 @@ def ingest(
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
                 show = _pace(terminal, models, total, bar)
-                report = run.ingest(url, source, models, options, refine=refine, progress=show)
+                report = run.ingest(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
             _tell(terminal, report)
             if report.status == "interrupted":
                 raise InterruptedRun(hint="run the same command again to go on")
@@ -236,11 +236,11 @@ def _pace(
 
 
 def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") -> None:
-    from pgimgsearch.pipeline import run
+    from pgimgsearch.pipeline.finish import finish
 
     limit = index.memory_limit(remote=bool(terminal.settings.db))
     with terminal.progress("index", None) as bar:
-        built = run.finish(url, models, memory_limit=limit, report=lambda _, done, total: bar(done, total))
+        built = finish(url, models, memory_limit=limit, report=lambda _, done, total: bar(done, total))
     for name, what in built.items():
         if what == "built":
             terminal.talk(f"index built: {name}")

@@ -128,7 +128,8 @@ def add(
     terminal = terminal_of(context)
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import opening, preview, run
+    from pgimgsearch.pipeline import opening, preview
+    from pgimgsearch.pipeline.finish import finish
 
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
@@ -144,7 +145,7 @@ def add(
                 raise UsageError(f"{wanted} is already there", hint="choose another name with --as NAME")
         model = opening.add(url, wish, terminal.talk)
         if dim is not None:  # it is filled already
-            run.finish(url, [model], memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
+            finish(url, [model], memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
     added = model.stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
                        "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip

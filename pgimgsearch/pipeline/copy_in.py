@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.pipeline.item import Counts, Item
@@ -99,13 +100,43 @@ again_on_deadlock = retry(
 
 
 class Writer:
-    """Writes chunks of one run over a connection of its own."""
+    """Writes chunks of one run over a session of its own."""
 
-    def __init__(self, connection: Connection, collection_id: int, run_id: int, models: Sequence[StoredModel]) -> None:
-        self.connection, self.collection_id, self.run_id = connection, collection_id, run_id
+    def __init__(self, session: Session, collection_id: int, run_id: int, models: Sequence[StoredModel]) -> None:
+        self.session, self.collection_id, self.run_id = session, collection_id, run_id
         self.models = list(models)
         self.replaced: set[int] = set()
         self.staging = [sql.Identifier(f"incoming_{position}") for position in range(len(self.models))]
+        session.prepare(self._create_staging)
+
+    @property
+    def connection(self) -> Connection:
+        """The session's at this moment."""
+        return self.session.connection
+
+    def write(self, items: Sequence[Item], counts: Counts) -> None:
+        """Write finished items with the counts that will be true then: all of it, or nothing."""
+        self.session.run(self._write, items, counts)
+
+    def drop_orphans(self, contents: Iterable[int]) -> None:
+        """Drop contents that no image shows any more, once nothing of the run can need them.
+
+        What another session took up meanwhile, or hides from us by row-level security, stays.
+        """
+        ids = list(contents)
+        for start in range(0, len(ids), ORPHANS_AT_ONCE):
+            batch = ids[start : start + ORPHANS_AT_ONCE]
+            try:
+                self.session.run(self._drop_orphans, batch)
+            except pg.ForeignKeyViolation:  # one of them is in use, so each by itself
+                for content in batch:
+                    with suppress(pg.ForeignKeyViolation):
+                        self.session.run(self._drop_orphans, [content])
+
+    def _drop_orphans(self, contents: list[int]) -> None:
+        self.connection.execute(DROP_ORPHANS, [contents])
+
+    def _create_staging(self, connection: Connection) -> None:
         types = vector_schema(connection)
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         connection.execute("create temporary table resolved (ordinal int4, content_id int8) on commit delete rows")
@@ -119,8 +150,7 @@ class Writer:
             )
 
     @again_on_deadlock
-    def write(self, items: Sequence[Item], counts: Counts) -> None:
-        """Write finished items with the counts that will be true then: all of it, or nothing."""
+    def _write(self, items: Sequence[Item], counts: Counts) -> None:
         good = [item for item in items if item.failure is None and item.refused is None]
         with self.connection.transaction():
             if good:
@@ -131,21 +161,6 @@ class Writer:
                 "update imgsearch.ingest_run set counts = %s where run_id = %s",
                 [Jsonb(counts.as_dict()), self.run_id],
             )
-
-    def drop_orphans(self, contents: Iterable[int]) -> None:
-        """Drop contents that no image shows any more, once nothing of the run can need them.
-
-        What another session took up meanwhile, or hides from us by row-level security, stays.
-        """
-        ids = list(contents)
-        for start in range(0, len(ids), ORPHANS_AT_ONCE):
-            batch = ids[start : start + ORPHANS_AT_ONCE]
-            try:
-                self.connection.execute(DROP_ORPHANS, [batch])
-            except pg.ForeignKeyViolation:  # one of them is in use, so each by itself
-                for content in batch:
-                    with suppress(pg.ForeignKeyViolation):
-                        self.connection.execute(DROP_ORPHANS, [[content]])
 
     def _stage(self, items: Sequence[Item]) -> None:
         names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))

@@ -9,6 +9,7 @@ from psycopg import sql
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError
 from pgimgsearch.pipeline.copy_out import read_vectors
@@ -30,9 +31,9 @@ class Door:
     The index is asked where there is one; without, as in a first load, all vectors are held in half precision.
     """
 
-    def __init__(self, connection: Connection, models: Sequence[StoredModel]) -> None:
-        self.connection = connection
-        chosen = store.aliases(connection).get("duplicates")
+    def __init__(self, session: Session, models: Sequence[StoredModel]) -> None:
+        self.session = session
+        chosen = store.aliases(session.connection).get("duplicates")
         self.position = next((n for n, model in enumerate(models) if model.name == chosen), 0)
         self.model = models[self.position]
         if self.model.near is None:
@@ -41,12 +42,12 @@ class Door:
                 hint=f"measure one: pgimgsearch models calibrate {self.model.name}",
             )
         self.near = self.model.near
-        self.held = None if self.model.index_method != "none" else _Held(connection, self.model)
+        self.held = None if self.model.index_method != "none" else _Held(session.connection, self.model)
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuse what is a copy, in order; what replaces a stored image is never refused."""
         coming = [item for item in items if item.failure is None and not item.replaces]
-        stored = self._identical(coming)
+        stored = self.session.run(self._identical, coming)
         passed: dict[bytes, str] = {}
         for item in coming:
             pixels = item.picture.pixel_sha256 if item.picture else b""
@@ -67,14 +68,14 @@ class Door:
         if not items:
             return
         rows = unit_rows(np.stack([item.vectors[self.position] for item in items]), self.model.storage)
-        stored = self._ask(rows) if self.held is None else self.held.nearest(rows)
+        stored = self.session.run(self._ask, rows) if self.held is None else self.held.nearest(rows)
         among = similarity(rows @ rows.T, self.model.storage)
         passed: list[int] = []
         for number, item in enumerate(items):
             nearest = max([stored[number], *((float(among[number, n]), items[n].file.path) for n in passed)],
                           key=lambda copy: copy[0])  # fmt: skip
             if nearest[0] >= self.near:
-                item.refused = f"near copy of {self._path(nearest[1])} (similarity {nearest[0]:.3f})"
+                item.refused = f"near copy of {self.session.run(self._path, nearest[1])} (similarity {nearest[0]:.3f})"
             else:
                 passed.append(number)
         if self.held is not None:
@@ -83,7 +84,7 @@ class Door:
     def _identical(self, items: Sequence[Item]) -> dict[bytes, str]:
         """By sha256 of bytes and of pixels: the path of a stored image that shows the same."""
         digests = [item.sha256 for item in items] + [item.picture.pixel_sha256 for item in items if item.picture]
-        rows = self.connection.execute(
+        rows = self.session.connection.execute(
             "select d, i.path from unnest(%s::bytea[]) d cross join lateral ("
             "  select c.content_id from imgsearch.content c where c.sha256 = d "
             "  union all select c.content_id from imgsearch.content c where c.pixel_sha256 = d) c "
@@ -97,16 +98,16 @@ class Door:
         vectors: NDArray[Any] = (rows > 0).astype(np.uint8) if bits else rows
         question = sql.SQL(NEAREST).format(
             function=sql.Identifier("similar_to_bits" if bits else "similar_to"),
-            type=sql.SQL("bit varying" if bits else f"{vector_schema(self.connection)}.vector"),
+            type=sql.SQL("bit varying" if bits else f"{vector_schema(self.session.connection)}.vector"),
         )
         texts = [literal(vector, self.model.storage) for vector in vectors]
-        found = self.connection.execute(question, [texts, self.model.name]).fetchall()
+        found = self.session.connection.execute(question, [texts, self.model.name]).fetchall()
         return [row if row[0] is not None else NOTHING for row in found]
 
     def _path(self, name: int | str) -> str:
         if isinstance(name, str):
             return name
-        row = self.connection.execute(
+        row = self.session.connection.execute(
             "select path from imgsearch.image where content_id = %s limit 1", [name]
         ).fetchone()
         return row[0] if row else "a picture that was removed"

@@ -10,7 +10,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import DatabaseError
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.scan import ScannedFile, is_url
 
@@ -19,9 +21,9 @@ FILES_A_LOOKUP = 500
 
 @dataclass
 class Planner:
-    """Compares files with the store, over a connection of its own. Not for several threads at once."""
+    """Compares files with the store, over a session of its own. Not for several threads at once."""
 
-    connection: Connection
+    session: Session
     collection_id: int
     models: Sequence[StoredModel]
     counts: Counts
@@ -29,15 +31,20 @@ class Planner:
     remember: bool = False
     in_flight: dict[bytes, Item] = field(default_factory=dict)
 
+    @property
+    def connection(self) -> Connection:
+        """The session's at this moment."""
+        return self.session.connection
+
     def plan(self, files: Iterator[ScannedFile]) -> Iterator[Item]:
         """Yield an item for each file that needs work; count the others."""
         if self.remember:
-            self.connection.execute("create temporary table if not exists seen (path text primary key)")
+            self.session.prepare(_create_seen)
         while chunk := list(islice(files, FILES_A_LOOKUP)):
             if self.remember:
-                self._remember(chunk)
-            known = self._known([file.path for file in chunk])
-            failed = self._failed([file.path for file in chunk])
+                self.session.run(self._remember, chunk)
+            paths = [file.path for file in chunk]
+            known, failed = self.session.run(self._known, paths), self.session.run(self._failed, paths)
             changed = []
             for file in chunk:
                 wanted = self._wanted(file, known.get(file.path), failed.get(file.path, {}))
@@ -48,14 +55,14 @@ class Planner:
                     yield item
                 elif file.path in known and _describes_anew(file, known[file.path]):
                     changed.append(file)
-            self._describe(changed)
+            self.session.run(self._describe, changed)
 
     def deduplicate(self, batch: list[Item]) -> Iterator[Item]:
         """Mark items whose content is stored, or further ahead in this run; the bytes of those are dropped."""
         digests = [item.sha256 for item in batch if item.failure is None]
         # before the store is asked: what is written and forgotten in between is still known from here
         ahead = {sha256: item for sha256 in digests if (item := self.in_flight.get(sha256)) is not None}
-        rows = self._contents(digests)
+        rows = self.session.run(self._contents, digests)
         for item in batch:
             if item.failure is None:
                 item.reused = item.wanted & rows.get(item.sha256, frozenset())
@@ -77,7 +84,13 @@ class Planner:
         """Remove images and failures that were not seen: below a folder (a path prefix), or all with None.
 
         A folder's scope leaves addresses and absolute paths alone, which came from a list. Returns the contents.
+        Raises DatabaseError where the connection was lost, and with it what was seen.
         """
+        if self.session.losses:
+            raise DatabaseError(
+                "nothing was pruned: with the connection that was lost went the list of files that are there",
+                hint="all files are ingested; run the same command again to prune",
+            )
         where = "collection_id = %s and (%s::text is null or (starts_with(path, %s) and path !~ '^(https?:/)?/')) "
         unseen = "and not exists (select from seen s where s.path = t.path)"
         values = [self.collection_id, scope, scope]
@@ -162,6 +175,10 @@ class Planner:
         self.connection.execute(
             "insert into seen select unnest(%s::text[]) on conflict do nothing", [[f.path for f in files]]
         )
+
+
+def _create_seen(connection: Connection) -> None:
+    connection.execute("create temporary table if not exists seen (path text primary key)")
 
 
 def digest(item: Item) -> Item:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.item import Counts, Item
@@ -31,7 +32,7 @@ def preview(
         files = list(itertools.islice(refine(source.files(root)), options.limit))
         for position, model in enumerate(found):
             own = Counts([names[position]])
-            planner = Planner(connection, collection_id, [model] if model else [], own, options.retry_failed)
+            planner = Planner(Session(connection), collection_id, [model] if model else [], own, options.retry_failed)
             items = planner.plan(iter(files)) if model else (Item(f, frozenset([0])) for f in files)
             for item in items:
                 own.add(0, "failed" if item.file.problem else "embedded")

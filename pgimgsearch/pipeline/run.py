@@ -7,17 +7,16 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
 
-from psycopg.types.json import Jsonb
+import psycopg
 
-from pgimgsearch.database import coverage, index, locks, store
-from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import BusyError, UsageError
+from pgimgsearch.database import store
+from pgimgsearch.database.session import session
+from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedPicture
-from pgimgsearch.pipeline import fetch
+from pgimgsearch.pipeline import books, fetch
 from pgimgsearch.pipeline.copy_in import Writer
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.door import Door
@@ -66,10 +65,13 @@ class Report:
 def ingest(
     url: str, source: Source, models: Sequence[LoadedModel], options: Options,
     *, refine: Refine = lambda files: files, progress: Callable[[int], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Bring a source into the database for all models. ``refine`` adds captions and the like to the files.
 
-    On Ctrl-C or SIGTERM, what is finished is written and the report's status is ``interrupted``.
+    A connection that is lost is opened again, and ``tell`` hears of it; raises DatabaseError where that takes too
+    long: what was committed is kept. On Ctrl-C or SIGTERM, what is finished is written and the report's status is
+    ``interrupted``.
     """
     if options.prune and options.limit is not None:
         raise UsageError("--prune needs the whole source, and --limit cuts it", hint="leave one of them out")
@@ -80,20 +82,20 @@ def ingest(
         )
     start = time.perf_counter()
     with ExitStack() as stack:
-        reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
+        stopped = stack.enter_context(stop_signals())
+        reader, writer = (stack.enter_context(session(url, stopped, tell)) for _ in range(2))
         stored = [model.stored for model in models]
         counts, watch = Counts([model.name for model in stored]), Stopwatch()
         collection_id, collection, root = store.open_collection(
-            writer, options.collection, source.root, source.default_collection
+            writer.connection, options.collection, source.root, source.default_collection
         )
-        _lock(writer, collection_id, collection)
+        books.lock(writer, collection_id, collection)
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed, remember=options.prune)
-        stopped = stack.enter_context(stop_signals())
         files = _checked(itertools.islice(refine(source.files(root)), options.limit), planner, stopped, progress)
-        run_id = _begin(writer, collection_id, source, models)
+        run_id = books.begin(writer.connection, collection_id, source.label, models)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
-        status, pruned = "failed", 0
+        pruned = 0
         sink = Writer(writer, collection_id, run_id, stored)
         try:
             door = Door(writer, stored) if options.skip_duplicates else None
@@ -102,47 +104,15 @@ def ingest(
             gone = _prune(planner, source, root) if status == "complete" and options.prune else []
             pruned = len(gone)
             sink.drop_orphans({*sink.replaced, *gone})
-        finally:
-            if not writer.closed:
-                _end(writer, run_id, status, counts, watch)
+        except BaseException:
+            with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one
+                books.end(writer.connection, run_id, "failed", counts, watch)
+            raise
+        writer.run(lambda: books.end(writer.connection, run_id, status, counts, watch))
     return Report(
         source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status, pruned,
         source.left_out[0],
     )  # fmt: skip
-
-
-def finish(
-    url: str, models: Sequence[LoadedModel], *, memory_limit: int, report: index.Progress | None = None
-) -> dict[str, str]:
-    """After the load: build the indexes that do not exist yet and mark the models ready; only an owner may.
-
-    A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
-    as an index is slow to insert into. Returns what happened by model: ``built``, ``busy``, ``lacking``, ``left``.
-    """
-    told: dict[str, str] = {}
-    with connect(url) as connection:
-        for model in models:
-            stored = store.get_model(connection, model.stored.name)
-            if locks.taken(connection, locks.FILL, stored.model_id):
-                continue
-            missing = stored.index_method == "none" and index.is_wanted(stored)
-            if missing and stored.status == "building":
-                covered = coverage.count(connection, stored)
-                if covered.missing > covered.embedded:
-                    told[stored.name] = "lacking"
-                    continue
-            if not store.owns(connection, stored):
-                told |= {stored.name: "left"} if missing else {}
-                continue
-            if missing:
-                try:
-                    if index.fulfil(connection, stored, memory_limit=memory_limit, report=report):
-                        told[stored.name] = "built"
-                except BusyError:
-                    told[stored.name] = "busy"
-            if stored.status == "building":
-                store.set_status(connection, stored, "ready")
-    return told
 
 
 def _work(
@@ -261,40 +231,3 @@ def _prune(planner: Planner, source: Source, root: str) -> list[int]:
     if source.scope is None:
         return planner.prune(None)
     return planner.prune("" if source.scope == root else os.path.relpath(source.scope, root).rstrip("/") + "/")
-
-
-def _lock(connection: Connection, collection_id: int, name: str) -> None:
-    """One run a collection at a time, and what a killed run left open is closed."""
-    if not locks.take(connection, "ingest", collection_id):
-        raise BusyError(f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C")
-    connection.execute(
-        "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",
-        [collection_id],
-    )
-
-
-def _begin(connection: Connection, collection_id: int, source: Source, models: Sequence[LoadedModel]) -> int:
-    placement = {
-        m.stored.name: {"device": m.encoder.device, "dtype": m.encoder.dtype, "runtime": m.encoder.runtime}
-        for m in models
-    }
-    row = connection.execute(
-        "insert into imgsearch.ingest_run (collection_id, source, models, placement) "
-        "values (%s, %s, %s, %s) returning run_id",
-        [collection_id, source.label, [m.stored.name for m in models], Jsonb(placement)],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
-    values: list[Any] = [
-        status,
-        Jsonb(counts.as_dict()),
-        Jsonb({name: asdict(stage) for name, stage in watch.stages.items()}),
-        run_id,
-    ]
-    connection.execute(
-        "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, ended_at = now() where run_id = %s",
-        values,
-    )

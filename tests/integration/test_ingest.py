@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.session import Session
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from pgimgsearch.models.encoder import unit
 from pgimgsearch.pipeline import preview, run, scan, sidecar
@@ -236,7 +237,7 @@ def test_a_twin_of_a_skipped_file_is_skipped_too(ingest: Ingest, tmp_path: Path,
 def test_a_twin_is_known_though_its_first_is_written_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer commits and forgets an item between the planner's two looks: its twin is not embedded again."""
     first, twin = (Item(scan.ScannedFile(name, name), frozenset([0]), data=b"x", sha256=b"1" * 32) for name in "ab")
-    planner = Planner(None, 1, [], Counts([]))  # type: ignore[arg-type]
+    planner = Planner(Session(None), 1, [], Counts([]))  # type: ignore[arg-type]
     monkeypatch.setattr(planner, "_contents", lambda _: {})
     list(planner.deduplicate([first]))
 
@@ -256,7 +257,7 @@ def test_contents_in_use_survive_the_dropping_of_others(
     connection.execute("delete from imgsearch.image where path <> 'a/00.png'")
     every = [row[0] for row in connection.execute("select content_id from imgsearch.content").fetchall()]
     with connect(url) as opened:
-        Writer(opened, 1, 1, []).drop_orphans(every)
+        Writer(Session(opened), 1, 1, []).drop_orphans(every)
     assert one(connection, "select count(*) from imgsearch.content") == 1
 
 

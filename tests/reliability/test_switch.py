@@ -20,6 +20,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import fill
 from pgimgsearch.pipeline import fetch, register, run, scan
 from pgimgsearch.pipeline.decode import decode
+from pgimgsearch.pipeline.finish import finish
 from pgimgsearch.pipeline.loaded import LoadedModel
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
@@ -157,7 +158,7 @@ def opened(url: str, name: str, weights: dict[str, str]) -> LoadedModel:
 
 def ingest(url: str, folder: Path, model: LoadedModel) -> None:
     run.ingest(url, scan.folder_source(folder), [model], run.Options(workers=2))
-    run.finish(url, [model], memory_limit=64)
+    finish(url, [model], memory_limit=64)
 
 
 def embedded(connection: Connection) -> int:

@@ -15,6 +15,7 @@ from pgimgsearch.database import text_cache
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.programs import binaries
 from pgimgsearch.pipeline import register, run, scan, sidecar
+from pgimgsearch.pipeline.finish import finish
 from tests.conftest import judge_at
 from tests.pictures import photo
 from tests.server.conftest import PASSWORD, start_serving
@@ -50,7 +51,7 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
         return sidecar.with_metadata(files, about)
 
     run.ingest(url, scan.folder_source(folder), models, run.Options(workers=1), refine=in_summer)
-    run.finish(url, models, memory_limit=64)
+    finish(url, models, memory_limit=64)
     serving = start_serving(url, tmp_path_factory.mktemp("embedder"))
     with connect(url) as connection:
         connection.execute("update imgsearch.image set caption = 'a red picture', metadata = metadata || '{\"season\": \"summer\"}', "

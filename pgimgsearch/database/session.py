@@ -1,0 +1,111 @@
+"""A session that outlives its connection: what was lost is opened anew, prepared again, and the work repeated."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import psycopg
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import DatabaseError, InterruptedRun
+
+PATIENCE = 180.0  # seconds: a managed database takes a minute or two to move to its standby
+REPEATS = 5  # of one piece of work; one that ends the server each time is not the server's fault
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Session:
+    """The connection of a long run. Without ``url``, a lost one stays lost.
+
+    ``stopped`` ends the wait for a lost server; ``tell`` hears of it.
+    """
+
+    def __init__(
+        self, connection: Connection, url: str | None = None, stopped: threading.Event | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.connection = connection
+        self.losses = 0
+        self._url, self._stopped, self._tell = url, stopped or threading.Event(), tell
+        self._steps: list[Callable[[Connection], None]] = []
+        self._opened = ExitStack()
+
+    def prepare(self, step: Callable[[Connection], None]) -> None:
+        """Do what a connection needs before it is used, now and after each loss: locks, temporary tables."""
+        step(self.connection)
+        self._steps.append(step)
+
+    def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do a piece of work over ``connection`` that may be repeated: a question, or a transaction harmless twice.
+
+        Raises DatabaseError where the server does not come back in time.
+        """
+        for _ in range(REPEATS):
+            try:
+                return work(*args, **kwargs)
+            except psycopg.OperationalError as error:
+                if self._url is None or not self.connection.closed:
+                    raise
+                self._reopen(self._url, error)
+        return work(*args, **kwargs)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._opened.close()
+
+    def _reopen(self, url: str, lost: psycopg.OperationalError) -> None:
+        self.losses += 1
+        self._tell(f"the connection to the database was lost ({_first_line(lost)}); trying again for {PATIENCE:g} s")
+        tries = Retrying(
+            retry=retry_if_exception_type((DatabaseError, psycopg.OperationalError)),
+            stop=stop_after_delay(PATIENCE) | stop_when_event_set(self._stopped),
+            sleep=sleep_using_event(self._stopped), wait=wait_exponential(multiplier=0.25, max=10),
+        )  # fmt: skip
+        try:
+            self.connection = tries(self._open, url)
+        except RetryError as error:
+            if self._stopped.is_set():
+                raise InterruptedRun(hint="run the same command again to go on") from lost
+            raise DatabaseError(
+                f"the connection to the database was lost, and could not be opened again: {_first_line(lost)}",
+                hint="what was committed is kept; when the server is there, run the same command again to go on",
+            ) from (error.last_attempt.exception() or lost)
+
+    def _open(self, url: str) -> Connection:
+        """A connection that is ready; the lock of one that the server has not missed yet makes it wait."""
+        self._opened.close()
+        with ExitStack() as stack:
+            connection = stack.enter_context(connect(url))
+            for step in self._steps:
+                step(connection)
+            self._opened = stack.pop_all()
+        return connection
+
+
+@contextmanager
+def session(
+    url: str, stopped: threading.Event | None = None, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Session]:
+    """Open a session, which closes its connections at the end."""
+    with connect(url) as connection:
+        opened = Session(connection, url, stopped, tell)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,42 @@
+"""After the load: indexes that do not exist yet, and models that are ready."""
+
+from collections.abc import Sequence
+
+from pgimgsearch.database import coverage, index, locks, store
+from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import BusyError
+from pgimgsearch.pipeline.loaded import LoadedModel
+
+
+def finish(
+    url: str, models: Sequence[LoadedModel], *, memory_limit: int, report: index.Progress | None = None
+) -> dict[str, str]:
+    """Build the indexes that do not exist yet and mark the models ready; only an owner may.
+
+    A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
+    as an index is slow to insert into. Returns what happened by model: ``built``, ``busy``, ``lacking``, ``left``.
+    """
+    told: dict[str, str] = {}
+    with connect(url) as connection:
+        for model in models:
+            stored = store.get_model(connection, model.stored.name)
+            if locks.taken(connection, locks.FILL, stored.model_id):
+                continue
+            missing = stored.index_method == "none" and index.is_wanted(stored)
+            if missing and stored.status == "building":
+                covered = coverage.count(connection, stored)
+                if covered.missing > covered.embedded:
+                    told[stored.name] = "lacking"
+                    continue
+            if not store.owns(connection, stored):
+                told |= {stored.name: "left"} if missing else {}
+                continue
+            if missing:
+                try:
+                    if index.fulfil(connection, stored, memory_limit=memory_limit, report=report):
+                        told[stored.name] = "built"
+                except BusyError:
+                    told[stored.name] = "busy"
+            if stored.status == "building":
+                store.set_status(connection, stored, "ready")
+    return told
