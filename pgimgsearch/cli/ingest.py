@@ -150,6 +150,7 @@ def ingest(
                 show = _pace(terminal, models, total, bar)
                 report = run.ingest(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
             _tell(terminal, report)
+            _tell_binding(terminal, report, options.workers, models)
             if report.status == "interrupted":
                 raise InterruptedRun(hint="run the same command again to go on")
         if index_after:
@@ -272,3 +273,13 @@ def _tell(terminal: Terminal, report: "Report") -> None:
         terminal.talk(f"{report.pruned} images removed, whose files are gone")
     if any(counts["failed"] or counts["skipped"] for counts in report.counts.values()) and report.status != "dry run":
         terminal.talk("why files failed or were skipped: select * from imgsearch.ingest_failure")
+
+
+def _tell_binding(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
+    """Which stage the others waited for, and what to change."""
+    from pgimgsearch.models import lanes
+    from pgimgsearch.pipeline.binding import binding
+
+    bound = binding(report.stages, report.seconds, workers, lanes.cores(), models[0].encoder.device)
+    if bound is not None:
+        terminal.talk(f"{bound.stage} binds, busy {bound.share:.0%} of the time; faster with: {bound.advice}")

@@ -1,9 +1,10 @@
 """How much of the machine a work in the background may take."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
+
+from pgimgsearch.models.lanes import cores
 
 
 class Pace:
@@ -14,7 +15,7 @@ class Pace:
 
     def __init__(self, max_load: float, stopped: threading.Event, busy_seconds: Callable[[], float]) -> None:
         self.max_load, self.stopped, self.busy_seconds = max_load, stopped, busy_seconds
-        self.cores = os.cpu_count() or 1
+        self.cores = cores()
         self.start, self.cpu, self.busy = time.monotonic(), time.process_time(), busy_seconds()
 
     def hold(self) -> None:

@@ -16,6 +16,7 @@ from pgimgsearch.database import store
 from pgimgsearch.database.session import session
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.models.lanes import cores
 from pgimgsearch.pipeline import books, fetch
 from pgimgsearch.pipeline.copy_in import Writer
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
@@ -39,7 +40,7 @@ class Options:
     """How a run goes."""
 
     collection: str | None = None
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=cores)
     limit: int | None = None
     prune: bool = False
     retry_failed: bool = False

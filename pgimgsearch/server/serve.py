@@ -1,7 +1,6 @@
 """Run the embedder: open the models, open both doors, and close them in order."""
 
 import asyncio
-import os
 import signal
 import socket
 import ssl
@@ -16,6 +15,7 @@ from pgimgsearch.database import store, text_cache
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.lanes import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.loaded import LoadedModel
@@ -74,7 +74,7 @@ def run(
     metrics = Metrics()
     with connect(url) as connection:
         cache = TextCache(url, metrics) if text_cache.can_write(connection) else None
-    service = Service(models, aliases, cache, metrics, os.cpu_count() or 1, most_waiting)
+    service = Service(models, aliases, cache, metrics, cores(), most_waiting)
     for number in (signal.SIGINT, signal.SIGTERM):  # the HTTP server acts on them, and then hands them on
         signal.signal(number, signal.SIG_IGN)
     try:

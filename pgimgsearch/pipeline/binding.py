@@ -1,0 +1,53 @@
+"""Which stage of a run the others waited for, and what would make that one faster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pgimgsearch.pipeline.stages import Stage
+
+POOLED = {"read", "decode"}  # these run in all workers, the others one at a time
+ENOUGH = 64  # pictures, below which the start is most of a run
+LIGHT = 0.5  # of the time: less busy than that, no stage binds
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The busiest stage: its share of the time that it could have worked, and what to change."""
+
+    stage: str
+    share: float
+    advice: str
+
+
+def binding(stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str) -> Binding | None:
+    """The stage that binds a run of ``seconds`` with a network on ``device``; None where none does, or few were new."""
+    shares = {
+        name: stage.seconds / seconds / (workers if name in POOLED else 1)
+        for name, stage in stages.items()
+        if stage.pictures >= ENOUGH
+    }
+    name = max(shares, key=lambda stage: shares[stage], default=None)
+    if name is None or shares[name] < LIGHT:
+        return None
+    return Binding(name, min(shares[name], 1.0), _advice(name, workers, cores, device))
+
+
+def _advice(stage: str, workers: int, cores: int, device: str) -> str:
+    if stage.startswith("embed "):
+        if device != "cpu":
+            return "a second GPU, --dtype bf16 or fp16, or a lighter model"
+        return (
+            "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX or AVX-512 BF16, a GPU, or a lighter model "
+            "(docs/scaling.md has the figures)"
+        )
+    if stage == "decode" and device == "cpu":
+        return "more cores, or smaller pictures: the cores are shared with the network"
+    if stage in POOLED and workers < cores:
+        return f"--workers {cores}"
+    if stage == "decode":
+        return "more cores, or smaller pictures"
+    if stage == "read":
+        return "a faster disk or network, or more --workers, as most of them wait"
+    return (
+        "drop the index before a large load and let ingest build it (pgimgsearch index drop NAME), or a faster server"
+    )
