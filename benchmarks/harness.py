@@ -121,6 +121,27 @@ def peer_python(name: str, *requirements: str) -> Path:
     return folder / "bin" / "python"
 
 
+@contextmanager
+def kept_peer(python: Path, script: str, *arguments: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A script of benchmarks/peers that loads once: each call lets it work once and returns what it prints."""
+    path = Path(__file__).parent / "peers" / script
+    process = subprocess.Popen(
+        [python, path, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def work() -> dict[str, Any]:
+        process.stdin.write("\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+        return dict(json.loads(process.stdout.readline()))  # type: ignore[union-attr]
+
+    try:
+        yield work
+    finally:
+        process.communicate()
+
+
 def run_peer(python: Path, script: str, *arguments: str) -> dict[str, Any]:
     """What a script of benchmarks/peers prints in its last line, as JSON."""
     path = Path(__file__).parent / "peers" / script
