@@ -36,7 +36,13 @@ ENOUGH, ENOUGH_SECONDS = 64, 10  # files and seconds from which a pace can be to
 
 def ingest(
     context: typer.Context,
-    sources: Annotated[list[Path] | None, typer.Argument(help="Folders or pictures.", metavar="SOURCE...")] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders, pictures, addresses (s3://, gs://, hf://, https://), WebDataset tars, Parquet of images.",
+            metavar="SOURCE...",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A model; several share one decoding. Default: the alias default."),
@@ -122,8 +128,9 @@ def ingest(
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.pipeline import opening, preview, run  # Pillow and NumPy
     from pgimgsearch.pipeline.run import Options
+    from pgimgsearch.pipeline.sources import named
 
-    found, refine = _sources(sources or [], list_file), _refinements(caption_from, metadata, group_by)
+    found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
     defaults = Options()
     options = Options(
         collection=collection, workers=workers or defaults.workers, limit=limit, prune=prune, retry_failed=retry_failed,
@@ -155,13 +162,6 @@ def ingest(
                 raise InterruptedRun(hint="run the same command again to go on")
         if index_after:
             _build_indexes(terminal, url, models)
-
-
-def _sources(folders: list[Path], list_file: str | None) -> "list[Source]":
-    from pgimgsearch.pipeline import scan
-
-    found = [scan.folder_source(folder) for folder in folders]
-    return [*found, scan.list_source(list_file)] if list_file else found
 
 
 def _query(url: str, query: str) -> "Source":

@@ -1,4 +1,4 @@
-"""Bytes of a file or of an http(s) address, with a limit; transient failures of the network are tried again."""
+"""Bytes of a file or of an address, with a limit; transient failures of the network are tried again."""
 
 import os
 import urllib.request
@@ -7,7 +7,8 @@ from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
-from pgimgsearch.pipeline.scan import is_url
+from pgimgsearch.pipeline import remote, shards
+from pgimgsearch.pipeline.scan import ScannedFile, is_url
 
 TIMEOUT = 30.0
 
@@ -21,11 +22,28 @@ class EmptyFile(ValueError):  # noqa: N818
 
 
 def read(location: str, max_bytes: int) -> bytes:
-    """Read a file or an address. Raises OSError, TooManyBytes or EmptyFile."""
-    data = _download(location, max_bytes) if is_url(location) else _read_file(location, max_bytes)
+    """Read a file, an address or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
+    if shards.is_member(location):
+        data = shards.read_member(location, max_bytes + 1)
+    elif location.startswith(("http://", "https://")):
+        data = _download(location, max_bytes)
+    elif is_url(location):
+        data = remote.read(location, max_bytes + 1)
+    else:
+        data = _read_file(location, max_bytes)
+    return checked(data, max_bytes)
+
+
+def checked(data: bytes, max_bytes: int) -> bytes:
+    """The bytes, unless there are none or too many."""
     if not data:
         raise EmptyFile("the file is empty")
-    return data
+    return _limited(data, max_bytes)
+
+
+def content(file: ScannedFile, max_bytes: int) -> bytes:
+    """The bytes of a scanned file: what its source has read of it, else from where it lies."""
+    return read(file.location, max_bytes) if file.data is None else checked(file.data, max_bytes)
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
@@ -48,7 +66,7 @@ def _is_transient(error: BaseException) -> bool:
     reraise=True,
 )
 def _download(url: str, max_bytes: int) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (is_url: http only)
+    request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (http only)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             data: bytes = answer.read(max_bytes + 1)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from psycopg import sql
@@ -15,8 +14,9 @@ from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.scan import ScannedFile, is_url
+from pgimgsearch.pipeline.stages import batched
 
-FILES_A_LOOKUP = 500
+FILES_A_LOOKUP, BYTES_A_LOOKUP = 500, 64 << 20
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Planner:
         """Yield an item for each file that needs work; count the others."""
         if self.remember:
             self.session.prepare(_create_seen)
-        while chunk := list(islice(files, FILES_A_LOOKUP)):
+        for chunk in batched(files, FILES_A_LOOKUP, lambda file: len(file.data or b""), BYTES_A_LOOKUP):
             if self.remember:
                 self.session.run(self._remember, chunk)
             paths = [file.path for file in chunk]
@@ -91,7 +91,8 @@ class Planner:
                 "nothing was pruned: with the connection that was lost went the list of files that are there",
                 hint="all files are ingested; run the same command again to prune",
             )
-        where = "collection_id = %s and (%s::text is null or (starts_with(path, %s) and path !~ '^(https?:/)?/')) "
+        listed = "path ~ '^([a-z][a-z0-9+.-]*:/)?/'"
+        where = f"collection_id = %s and (%s::text is null or (starts_with(path, %s) and not {listed})) "
         unseen = "and not exists (select from seen s where s.path = t.path)"
         values = [self.collection_id, scope, scope]
         self.connection.execute(f"delete from imgsearch.ingest_failure t where {where}{unseen}", values)  # noqa: S608
@@ -188,8 +189,9 @@ def digest(item: Item) -> Item:
 
 
 def _same(file: ScannedFile, size: int | None, modified_at: Any) -> bool:
-    """Whether a file is as it was; an address, which tells neither size nor time, counts as unchanged."""
-    return is_url(file.location) or (file.size == size and file.modified_at == modified_at)
+    """Whether a file is as it was; an address that tells neither size nor time counts as unchanged."""
+    untold = file.size is None and file.modified_at is None and file.problem is None
+    return (untold and is_url(file.location)) or (file.size == size and file.modified_at == modified_at)
 
 
 def _describes_anew(file: ScannedFile, known: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
@@ -151,8 +151,9 @@ def _stages(
         if item.failure is None:
             with watch.time("read"):
                 try:
-                    item.data = fetch.read(item.file.location, options.max_bytes)
+                    item.data = fetch.content(item.file, options.max_bytes)
                     digest(item)
+                    item.file = replace(item.file, data=None)
                 except Exception as error:  # a broken or vanished file never stops a run
                     item.fail(error)
         return item

@@ -11,27 +11,32 @@ from pgimgsearch.models.encoder import Encoder, SkippedPicture
 from pgimgsearch.pipeline import fetch
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.run import Options
-from pgimgsearch.pipeline.scan import Source
+from pgimgsearch.pipeline.scan import ScannedFile, Source
 
 SEED = 20
+MOST_STREAMED = 256 << 20  # bytes of a shard's beginning, as all of it has to be read to draw from all of it
 
 
 def sample_pictures(sources: Sequence[Source], count: int, options: Options) -> Iterator[Image.Image]:
     """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
     limit_pixels(options.max_pixels)
     register_formats()
-    chosen: list[str] = []
+    chosen: list[ScannedFile] = []
+    streamed = 0
     generator = random.Random(SEED)  # noqa: S311  (a sample, no secret)
     listed = (file for source in sources for file in source.files(source.root or ""))
     for number, file in enumerate(listed):  # a reservoir: one pass, whatever the size
         if number < count:
-            chosen.append(file.location)
+            chosen.append(file)
         elif (place := generator.randint(0, number)) < count:
-            chosen[place] = file.location
+            chosen[place] = file
+        streamed += len(file.data or b"")
+        if streamed > MOST_STREAMED:
+            break
     generator.shuffle(chosen)
-    for location in chosen:
+    for file in chosen:
         try:
-            yield decode(fetch.read(location, options.max_bytes), options.max_pixels)[0]
+            yield decode(fetch.content(file, options.max_bytes), options.max_pixels)[0]
         except Exception:  # noqa: S112  (the run that follows reads it again, and records why it fails)
             continue
 

@@ -1,6 +1,7 @@
 """Sources: folders, lists and queries, all told as ScannedFile rows."""
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from pgimgsearch.errors import SourceError
 from pgimgsearch.pipeline.decode import register_formats
 from pgimgsearch.pipeline.rows import parse_rows, read_text, split
 
+ADDRESS = re.compile("[a-z][a-z0-9+.-]*://")
+
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
@@ -20,7 +23,7 @@ class ScannedFile:
 
     ``problem`` is set where the file could be named but not examined, and ``unlisted`` with it where it is a folder
     whose files are not known. Attributes that are None are not given,
-    and leave what is stored as it is.
+    and leave what is stored as it is. ``data`` are its bytes, where the source is a stream that had to read them.
     """
 
     path: str
@@ -33,6 +36,7 @@ class ScannedFile:
     metadata: dict[str, Any] | None = None
     problem: Exception | None = None
     unlisted: bool = False
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,8 @@ class Source:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an http(s) address."""
-    return path.startswith(("http://", "https://"))
+    """Whether a path is an address, of the web or of an object store."""
+    return ADDRESS.match(path) is not None
 
 
 def folder_source(path: Path) -> Source:
@@ -120,6 +124,11 @@ def list_source(path: str) -> Source:
         return total
 
     return Source(f"list {path}", name, str(folder), files, count)
+
+
+def address_source(url: str) -> Source:
+    """One picture of the web."""
+    return Source(url, "web", None, lambda _: iter([ScannedFile(url, url)]), lambda: 1)
 
 
 def files_source(folder: Path, files: Sequence[Path]) -> Source:

@@ -1,0 +1,252 @@
+"""Pictures from tars, Parquet and object stores: the same rows as from a folder, and what breaks is named."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import parquet
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.errors import SourceError
+from pgimgsearch.pipeline import fetch, remote, run, shards
+from pgimgsearch.pipeline.sources import named
+from tests.pictures import photo
+
+Ingest = Callable[..., run.Report]
+CONTENTS = (
+    "select array_agg(encode(c.sha256, 'hex') order by c.sha256), count(e.*) from imgsearch.image i "
+    "join imgsearch.content c using (content_id) left join imgsearch.embedding_palette_32 e using (content_id)"
+)
+FILES = 12
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, bytes]:
+    """Name -> bytes."""
+    made = {}
+    for number in range(FILES):
+        path = tmp_path / "photos" / f"{number:04}.png"
+        photo(path, seed=number)
+        made[path.name] = path.read_bytes()
+    return made
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    """An object store in this process."""
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+
+
+def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(data), 1_700_000_000
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def counts(report: run.Report) -> dict[str, int]:
+    found = {name: number for name, number in report.counts["palette"].items() if number}
+    assert found.pop("scanned") == sum(found.values())
+    return found
+
+
+def stored(connection: Connection, query: str = CONTENTS) -> Any:
+    return connection.execute(query).fetchone()  # type: ignore[call-overload]
+
+
+def from_folder(ingest: Ingest, connection: Connection, folder: Path) -> Any:
+    """What a folder leaves in the database; the database is empty again afterwards."""
+    ingest(folder)
+    rows = stored(connection)
+    connection.execute("truncate imgsearch.content, imgsearch.collection cascade")
+    return rows
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_tar_is_what_its_folder_is(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes], ending: str
+) -> None:
+    wanted = from_folder(ingest, connection, tmp_path / "photos")
+    halves = [dict(list(pictures.items())[:7]), dict(list(pictures.items())[7:])]
+    paths = [str(tmp_path / "shards" / f"{number}.{ending}") for number in range(2)]
+    Path(paths[0]).parent.mkdir()
+    for path, half in zip(paths, halves, strict=True):
+        Path(path).write_bytes(tar_of(half, "w:gz" if ending == "tar.gz" else "w"))
+    (source,) = named(paths, None)
+    report = ingest(source)
+    assert counts(report) == {"embedded": FILES}
+    assert report.collection == "shards"
+    assert stored(connection) == wanted
+    assert counts(ingest(source)) == {"unchanged": FILES}
+    assert stored(connection, "select min(path), max(path) from imgsearch.image") == (
+        f"0.{ending}/0000.png", f"1.{ending}/0011.png",
+    )  # fmt: skip
+
+
+def test_a_sample_is_its_picture_caption_and_metadata(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    one, two, three = list(pictures.values())[:3]
+    about = {"caption": "overridden", "group": "G1", "url": "https://example.com/a.png", "width": 64}
+    path = tmp_path / "wds.tar"
+    path.write_bytes(
+        tar_of({
+            "a/001.json": json.dumps(about).encode(), "a/001.png": one, "a/001.txt": b"a red door\n",
+            "a/002.cls": b"7", "a/002.png": two,
+            "a/003.json": b"{broken", "a/003.png": three,
+        })
+    )  # fmt: skip
+    assert counts(ingest(named([str(path)], None)[0])) == {"embedded": 2, "failed": 1}
+    rows = connection.execute("select path, caption, group_key, metadata from imgsearch.image order by path").fetchall()
+    assert rows == [
+        ("wds.tar/a/001.png", "a red door", "G1", {"url": "https://example.com/a.png", "width": 64}),
+        ("wds.tar/a/002.png", None, None, {"class": "7"}),
+    ]
+    failure = stored(connection, "select path, message from imgsearch.ingest_failure")
+    assert failure[0] == "wds.tar/a/003.png"
+    assert "what is said of it cannot be read" in failure[1]
+
+
+@pytest.mark.parametrize("layout", ["bytes", "hub"])
+def test_parquet_of_images(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes], layout: str
+) -> None:
+    wanted = from_folder(ingest, connection, tmp_path / "photos")
+    values: list[Any] = list(pictures.values())
+    if layout == "hub":
+        table = pa.table({
+            "image": [{"bytes": data, "path": name} for name, data in pictures.items()], "caption": list(pictures),
+            "label": list(range(FILES)),
+        })  # fmt: skip
+    else:
+        table = pa.table({"jpg": [*values, None], "key": [*pictures, "missing.png"]})
+    path = tmp_path / "images.parquet"
+    parquet.write_table(table, path, row_group_size=5)
+    (source,) = named([str(path)], None)
+    assert counts(ingest(source)) == {"embedded": FILES} | ({"failed": 1} if layout == "bytes" else {})
+    assert stored(connection) == wanted
+    assert counts(ingest(source)) == {"unchanged": FILES} | ({"skipped": 1} if layout == "bytes" else {})
+    if layout == "hub":
+        row = stored(connection, "select caption, metadata from imgsearch.image where path = 'images.parquet/0003.png'")
+        assert row == ("0003.png", {"label": 3})
+
+
+def test_a_corrupt_shard_is_named_and_the_next_one_is_read(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    names = list(pictures)
+    whole = tar_of({name: pictures[name] for name in names[:6]})
+    cut = len(tar_of({name: pictures[name] for name in names[:3]})) // 2
+    (tmp_path / "1.tar").write_bytes(whole[:cut])
+    (tmp_path / "2.tar").write_bytes(b"no tar at all")
+    (tmp_path / "3.parquet").write_bytes(b"PAR1 no parquet")
+    (tmp_path / "4.tar").write_bytes(tar_of({name: pictures[name] for name in names[6:]}))
+    parquet.write_table(pa.table({"words": ["none"]}), tmp_path / "5.parquet")
+    paths = [str(tmp_path / name) for name in ("1.tar", "2.tar", "3.parquet", "4.tar", "5.parquet")]
+    (source,) = named(paths, None)
+    found = counts(ingest(source))
+    assert found["failed"] == 4
+    assert 7 <= found["embedded"] < FILES
+    failures = dict(connection.execute("select path, message from imgsearch.ingest_failure").fetchall())
+    assert set(failures) == {"1.tar", "2.tar", "3.parquet", "5.parquet"}
+    assert "words" in failures["5.parquet"]
+    (tmp_path / "1.tar").write_bytes(whole)
+    ingest(source)
+    assert stored(connection)[1] == FILES
+
+
+def test_an_object_store_is_what_a_folder_is(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes], memory: MemoryFileSystem
+) -> None:
+    wanted = from_folder(ingest, connection, tmp_path / "photos")
+    for number, (name, data) in enumerate(pictures.items()):
+        memory.pipe(f"/bucket/shop/{number % 3}/{name}", data)
+    memory.pipe("/bucket/shop/readme.txt", b"no picture")
+    memory.pipe("/bucket/other/0000.png", pictures["0000.png"])
+    (source,) = named(["memory://bucket/shop"], None)
+    report = ingest(source)
+    assert (counts(report), report.collection, report.left_out) == ({"embedded": FILES}, "shop", 1)
+    assert stored(connection) == wanted
+    row = stored(
+        connection,
+        "select l.root, min(i.path) from imgsearch.collection l join imgsearch.image i using (collection_id) group by 1",
+    )
+    assert row == ("memory:///bucket/shop", "0/0000.png")
+    assert counts(ingest(source)) == {"unchanged": FILES}
+    memory.pipe("/bucket/shop/0/0000.png", pictures["0001.png"])
+    memory.rm("/bucket/shop/1/0001.png")
+    report = ingest(source, prune=True)
+    assert (counts(report), report.pruned) == ({"unchanged": FILES - 2, "reused": 1}, 1)
+
+
+def test_a_store_that_fails_is_tried_again(
+    ingest: Ingest, pictures: dict[str, bytes], memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, data in pictures.items():
+        memory.pipe(f"/bucket/{name}", data)
+    memory.pipe("/shards/a.tar", tar_of(pictures))
+    whole, tries = MemoryFileSystem._open, dict.fromkeys(["0003.png", "0005.png", "a.tar"], 0)
+
+    class Breaking(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 20_000:
+                raise ConnectionResetError("the store hung up")
+            return super().read(size)
+
+    def flaky(self: MemoryFileSystem, path: str, *args: Any, **options: Any) -> Any:
+        name = path.rpartition("/")[2]
+        if name in tries:
+            tries[name] += 1
+            if name == "0003.png" and tries[name] < 3:
+                raise ConnectionResetError("the store hung up")
+            if name == "0005.png":
+                raise TimeoutError("the store stalls")
+            if name == "a.tar" and tries[name] == 1:
+                return Breaking(tar_of(pictures))
+        return whole(self, path, *args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", flaky)
+    monkeypatch.setattr(remote.read.retry, "sleep", lambda _: None)
+    monkeypatch.setattr(shards, "SECONDS_BETWEEN", 0)
+    assert counts(ingest(named(["memory://bucket"], None)[0])) == {"embedded": FILES - 1, "failed": 1}
+    assert tries["0003.png"] == 3
+    assert counts(ingest(named(["memory://shards/a.tar"], None)[0])) == {"embedded": 1, "reused": FILES - 1}
+    assert tries["a.tar"] == 2
+
+
+def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    """As ``models fill`` does, which goes by stored paths."""
+    (tmp_path / "a.tar").write_bytes(tar_of({f"in/{name}": data for name, data in pictures.items()}))
+    for name, data in pictures.items():
+        assert fetch.read(f"{tmp_path}/a.tar/in/{name}", 1 << 20) == data
+    with pytest.raises(fetch.TooManyBytes):
+        fetch.read(f"{tmp_path}/a.tar/in/0000.png", 10)
+    with pytest.raises(FileNotFoundError, match=r"holds no other\.png"):
+        fetch.read(f"{tmp_path}/a.tar/other.png", 10)
+
+
+@pytest.mark.parametrize(
+    ("place", "message", "hint"),
+    [
+        ("memory://nothing/here", "there is nothing at", "check the address"),
+        ("nonsense://bucket", "nonsense://", "s3://"),
+        ("/nonexistent/a.tar", "there is no shard", "exists"),
+    ],
+)
+def test_what_cannot_be_read_is_said_at_once(place: str, message: str, hint: str) -> None:
+    with pytest.raises(SourceError, match=message) as raised:
+        named([place], None)
+    assert hint in str(raised.value.hint)
