@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -99,6 +100,12 @@ def ingest(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read and decode. Default: all cores.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="local: this machine; ray: a cluster (RAY_ADDRESS), or a local one.")
+    ] = "local",
+    ray_workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of --engine ray. Default: one a GPU, else one.")
+    ] = None,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger pictures fail, undecoded.")] = 100,
     max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
     index_after: Annotated[
@@ -117,11 +124,7 @@ def ingest(
         )
     if all_models and (model or output):
         raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
-    for option, value in {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim}.items():
-        if value is not None and len(model or []) != 1:
-            raise UsageError(
-                f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
-            )
+    _check_single(model or [], {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim})
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
     from pgimgsearch.models.encoder import Placement
@@ -131,9 +134,8 @@ def ingest(
     from pgimgsearch.pipeline.sources import named
 
     found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
-    defaults = Options()
     options = Options(
-        collection=collection, workers=workers or defaults.workers, limit=limit, prune=prune, retry_failed=retry_failed,
+        collection=collection, workers=workers or Options().workers, limit=limit, prune=prune, retry_failed=retry_failed,
         skip_duplicates=skip_duplicates,
         max_pixels=int(max_megapixels * 1e6), max_bytes=int(max_megabytes * 1e6),
     )  # fmt: skip
@@ -152,16 +154,31 @@ def ingest(
                 _tell(terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine))
             return
         models = opening.open_models(url, wish, found, options, terminal.talk)
+        bring = run.ingest
+        if engine == "ray":
+            from pgimgsearch.pipeline import on_ray
+
+            bring = partial(on_ray.ingest, wish=wish, workers=ray_workers)
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
                 show = _pace(terminal, models, total, bar)
-                report = run.ingest(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
+                report = bring(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
             _tell(terminal, report)
-            _tell_binding(terminal, report, options.workers, models)
+            if engine == "local":
+                _tell_binding(terminal, report, options.workers, models)
             if report.status == "interrupted":
                 raise InterruptedRun(hint="run the same command again to go on")
         if index_after:
             _build_indexes(terminal, url, models)
+
+
+def _check_single(models: list[str], options: dict[str, object]) -> None:
+    """Refuse what is of one model where several are named."""
+    for option, value in options.items():
+        if value is not None and len(models) != 1:
+            raise UsageError(
+                f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
+            )
 
 
 def _query(url: str, query: str) -> "Source":
@@ -276,10 +293,8 @@ def _tell(terminal: Terminal, report: "Report") -> None:
 
 
 def _tell_binding(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
-    """Which stage the others waited for, and what to change."""
     from pgimgsearch.models import lanes
     from pgimgsearch.pipeline.binding import binding
 
-    bound = binding(report.stages, report.seconds, workers, lanes.cores(), models[0].encoder.device)
-    if bound is not None:
+    if bound := binding(report.stages, report.seconds, workers, lanes.cores(), models[0].encoder.device):
         terminal.talk(f"{bound.stage} binds, busy {bound.share:.0%} of the time; faster with: {bound.advice}")

@@ -40,8 +40,6 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
             "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX or AVX-512 BF16, a GPU, or a lighter model "
             "(docs/scaling.md has the figures)"
         )
-    if stage == "decode" and device == "cpu":
-        return "more cores, or smaller pictures: the cores are shared with the network"
     if stage in POOLED and workers < cores:
         return f"--workers {cores}"
     if stage == "decode":

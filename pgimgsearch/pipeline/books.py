@@ -45,6 +45,13 @@ def begin(connection: Connection, collection_id: int, label: str, models: Sequen
     return int(row[0])
 
 
+def note(connection: Connection, run_id: int, counts: Counts) -> None:
+    """Store how far a run is."""
+    connection.execute(
+        "update imgsearch.ingest_run set counts = %s where run_id = %s", [Jsonb(counts.as_dict()), run_id]
+    )
+
+
 def end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
     """Close a run with its counts and the times of its stages."""
     timings = {name: asdict(stage) for name, stage in watch.stages.items()}

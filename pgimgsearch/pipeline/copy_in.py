@@ -16,6 +16,7 @@ from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DatabaseError
+from pgimgsearch.pipeline import books
 from pgimgsearch.pipeline.item import Counts, Item
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -100,9 +101,9 @@ again_on_deadlock = retry(
 
 
 class Writer:
-    """Writes chunks of one run over a session of its own."""
+    """Writes chunks over a session of its own, of the run ``run_id``; or of a part of one, whose counts others keep."""
 
-    def __init__(self, session: Session, collection_id: int, run_id: int, models: Sequence[StoredModel]) -> None:
+    def __init__(self, session: Session, collection_id: int, run_id: int | None, models: Sequence[StoredModel]) -> None:
         self.session, self.collection_id, self.run_id = session, collection_id, run_id
         self.models = list(models)
         self.replaced: set[int] = set()
@@ -117,24 +118,6 @@ class Writer:
     def write(self, items: Sequence[Item], counts: Counts) -> None:
         """Write finished items with the counts that will be true then: all of it, or nothing."""
         self.session.run(self._write, items, counts)
-
-    def drop_orphans(self, contents: Iterable[int]) -> None:
-        """Drop contents that no image shows any more, once nothing of the run can need them.
-
-        What another session took up meanwhile, or hides from us by row-level security, stays.
-        """
-        ids = list(contents)
-        for start in range(0, len(ids), ORPHANS_AT_ONCE):
-            batch = ids[start : start + ORPHANS_AT_ONCE]
-            try:
-                self.session.run(self._drop_orphans, batch)
-            except pg.ForeignKeyViolation:  # one of them is in use, so each by itself
-                for content in batch:
-                    with suppress(pg.ForeignKeyViolation):
-                        self.session.run(self._drop_orphans, [content])
-
-    def _drop_orphans(self, contents: list[int]) -> None:
-        self.connection.execute(DROP_ORPHANS, [contents])
 
     def _create_staging(self, connection: Connection) -> None:
         types = vector_schema(connection)
@@ -157,10 +140,8 @@ class Writer:
                 self._stage(good)
                 self._upsert(len(good), replacing=any(item.replaces for item in good))
             self._record_failures(items)
-            self.connection.execute(
-                "update imgsearch.ingest_run set counts = %s where run_id = %s",
-                [Jsonb(counts.as_dict()), self.run_id],
-            )
+            if self.run_id is not None:
+                books.note(self.connection, self.run_id, counts)
 
     def _stage(self, items: Sequence[Item]) -> None:
         names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
@@ -219,6 +200,26 @@ class Writer:
             row(self.models[position].model_id, "skipped", "SkippedPicture", why)
             for position, why in item.reasons.items()
         ]
+
+
+def drop_orphans(session: Session, contents: Iterable[int]) -> None:
+    """Drop contents that no image shows any more, once nothing of the run can need them.
+
+    What another session took up meanwhile, or hides from us by row-level security, stays.
+    """
+
+    def drop(some: list[int]) -> None:
+        session.connection.execute(DROP_ORPHANS, [some])
+
+    ids = list(contents)
+    for start in range(0, len(ids), ORPHANS_AT_ONCE):
+        batch = ids[start : start + ORPHANS_AT_ONCE]
+        try:
+            session.run(drop, batch)
+        except pg.ForeignKeyViolation:  # one of them is in use, so each by itself
+            for content in batch:
+                with suppress(pg.ForeignKeyViolation):
+                    session.run(drop, [content])
 
 
 def _row(ordinal: int, item: Item) -> tuple[Any, ...]:

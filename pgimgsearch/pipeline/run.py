@@ -18,7 +18,7 @@ from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.models.lanes import cores
 from pgimgsearch.pipeline import books, fetch
-from pgimgsearch.pipeline.copy_in import Writer
+from pgimgsearch.pipeline.copy_in import Writer, drop_orphans
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.door import Door
 from pgimgsearch.pipeline.embed import by_network, embed
@@ -104,7 +104,7 @@ def ingest(
             status = "interrupted" if stopped.is_set() else "complete"
             gone = _prune(planner, source, root) if status == "complete" and options.prune else []
             pruned = len(gone)
-            sink.drop_orphans({*sink.replaced, *gone})
+            drop_orphans(writer, {*sink.replaced, *gone})
         except BaseException:
             with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one
                 books.end(writer.connection, run_id, "failed", counts, watch)
@@ -114,6 +114,22 @@ def ingest(
         source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status, pruned,
         source.left_out[0],
     )  # fmt: skip
+
+
+def part(
+    url: str, collection_id: int, models: Sequence[LoadedModel], files: Iterator[ScannedFile], options: Options,
+    counts: Counts, watch: Stopwatch,
+) -> set[int]:  # fmt: skip
+    """Bring some files of a run into the database, whose lock and books others keep.
+
+    Returns the contents that images showed before and do not show any more.
+    """
+    stored = [model.stored for model in models]
+    with session(url) as reader, session(url) as writer:
+        planner = Planner(reader, collection_id, stored, counts, options.retry_failed)
+        sink = Writer(writer, collection_id, None, stored)
+        _work(sink, planner, None, files, models, options, watch, lambda _: None, threading.Event())
+    return sink.replaced
 
 
 def _work(

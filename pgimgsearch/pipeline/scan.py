@@ -41,7 +41,10 @@ class ScannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where files come from. ``root`` is what paths are relative to; ``scope`` limits pruning to a folder in it."""
+    """Where files come from. ``root`` is what paths are relative to; ``scope`` limits pruning to a folder in it.
+
+    ``parts`` are its shards, where it consists of some: each gives its own files.
+    """
 
     label: str
     default_collection: str
@@ -50,6 +53,7 @@ class Source:
     count: Callable[[], int | None] = lambda: None
     scope: str | None = None
     left_out: list[int] = field(default_factory=lambda: [0])
+    parts: Sequence[Callable[[], Iterator[ScannedFile]]] = ()
 
 
 def is_url(path: str) -> bool:

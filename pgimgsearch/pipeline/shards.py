@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import fsspec
@@ -46,12 +47,10 @@ def shard_source(locations: Sequence[str]) -> Source:
         elif not os.path.isfile(place):  # noqa: PTH113
             raise SourceError(f"there is no shard {place}", hint="give a file that exists")
 
-    def files(_: str) -> Iterator[ScannedFile]:
-        for place in places:
-            yield from _pictures(place, place.removeprefix(root + "/"))
-
+    parts = [partial(_pictures, place, place.removeprefix(root + "/")) for place in places]
     label = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
-    return Source(label, root.rpartition("/")[2] or "shards", root, files)
+    return Source(label, root.rpartition("/")[2] or "shards", root,
+                  lambda _: chain.from_iterable(part() for part in parts), parts=parts)  # fmt: skip
 
 
 def folder_of(location: str) -> str:

@@ -23,7 +23,7 @@ from pgimgsearch.database.session import Session
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from pgimgsearch.models.encoder import unit
 from pgimgsearch.pipeline import preview, run, scan, sidecar
-from pgimgsearch.pipeline.copy_in import Writer, copy_block
+from pgimgsearch.pipeline.copy_in import copy_block, drop_orphans
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.loaded import as_column, why_not
 from pgimgsearch.pipeline.plan import Planner
@@ -257,7 +257,7 @@ def test_contents_in_use_survive_the_dropping_of_others(
     connection.execute("delete from imgsearch.image where path <> 'a/00.png'")
     every = [row[0] for row in connection.execute("select content_id from imgsearch.content").fetchall()]
     with connect(url) as opened:
-        Writer(Session(opened), 1, 1, []).drop_orphans(every)
+        drop_orphans(Session(opened), 1, 1, []).drop_orphans(every)
     assert one(connection, "select count(*) from imgsearch.content") == 1
 
 

@@ -1,0 +1,145 @@
+"""Two Ray workers on one machine: the same rows as the local engine, also when one of them is killed on the way."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.errors import UsageError
+from pgimgsearch.pipeline import on_ray, opening, register, run, scan, shards
+from pgimgsearch.pipeline.item import OUTCOMES
+from tests.integration.test_sources import tar_of
+from tests.pictures import photo
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+FILES, TWINS, A_PART = 600, 60, 40
+MODELS = ["palette", "pdq"]
+TABLES = {
+    "images": "select i.path, encode(c.sha256, 'hex'), c.width, c.height, i.modified_at from imgsearch.image i "
+    "join imgsearch.content c using (content_id) order by 1",
+    "palette": "select encode(c.sha256, 'hex'), e.embedding::text from imgsearch.embedding_palette_32 e "
+    "join imgsearch.content c using (content_id) order by 1",
+    "pdq": "select encode(c.sha256, 'hex'), e.embedding::text from imgsearch.embedding_pdq_256 e "
+    "join imgsearch.content c using (content_id) order by 1",
+    "failures": "select f.path, m.name, f.kind, f.error_class, f.message, f.bytes from imgsearch.ingest_failure f "
+    "left join imgsearch.model m using (model_id) order by 1, 2",
+}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(FILES):
+        photo(folder / f"{number:04}.png", seed=number)
+    for number in range(TWINS):
+        (folder / f"twin-{number:04}.png").write_bytes((folder / f"{number:04}.png").read_bytes())
+    (folder / "broken.jpg").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One for all tests, as it takes seconds to start."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=200 << 20)
+    yield
+    ray.shutdown()
+
+
+def rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
+    return {name: connection.execute(sql.SQL(query)).fetchall() for name, query in TABLES.items()}  # type: ignore[arg-type]
+
+
+def ingest(
+    url: str, source: scan.Source, progress: Callable[[int], None] = lambda _: None, **options: bool
+) -> run.Report:
+    wish = opening.Wish(MODELS)
+    chosen = run.Options(**options)
+    models = opening.open_models(url, wish, [source], chosen, lambda _: None)
+    return on_ray.ingest(url, source, models, chosen, wish=wish, workers=2, progress=progress)
+
+
+def locally(url: str, source: scan.Source) -> dict[str, list[tuple[object, ...]]]:
+    """What the local engine makes of it; the tables are empty again afterwards."""
+    with connect(url) as connection:
+        models = [register.open_model(connection, name) for name in MODELS]
+        run.ingest(url, source, models, run.Options(workers=2))
+        found = rows(connection)
+        connection.execute("truncate imgsearch.content, imgsearch.collection cascade")
+    return found
+
+
+def assert_adds_up(report: run.Report, connection: Connection) -> None:
+    for counts in report.counts.values():
+        assert counts["scanned"] == sum(counts[name] for name in OUTCOMES) == FILES + TWINS + 1
+    stored = connection.execute(
+        "select status, counts from imgsearch.ingest_run where source = %s order by run_id desc limit 1",
+        [report.source],
+    ).fetchone()
+    assert stored == ("complete", report.counts)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_same_rows_as_the_local_engine_although_a_worker_is_lost(
+    url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "FILES_A_PART", A_PART)
+    wanted = locally(url, scan.folder_source(many))
+    killed = []
+
+    def kill_one(_: int) -> None:
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "Worker" in " ".join(p.info["cmdline"] or [])
+                   and (p.info["cmdline"] or [""])[0].startswith("ray::")]  # fmt: skip
+        if workers and not killed:
+            killed.append(workers[0])
+            workers[0].kill()
+
+    report = ingest(url, scan.folder_source(many), kill_one)
+    assert killed
+    assert_adds_up(report, connection)
+    assert rows(connection) == wanted
+    again = ingest(url, scan.folder_source(many))
+    assert again.counts["palette"]["unchanged"] == FILES + TWINS
+    assert rows(connection) == wanted
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_database_goes_away(url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections are ended over and over, of workers and of the driver."""
+    monkeypatch.setattr(on_ray, "FILES_A_PART", A_PART)
+    wanted = locally(url, scan.folder_source(many))
+    with psycopg.connect(url, autocommit=True) as killer:
+
+        def end(_: int) -> None:
+            killer.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = current_database() and application_name = 'pgimgsearch'"
+            )
+
+        report = ingest(url, scan.folder_source(many), end)
+    assert_adds_up(report, connection)
+    assert rows(connection) == wanted
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_go_one_by_one(url: str, connection: Connection, many: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in many.iterdir())
+    places = [str(tmp_path / f"{number}.tar") for number in range(4)]
+    for number, place in enumerate(places):
+        Path(place).write_bytes(tar_of({name: (many / name).read_bytes() for name in names[number::4]}))
+    wanted = locally(url, shards.shard_source(places))
+    report = ingest(url, shards.shard_source(places))
+    assert_adds_up(report, connection)
+    assert rows(connection) == wanted
+
+
+def test_what_needs_one_machine_is_refused(url: str, many: Path) -> None:
+    for option in ("prune", "skip_duplicates"):
+        with pytest.raises(UsageError, match="does not go with --engine ray"):
+            ingest(url, scan.folder_source(many), **{option: True})
