@@ -135,8 +135,8 @@ def ingest(
 
     found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
     options = Options(
-        collection=collection, workers=workers or Options().workers, limit=limit, prune=prune, retry_failed=retry_failed,
-        skip_duplicates=skip_duplicates,
+        collection=collection, workers=workers or Options().workers, limit=limit, prune=prune,
+        retry_failed=retry_failed, skip_duplicates=skip_duplicates,
         max_pixels=int(max_megapixels * 1e6), max_bytes=int(max_megabytes * 1e6),
     )  # fmt: skip
     with database_url(terminal.settings) as url:

@@ -6,6 +6,7 @@ started again by Ray and repeats its part, of which it finds unchanged what it h
 
 import itertools
 import logging
+import os
 import threading
 import time
 import warnings
@@ -29,7 +30,7 @@ from pgimgsearch.pipeline.run import Options, Refine, Report
 from pgimgsearch.pipeline.scan import ScannedFile, Source
 from pgimgsearch.pipeline.stages import Stage, Stopwatch, stop_signals
 
-FILES_A_PART = 1000
+FILES_A_PART = 500
 PARTS_AT_ONCE = 1000  # handed to Ray together: a list of a million paths, however long the source is
 
 Part = Callable[[], Iterator[ScannedFile]]
@@ -111,7 +112,7 @@ def ingest(
 
 
 def parts(source: Source, root: str, refine: Refine, limit: int | None) -> Iterator[Part]:
-    """Shards one by one, other files a thousand at a time."""
+    """Shards one by one, other files some hundreds at a time."""
     if source.parts:
         for shard in source.parts:
             yield partial(_refined, refine, shard)
@@ -161,6 +162,7 @@ class _cluster:  # noqa: N801  (a context manager that is used once)
 
         self.ours = not ray.is_initialized()
         if self.ours:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails comes as an exception too
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
