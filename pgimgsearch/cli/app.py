@@ -22,6 +22,7 @@ from pgimgsearch.cli import (
     search,
     serve,
     switch,
+    transfer,
 )
 from pgimgsearch.cli.terminal import Group, Terminal, hush_libraries, show_error
 from pgimgsearch.errors import PgImgSearchError
@@ -43,6 +44,8 @@ app.command()(operations.doctor)
 app.command()(serve.serve)
 app.command()(plan.plan)
 app.command()(cluster.cluster)
+app.command()(transfer.export)
+app.command("import")(transfer.bring)
 app.command(help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(duplicates.app, name="duplicates")
 models.app.command("calibrate")(calibrate.calibrate)

@@ -49,7 +49,7 @@ def demo(
             text_cache.keep(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
         with terminal.progress("ingest", total) as bar:
             report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
-        finish(url, models, memory_limit=index.machine_memory())
+        finish(url, [model.stored.name for model in models], memory_limit=index.machine_memory())
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]

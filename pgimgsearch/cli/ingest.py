@@ -21,7 +21,7 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import index
+from pgimgsearch.database import index, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import InterruptedRun, UsageError
@@ -212,17 +212,13 @@ def _refinements(caption_from: Path | None, metadata: Path | None, group_by: str
     return refine
 
 
-def _default_model(connection: object) -> list[str]:
-    from pgimgsearch.database import store
-
-    if store.find_model(connection, "default") is None:  # type: ignore[arg-type]
+def _default_model(connection: Connection) -> list[str]:
+    if store.find_model(connection, "default") is None:
         raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")
     return ["default"]
 
 
 def _all_models(connection: Connection) -> list[str]:
-    from pgimgsearch.database import store
-
     may = store.can_change(connection)  # complete a model that was only declared
     names = [
         model.name for model in store.models(connection)
@@ -258,7 +254,9 @@ def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") ->
 
     limit = index.memory_limit(remote=bool(terminal.settings.db))
     with terminal.progress("index", None) as bar:
-        built = finish(url, models, memory_limit=limit, report=lambda _, done, total: bar(done, total))
+        built = finish(
+            url, [m.stored.name for m in models], memory_limit=limit, report=lambda _, done, total: bar(done, total)
+        )
     for name, what in built.items():
         if what == "built":
             terminal.talk(f"index built: {name}")

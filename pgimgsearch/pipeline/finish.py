@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pgimgsearch.database import coverage, index, locks, store
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import BusyError
-from pgimgsearch.pipeline.loaded import LoadedModel
 
 
 def finish(
-    url: str, models: Sequence[LoadedModel], *, memory_limit: int, report: index.Progress | None = None
+    url: str, names: Sequence[str], *, memory_limit: int, report: index.Progress | None = None
 ) -> dict[str, str]:
     """Build the indexes that do not exist yet and mark the models ready; only an owner may.
 
@@ -18,8 +17,8 @@ def finish(
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
-        for model in models:
-            stored = store.get_model(connection, model.stored.name)
+        for name in names:
+            stored = store.get_model(connection, name)
             if locks.taken(connection, locks.FILL, stored.model_id):
                 continue
             missing = stored.index_method == "none" and index.is_wanted(stored)

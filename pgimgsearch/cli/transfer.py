@@ -1,0 +1,45 @@
+"""``export`` and ``import``: embeddings as Parquet."""
+
+from typing import Annotated
+
+import typer
+
+from pgimgsearch.cli.terminal import ModelOption, terminal_of
+from pgimgsearch.database import index
+from pgimgsearch.database.address import database_url
+
+
+def export(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="A Parquet file, or its address in a store.", metavar="FILE")],
+    model: ModelOption = "default",
+    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Of one collection alone.")] = None,
+) -> None:
+    """Write a model's images and vectors to a Parquet file."""
+    from pgimgsearch.operations import transfer
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, terminal.progress(f"export {target}", None) as bar:
+        rows = transfer.export(url, model, target, collection, lambda done: bar(done, None))
+    terminal.show_one({"file": target, "images": rows})
+
+
+def bring(
+    context: typer.Context,
+    places: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
+    index_after: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
+) -> None:
+    """Bring in what export wrote: images and vectors, without pictures or a model at hand."""
+    from pgimgsearch.operations import transfer
+    from pgimgsearch.pipeline.finish import finish
+
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url:
+        with terminal.progress("import", None) as bar:
+            found = transfer.bring(url, places, lambda done: bar(done, None))
+        if index_after:
+            names = list(dict.fromkeys(one.model for one in found))
+            finish(url, names, memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
+    rows = [{"file": place, "model": one.model, "images": one.images, "skipped": one.skipped}
+            for place, one in zip(places, found, strict=True)]  # fmt: skip
+    terminal.show(rows, ["file", "model", "images", "skipped"])
