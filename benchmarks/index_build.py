@@ -5,10 +5,10 @@ import time
 import numpy as np
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report
+from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
 from pgimgsearch.database import index
 
-ROWS, DIM = 50_000, 768
+ROWS, DIM = sized(50_000), 768
 
 
 def main() -> dict[str, object]:

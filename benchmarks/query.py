@@ -10,11 +10,12 @@ from benchmarks.harness import (
     clustered,
     fresh_database,
     report,
+    sized,
     times_ms,
 )
 from pgimgsearch.database import index, store
 
-ROWS, DIM, QUERIES, ROUNDS = 100_000, 768, 400, 5
+ROWS, DIM, QUERIES, ROUNDS = sized(100_000), 768, 400, 5
 
 BY_HAND = """
 select i.image_id, 1 - (e.embedding <=> q.embedding) as similarity, c.name, i.path, i.external_id, i.group_key,

@@ -8,7 +8,7 @@ import numpy as np
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 
-from benchmarks.harness import add_model, clustered, fresh_database, report
+from benchmarks.harness import add_model, clustered, fresh_database, report, sized
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
@@ -18,7 +18,7 @@ from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.run import FILES_A_CHUNK
 from pgimgsearch.pipeline.scan import ScannedFile
 
-ROWS, DIM, ROUNDS = 20_000, 768, 5
+ROWS, DIM, ROUNDS = sized(20_000), 768, 5
 
 
 def items(vectors: np.ndarray, turn: int) -> list[Item]:

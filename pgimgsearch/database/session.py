@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.errors import DatabaseError, InterruptedRun
+from pgimgsearch.errors import BusyError, DatabaseError, InterruptedRun
 
 PATIENCE = 180.0  # seconds: a managed database takes a minute or two to move to its standby
 REPEATS = 5  # of one piece of work; one that ends the server each time is not the server's fault
@@ -44,7 +44,7 @@ class Session:
 
     def prepare(self, step: Callable[[Connection], None]) -> None:
         """Do what a connection needs before it is used, now and after each loss: locks, temporary tables."""
-        step(self.connection)
+        self.run(lambda: step(self.connection))
         self._steps.append(step)
 
     def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -78,10 +78,14 @@ class Session:
         except RetryError as error:
             if self._stopped.is_set():
                 raise InterruptedRun(hint="run the same command again to go on") from lost
+            last = error.last_attempt.exception() or lost
+            if isinstance(last, BusyError):  # another run took what this one held
+                raise last from lost
             raise DatabaseError(
-                f"the connection to the database was lost, and could not be opened again: {_first_line(lost)}",
+                "the connection to the database was lost, and could not be opened again: "
+                f"{_first_line(lost)}; {_first_line(last)}",
                 hint="what was committed is kept; when the server is there, run the same command again to go on",
-            ) from (error.last_attempt.exception() or lost)
+            ) from last
 
     def _open(self, url: str) -> Connection:
         """A connection that is ready; the lock of one that the server has not missed yet makes it wait."""

@@ -61,7 +61,7 @@ def _figure(member: Member) -> str:
     badge = "keep" if member.keeper else f"{member.kind}{f', {member.turned}' if member.turned else ''}"
     gone = "" if is_url(member.location) or Path(member.location).exists() else "<br>the file is gone"
     facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
-    picture = data_address(Path(member.location))
+    picture = data_address(member.location)
     return (
         f'<figure{" class=keep" if member.keeper else ""}><img loading="lazy" alt="{html.escape(member.path)}" '
         f'src="{picture}"><figcaption><b>{html.escape(badge)}</b> {html.escape(said)}<br>{html.escape(facts)}<br>'

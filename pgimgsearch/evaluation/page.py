@@ -147,7 +147,7 @@ def _figure(what: Shown, kind: str, badge: str, said: str) -> str:
             f'<figure class="{kind}"><div class="text">{html.escape(what.text)}</div>'
             f"<figcaption><b>{badge}</b> {said}</figcaption></figure>"
         )
-    picture = data_address(Path(what.location))
+    picture = data_address(what.location)
     return (
         f'<figure class="{kind}"><img loading="lazy" alt="{html.escape(what.text)}" src="{picture}">'
         f"<figcaption><b>{badge}</b> {said}<br>{html.escape(what.text)}</figcaption></figure>"

@@ -21,15 +21,19 @@ PIXELS = 4 * 224 * 224  # of a piece
 
 
 def cores() -> int:
-    """The cores that this process may use, and no more than OMP_NUM_THREADS says."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lanes() -> int:
+    """The cores that networks may use: OMP_NUM_THREADS, as for the libraries themselves, or all."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return min(there, int(told)) if told.isdigit() and int(told) else there
+    return min(cores(), int(told)) if told.isdigit() and int(told) else cores()
 
 
 def worthwhile(pictures: Sequence[NDArray[Any]]) -> bool:
     """Whether there is a piece for every core; else all of them together are faster at what there is."""
-    return 1 < cores() <= len(pictures)
+    return 1 < lanes() <= len(pictures)
 
 
 def embed(
@@ -40,7 +44,7 @@ def embed(
     ``value_bytes`` is the width of the numbers that it computes with.
     """
     piece = max(1, PIXELS * 4 // value_bytes // (pictures[0].shape[-1] * pictures[0].shape[-2]))
-    pieces = max(cores(), -(-len(pictures) // piece))
+    pieces = max(lanes(), -(-len(pictures) // piece))
     bounds = [len(pictures) * number // pieces for number in range(pieces + 1)]
     chosen = [pictures[start:end] for start, end in pairwise(bounds)]
     parts = list(_pool().map(forward, chosen))
@@ -49,4 +53,4 @@ def embed(
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="lane")
+    return ThreadPoolExecutor(lanes(), thread_name_prefix="lane")

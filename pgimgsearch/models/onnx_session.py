@@ -23,7 +23,7 @@ class Session:
 
     def __init__(self, path: Path, device: str) -> None:
         self._path = path
-        self._session, self.device = _open(path, device, lanes.cores())
+        self._session, self.device = _open(path, device, lanes.lanes())
         self.inputs: list[Any] = self._session.get_inputs()
         self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
         batch = self.inputs[0].shape[0] if self.inputs[0].shape else None

@@ -9,7 +9,7 @@ from pgimgsearch.errors import UsageError
 from pgimgsearch.operations.neighbours import Seen, overlap
 from pgimgsearch.pipeline.decode import register_formats
 from pgimgsearch.pipeline.page import html_page
-from pgimgsearch.pipeline.scan import is_url, location_of
+from pgimgsearch.pipeline.scan import location_of
 from pgimgsearch.pipeline.thumbnail import data_address
 
 SHOWN = 12  # images; that is up to 252 pictures, of about 10 kB each
@@ -80,8 +80,9 @@ def _section(image: Seen, names: tuple[str, str], pictures: dict[int, tuple[str,
 
 
 def _picture(name: str, location: str) -> tuple[str, str]:
-    """Its name, and the picture itself; addresses are left as they are."""
-    return name, location if is_url(location) else data_address(Path(location), 160)
+    """Its name, and the picture itself; addresses of the web are left as they are."""
+    web = location.startswith(("http://", "https://"))
+    return name, location if web else data_address(location, 160)
 
 
 def _figure(picture: tuple[str, str], kind: str, badge: str) -> str:

@@ -17,12 +17,13 @@ from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.session import session
 from pgimgsearch.database.store import Canary, StoredModel, StoredReduction
-from pgimgsearch.errors import DriftError, ModelError, SourceError, UsageError
+from pgimgsearch.errors import DriftError, SourceError, UsageError
 from pgimgsearch.pipeline import books
 from pgimgsearch.pipeline.copy_in import Writer, drop_orphans
 from pgimgsearch.pipeline.decode import PictureFacts
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.loaded import why_not
+from pgimgsearch.pipeline.parquet import libraries
 from pgimgsearch.pipeline.scan import ScannedFile
 
 ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
@@ -54,7 +55,7 @@ class Imported:
 
 def export(url: str, name: str, target: str, collection: str | None, progress: Progress = lambda _: None) -> int:
     """Write a model's images and vectors to a Parquet file or address; returns how many. All as of one moment."""
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = libraries()
     with connect(url) as connection, connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         model = store.get_model(connection, name)
@@ -89,7 +90,7 @@ def bring(url: str, places: Sequence[str], progress: Progress = lambda _: None) 
     Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
     by the name of the model. What was committed before is kept, and the same call goes on.
     """
-    _, parquet = _pyarrow()
+    _, parquet = libraries()
     total, found = 0, []
     for place in places:
         with _opened(place, parquet) as table:
@@ -240,14 +241,3 @@ def _opened(place: str, parquet: Any) -> Iterator[Any]:
                 f"cannot read {place}: {error}", hint="name a Parquet file that pgimgsearch export made"
             ) from error
         yield table
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ModelError(
-            "Parquet needs the package pyarrow, which is not installed", hint="run: pip install 'pgimgsearch[parquet]'"
-        ) from error
-    return pyarrow, parquet

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pgimgsearch.pipeline.stages import Stage
 
 POOLED = {"read", "decode"}  # these run in all workers, the others one at a time
+TOGETHER = {"embed": "embed", "compare": "write"}  # first word of stages that take turns in one thread -> its name
 ENOUGH = 64  # pictures, below which the start is most of a run
 LIGHT = 0.5  # of the time: less busy than that, no stage binds
 
@@ -21,19 +22,19 @@ class Binding:
 
 def binding(stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str) -> Binding | None:
     """The stage that binds a run of ``seconds`` with a network on ``device``; None where none does, or few were new."""
-    shares = {
-        name: stage.seconds / seconds / (workers if name in POOLED else 1)
-        for name, stage in stages.items()
-        if stage.pictures >= ENOUGH
-    }
-    name = max(shares, key=lambda stage: shares[stage], default=None)
-    if name is None or shares[name] < LIGHT:
+    shares: dict[str, float] = {}
+    for name, stage in stages.items():
+        if stage.pictures >= ENOUGH:
+            thread = TOGETHER.get(name.partition(" ")[0], name)
+            shares[thread] = shares.get(thread, 0.0) + stage.seconds / seconds / (workers if name in POOLED else 1)
+    busiest = max(shares, key=lambda stage: shares[stage], default="")
+    if shares.get(busiest, 0.0) < LIGHT:
         return None
-    return Binding(name, min(shares[name], 1.0), _advice(name, workers, cores, device))
+    return Binding(busiest, min(shares[busiest], 1.0), _advice(busiest, workers, cores, device))
 
 
 def _advice(stage: str, workers: int, cores: int, device: str) -> str:
-    if stage.startswith("embed "):
+    if stage == "embed":
         if device != "cpu":
             return "a second GPU, --dtype bf16 or fp16, or a lighter model"
         return (
@@ -44,6 +45,8 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
         return f"--workers {cores}"
     if stage == "decode":
         return "more cores, or smaller pictures"
+    if stage == "scan":
+        return "a faster disk or store: listing or reading the source takes long; for shards, --engine ray"
     if stage == "read":
         return "a faster disk or network, or more --workers, as most of them wait"
     return (

@@ -52,6 +52,18 @@ def note(connection: Connection, run_id: int, counts: Counts) -> None:
     )
 
 
+def settle(session: Session, collection_id: int, run_id: int, shards: Sequence[str]) -> None:
+    """Forget failures of whole shards that this run, which is complete, has read to their ends."""
+    if shards:
+        session.run(
+            lambda: session.connection.execute(
+                "delete from imgsearch.ingest_failure f using imgsearch.ingest_run r where r.run_id = %s "
+                "and f.collection_id = %s and f.path = any(%s) and f.last_at < r.started_at",
+                [run_id, collection_id, list(shards)],
+            )
+        )
+
+
 def end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
     """Close a run with its counts and the times of its stages."""
     timings = {name: asdict(stage) for name, stage in watch.stages.items()}

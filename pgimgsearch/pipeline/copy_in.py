@@ -202,6 +202,15 @@ class Writer:
         ]
 
 
+def orphans(session: Session) -> list[int]:
+    """Contents that no image shows."""
+    rows = session.connection.execute(
+        "select content_id from imgsearch.content c "
+        "where not exists (select from imgsearch.image i where i.content_id = c.content_id)"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
 def drop_orphans(session: Session, contents: Iterable[int]) -> None:
     """Drop contents that no image shows any more, once nothing of the run can need them.
 

@@ -7,7 +7,7 @@ from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
-from pgimgsearch.pipeline import remote, shards
+from pgimgsearch.pipeline import remote, webdataset
 from pgimgsearch.pipeline.scan import ScannedFile, is_url
 
 TIMEOUT = 30.0
@@ -23,8 +23,8 @@ class EmptyFile(ValueError):  # noqa: N818
 
 def read(location: str, max_bytes: int) -> bytes:
     """Read a file, an address or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
-    if shards.is_member(location):
-        data = shards.read_member(location, max_bytes + 1)
+    if webdataset.is_member(location):
+        data = webdataset.read_member(location, max_bytes + 1)
     elif location.startswith(("http://", "https://")):
         data = _download(location, max_bytes)
     elif is_url(location):

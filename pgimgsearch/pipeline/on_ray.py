@@ -10,40 +10,41 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psycopg
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from pgimgsearch.database import store
 from pgimgsearch.database.session import session
 from pgimgsearch.errors import DatabaseError, ModelError, PgImgSearchError, UsageError
 from pgimgsearch.pipeline import books, opening, run
-from pgimgsearch.pipeline.copy_in import drop_orphans
+from pgimgsearch.pipeline.copy_in import drop_orphans, orphans
 from pgimgsearch.pipeline.item import OUTCOMES, Counts
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.opening import Wish
 from pgimgsearch.pipeline.run import Options, Refine, Report
-from pgimgsearch.pipeline.scan import ScannedFile, Source
+from pgimgsearch.pipeline.scan import Part, ScannedFile, Source
 from pgimgsearch.pipeline.stages import Stage, Stopwatch, stop_signals
 
 FILES_A_PART = 500
+RESTARTS, RETRIES = 20, 3  # of a worker; of one part, as a picture that ends every worker would go on for ever
 PARTS_AT_ONCE = 1000  # handed to Ray together: a list of a million paths, however long the source is
-
-Part = Callable[[], Iterator[ScannedFile]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What every worker has to know."""
 
-    url: str
+    url: str = field(repr=False)
     wish: Wish
     options: Options
     collection_id: int
+    root: str
+    refine: Refine
 
 
 class Worker:
@@ -57,15 +58,19 @@ class Worker:
         """Bring one part into the database; what was done goes back to the driver."""
         from ray import cloudpickle
 
-        part: Part = cloudpickle.loads(batch["part"][0])
-        counts, watch = Counts([model.stored.name for model in self.models]), Stopwatch()
+        counts, stages = self.bring(cloudpickle.loads(batch["part"][0]))
+        return {"done": [cloudpickle.dumps((counts.by_model, stages))]}
+
+    @retry(retry=retry_if_exception_type(DatabaseError), stop=stop_after_attempt(3), reraise=True)
+    def bring(self, part: list[ScannedFile] | Part) -> tuple[Counts, dict[str, Any]]:
+        """One part; again where its connections could not even be opened, as the server was just going away."""
+        job, watch = self.job, Stopwatch()
+        counts = Counts([model.stored.name for model in self.models])
+        files = iter(part) if isinstance(part, list) else part(job.root)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            replaced = run.part(
-                self.job.url, self.job.collection_id, self.models, part(), self.job.options, counts, watch
-            )
-        stages = {name: asdict(stage) for name, stage in watch.stages.items()}
-        return {"done": [cloudpickle.dumps((counts.by_model, stages, replaced))]}
+            run.part(job.url, job.collection_id, self.models, job.refine(files), job.options, counts, watch)
+        return counts, {name: asdict(stage) for name, stage in watch.stages.items()}
 
 
 def ingest(
@@ -81,10 +86,10 @@ def ingest(
     _check(source, options)
     start = time.perf_counter()
     with ExitStack() as stack:
-        stopped = stack.enter_context(stop_signals())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Ray warns of what it does to tests and to a cluster that is busy
-        each = stack.enter_context(_cluster(workers, on_gpu=any(m.encoder.device.startswith("cuda") for m in models)))
+        each = stack.enter_context(_cluster(workers, wish.placement.device))
+        stopped = stack.enter_context(stop_signals())  # after Ray, which has a handler of its own
         driver = stack.enter_context(session(url, stopped, tell))
         counts, watch = Counts([model.stored.name for model in models]), Stopwatch()
         collection_id, collection, root = store.open_collection(
@@ -92,16 +97,16 @@ def ingest(
         )
         books.lock(driver, collection_id, collection)
         run_id = books.begin(driver.connection, collection_id, source.label, models)
-        job = Job(url, wish, replace(options, workers=each.cpus), collection_id)
-        replaced: set[int] = set()
+        job = Job(url, wish, replace(options, workers=each.cpus), collection_id, root, refine)
         try:
-            for done, stages, contents in _results(job, each, parts(source, root, refine, options.limit), stopped):
+            for done, stages in _results(job, each, parts(source, root, options.limit), stopped):
                 _add(counts, watch, done, stages)
-                replaced |= contents
                 driver.run(lambda: books.note(driver.connection, run_id, counts))
                 progress(counts.done())
             status = "interrupted" if stopped.is_set() else "complete"
-            drop_orphans(driver, replaced)
+            if status == "complete":
+                books.settle(driver, collection_id, run_id, [part.path(root) for part in source.parts])
+            drop_orphans(driver, driver.run(orphans, driver))  # a worker that is lost cannot tell its own
         except BaseException:
             with suppress(psycopg.OperationalError):
                 books.end(driver.connection, run_id, "failed", counts, watch)
@@ -111,19 +116,14 @@ def ingest(
                   left_out=source.left_out[0])  # fmt: skip
 
 
-def parts(source: Source, root: str, refine: Refine, limit: int | None) -> Iterator[Part]:
+def parts(source: Source, root: str, limit: int | None) -> Iterator[list[ScannedFile] | Part]:
     """Shards one by one, other files some hundreds at a time."""
     if source.parts:
-        for shard in source.parts:
-            yield partial(_refined, refine, shard)
+        yield from source.parts
         return
-    files = itertools.islice(refine(source.files(root)), limit)
+    files = itertools.islice(source.files(root), limit)
     while chunk := list(itertools.islice(files, FILES_A_PART)):
-        yield partial(iter, chunk)
-
-
-def _refined(refine: Refine, shard: Part) -> Iterator[ScannedFile]:
-    return refine(shard())
+        yield chunk
 
 
 def _check(source: Source, options: Options) -> None:
@@ -145,46 +145,56 @@ class Each:
     gpus: int
 
 
-class _cluster:  # noqa: N801  (a context manager that is used once)
+@contextmanager
+def _cluster(workers: int | None, device: str) -> Iterator[Each]:
     """Connect to the cluster, or start one here and stop it at the end."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ModelError(
+            "--engine ray needs the package ray, which is not installed", hint="run: pip install 'pgimgsearch[ray]'"
+        ) from error
+    import ray.data
 
-    def __init__(self, workers: int | None, *, on_gpu: bool) -> None:
-        self.workers, self.on_gpu = workers, on_gpu
-
-    def __enter__(self) -> Each:
-        try:
-            import ray
-        except ImportError as error:
-            raise ModelError(
-                "--engine ray needs the package ray, which is not installed", hint="run: pip install 'pgimgsearch[ray]'"
-            ) from error
-        import ray.data
-
-        self.ours = not ray.is_initialized()
-        if self.ours:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails comes as an exception too
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails comes as an exception too
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.raise_original_map_exception = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        there = ray.cluster_resources()
-        cpus, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0)) if self.on_gpu else 0
-        workers = self.workers or gpus or 1
-        if workers > max(cpus, gpus):
-            raise UsageError(f"the cluster has {cpus} cores, too few for {workers} workers", hint="take fewer")
-        return Each(workers, max(1, cpus // workers), 1 if gpus else 0)
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-
-        if self.ours:
+        yield shares([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, device)
+    finally:
+        if ours:
             ray.shutdown()
 
 
+def shares(nodes: Sequence[Mapping[str, float]], workers: int | None, device: str) -> Each:
+    """How many workers, and what each gets, so that every one fits onto a machine of the cluster."""
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    able = [node for node in nodes if not on_gpu or node.get("GPU", 0)]
+    places = gpus if on_gpu else sum(int(node.get("CPU", 0)) for node in able)
+    count = workers or (gpus if on_gpu else len(able))
+    if not able or count > places:
+        what = "GPUs" if on_gpu else "cores"
+        raise UsageError(
+            f"the cluster has {places} {what}, too few for {count} workers", hint="take fewer --ray-workers"
+        )
+    if on_gpu:
+        return Each(count, max(1, min(int(node.get("CPU", 1) // node["GPU"]) for node in able)), 1)
+    cpus = 1
+    while sum(int(node.get("CPU", 0)) // (cpus + 1) for node in able) >= count:
+        cpus += 1
+    return Each(count, cpus, 0)
+
+
 def _results(
-    job: Job, each: Each, found: Iterator[Part], stopped: threading.Event
-) -> Iterator[tuple[dict[str, Any], dict[str, Any], set[int]]]:
+    job: Job, each: Each, found: Iterator[list[ScannedFile] | Part], stopped: threading.Event
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """What workers report, part by part, in no order."""
     import ray.data
     from ray import cloudpickle
@@ -194,7 +204,7 @@ def _results(
         rows = [{"part": cloudpickle.dumps(part)} for part in some]
         todo = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Worker, fn_constructor_args=(job,), batch_size=1, concurrency=each.workers, num_cpus=each.cpus,
-            num_gpus=each.gpus,
+            num_gpus=each.gpus, max_restarts=RESTARTS, max_task_retries=RETRIES,
         )  # fmt: skip
         try:
             for row in todo.iter_rows():
@@ -212,8 +222,11 @@ def _told(error: BaseException) -> PgImgSearchError:
         inner = getattr(inner, "cause", None) or inner.__cause__
     if inner is not None:
         return type(inner)(str(inner), hint=inner.hint)
-    return DatabaseError(
-        f"a worker failed: {str(error).strip().splitlines()[-1]}", hint="run the same command again to go on"
+    cause = getattr(error, "cause", None) or error
+    told = (str(cause).strip().splitlines() or [""])[0]
+    return PgImgSearchError(
+        f"a worker failed: {type(cause).__name__}: {told}",
+        hint="what was committed is kept; run the same command again to go on, with --engine local to see it closer",
     )
 
 

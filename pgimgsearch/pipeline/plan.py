@@ -105,12 +105,13 @@ class Planner:
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
         same = known is not None and _same(file, known["bytes"], known["modified_at"])
+        again = self.retry_failed or file.unlisted
         wanted = set()
         for position, model in enumerate(self.models):
             earlier = failed.get(model.model_id) or failed.get(None)
             if same and known["have"][position]:
                 self.counts.add(position, "unchanged")
-            elif earlier and not self.retry_failed and _same(file, earlier["bytes"], earlier["modified_at"]):
+            elif earlier and not again and _same(file, earlier["bytes"], earlier["modified_at"]):
                 self.counts.add(position, "skipped")
             else:
                 wanted.add(position)

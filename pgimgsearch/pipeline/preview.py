@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
@@ -18,7 +19,7 @@ from pgimgsearch.pipeline.scan import Source
 def preview(
     url: str, source: Source, names: Sequence[str], options: Options, *, refine: Refine = lambda files: files
 ) -> Report:
-    """What ``ingest`` would do by names, sizes and times, without reading, loading or writing anything.
+    """What ``ingest`` would do by names, sizes and times, without decoding, loading or writing anything.
 
     A model that is not stored yet would embed every file.
     """
@@ -29,7 +30,8 @@ def preview(
         collection_id, collection, root = store.open_collection(
             connection, options.collection, source.root, source.default_collection
         )
-        files = list(itertools.islice(refine(source.files(root)), options.limit))
+        found_files = itertools.islice(refine(source.files(root)), options.limit)
+        files = [replace(file, data=None) for file in found_files]
         for position, model in enumerate(found):
             own = Counts([names[position]])
             planner = Planner(Session(connection), collection_id, [model] if model else [], own, options.retry_failed)

@@ -81,6 +81,10 @@ def ingest(
             "--prune with --skip-duplicates would remove what was renamed: the new name is refused, the old one gone",
             hint="run one after the other",
         )
+    if options.prune and not source.whole:
+        raise UsageError(
+            f"--prune would remove what {source.label} does not name", hint="prune folders, prefixes, lists or queries"
+        )
     start = time.perf_counter()
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signals())
@@ -92,7 +96,7 @@ def ingest(
         )
         books.lock(writer, collection_id, collection)
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed, remember=options.prune)
-        files = _checked(itertools.islice(refine(source.files(root)), options.limit), planner, stopped, progress)
+        files = _checked(itertools.islice(refine(source.files(root)), options.limit), planner, stopped, watch, progress)
         run_id = books.begin(writer.connection, collection_id, source.label, models)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
@@ -102,9 +106,12 @@ def ingest(
             door = Door(writer, stored) if options.skip_duplicates else None
             _work(sink, planner, door, files, models, options, watch, progress, stopped)
             status = "interrupted" if stopped.is_set() else "complete"
-            gone = _prune(planner, source, root) if status == "complete" and options.prune else []
-            pruned = len(gone)
-            drop_orphans(writer, {*sink.replaced, *gone})
+            drop_orphans(writer, sink.replaced)
+            if status == "complete":
+                books.settle(writer, collection_id, run_id, [part.path(root) for part in source.parts])
+                gone = _prune(planner, source, root) if options.prune else []
+                drop_orphans(writer, gone)
+                pruned = len(gone)
         except BaseException:
             with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one
                 books.end(writer.connection, run_id, "failed", counts, watch)
@@ -119,17 +126,13 @@ def ingest(
 def part(
     url: str, collection_id: int, models: Sequence[LoadedModel], files: Iterator[ScannedFile], options: Options,
     counts: Counts, watch: Stopwatch,
-) -> set[int]:  # fmt: skip
-    """Bring some files of a run into the database, whose lock and books others keep.
-
-    Returns the contents that images showed before and do not show any more.
-    """
+) -> None:  # fmt: skip
+    """Bring some files of a run into the database, whose lock and books others keep."""
     stored = [model.stored for model in models]
     with session(url) as reader, session(url) as writer:
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed)
         sink = Writer(writer, collection_id, None, stored)
         _work(sink, planner, None, files, models, options, watch, lambda _: None, threading.Event())
-    return sink.replaced
 
 
 def _work(
@@ -166,10 +169,10 @@ def _stages(
     def read(item: Item) -> Item:
         if item.failure is None:
             with watch.time("read"):
+                file, item.file = item.file, replace(item.file, data=None)  # the bytes go on in the item alone
                 try:
-                    item.data = fetch.content(item.file, options.max_bytes)
+                    item.data = fetch.content(file, options.max_bytes)
                     digest(item)
-                    item.file = replace(item.file, data=None)
                 except Exception as error:  # a broken or vanished file never stops a run
                     item.fail(error)
         return item
@@ -229,11 +232,14 @@ def _write(writer: Writer, planner: Planner, door: Door | None, items: list[Item
 
 
 def _checked(
-    files: Iterator[ScannedFile], planner: Planner, stopped: threading.Event, progress: Callable[[int], None]
-) -> Iterator[ScannedFile]:
+    files: Iterator[ScannedFile], planner: Planner, stopped: threading.Event, watch: Stopwatch,
+    progress: Callable[[int], None],
+) -> Iterator[ScannedFile]:  # fmt: skip
     """The files until ``stopped`` is set; to prune with a folder that could not be read would remove all of it."""
-    for number, file in enumerate(files):
-        if stopped.is_set():
+    for number in itertools.count():
+        with watch.time("scan"):
+            file = next(files, None)
+        if file is None or stopped.is_set():
             return
         if file.unlisted and planner.remember:
             raise UsageError(

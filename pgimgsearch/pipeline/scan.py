@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.pipeline.decode import register_formats
@@ -39,11 +39,22 @@ class ScannedFile:
     data: bytes | None = field(default=None, repr=False)
 
 
+class Part(Protocol):
+    """A shard of a source."""
+
+    def path(self, root: str) -> str:
+        """Its own path as it is stored, where it fails as a whole."""
+
+    def __call__(self, root: str) -> Iterator[ScannedFile]:
+        """Its files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where files come from. ``root`` is what paths are relative to; ``scope`` limits pruning to a folder in it.
 
-    ``parts`` are its shards, where it consists of some: each gives its own files.
+    ``parts`` are its shards, where it consists of some: each gives its own files. ``whole`` is whether what it does not
+    name is gone, within its scope: what pruning goes by.
     """
 
     label: str
@@ -53,7 +64,8 @@ class Source:
     count: Callable[[], int | None] = lambda: None
     scope: str | None = None
     left_out: list[int] = field(default_factory=lambda: [0])
-    parts: Sequence[Callable[[], Iterator[ScannedFile]]] = ()
+    parts: Sequence[Part] = ()
+    whole: bool = True
 
 
 def is_url(path: str) -> bool:
@@ -97,7 +109,10 @@ def folder_source(path: Path) -> Source:
     def count() -> int:
         total = sum(1 for _ in _walk(path, extensions, [0]))
         if total == 0:
-            raise SourceError(f"there are no pictures in {path}", hint="give a folder that holds some, at any depth")
+            raise SourceError(
+                f"there are no pictures in {path}",
+                hint="give a folder that holds some, at any depth; tars and Parquet are named one by one: DIR/*.tar",
+            )
         return total
 
     return Source(str(path), path.name or "root", str(path), files, count, str(path), left_out)
@@ -132,7 +147,7 @@ def list_source(path: str) -> Source:
 
 def address_source(url: str) -> Source:
     """One picture of the web."""
-    return Source(url, "web", None, lambda _: iter([ScannedFile(url, url)]), lambda: 1)
+    return Source(url, "web", None, lambda _: iter([ScannedFile(url, url)]), lambda: 1, whole=False)
 
 
 def files_source(folder: Path, files: Sequence[Path]) -> Source:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from pgimgsearch.pipeline import fetch
 
-def data_address(path: Path, side: int = 320) -> str:
+MOST_BYTES = 256 << 20
+
+
+def data_address(location: str | Path, side: int = 320) -> str:
     """A picture as a ``data:`` address of a JPEG of at most ``side`` pixels; grey where it cannot be read."""
     out = io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(fetch.read(str(location), MOST_BYTES))) as image:
             image.draft("RGB", (side, side))
             small = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):  # moved or broken meanwhile: the caption says which
+    except Exception:  # moved or broken meanwhile, in whatever way its store tells: the caption says which
         small = Image.new("RGB", (side, side), "lightgrey")
     small.thumbnail((side, side))
     small.save(out, "JPEG", quality=80)

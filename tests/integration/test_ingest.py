@@ -257,7 +257,7 @@ def test_contents_in_use_survive_the_dropping_of_others(
     connection.execute("delete from imgsearch.image where path <> 'a/00.png'")
     every = [row[0] for row in connection.execute("select content_id from imgsearch.content").fetchall()]
     with connect(url) as opened:
-        drop_orphans(Session(opened), 1, 1, []).drop_orphans(every)
+        drop_orphans(Session(opened), every)
     assert one(connection, "select count(*) from imgsearch.content") == 1
 
 

@@ -1,5 +1,6 @@
 """Pictures from tars, Parquet and object stores: the same rows as from a folder, and what breaks is named."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -14,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import parquet
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.errors import SourceError
-from pgimgsearch.pipeline import fetch, remote, run, shards
+from pgimgsearch.errors import SourceError, UsageError
+from pgimgsearch.pipeline import fetch, remote, run, scan, shards
 from pgimgsearch.pipeline.sources import named
 from tests.pictures import photo
 
@@ -49,7 +50,7 @@ def memory() -> Iterator[MemoryFileSystem]:
 
 def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode=mode, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
         for name, data in members.items():
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(data), 1_700_000_000
@@ -117,7 +118,7 @@ def test_a_sample_is_its_picture_caption_and_metadata(
     ]
     failure = stored(connection, "select path, message from imgsearch.ingest_failure")
     assert failure[0] == "wds.tar/a/003.png"
-    assert "what is said of it cannot be read" in failure[1]
+    assert "what is said of it cannot be stored" in failure[1]
 
 
 @pytest.mark.parametrize("layout", ["bytes", "hub"])
@@ -163,9 +164,92 @@ def test_a_corrupt_shard_is_named_and_the_next_one_is_read(
     failures = dict(connection.execute("select path, message from imgsearch.ingest_failure").fetchall())
     assert set(failures) == {"1.tar", "2.tar", "3.parquet", "5.parquet"}
     assert "words" in failures["5.parquet"]
+    assert counts(ingest(source))["failed"] == 4  # told again, as it may be mended at any time
     (tmp_path / "1.tar").write_bytes(whole)
     ingest(source)
     assert stored(connection)[1] == FILES
+    left = connection.execute("select array_agg(path order by path) from imgsearch.ingest_failure").fetchone()
+    assert left == (["2.tar", "3.parquet", "5.parquet"],)
+
+
+@pytest.mark.parametrize("kind", ["header", "cut between members", "noise"])
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_tar_that_breaks_between_its_members_is_named(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes], kind: str, ending: str
+) -> None:
+    names = list(pictures)
+    before = len(tar_of({name: pictures[name] for name in names[:5]}).rstrip(b"\0"))
+    before += -before % 512
+    whole = bytearray(tar_of(pictures))
+    if kind == "cut between members":
+        del whole[before:]
+    else:
+        whole[before : before + (512 if kind == "header" else 3000)] = b"x" * (512 if kind == "header" else 3000)
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(bytes(whole)) if ending == "tar.gz" else bytes(whole))
+    assert counts(ingest(named([str(path)], None)[0])) == {"embedded": 5, "failed": 1}
+    assert "breaks off" in stored(connection, "select message from imgsearch.ingest_failure")[0]
+
+
+def test_a_shard_below_a_collection_is_part_of_it(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    photo(tmp_path / "all" / "first.png", seed=77)
+    ingest(tmp_path / "all")
+    for folder, name in zip("ab", pictures, strict=False):
+        (tmp_path / "all" / folder).mkdir()
+        (tmp_path / "all" / folder / "1.tar").write_bytes(tar_of({"x.png": pictures[name]}))
+        assert ingest(named([str(tmp_path / "all" / folder / "1.tar")], None)[0]).collection == "all"
+    paths = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
+    assert paths == (["a/1.tar/x.png", "b/1.tar/x.png", "first.png"],)
+    root = stored(connection, "select root from imgsearch.collection")[0]
+    assert fetch.read(scan.location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
+
+
+def test_what_names_not_everything_cannot_prune(ingest: Ingest, tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(pictures))
+    for place in (str(tmp_path / "a.tar"), "https://example.com/a.jpg"):
+        with pytest.raises(UsageError, match="would remove what"):
+            ingest(named([place], None)[0], prune=True)
+
+
+def test_what_postgres_could_not_store_fails_one_picture(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    one, *others = pictures.values()
+    said = {
+        "1.txt": b"a\0b", "2.json": b'{"a": NaN}', "3.json": b'{"a": "\\u0000"}', "4.json": b'{"a": "\\ud800"}',
+        "5.json": b'{"a": 1e999}', "6.txt": b"\xff", "7.json": b"[1]",
+    }  # fmt: skip
+    members = {"0.png": one}
+    for (name, text), data in zip(said.items(), others, strict=False):
+        members |= {name: text, name.partition(".")[0] + ".png": data}
+    members |= {"caf\udce9.png": others[-1], "../../out.png": others[-2], "._0.png": b"hidden"}
+    (tmp_path / "bad.tar").write_bytes(tar_of(members))
+    assert counts(ingest(named([str(tmp_path / "bad.tar")], None)[0])) == {"embedded": 3, "failed": len(said)}
+    kept = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
+    assert kept == (["bad.tar/0.png", "bad.tar/caf\\xe9.png", "bad.tar/out.png"],)
+    table = pa.table({
+        "jpg": others[:4], "score": [0.5, float("nan"), 1.0, float("inf")], "mask": [{"bytes": one, "path": "m"}] * 4,
+        "path": ["same", "same", "other", "last"],
+    })  # fmt: skip
+    parquet.write_table(table, tmp_path / "b.parquet")
+    report = ingest(named([str(tmp_path / "b.parquet")], None)[0])
+    assert report.counts["palette"]["failed"] == 1
+    rows = connection.execute("select path, metadata from imgsearch.image where path ~ 'parquet' order by 1").fetchall()
+    assert rows == [
+        ("b.parquet/00000001-same", {}), ("b.parquet/other", {"score": 1.0}), ("b.parquet/same", {"score": 0.5}),
+    ]  # fmt: skip
+
+
+def test_a_folder_may_be_called_like_a_tar(ingest: Ingest, tmp_path: Path) -> None:
+    photo(tmp_path / "set" / "extracted.tar" / "a.png", seed=5)
+    assert counts(ingest(tmp_path / "set")) == {"embedded": 1}
+
+
+def test_a_user_in_an_address_is_refused() -> None:
+    with pytest.raises(UsageError, match="with a user in it"):
+        named(["https://me:secret@example.com/a.tar"], None)
 
 
 def test_an_object_store_is_what_a_folder_is(

@@ -1,5 +1,6 @@
 """Two Ray workers on one machine: the same rows as the local engine, also when one of them is killed on the way."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,6 +108,38 @@ def test_the_same_rows_as_the_local_engine_although_a_worker_is_lost(
     again = ingest(url, scan.folder_source(many))
     assert again.counts["palette"]["unchanged"] == FILES + TWINS
     assert rows(connection) == wanted
+
+
+@pytest.mark.usefixtures("cluster")
+def test_contents_that_were_replaced_are_gone(url: str, connection: Connection, tmp_path: Path) -> None:
+    for number in range(40):
+        photo(tmp_path / f"{number}.png", seed=number)
+    ingest(url, scan.folder_source(tmp_path))
+    for number in range(20):
+        photo(tmp_path / f"{number}.png", seed=100 + number)
+        os.utime(tmp_path / f"{number}.png", (1, 1))
+    report = ingest(url, scan.folder_source(tmp_path))
+    assert (report.counts["palette"]["embedded"], report.counts["palette"]["unchanged"]) == (20, 20)
+    assert connection.execute("select count(*) from imgsearch.content").fetchone() == (40,)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "each"),
+    [
+        ([{"CPU": 8}, {"CPU": 8}], None, "auto", (2, 8, 0)),
+        ([{"CPU": 8}, {"CPU": 2}], 3, "cpu", (3, 2, 0)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 64}], None, "auto", (4, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], 2, "cpu", (2, 8, 0)),
+        ([{"CPU": 2}], 2, "auto", (2, 1, 0)),
+    ],
+)
+def test_every_worker_fits_onto_a_machine(
+    nodes: list[dict[str, float]], workers: int | None, device: str, each: tuple[int, int, int]
+) -> None:
+    assert on_ray.shares(nodes, workers, device) == on_ray.Each(*each)
+    for too_many, where in ((17, "cpu"), (5, "cuda")):
+        with pytest.raises(UsageError, match="too few"):
+            on_ray.shares([{"CPU": 16, "GPU": 4}], too_many, where)
 
 
 @pytest.mark.usefixtures("cluster")

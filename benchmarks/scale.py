@@ -1,0 +1,113 @@
+"""Scale: a build over the planner's estimate, recall, the time of a query, and clients at once, at 100,000 and 1,000,000 x 768.
+
+``python -m benchmarks.scale [ROWS]``. The larger set takes a quarter of an hour on 2 cores, 4 GB of memory and 10 GB of disk.
+"""
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, times_ms
+from pgimgsearch.database import index, store
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.models.lanes import cores
+from pgimgsearch.operations import measure, plan
+
+PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
+CLIENTS, SECONDS = (1, cores(), 16), 6.0
+ROUNDING = 1e-3  # of a similarity in half precision
+
+
+def main(rows: int = ROWS) -> dict[str, object]:
+    """Fill, plan, build and ask, first with one part, then with all."""
+    with fresh_database() as (url, connection):
+        add_images(connection, rows)
+        model = add_model(connection, "bench", DIM)
+        kept: list[NDArray[np.float16]] = []
+        found = []
+        for size in (PART, rows):
+            while len(kept) * PART < size:
+                vectors = clustered(PART, DIM, seed=len(kept))
+                add_vectors(connection, model.table_name, vectors, first=len(kept) * PART)
+                kept.append(vectors.astype(np.float16))
+            found.append(_measured(url, connection, model, kept))
+    ratio = found[-1]["similar() p50, ms"] / found[0]["similar() p50, ms"]
+    return report("Scale: a query at the larger size over one at 100,000", found, ratio, "below 3")
+
+
+def _measured(url: str, connection: Connection, model: StoredModel, kept: list[NDArray[np.float16]]) -> dict[str, Any]:
+    size, limit = len(kept) * PART, index.machine_memory()
+    index.drop(connection, model)
+    estimate = plan.build_seconds(size, measure.measure(connection, model, memory_limit=limit, network=None))
+    start = time.perf_counter()
+    index.build(connection, model, memory_limit=limit)
+    taken = time.perf_counter() - start
+    model = store.get_model(connection, model.name)
+    ids = np.random.default_rng(3).integers(1, size, QUERIES).tolist()
+
+    def ask(turn: int) -> list[Any]:
+        return connection.execute("select * from imgsearch.similar(%s)", [ids[turn % QUERIES]]).fetchall()
+
+    times_ms(ask, QUERIES)
+    p50, p99 = np.percentile(times_ms(ask, QUERIES), [50, 99])
+    rates = {f"{clients} clients, queries/s": throughput(url, size, clients) for clients in CLIENTS}
+    return {
+        "rows": size, "estimate, s": estimate, "build, s": taken, "over the estimate": taken / (estimate or 1),
+        "recall@10": float(np.mean([recall(kept, ids[turn], ask(turn)) for turn in range(CHECKED)])),
+        "similar() p50, ms": float(p50), "p99, ms": float(p99), "ef_search": model.ef_search, **rates,
+        "16 clients over 1": rates["16 clients, queries/s"] / rates["1 clients, queries/s"],
+    }  # fmt: skip
+
+
+def recall(kept: list[NDArray[np.float16]], image: int, answers: list[tuple[Any, ...]]) -> float:
+    """The share of answers that are no further than the tenth of all products."""
+    block, row = divmod(image - 1, PART)
+    question = kept[block][row].astype(np.float32)
+    similarities = np.concatenate([part.astype(np.float32) @ question for part in kept])
+    similarities[image - 1] = -1
+    tenth = np.partition(similarities, -10)[-10]
+    return float(np.mean([similarities[answer[0] - 1] >= tenth - ROUNDING for answer in answers]))
+
+
+def throughput(url: str, rows: int, clients: int) -> float:
+    """Queries a second of so many processes at once, each on a connection of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--client", url, str(rows)]
+    processes = [
+        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(clients)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in processes)
+
+
+def client(url: str, rows: int, seed: int) -> None:
+    """Ask as fast as it goes, when told to."""
+    ids = np.random.default_rng(100 + seed).integers(1, rows, 10_000).tolist()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("select * from imgsearch.similar(%s)", [ids[0]]).fetchall()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        start, done = time.perf_counter(), 0
+        while (gone := time.perf_counter() - start) < SECONDS:
+            connection.execute("select * from imgsearch.similar(%s)", [ids[done % len(ids)]]).fetchall()
+            done += 1
+    print(done / gone)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--client"]:
+        client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS)
