@@ -19,7 +19,7 @@ class Machine:
         self.stopped = threading.Event()
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.cpu)
-        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        monkeypatch.setattr("pgimgsearch.operations.pace.cores", lambda: cores)
         monkeypatch.setattr(self.stopped, "wait", self.wait)
 
     def wait(self, seconds: float) -> None:
