@@ -13,3 +13,13 @@ def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 72), **save: A
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, **save)
     return path
+
+
+def many(folder: Path, files: int, twins: int) -> Path:
+    """A folder of so many photos, copies of the first ``twins``, and one file that is broken."""
+    for number in range(files):
+        photo(folder / f"{number:04}.png", seed=number)
+    for number in range(twins):
+        (folder / f"twin-{number:04}.png").write_bytes((folder / f"{number:04}.png").read_bytes())
+    (folder / "broken.jpg").write_bytes(b"broken")
+    return folder

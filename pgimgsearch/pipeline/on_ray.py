@@ -106,7 +106,8 @@ def ingest(
             status = "interrupted" if stopped.is_set() else "complete"
             if status == "complete":
                 books.settle(driver, collection_id, run_id, [part.path(root) for part in source.parts])
-            drop_orphans(driver, driver.run(orphans, driver))  # a worker that is lost cannot tell its own
+                # a worker that was lost cannot tell its own; after a stop some may still be at work, and rely on them
+                drop_orphans(driver, driver.run(orphans, driver))
         except BaseException:
             with suppress(psycopg.OperationalError):
                 books.end(driver.connection, run_id, "failed", counts, watch)

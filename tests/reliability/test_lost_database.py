@@ -16,7 +16,7 @@ from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.pipeline import register, run, scan
 from pgimgsearch.pipeline.item import OUTCOMES
-from tests.pictures import photo
+from tests import pictures
 
 FILES, TWINS = 1200, 120
 CHECK = """
@@ -35,13 +35,7 @@ where datname = current_database() and application_name = 'pgimgsearch'
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(FILES):
-        photo(folder / f"{number:04}.png", seed=number)
-    for number in range(TWINS):
-        (folder / f"twin-{number:04}.png").write_bytes((folder / f"{number:04}.png").read_bytes())
-    (folder / "broken.jpg").write_bytes(b"broken")
-    return folder
+    return pictures.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
 
 
 def interrupting(at: set[int], what: Callable[[], object]) -> run.Refine:

@@ -13,6 +13,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import UsageError
 from pgimgsearch.pipeline import on_ray, opening, register, run, scan, shards
 from pgimgsearch.pipeline.item import OUTCOMES
+from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.pictures import photo
 
@@ -34,13 +35,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(FILES):
-        photo(folder / f"{number:04}.png", seed=number)
-    for number in range(TWINS):
-        (folder / f"twin-{number:04}.png").write_bytes((folder / f"{number:04}.png").read_bytes())
-    (folder / "broken.jpg").write_bytes(b"broken")
-    return folder
+    return pictures.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
 
 
 @pytest.fixture(scope="module")
