@@ -46,8 +46,7 @@ bench: $(VENV)/full
 # Freeze sql/ as the functions of the newest revision, and list its tables, from a database of its own.
 bundle: $(VENV)/core
 	$(VENV)/bin/python -m pgimgsearch.database.bundles
-	home=$$(mktemp -d) && PGIMGSEARCH_HOME=$$home $(VENV)/bin/python -m pgimgsearch.operations.check > migrations/tables.txt \
-		&& rm -r $$home
+	$(VENV)/bin/python -m pgimgsearch.operations.check > migrations/tables.txt
 
 clean:
 	rm -rf $(VENV) dist build benchmarks/results

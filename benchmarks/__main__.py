@@ -1,8 +1,9 @@
-"""Run every measurement, one after the other: nothing else should run meanwhile. ``--quick`` takes five of them, smaller.
+"""Run every measurement, one after the other: nothing else should run meanwhile. ``--quick`` takes six of them, smaller.
 
-Embedder needs apt-get and gcc, the peers of duplicates, copies and end_to_end PyPI, and copies, disc21 and end_to_end the
-photos of PGIMGSEARCH_TEST_DATA; one that cannot run is named, and the others go on. Prints a table in Markdown and keeps it
-in results/table.md, each result in results/, and all of them with machine and versions in results/history.jsonl.
+Embedder needs apt-get and gcc, the peers of duplicates, copies, end_to_end and index_methods and the profile PyPI, and
+stages, copies, disc21, profile and end_to_end the photos of PGIMGSEARCH_TEST_DATA; one that cannot run is named, and the
+others go on. Prints a table in Markdown and keeps it in results/table.md, each result in results/, and all of them with
+machine and versions in results/history.jsonl.
 """
 
 import importlib
@@ -12,10 +13,10 @@ import traceback
 from benchmarks.harness import QUICK, RESULTS, machine, results
 
 SUITE = (
-    "startup", "write_path", "query", "filters", "index_build", "memory", "end_to_end", "duplicates", "copies",
-    "disc21", "embedder", "switch", "scale",
+    "startup", "write_path", "query", "filters", "index_build", "index_methods", "memory", "stages", "end_to_end",
+    "profile", "duplicates", "copies", "disc21", "embedder", "switch", "scale",
 )  # fmt: skip
-QUICKLY = ("startup", "write_path", "query", "index_build", "end_to_end")
+QUICKLY = ("startup", "write_path", "query", "index_build", "stages", "end_to_end")
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from benchmarks.harness import (
 )
 from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.store import StoredModel
 
 ROWS, QUARTER, BATCH, PEER_ROWS, DIM, CUT = 100_000, 25_000, 1_000, 20_000, 768, 0.95
@@ -105,7 +106,7 @@ def recall(connection: Connection, model: StoredModel, vectors: NDArray[np.float
 def fill(connection: Connection, name: str, vectors: NDArray[np.float32]) -> StoredModel:
     model = add_model(connection, name, DIM)
     add_vectors(connection, model.table_name, vectors)
-    index.build(connection, model, memory_limit=index.machine_memory())
+    index.build(connection, model, index.Build(machine_memory() // 4))
     return model
 
 

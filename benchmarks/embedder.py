@@ -24,6 +24,7 @@ from benchmarks.harness import add_images, add_vectors, clustered, report, times
 from pgimgsearch.database import index, migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import register
@@ -69,7 +70,7 @@ def main() -> list[dict[str, Any]]:
 def _fill(connection: Connection, model: LoadedModel) -> None:
     add_images(connection, ROWS)
     add_vectors(connection, model.stored.table_name, clustered(ROWS, model.stored.dim))
-    index.build(connection, model.stored, memory_limit=index.machine_memory())
+    index.build(connection, model.stored, index.Build(machine_memory() // 4))
 
 
 def _latency(connection: Connection, model: LoadedModel) -> dict[str, Any]:

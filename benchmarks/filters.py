@@ -14,6 +14,7 @@ from psycopg import sql
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report
 from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.memory import machine_memory
 
 ROWS, DIM, K, QUERIES, ROUNDS = 100_000, 768, 10, 60, 3
 SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01, "ten thousandth": 0.0001}
@@ -59,7 +60,7 @@ def main() -> dict[str, object]:
         model = add_model(connection, "bench", DIM)
         vectors = clustered(ROWS, DIM)
         add_vectors(connection, model.table_name, vectors)
-        index.build(connection, model, memory_limit=index.machine_memory())
+        index.build(connection, model, index.Build(machine_memory() // 4))
         ids = rng.integers(1, ROWS, QUERIES).tolist()
         for name, share in SHARES.items():
             told = json.dumps({name: 1})

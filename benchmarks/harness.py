@@ -51,6 +51,22 @@ def clustered(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
+def lifelike(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:
+    """Unit vectors on a curved surface of 24 dimensions, with clusters of 100 rows that overlap, and a little noise.
+
+    By nearest neighbours 3,000 of them have 17 dimensions (Levina and Bickel 2004), a little more than 3,000 real photos under
+    MobileNetV2, which have 12; those of ``clustered`` have 90 within a cluster, and clusters share nothing, which is the
+    hardest case for a graph.
+    """
+    surface, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    unfold = surface.standard_normal((24, dim), dtype=np.float32) / np.sqrt(np.float32(24))
+    bend = surface.standard_normal(dim, dtype=np.float32)
+    centres = rng.standard_normal((max(rows // 100, 1), 24), dtype=np.float32)
+    places = centres[rng.integers(len(centres), size=rows)] + rng.standard_normal((rows, 24), dtype=np.float32)
+    vectors = np.tanh(places @ unfold + bend) + 0.1 * rng.standard_normal((rows, dim), dtype=np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
 def add_model(connection: Connection, name: str, dim: int, storage: str = "halfvec") -> StoredModel:
     """A stored model without an encoder."""
     return store.add_model(
@@ -105,8 +121,8 @@ def times_ms(run: Callable[[int], object], times: int) -> list[float]:
 
 
 def sized(number: int) -> int:
-    """So many, or a tenth of it in a quick run."""
-    return number // 10 if QUICK else number
+    """So many, or a third of it in a quick run."""
+    return number // 3 if QUICK else number
 
 
 def machine() -> dict[str, str]:

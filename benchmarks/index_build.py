@@ -6,7 +6,8 @@ import numpy as np
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
-from pgimgsearch.database import index
+from pgimgsearch.database import index, sizing
+from pgimgsearch.database.memory import machine_memory
 
 ROWS, DIM = sized(50_000), 768
 
@@ -26,7 +27,7 @@ def main() -> dict[str, object]:
 
         def default() -> float:
             connection.execute("drop index if exists plain_hnsw")
-            memory = index.memory_for(ROWS, model, index.machine_memory()) * 2  # a vector takes twice a halfvec
+            memory = sizing.memory_for(ROWS, model, "hnsw", machine_memory() // 4) * 2  # a vector takes twice a halfvec
             connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
             start = time.perf_counter()
             connection.execute("create index plain_hnsw on plain using hnsw (embedding vector_cosine_ops)")
@@ -35,7 +36,7 @@ def main() -> dict[str, object]:
         def ours() -> float:
             index.drop(connection, model)
             start = time.perf_counter()
-            index.build(connection, model, memory_limit=index.machine_memory())
+            index.build(connection, model, index.Build(machine_memory() // 4))
             return time.perf_counter() - start
 
         taken = [(default(), ours())]

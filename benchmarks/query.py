@@ -14,6 +14,7 @@ from benchmarks.harness import (
     times_ms,
 )
 from pgimgsearch.database import index, store
+from pgimgsearch.database.memory import machine_memory
 
 ROWS, DIM, QUERIES, ROUNDS = sized(100_000), 768, 400, 5
 
@@ -35,7 +36,7 @@ def main() -> dict[str, object]:
         add_images(connection, ROWS)
         model = add_model(connection, "bench", DIM)
         add_vectors(connection, model.table_name, clustered(ROWS, DIM))
-        index.build(connection, model, memory_limit=index.machine_memory())
+        index.build(connection, model, index.Build(machine_memory() // 4))
         model = store.get_model(connection, "bench")
         connection.execute(sql.SQL("set hnsw.ef_search = {}").format(sql.Literal(model.ef_search)))
         ids = np.random.default_rng(3).integers(1, ROWS, QUERIES).tolist()

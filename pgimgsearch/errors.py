@@ -39,6 +39,10 @@ class ModelError(PgImgSearchError):
     exit_code = 5
 
 
+class RecallError(ModelError):
+    """An index finds too few of the true neighbours."""
+
+
 class DriftError(ModelError):
     """The model is not the one whose vectors are stored."""
 

@@ -32,6 +32,64 @@ begin
         or exists (select from imgsearch.image i where i.content_id = visible.content_id);
 end $$;
 
+-- Make an empty table of a model's vectors, in one piece or in hash partitions, whose indexes are built one by one. Of
+-- those who call it, as of create_embeddings, the search path has the vector extension.
+create or replace function imgsearch._make_table(m imgsearch.model, table_name text, partitions integer) returns void
+language plpgsql volatile as $$
+declare
+    part text;
+begin
+    execute format('create table %s (
+            content_id bigint primary key references imgsearch.content on delete cascade,
+            embedding %s(%s) not null
+        ) %s', table_name, m.storage, m.dim,
+        case partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
+    for number in 0 .. partitions - 1 loop
+        exit when partitions = 1;
+        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, partitions, lpad(number::text, 2, '0'));
+        execute format('create table %s partition of %s for values with (modulus %s, remainder %s)
+                        with (toast_tuple_target = 8160)', part, table_name, partitions, number);
+        execute format('alter table %s enable row level security', part);  -- with no policy: read it by the whole
+    end loop;
+    execute format('alter table %s alter embedding set storage external', table_name);
+end $$;
+
+-- Lay a model's table out in so many hash partitions, or with 1 in one piece. Its rows are copied while those who write
+-- wait; its index is to be built anew. Returns the number of rows.
+create or replace function imgsearch.partition_embeddings(model text, partitions integer) returns bigint
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
+set client_min_messages = warning as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(partition_embeddings.model);
+    table_name text := 'embedding_' || m.slug || '_' || m.dim;
+    fresh text := 'embeddings_' || m.model_id || '_new';
+    former text := 'embeddings_' || m.model_id || '_old';
+    result bigint;
+begin
+    if partition_embeddings.partitions between 1 and 64 is not true then
+        raise exception 'partitions must be 1 to 64, not %', coalesce(partition_embeddings.partitions::text, 'null')
+            using errcode = 'PI008', hint = 'as many as make each of them some 10 million rows';
+    end if;
+    if m.partitions = partition_embeddings.partitions then
+        return imgsearch._count(m.embeddings, true);
+    end if;
+    execute format('lock table imgsearch.%I in share row exclusive mode', table_name);
+    perform imgsearch._make_table(m, format('imgsearch.%I', fresh), partition_embeddings.partitions);
+    execute format('insert into imgsearch.%I select * from imgsearch.%I', fresh, table_name);
+    get diagnostics result = row_count;
+    execute format('alter table imgsearch.%I rename to %I', table_name, former);
+    execute format('alter table imgsearch.%I rename constraint %I to %I', former, table_name || '_pkey', former || '_pkey');
+    execute format('alter table imgsearch.%I rename to %I', fresh, table_name);
+    execute format('alter table imgsearch.%I rename constraint %I to %I', table_name, fresh || '_pkey', table_name || '_pkey');
+    update imgsearch.model x
+    set partitions = partition_embeddings.partitions, index_method = 'none', index_parameters = '{}'
+    where x.model_id = m.model_id;
+    perform imgsearch.create_embeddings(m.model_id);
+    execute format('drop table imgsearch.%I', former);
+    execute format('drop function if exists imgsearch.%I', '_bits_' || m.slug || '_' || m.dim);
+    return result;
+end $$;
+
 -- Register a model row's table and view, with the owner and grants of imgsearch.image, and put back what is missing of
 -- them. Returns the table.
 create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
@@ -42,15 +100,15 @@ declare
     owner name;
     table_name text;
     view_name text;
+    part regclass;
     privilege record;
 begin
     select x.* into strict m from imgsearch.model x where x.model_id = create_embeddings.model_id;
     table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
     view_name := format('imgsearch.%I', 'images_' || m.slug);
-    execute format('create table if not exists %s (
-            content_id bigint primary key references imgsearch.content on delete cascade,
-            embedding %s(%s) not null
-        ) with (toast_tuple_target = 8160)', table_name, m.storage, m.dim);
+    if to_regclass(table_name) is null then
+        perform imgsearch._make_table(m, table_name, m.partitions);
+    end if;
     if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
                    and k.confrelid = 'imgsearch.content'::regclass) then
         execute format('delete from %s e where not exists (select from imgsearch.content c
@@ -58,7 +116,7 @@ begin
         execute format('alter table %s add foreign key (content_id) references imgsearch.content on delete cascade',
                        table_name);
     end if;
-    execute format('alter table %s alter embedding set storage external, enable row level security', table_name);
+    execute format('alter table %s enable row level security', table_name);
     execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
         drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
     execute format('create policy read on %s for select using (
@@ -89,6 +147,9 @@ begin
         end if;
     end loop;
     if owner <> current_user then
+        for part in select t.relid from pg_partition_tree(table_name) t where t.isleaf loop
+            execute format('alter table %s owner to %I', part, owner);
+        end loop;
         execute format('alter table %s owner to %I', table_name, owner);
         execute format('alter view %s owner to %I', view_name, owner);
     end if;
@@ -114,6 +175,7 @@ begin
             -- by name: of a table that somebody dropped, regclass is a number
             execute format('drop view if exists imgsearch.%I', 'images_' || m.slug);
             execute format('drop table if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
+            execute format('drop function if exists imgsearch.%I', '_bits_' || m.slug || '_' || m.dim);
             exit;
         exception when lock_not_available then
             if attempt = 10 then raise; end if;
@@ -263,6 +325,7 @@ begin
 end $$;
 
 -- Record how a model's index shall look; "pgimgsearch index build" makes it so, beside the traffic. none drops it there.
+-- hnsw is a graph of the vectors, hnsw-binary one of their bits, whose answers are measured anew, ivfflat is of lists.
 create or replace function imgsearch.set_index(
     model text, method text default 'hnsw', m integer default 16, ef_construction integer default 64
 ) returns void
@@ -270,9 +333,13 @@ language plpgsql volatile as $$
 declare
     found_model imgsearch.model := imgsearch._resolve_model(set_index.model);
 begin
-    if coalesce(set_index.method, '') not in ('hnsw', 'none') then
+    if coalesce(set_index.method, '') not in ('hnsw', 'hnsw-binary', 'ivfflat', 'none') then
         raise exception 'unknown index method: %', coalesce(set_index.method, 'null') using errcode = 'PI008',
-            hint = 'hnsw or none';
+            hint = 'hnsw, hnsw-binary, ivfflat or none';
+    end if;
+    if set_index.method = 'hnsw-binary' and found_model.storage = 'bit' then
+        raise exception 'model % stores bits already', found_model.name using errcode = 'PI008',
+            hint = 'its method is hnsw';
     end if;
     if (set_index.m between 2 and 100 and set_index.ef_construction between 4 and 1000
         and set_index.ef_construction >= 2 * set_index.m) is not true then

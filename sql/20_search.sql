@@ -55,22 +55,74 @@ begin
     return result;
 end $$;
 
--- Set how an index is scanned, until the transaction ends or it is set back. Returns what was set before. Sequential
--- scans are off meanwhile, as the planner would read all vectors where an iterative scan may look at many.
+-- The operator of a model's distance.
+create or replace function imgsearch._operator(m imgsearch.model) returns text
+language sql immutable parallel safe as $$
+    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
+$$;
+
+-- What a model's index sorts by, for an operand in the type of the column: the distance, or that of the bits alone.
+create or replace function imgsearch._sorted_by(m imgsearch.model, operand text) returns text
+language sql immutable parallel safe as $$
+    select case m.index_method
+        when 'hnsw-binary' then format('imgsearch.%1$I(e.embedding)::bit(%2$s) OPERATOR(@vector@.<~>) imgsearch.%1$I(%3$s)::bit(%2$s)',
+                                       '_bits_' || m.slug || '_' || m.dim, m.dim, operand)
+        else format('e.embedding %s %s', imgsearch._operator(m), operand) end
+$$;
+
+-- How far an index looks so that it can give as many: candidates of a graph, and of bits twice that, as they are measured
+-- anew and the best half is kept; of ivfflat the lists, whatever is wanted.
+create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
+language sql immutable parallel safe as $$
+    select case m.index_method when 'ivfflat' then ef_search
+                               when 'hnsw-binary' then greatest(ef_search, 2 * wanted)
+                               else greatest(ef_search, wanted) end
+$$;
+
+-- The query for the contents nearest to an operand, which may be a column of a table before it in a lateral join: content_id
+-- and distance, in order. Bits only choose so many candidates; their distances are those of the vectors.
+create or replace function imgsearch._nearest(m imgsearch.model, operand text, wanted bigint, effort bigint) returns text
+language sql stable parallel safe as $$
+    select case m.index_method
+        when 'hnsw-binary' then
+            format('select e.content_id, e.embedding %s %s as distance from (select e.* from %s e order by %s limit %s) e
+                    order by 2 limit %s', imgsearch._operator(m), operand, m.embeddings, imgsearch._sorted_by(m, operand),
+                   effort, wanted)
+        else format('select e.content_id, %1$s as distance from %2$s e order by %1$s limit %3$s',
+                    imgsearch._sorted_by(m, operand), m.embeddings, wanted) end
+$$;
+
+-- Set how an index is scanned, until the transaction ends or it is set back. Returns the settings as they were before, for
+-- _put_settings. Sequential scans are off meanwhile, as the planner would read all vectors where an iterative scan may
+-- look at many.
 create or replace function imgsearch._set_scan(
-    ef_search text, iterative_scan text, max_scan_tuples text, scan_mem_multiplier text, enable_seqscan text default 'off'
+    m imgsearch.model, effort bigint, iterative_scan text default 'off', max_scan_tuples text default '20000',
+    scan_mem_multiplier text default '1'
 ) returns text[]
 language plpgsql volatile parallel unsafe as $$
 declare
-    before text[] := array[current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan'),
-                           current_setting('hnsw.max_scan_tuples'), current_setting('hnsw.scan_mem_multiplier'),
-                           current_setting('enable_seqscan')];
+    names text[];
+    before text[];
 begin
-    perform set_config('hnsw.ef_search', ef_search, true), set_config('hnsw.iterative_scan', iterative_scan, true),
-            set_config('hnsw.max_scan_tuples', max_scan_tuples, true),
-            set_config('hnsw.scan_mem_multiplier', scan_mem_multiplier, true),
-            set_config('enable_seqscan', enable_seqscan, true);
-    return before;
+    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
+    if m.index_method = 'ivfflat' then
+        names := '{enable_seqscan, ivfflat.probes, ivfflat.iterative_scan, ivfflat.max_probes}';
+        before := array(select current_setting(n) from unnest(names) n);
+        perform imgsearch._put_settings(array[names, array['off', effort::text, iterative_scan, '32768']]);
+    else
+        names := '{enable_seqscan, hnsw.ef_search, hnsw.iterative_scan, hnsw.max_scan_tuples, hnsw.scan_mem_multiplier}';
+        before := array(select current_setting(n) from unnest(names) n);
+        perform imgsearch._put_settings(array[names, array['off', least(effort, 1000)::text, iterative_scan,
+                                                           max_scan_tuples, scan_mem_multiplier]]);
+    end if;
+    return array[names, before];
+end $$;
+
+-- Put settings until the transaction ends: an array of their names, and one of their values.
+create or replace function imgsearch._put_settings(settings text[]) returns void
+language plpgsql volatile parallel unsafe as $$
+begin
+    perform set_config(settings[1][i], settings[2][i], true) from generate_series(1, array_length(settings, 2)) i;
 end $$;
 
 -- The engine of every search: the k images nearest to one operand, complete under any restriction.
@@ -88,15 +140,13 @@ declare
     condition text := imgsearch._condition(_search.filter, only_collection, _search.among, _search.key);
     restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
     wanted bigint := _search.k::bigint + (_search.self is not null)::integer + (_search.after is not null)::integer;
-    ef bigint := greatest(coalesce(_search.ef_search, m.ef_search), wanted);
+    ef bigint := imgsearch._effort(m, coalesce(_search.ef_search, m.ef_search), wanted);
     exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
     -- to length one, as the range of halfvec is small
     query_halfvec @vector@.halfvec :=
         case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
-    distance text := case m.storage
-        when 'halfvec' then 'e.embedding OPERATOR(@vector@.<=>) $5'
-        when 'vector' then 'e.embedding OPERATOR(@vector@.<=>) $6'
-        else format('e.embedding OPERATOR(@vector@.<~>) $7::bit(%s)', m.dim) end;
+    operand text := case m.storage when 'halfvec' then '$5' when 'vector' then '$6' else format('$7::bit(%s)', m.dim) end;
+    distance text := format('e.embedding %s %s', imgsearch._operator(m), operand);
     plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
                       when restricted or _search.after is not null then 'iterative' else 'index' end;
     after_content bigint;
@@ -106,7 +156,8 @@ declare
     ids bigint;
     most_scanned bigint;
     scanned bigint;  -- how many of the nearest contents an iterative scan looks at
-    enough bigint := 2 * wanted;  -- matches after which it ends: more than wanted, as its order is approximate
+    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end;  -- matches after which it ends:
+        -- more than wanted, as its order is approximate
     first_place bigint;  -- of a match among the nearest
     saturated boolean;
     near text;
@@ -166,10 +217,10 @@ begin
     end if;
     if plan <> 'exact' then
         perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-        most_scanned := greatest(current_setting('hnsw.max_scan_tuples')::bigint, 2 * wanted + 1);
+        most_scanned := greatest(current_setting('hnsw.max_scan_tuples')::bigint, enough + 1);
         scanned := case when share >= 0.05 and _search.after is null
-                        then least(most_scanned, ceil(16 * wanted / share)) else most_scanned end;
-        if plan = 'iterative' and restricted then
+                        then least(most_scanned, ceil(8 * enough / share)) else most_scanned end;
+        if plan = 'iterative' and restricted and m.index_method <> 'ivfflat' then
             -- the rarer the matches, the farther off they lie, where the graph is in poor order
             ef := least(1000, greatest(ef, ceil(0.8 * wanted / power(greatest(coalesce(share, 0), 0.1), 2))));
         end if;
@@ -192,13 +243,12 @@ begin
                          select e.content_id, %s as distance from %s e where true%s order by %s limit %s) d) n
                  cross join lateral (
                      select from imgsearch.image i where i.content_id = n.content_id and %s limit 1) v limit %s',
-                distance, m.embeddings, beyond, distance, scanned, condition, enough);
+                distance, m.embeddings, beyond, imgsearch._sorted_by(m, operand), scanned, condition, enough);
         else
-            near := format('select e.content_id, %s as distance, 1::bigint as place from %s e order by %s limit %s',
-                           distance, m.embeddings, distance, wanted);
+            near := format('select n.*, 1::bigint as place from (%s) n', imgsearch._nearest(m, operand, wanted, ef));
         end if;
         if plan <> 'exact' then
-            settings := imgsearch._set_scan(ef::text, case plan when 'index' then 'off' else 'relaxed_order' end,
+            settings := imgsearch._set_scan(m, ef, case plan when 'index' then 'off' else 'relaxed_order' end,
                                             '2147483647', '1000');
         end if;
         execute 'select array_agg(n.content_id), array_agg(n.distance), min(n.place) from (' || near || ') n'
@@ -206,7 +256,7 @@ begin
             using _search.filter, only_collection, _search.among, _search.key,
                   query_halfvec, query_vector, query_bits, after_distance, after_content;
         if plan <> 'exact' then
-            perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+            perform imgsearch._put_settings(settings);
             -- a run of equal vectors at its end: thousands of them at one distance hide from a graph what is nearer
             sorted := array(select d from unnest(near_distances) d order by d limit wanted);
             saturated := m.storage <> 'bit' and coalesce(sorted[cardinality(sorted)] > 1e-3

@@ -1,11 +1,5 @@
 -- Pairs of contents that are alike: found through the index or exactly, and remembered.
 
--- The operator of a model's distance.
-create or replace function imgsearch._operator(m imgsearch.model) returns text
-language sql immutable parallel safe as $$
-    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
-$$;
-
 -- What a model's distance is divided by, to be 1 - similarity.
 create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
 language sql immutable parallel safe as $$
@@ -47,22 +41,21 @@ declare
     through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true)
         and not row_security_active('imgsearch.image');
     wanted integer := 16;
+    effort bigint;
     ones bigint[];
     others bigint[];
     distances double precision[];
     settings text[];
 begin
     while through_index and cardinality(asked) > 0 and wanted <= 256 loop
-        perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-        settings := imgsearch._set_scan(greatest(64, wanted)::text, 'off', '20000', '1');
+        effort := imgsearch._effort(m, case m.index_method when 'hnsw' then 64 else m.ef_search end, wanted);
+        settings := imgsearch._set_scan(m, effort);
         execute format(
             'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
-             from %4$s a
-             cross join lateral (
-                 select e.content_id, %2$s as distance from %1$s e order by %2$s limit %3$s) n
-             where n.distance <= $2', m.embeddings, distance, wanted, source)
+             from %s a cross join lateral (%s) n where n.distance <= $2', source,
+            imgsearch._nearest(m, 'a.embedding', wanted, effort))
             into ones, others, distances using asked, (1 - cut) * scale, all_asked, vectors;
-        perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+        perform imgsearch._put_settings(settings);
         return query
             select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
             from unnest(ones, others, distances) as n (a, b, d)

@@ -32,18 +32,13 @@ create or replace function imgsearch._neighbours(m imgsearch.model, contents big
 returns table (content_id bigint, neighbour bigint, distance double precision)
 language plpgsql stable parallel unsafe as $$
 declare
-    operator text := imgsearch._operator(m);
-    settings text[];
+    effort bigint := imgsearch._effort(m, case m.index_method when 'hnsw' then 64 else m.ef_search end, k + 1);
+    settings text[] := imgsearch._set_scan(m, effort);
 begin
-    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-    settings := imgsearch._set_scan(greatest(64, k + 1)::text, 'off', '20000', '1');
     return query execute format(
         'select a.content_id, n.content_id, n.distance / $2
-         from (select e.* from %1$s e join unnest($1) x on x = e.content_id) a
-         cross join lateral (
-             select e.content_id, a.embedding %2$s e.embedding as distance from %1$s e
-             order by a.embedding %2$s e.embedding limit %3$s) n
-         where n.content_id <> a.content_id', m.embeddings, operator, k + 1)
+         from (select e.* from %s e join unnest($1) x on x = e.content_id) a cross join lateral (%s) n
+         where n.content_id <> a.content_id', m.embeddings, imgsearch._nearest(m, 'a.embedding', k + 1, effort))
         using contents, imgsearch._distance_scale(m)::double precision;
-    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+    perform imgsearch._put_settings(settings);
 end $$;

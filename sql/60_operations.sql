@@ -74,13 +74,20 @@ language sql stable parallel safe as $$
         and f.modified_at is not distinct from i.modified_at
 $$;
 
+-- Rows of a table as the planner knows them, of all its partitions.
+create or replace function imgsearch._estimated(relation regclass) returns bigint
+language sql stable parallel safe as $$
+    select coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint from pg_class c
+    where c.relkind = 'r' and (c.oid = relation or c.oid in (select t.relid from pg_partition_tree(relation) t))
+$$;
+
 -- Rows of a table: counted when asked for or when small, else estimated by the planner.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint
 language plpgsql stable parallel safe as $$
 declare
     result bigint;
 begin
-    select c.reltuples::bigint into result from pg_class c where c.oid = relation;
+    result := imgsearch._estimated(relation);
     if exact or result < 100000 or row_security_active('imgsearch.image') then
         execute format('select count(*) from %s', relation) into result;
     end if;
@@ -140,14 +147,13 @@ end $$;
 create or replace function imgsearch._drawn(m imgsearch.model, sample integer) returns bigint[]
 language plpgsql volatile as $$
 declare
-    stored double precision;
+    stored double precision := greatest(imgsearch._estimated(m.embeddings), 1);
     result bigint[];
 begin
     if coalesce(sample, 0) not between 1 and 10000 then
         raise exception 'sample must be 1 to 10000, not %', coalesce(sample::text, 'null') using errcode = 'PI008',
             hint = 'give the number of queries, for example sample => 100';
     end if;
-    select greatest(c.reltuples, 1) into stored from pg_class c where c.oid = m.embeddings;
     -- twice as many as wanted, by blocks and rows, so that a large table is not read whole
     execute format('select array_agg(d.content_id) from (
                         select e.content_id from %s e tablesample bernoulli (%s) order by random() limit %s) d',
@@ -165,9 +171,10 @@ returns table (ef_search integer, recall double precision, milliseconds double p
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
-    distance text := case m.storage
-        when 'bit' then format('e.embedding OPERATOR(@vector@.<~>) $1::bit(%s)', m.dim)
-        else format('e.embedding OPERATOR(@vector@.<=>) $1::@vector@.%s', m.storage) end;
+    operand text := case m.storage when 'bit' then format('$1::bit(%s)', m.dim)
+                                   else format('$1::@vector@.%s', m.storage) end;
+    distance text := format('e.embedding %s %s', imgsearch._operator(m), operand);
+    effort bigint;
     margin double precision := case m.storage when 'bit' then 0 else 1e-3 end;
     query text;
     true_count bigint;
@@ -194,16 +201,15 @@ begin
         true_counts := true_counts || true_count;
         true_distances := true_distances || true_distance;
     end loop;
-    perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
-    settings := imgsearch._set_scan('40', 'off', '20000', '1');
+    settings := imgsearch._set_scan(m, 40);
     foreach ef_search in array efs loop
-        perform imgsearch._set_scan(greatest(ef_search, _recalls.k + 1)::text, 'off', '20000', '1');
+        effort := imgsearch._effort(m, ef_search, _recalls.k + 1);
+        perform imgsearch._set_scan(m, effort);
         for number in 1 .. coalesce(cardinality(contents), 0) loop
             continue when true_counts[number] = 0;
             started := clock_timestamp();
-            execute format('select array_agg(n.distance) from (
-                                select e.content_id, %s as distance from %s e order by %s limit %s) n
-                            where n.content_id <> $2', distance, m.embeddings, distance, _recalls.k + 1)
+            execute format('select array_agg(n.distance) from (%s) n where n.content_id <> $2',
+                           imgsearch._nearest(m, operand, _recalls.k + 1, effort))
                 into found using queries[number], contents[number];
             milliseconds := 1000 * extract(epoch from clock_timestamp() - started);
             recall := least((select count(*) from unnest(found) d where d <= true_distances[number] + margin),
@@ -211,5 +217,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform imgsearch._set_scan(settings[1], settings[2], settings[3], settings[4], settings[5]);
+    perform imgsearch._put_settings(settings);
 end $$;

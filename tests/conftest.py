@@ -105,7 +105,7 @@ def ingest(url: str) -> Callable[..., run.Report]:
             models = [register.open_model(opened, name) for name in names or ("palette",)]
         source = folder if isinstance(folder, scan.Source) else scan.folder_source(folder)
         report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine)
-        finish(url, [model.stored.name for model in models], memory_limit=256)
+        finish(url, [model.stored.name for model in models], remote=False)
         return report
 
     return ingest_folder

@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
     terminal = terminal_of(context)
-    from pgimgsearch.database import index, text_cache
+    from pgimgsearch.database import text_cache
     from pgimgsearch.database.address import database_url
     from pgimgsearch.database.connection import connect
     from pgimgsearch.demo import contact_sheet, pictures, tour
@@ -49,7 +49,7 @@ def demo(
             text_cache.keep(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
         with terminal.progress("ingest", total) as bar:
             report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
-        finish(url, [model.stored.name for model in models], memory_limit=index.machine_memory())
+        finish(url, [model.stored.name for model in models], remote=False)
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]

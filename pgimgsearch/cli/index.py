@@ -1,41 +1,74 @@
-"""``index``: HNSW indexes by hand; ingest builds missing ones by itself."""
+"""``index``: indexes by hand; ingest builds missing ones by itself."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import typer
 
-from pgimgsearch.cli.terminal import CountOption, Group, terminal_of
-from pgimgsearch.database import index, store
+from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
+from pgimgsearch.database import index, index_status, locks, recall, sizing, store
 from pgimgsearch.database.address import database_url
-from pgimgsearch.database.connection import connect
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import RecallError
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]
+Method = Literal["auto", "hnsw", "hnsw-binary", "ivfflat"]
+RecallOption = Annotated[float, typer.Option("--recall", min=0, max=1, help="The share of true neighbours to find.")]
 
 
 @app.command()
 def build(
     context: typer.Context,
     model: Name,
+    method: Annotated[
+        Method | None, typer.Option(help="auto: bits where the graph would not fit in memory. Default: as before.")
+    ] = None,
+    wanted: RecallOption = recall.RECALL,
     memory: Annotated[
-        int | None, typer.Option(min=64, help="At most so many megabytes. Default: a quarter of the machine.")
+        int | None, typer.Option(min=64, help="At most so many megabytes. Default: a quarter of the server's.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes of the server. Default: as it is set.")
     ] = None,
     concurrently: Annotated[
         bool, typer.Option("--concurrently", help="Let others write to the table meanwhile; slower.")
     ] = False,
 ) -> None:
-    """Build a model's HNSW index anew, with the memory that its graph needs."""
+    """Build a model's index anew, with the memory that it needs, and measure how many neighbours it finds."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        limit = memory or index.memory_limit(remote=bool(terminal.settings.db))
-        with terminal.progress(f"index {stored.name}", None) as bar:
-            used = index.build(
-                connection, stored, memory_limit=limit, concurrently=concurrently,
-                report=lambda _, done, total: bar(done, total),
-            )  # fmt: skip
-    name = index.index_name(stored) if index.is_wanted(stored) else None
-    terminal.show_one({"model": stored.name, "index": name, "memory_mb": used})
+        limit = memory or sizing.memory_limit(connection, remote=bool(terminal.settings.db))
+        how = index.Build(limit, concurrently, workers, wanted)
+        chosen = stored if method is None else _with_method(connection, stored, method, limit)
+        try:
+            built = _build(terminal, connection, chosen, how)
+        except RecallError as error:
+            if method != "auto":
+                raise
+            terminal.talk(f"{error}; building a graph of the vectors instead")
+            built = _build(terminal, connection, _with_method(connection, stored, "hnsw", limit), how)
+    if built is None:
+        terminal.show_one({"model": stored.name, "index": None})
+        return
+    terminal.show_one({"model": stored.name, "index": index.index_name(chosen, built.method), "method": built.method,
+                       "memory_mb": built.memory, "ef_search": built.ef_search, "recall": built.recall})  # fmt: skip
+    if built.recall is not None and built.recall < wanted:
+        terminal.talk(f"it finds less than {wanted}: pgimgsearch index tune {stored.name} --recall {wanted}")
+
+
+def _with_method(connection: Connection, stored: StoredModel, method: str, limit: int) -> StoredModel:
+    """The model as if its index was wanted so; what is built records it."""
+    if method == "auto":
+        method = sizing.suitable(stored, store.count_embeddings(connection, stored), limit)
+    return replace(stored, index_wanted=stored.index_wanted | {"method": method})
+
+
+def _build(terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build) -> index.Built | None:
+    with terminal.progress(f"index {model.name}", None) as bar:
+        return index.build(connection, model, how, lambda _, done, total: bar(done, total))
 
 
 @app.command()
@@ -45,14 +78,30 @@ def drop(context: typer.Context, model: Name) -> None:
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
         index.drop(connection, stored)
-    terminal.talk(f"dropped {index.index_name(stored)}")
+    terminal.talk(f"{stored.name} has no index now, and its searches read all vectors")
+
+
+@app.command()
+def partition(
+    context: typer.Context,
+    model: Name,
+    parts: Annotated[int, typer.Argument(help="How many; 1 is one piece. Each some 10 million rows.", min=1, max=64)],
+) -> None:
+    """Lay a model's table out in hash partitions, to index them one by one; those who write wait meanwhile."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        name = store.get_model(connection, model).name
+        with locks.alone(connection, locks.FILL, store.get_model(connection, name).model_id, f"{name} is being filled"):
+            row = connection.execute("select imgsearch.partition_embeddings(%s, %s)", [name, parts]).fetchone()
+    terminal.show_one({"model": name, "partitions": parts, "rows": row and row[0]})
+    terminal.talk(f"its searches read all vectors until: pgimgsearch index build {name}")
 
 
 @app.command()
 def tune(
     context: typer.Context,
     model: Name,
-    recall: Annotated[float, typer.Option(min=0, max=1, help="The share of true neighbours to find.")] = 0.99,
+    wanted: RecallOption = recall.RECALL,
     count: CountOption = 10,
     sample: Annotated[int, typer.Option(min=1, max=10000, help="How many stored vectors to ask with.")] = 200,
 ) -> None:
@@ -60,7 +109,7 @@ def tune(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        rows = index.tune(connection, stored, recall, count, sample)
+        rows = recall.tune(connection, stored, wanted, count, sample)
         chosen = store.get_model(connection, stored.name).ef_search
     terminal.show([row | {"chosen": row["ef_search"] == chosen} for row in rows],
                   ["ef_search", "recall", "milliseconds", "chosen"])  # fmt: skip
@@ -68,8 +117,22 @@ def tune(
 
 @app.command()
 def status(context: typer.Context) -> None:
-    """Show each model's index, whether it is valid, and sizes."""
+    """Show each model's index, whether it is valid, sizes, the recall measured last, and what to do about it."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        rows = index.status(connection)
-    terminal.show(rows, ["model", "method", "valid", "rows", "table_bytes", "index_bytes", "ef_search"])
+        rows = index_status.status(connection)
+    terminal.show(
+        rows,
+        [
+            "model",
+            "method",
+            "valid",
+            "rows",
+            "table_bytes",
+            "index_bytes",
+            "partitions",
+            "ef_search",
+            "recall",
+            "advice",
+        ],
+    )

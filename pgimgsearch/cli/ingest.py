@@ -21,7 +21,7 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import index, store
+from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import InterruptedRun, UsageError
@@ -249,26 +249,25 @@ def _pace(
     return show
 
 
+INDEXED = {
+    "built": "index built: {0}",
+    "busy": "another session builds the index of {0}",
+    "lacking": "{0} lacks most of the stored images, and its index waits: pgimgsearch models fill {0}; "
+    "or, as it is: pgimgsearch index build {0}",
+    "left": "no index yet; ask the owner of the database to run: pgimgsearch index build {0}",
+    "refused": "an index of {0} would miss neighbours, so searches stay exact; for one that misses some: "
+    "pgimgsearch index build {0} --recall 0.9",
+}
+
+
 def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") -> None:
     from pgimgsearch.pipeline.finish import finish
 
-    limit = index.memory_limit(remote=bool(terminal.settings.db))
+    names, remote = [model.stored.name for model in models], bool(terminal.settings.db)
     with terminal.progress("index", None) as bar:
-        built = finish(
-            url, [m.stored.name for m in models], memory_limit=limit, report=lambda _, done, total: bar(done, total)
-        )
+        built = finish(url, names, remote=remote, report=lambda _, done, total: bar(done, total))
     for name, what in built.items():
-        if what == "built":
-            terminal.talk(f"index built: {name}")
-        elif what == "lacking":
-            terminal.talk(
-                f"{name} lacks most of the stored images, and its index waits: pgimgsearch models fill {name}; "
-                f"or, as it is: pgimgsearch index build {name}"
-            )
-        elif what == "busy":
-            terminal.talk(f"another session builds the index of {name}")
-        else:
-            terminal.talk(f"no index yet; ask the owner of the database to run: pgimgsearch index build {name}")
+        terminal.talk(INDEXED[what].format(name))
 
 
 def _tell(terminal: Terminal, report: "Report") -> None:

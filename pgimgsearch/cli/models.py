@@ -18,7 +18,7 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import index, store
+from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import ModelError, UsageError
@@ -145,7 +145,7 @@ def add(
                 raise UsageError(f"{wanted} is already there", hint="choose another name with --as NAME")
         model = opening.add(url, wish, terminal.talk)
         if dim is not None:  # it is filled already
-            finish(url, [model.stored.name], memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
+            finish(url, [model.stored.name], remote=bool(terminal.settings.db))
     added = model.stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
                        "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip

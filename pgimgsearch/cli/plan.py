@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli.terminal import DeviceOption, ModelOption, TorchDtypeOption, TrustOption, terminal_of
-from pgimgsearch.database import index
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import UsageError
@@ -38,10 +37,11 @@ def plan(
     with database_url(terminal.settings) as url, connect(url) as connection:
         wanted = measuring.declared(connection, model)
         rates = measuring.measure(
-            connection, wanted, memory_limit=index.memory_limit(remote=remote),
+            connection, wanted, remote=remote,
             network=Placement(device, dtype) if measure else None, trust=trust,
         )  # fmt: skip
-    found = planning.plan(count, wanted, rates, measuring.server_memory(remote=remote, gigabytes=memory))
+        server = measuring.server_memory(connection, remote=remote, gigabytes=memory)
+    found = planning.plan(count, wanted, rates, server)
     told = planning.as_dict(found, wanted, rates)
     if terminal.settings.json:
         terminal.show_one(told)

@@ -14,7 +14,7 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import index, store
+from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
 
@@ -52,10 +52,9 @@ def switch(
     from pgimgsearch.operations import switch as switching
 
     terminal = terminal_of(context)
-    limit = index.memory_limit(remote=bool(terminal.settings.db))
     wish = switching.Wish(
-        alias, to, allow_missing, recall, sample, max_load, limit, Checkpoint(weights, revision, preprocess, trust),
-        Placement(device, dtype), page,
+        alias, to, allow_missing, recall, sample, max_load, bool(terminal.settings.db),
+        Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype), page,
     )  # fmt: skip
     with database_url(terminal.settings) as url, terminal.progress(f"switch {alias}", None) as bar:
         done = switching.switch(url, wish, terminal.talk, bar)

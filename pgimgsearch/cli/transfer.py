@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli.terminal import ModelOption, terminal_of
-from pgimgsearch.database import index
 from pgimgsearch.database.address import database_url
 
 
@@ -39,7 +38,7 @@ def bring(
             found = transfer.bring(url, places, lambda done: bar(done, None))
         if index_after:
             names = list(dict.fromkeys(one.model for one in found))
-            finish(url, names, memory_limit=index.memory_limit(remote=bool(terminal.settings.db)))
+            finish(url, names, remote=bool(terminal.settings.db))
     rows = [{"file": place, "model": one.model, "images": one.images, "skipped": one.skipped}
             for place, one in zip(places, found, strict=True)]  # fmt: skip
     terminal.show(rows, ["file", "model", "images", "skipped"])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import index_status, store
 from pgimgsearch.database.connection import (
     SAFE_PGVECTOR,
     Connection,
@@ -65,15 +65,10 @@ def _models(connection: Connection) -> Iterator[Finding]:
 
 
 def _indexes(connection: Connection) -> Iterator[Finding]:
-    for row in index.status(connection):
-        name = f"index {row['model']}"
-        mend = f"pgimgsearch index build {row['model']}"
-        if row["method"] != "none" and not row["valid"]:
-            yield Finding(name, "bad", "recorded, but invalid or gone", mend)
-        elif row["method"] == "none" and row["rows"] > 10_000:
-            yield Finding(name, "warn", f"none, and {row['rows']} rows: searches read them all", mend)
-        else:
-            yield Finding(name, "good", row["method"])
+    for row in index_status.status(connection):
+        broken = row["method"] != "none" and not row["valid"]
+        what, _, mend = (row["advice"] or row["method"]).partition(": ")
+        yield Finding(f"index {row['model']}", "bad" if broken else "warn" if row["advice"] else "good", what, mend)
 
 
 def _failures(connection: Connection) -> Iterator[Finding]:

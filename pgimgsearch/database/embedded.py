@@ -22,6 +22,7 @@ from psycopg import sql
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pgimgsearch.database import programs
+from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.errors import DatabaseError, DiskFullError
 
 DATABASE = "pgimgsearch"
@@ -161,7 +162,11 @@ class Embedded:
         # locks of a server that was killed: Postgres honours them for as long as nobody reaps its process
         for leftover in (data / "postmaster.pid", *sockets.glob(".s.PGSQL.*.lock")):
             leftover.unlink(missing_ok=True)
+        memory = machine_memory()
         options = OPTIONS | {
+            # taken as it is used; of an index beyond it every page is copied from the system's cache
+            "shared_buffers": f"{max(128, memory // 4)}MB",
+            "effective_cache_size": f"{max(256, memory // 2)}MB",
             "listen_addresses": "127.0.0.1" if port else "",
             "port": str(port or 5432),
             "unix_socket_directories": str(sockets),

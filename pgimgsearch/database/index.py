@@ -1,173 +1,189 @@
-"""HNSW indexes: built after the load, in one go, with the memory that the graph needs."""
+"""Indexes: built after the load, in one go, with the memory that they need, and measured before they answer."""
 
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from pgimgsearch.database import locks
+from pgimgsearch.database import bits, locks, recall
 from pgimgsearch.database.connection import Connection, translate, vector_schema
+from pgimgsearch.database.index_progress import Progress, reported
+from pgimgsearch.database.sizing import indexed_as, memory_for, method_of, parameters
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model
 from pgimgsearch.errors import ModelError
 
-MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
-EFFORTS = [20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
-MEGABYTE = 1 << 20
-REMOTE_MEMORY = 2048
+SUFFIXES = {"hnsw": "_hnsw", "hnsw-binary": "_bits", "ivfflat": "_ivf"}  # of an index's name
 BUILDING, OLD = "_new", "_old"  # ends of an index's name while it is built, and when another has taken its place
 
-Progress = Callable[[str, int, int], None]  # phase, done, total
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How to build: megabytes of memory at most, processes of the server (None: as it is set), what it must find.
+
+    ``concurrently`` lets others write meanwhile, and keeps the old index in use until the new one is there.
+    """
+
+    memory_limit: int
+    concurrently: bool = False
+    workers: int | None = None
+    recall: float = recall.RECALL
 
 
-def index_name(model: StoredModel) -> str:
-    """The name of a model's index, without the schema."""
-    return f"{model.table_name}_hnsw"
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What was built, with how many megabytes of memory, and the recall that was measured, of few vectors None."""
+
+    method: str
+    memory: int
+    ef_search: int
+    recall: float | None
 
 
-def graph_bytes(rows: int, model: StoredModel) -> int:
-    """The memory in which the whole graph is built: vectors, neighbour lists and pgvector's bookkeeping."""
-    vector = {"halfvec": 2 * model.dim, "vector": 4 * model.dim, "bit": model.dim // 8}[model.storage]
-    return rows * (vector + int(model.index_wanted["m"]) * 2 * 16 + 256)
-
-
-def memory_for(rows: int, model: StoredModel, limit: int) -> int:
-    """Megabytes of maintenance_work_mem for a build: the graph and a fifth, at least 64 and at most ``limit``."""
-    return max(64, min(limit, graph_bytes(rows, model) * 6 // 5 // MEGABYTE))
-
-
-def memory_limit(*, remote: bool) -> int:
-    """Megabytes that a build may take where nobody says: of a server elsewhere we cannot see the size."""
-    return REMOTE_MEMORY if remote else machine_memory()
-
-
-def machine_memory() -> int:
-    """A quarter of this machine's memory, in megabytes: what a build on the embedded server may take."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // MEGABYTE
-
-
-def can_index(model: StoredModel) -> bool:
-    """Whether pgvector can index so many dimensions."""
-    return model.dim <= MOST_DIMENSIONS[model.storage]
+def index_name(model: StoredModel, method: str | None = None) -> str:
+    """The name of a model's index, without the schema; of the method that is wanted, unless told."""
+    return model.table_name + SUFFIXES[method or method_of(model)]
 
 
 def is_wanted(model: StoredModel) -> bool:
     """Whether a model shall have an index, and can."""
-    return model.index_wanted["method"] != "none" and can_index(model)
+    return method_of(model) != "none"
 
 
 def is_fulfilled(model: StoredModel) -> bool:
     """Whether a model's index is as it is wanted (see ``imgsearch.set_index``)."""
-    wanted = model.index_wanted
-    if not is_wanted(model):
-        return model.index_method == "none"
-    return model.index_method == wanted["method"] and all(
-        model.index_parameters.get(key) == value for key, value in wanted.items() if key != "method"
-    )
+    method = method_of(model)
+    if model.index_method != method or method in {"none", "ivfflat"}:
+        return model.index_method == method
+    return parameters(model, method, 0).items() <= model.index_parameters.items()
 
 
-def fulfil(
-    connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
-    parallel: bool = True, report: Progress | None = None,
-) -> bool:  # fmt: skip
-    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``.
-
-    Without ``parallel`` the server works at it with one process: slower, and those who ask keep the other cores.
-    """
+def fulfil(connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None) -> bool:
+    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``."""
     with _alone(connection, model):
         now = get_model(connection, model.name)  # another session may have been at it just before
         if is_fulfilled(now):
             _drop_leftovers(connection, now)
             return False
         if is_wanted(now):
-            _build(connection, now, memory_limit, concurrently, report, parallel=parallel)
+            _build(connection, now, wish, report)
         else:
             drop(connection, now)
         return True
 
 
-def build(
-    connection: Connection, model: StoredModel, *, memory_limit: int, concurrently: bool = False,
-    report: Progress | None = None,
-) -> int:  # fmt: skip
-    """Build a model's index anew, or drop it where none is wanted; ANALYZE included. Returns its megabytes of memory.
+def build(connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None) -> Built | None:
+    """Build a model's index anew, as ``model.index_wanted`` says, or drop it where none is wanted; ANALYZE included.
 
-    ``memory_limit`` is in megabytes. The leftover of a killed build is dropped first, that of a failed one at once, and
-    the error says so; ``concurrently`` keeps the old index in use until the new one is there. Where shared memory
-    is too small for parallel workers, as in a container, it is built without them. Raises BusyError where another
-    session builds it.
+    The leftover of a killed build is dropped first, that of a failed one at once, and the error says so. Where shared
+    memory is too small for parallel workers, as in a container, it is built without them. An index of another method
+    stays until the new one was measured. Raises BusyError where another session builds it, RecallError where bits find
+    too little, ModelError where nothing can index so many dimensions.
     """
-    if not can_index(model):
+    if model.index_wanted["method"] != "none" and not is_wanted(model):
         raise ModelError(
             f"pgvector cannot index {model.dim} dimensions of {model.storage}",
             hint="searches stay exact; choose a smaller model for a large collection",
         )
+    if method_of(model) == "hnsw-binary" and model.storage == "bit":
+        raise ModelError(f"{model.name} stores bits already", hint="its method is hnsw")
     with _alone(connection, model):
         if not is_wanted(model):
             drop(connection, model)
-            return 0
-        return _build(connection, model, memory_limit, concurrently, report)
+            return None
+        return _build(connection, model, wish, report)
 
 
 def _alone(connection: Connection, model: StoredModel) -> AbstractContextManager[None]:
     return locks.alone(connection, "index", model.model_id, f"another session builds the index of {model.name}")
 
 
-def _build(
-    connection: Connection, model: StoredModel, memory_limit: int, concurrently: bool, report: Progress | None, *,
-    parallel: bool = True,
-) -> int:  # fmt: skip
-    memory = memory_for(count_embeddings(connection, model), model, memory_limit)
-    neighbours, candidates = model.index_wanted["m"], model.index_wanted["ef_construction"]
-    statement = sql.SQL(
-        "create index {} {} on {} using hnsw (embedding {}) with (m = {}, ef_construction = {})"
-    ).format(
-        sql.SQL("concurrently" if concurrently else ""),
-        sql.Identifier(index_name(model) + BUILDING),
-        model.table,
-        sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[model.storage]}"),
-        sql.Literal(neighbours),
-        sql.Literal(candidates),
-    )
+def _build(connection: Connection, model: StoredModel, wish: Build, report: Progress | None) -> Built:
+    method, rows = method_of(model), count_embeddings(connection, model)
+    memory = memory_for(rows // model.partitions, model, method, wish.memory_limit)
+    built_with = parameters(model, method, rows // model.partitions)
     _drop_leftovers(connection, model)
-    if not concurrently:
+    if not wish.concurrently and model.index_method == method:
         drop(connection, model)
-    with _settings(connection, memory), _reported(connection, report), _no_leftover(connection, model):
-        if not parallel:
-            connection.execute("set max_parallel_maintenance_workers = 0")
-        try:
-            connection.execute(statement)
-        except (pg.DiskFull, pg.OutOfMemory) as error:
-            if "shared memory" not in str(error):
-                raise
-            _drop_leftovers(connection, model)
-            connection.execute("set max_parallel_maintenance_workers = 0")
-            connection.execute(statement)
-    _swap(connection, model, neighbours, candidates)
+    new_method, found = model.index_method != method, None
+    with _settings(connection, memory, wish.workers), reported(connection, report), _no_leftover(connection, model):
+        if method == "hnsw-binary":
+            bits.make_function(connection, model, rows)
+        _create(connection, model, method, built_with, concurrently=wish.concurrently)
+        if new_method:
+            found = recall.reached(connection, model, method, wish.recall, rows)
+    _swap(connection, model, method, built_with, model.ef_search if found is None else found.ef_search)
+    found = found or recall.reached(connection, model, method, wish.recall, rows)
+    connection.execute(
+        "update imgsearch.model set index_parameters = index_parameters || %s where model_id = %s",
+        [Jsonb({"rows": rows, "recall": found.recall}), model.model_id],
+    )
     connection.execute(sql.SQL("analyze {}").format(model.table))
-    return memory
+    return Built(method, memory, found.ef_search, found.recall)
 
 
-def _swap(connection: Connection, model: StoredModel, neighbours: int, candidates: int) -> None:
-    """Let the new index be the model's, and drop the old one. Renaming waits for nobody who reads, nor they for it."""
-    final, old = index_name(model), index_name(model) + OLD
+def _create(
+    connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], *, concurrently: bool
+) -> None:
+    """Of a table in partitions one by one, so that memory holds one graph, and one over all that they belong to."""
+    new = index_name(model, method) + BUILDING
+    if model.partitions == 1:
+        _create_one(connection, model, method, built_with, model.table, new, concurrently=concurrently)
+        return
+    whole = sql.SQL("only {}").format(model.table)
+    _create_one(connection, model, method, built_with, whole, new, concurrently=False)
+    for part in partitions(connection, model):
+        own = part + SUFFIXES[method] + BUILDING
+        _create_one(connection, model, method, built_with, _named(part), own, concurrently=concurrently)
+        connection.execute(sql.SQL("alter index {} attach partition {}").format(_named(new), _named(own)))
+
+
+def _create_one(
+    connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], table: sql.Composable,
+    name: str, *, concurrently: bool,
+) -> None:  # fmt: skip
+    kind = indexed_as(model, method)
+    statement = sql.SQL("create index {} {} on {} using {} ({} {}) with ({})").format(
+        sql.SQL("concurrently" if concurrently else ""),
+        sql.Identifier(name),
+        table,
+        sql.SQL("ivfflat" if method == "ivfflat" else "hnsw"),
+        bits.expression(model) if method == "hnsw-binary" else sql.SQL("embedding"),
+        sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[kind]}"),
+        sql.SQL(", ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in built_with.items()
+        ),
+    )
+    try:
+        connection.execute(statement)
+    except (pg.DiskFull, pg.OutOfMemory) as error:
+        if "shared memory" not in str(error):
+            raise
+        connection.execute(sql.SQL("drop index concurrently if exists {}").format(_named(name)))
+        connection.execute("set max_parallel_maintenance_workers = 0")
+        connection.execute(statement)
+
+
+def _swap(connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], ef_search: int) -> None:
+    """Let the new index be the model's, and drop those before. Renaming waits for nobody who reads, nor they for it."""
+    rename = sql.SQL("alter index if exists {} rename to {}")
+    names = _names(connection, model)
     with connection.transaction():
-        connection.execute(sql.SQL("alter index if exists {} rename to {}").format(_index(final), sql.Identifier(old)))
+        for name in names:
+            connection.execute(rename.format(_named(name), sql.Identifier(name + OLD)))
+        for name in names:
+            connection.execute(rename.format(_named(name + BUILDING), sql.Identifier(name)))
         connection.execute(
-            sql.SQL("alter index {} rename to {}").format(_index(final + BUILDING), sql.Identifier(final))
+            "update imgsearch.model set index_method = %s, index_parameters = %s, index_wanted = %s, ef_search = %s "
+            "where model_id = %s",
+            [method, Jsonb(built_with), Jsonb(model.index_wanted), ef_search, model.model_id],
         )
-        connection.execute(
-            "update imgsearch.model set index_method = 'hnsw', "
-            "index_parameters = jsonb_build_object('m', %s::int, 'ef_construction', %s::int) where model_id = %s",
-            [neighbours, candidates, model.model_id],
-        )
-    _drop_index(connection, old)
+    _drop_leftovers(connection, model)
 
 
 @contextmanager
@@ -193,108 +209,70 @@ def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
 
 
 def _drop_leftovers(connection: Connection, model: StoredModel) -> None:
-    """What killed builds have left: one that was not finished, or the one before it."""
-    for end in (BUILDING, OLD):
-        _drop_index(connection, index_name(model) + end)
+    """What builds have left: one that was not finished, or the one before it, and the bits of none."""
+    _drop_indexes(connection, model, BUILDING)
+    _drop_indexes(connection, model, OLD)
+    bits.drop_function(connection, model)
 
 
-def _drop_index(connection: Connection, name: str) -> None:
-    """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it."""
-    connection.execute(sql.SQL("drop index concurrently if exists {}").format(_index(name)))
+def _drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> None:
+    """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it.
+
+    Postgres cannot so drop one over partitions, which goes in short tries, and takes those of its partitions along.
+    """
+    for name in _names(connection, model):
+        over_all = model.partitions > 1 and name.startswith(model.table_name)
+        if over_all:
+            _drop_patiently(connection, _named(name + end))
+        else:
+            connection.execute(sql.SQL("drop index concurrently if exists {}").format(_named(name + end)))
 
 
-def _index(name: str) -> sql.Identifier:
+@retry(
+    retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_fixed(0.5), stop=stop_after_attempt(20), reraise=True
+)
+def _drop_patiently(connection: Connection, name: sql.Identifier) -> None:
+    with connection.transaction():
+        connection.execute("set local lock_timeout = '2s'")
+        connection.execute(sql.SQL("drop index if exists {}").format(name))
+
+
+def partitions(connection: Connection, model: StoredModel) -> list[str]:
+    """The tables that hold a model's vectors; of one in one piece that itself."""
+    rows = connection.execute(
+        "select c.relname from pg_partition_tree(%s::regclass) t join pg_class c on c.oid = t.relid "
+        "where t.isleaf order by 1",
+        [f"imgsearch.{model.table_name}"],
+    ).fetchall()
+    return [row[0] for row in rows] or [model.table_name]
+
+
+def _names(connection: Connection, model: StoredModel) -> list[str]:
+    """What its indexes may be named, of whatever method, those over partitions first."""
+    tables = dict.fromkeys([model.table_name, *partitions(connection, model)])
+    return [table + suffix for table in tables for suffix in SUFFIXES.values()]
+
+
+def _named(name: str) -> sql.Identifier:
     return sql.Identifier("imgsearch", name)
 
 
 def drop(connection: Connection, model: StoredModel) -> None:
     """Drop a model's index, if there is one; searches are exact from then on."""
     connection.execute("update imgsearch.model set index_method = 'none' where model_id = %s", [model.model_id])
-    _drop_index(connection, index_name(model))
-
-
-def status(connection: Connection) -> list[dict[str, Any]]:
-    """Each model's index: method, validity, rows, sizes in bytes."""
-    return (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            "select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) as valid, "
-            "greatest(t.reltuples, 0)::bigint as rows, pg_total_relation_size(m.embeddings) as table_bytes, "
-            "coalesce(pg_relation_size(x.indexrelid), 0) as index_bytes, m.ef_search, "
-            "m.index_wanted ->> 'method' as wanted "
-            "from imgsearch.model m join pg_class t on t.oid = m.embeddings "
-            "left join pg_class i on i.relnamespace = t.relnamespace and i.relname = t.relname || '_hnsw' "
-            "left join pg_index x on x.indexrelid = i.oid order by m.name"
-        )
-        .fetchall()
-    )
-
-
-def tune(connection: Connection, model: StoredModel, wanted: float, k: int, sample: int) -> list[dict[str, Any]]:
-    """Measure recall@k over ``sample`` stored vectors for rising ef_search; store the first that reaches ``wanted``.
-
-    Returns a row for each: ef_search, recall, and the median milliseconds of a query. Raises ModelError where no
-    ef_search reaches it, or there is no index.
-    """
-    rows = (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            "select r.ef_search, avg(r.recall) as recall, "
-            "percentile_cont(0.5) within group (order by r.milliseconds) as milliseconds "
-            "from imgsearch.model m, imgsearch._recalls(m, %s, imgsearch._drawn(m, %s), %s) r "
-            "where m.model_id = %s group by 1 order by 1",
-            [k, sample, EFFORTS, model.model_id],
-        )
-        .fetchall()
-    )
-    if not rows:
-        raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
-    reaching = [row["ef_search"] for row in rows if row["recall"] >= wanted]
-    if not reaching:
-        best = max(row["recall"] for row in rows)
-        raise ModelError(
-            f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
-            hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}",
-        )
-    connection.execute("update imgsearch.model set ef_search = %s where model_id = %s", [min(reaching), model.model_id])
-    return rows
+    _drop_indexes(connection, model)
+    bits.drop_function(connection, model)
 
 
 @contextmanager
-def _settings(connection: Connection, memory: int) -> Iterator[None]:
+def _settings(connection: Connection, memory: int, workers: int | None) -> Iterator[None]:
     """Memory and workers for a build, put back afterwards."""
     connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
+    if workers is not None:  # the session itself is one of them
+        connection.execute("select set_config('max_parallel_maintenance_workers', %s, false)", [str(workers - 1)])
     try:
         yield
     finally:
         if not connection.closed:
             connection.execute("reset maintenance_work_mem")
             connection.execute("reset max_parallel_maintenance_workers")
-
-
-@contextmanager
-def _reported(connection: Connection, report: Progress | None) -> Iterator[None]:
-    """Watch pg_stat_progress_create_index from a second connection while the block runs."""
-    if report is None:
-        yield
-        return
-    done = threading.Event()
-    pid = connection.info.backend_pid
-
-    def watch() -> None:
-        with psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as watcher:
-            while not done.wait(0.5):
-                row = watcher.execute(
-                    "select phase, greatest(tuples_done, blocks_done), greatest(tuples_total, blocks_total) "
-                    "from pg_stat_progress_create_index where pid = %s", [pid],
-                ).fetchone()  # fmt: skip
-                if row:
-                    report(*row)
-
-    thread = threading.Thread(target=watch, name="index-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -44,6 +44,7 @@ class StoredModel:
     near: float | None
     similar: float | None
     status: str
+    partitions: int
 
     @property
     def table(self) -> sql.Identifier:

@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.index import MEGABYTE, machine_memory
+from pgimgsearch.database.memory import MEGABYTE, machine_memory
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.duplicates import remember
 from pgimgsearch.errors import ModelError, UsageError
@@ -99,7 +99,7 @@ def _plan(
     workers: int, tell: Tell,
 ) -> tuple[str, str]:  # fmt: skip
     """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
-    fits = rows * model.dim * 2 < machine_memory() * MEGABYTE
+    fits = rows * model.dim * 2 < machine_memory() * MEGABYTE / 4
     if method == "exact" or model.index_method == "none":
         if method == "index":
             raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from psycopg.rows import dict_row
 
-from pgimgsearch.database import bundles, index, store
+from pgimgsearch.database import bundles, index, index_status, store
 from pgimgsearch.database.connection import Connection, current_revision, vector_schema
 from pgimgsearch.models import catalog
 
@@ -13,7 +14,7 @@ from pgimgsearch.models import catalog
 LISTED = """
 with ours as (
     select c.oid, c.relname, c.relrowsecurity from pg_class c
-    where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'r' and c.relname !~ '^embedding_')
+    where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'r' and c.relname !~ '^embeddings?_')
 select format('column %s.%s %s%s', c.relname, a.attname,
               replace(format_type(a.atttypid, a.atttypmod), {schema} || '.', ''),
               case when a.attnotnull then ' not null' else '' end)
@@ -41,6 +42,7 @@ left join pg_proc p on p.oid = to_regprocedure(n.function) order by n.number
 STRANGE = """
 select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
 and p.oid <> all(select to_regprocedure(n)::oid from unnest(%s::text[]) n where to_regprocedure(n) is not null)
+and p.proname !~ '^_bits_'  -- of an index
 and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
 """
 AGAIN = "pgimgsearch db upgrade --functions"
@@ -53,8 +55,8 @@ select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespac
 and c.relname ~ '^embedding_' and not exists (select from imgsearch.model m where m.embeddings = c.oid)
 """
 LEFTOVERS = """
-select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'i'
-and c.relname ~ '_hnsw_(new|old)$'
+select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind in ('i', 'I')
+and c.relname ~ '_(hnsw|bits|ivf)_(new|old)$' and c.relname ~ '^embedding_'
 """
 
 
@@ -148,7 +150,7 @@ def _models(connection: Connection) -> Iterator[Difference]:
 
 
 def _indexes(connection: Connection) -> Iterator[Difference]:
-    valid = {row["model"] for row in index.status(connection) if row["valid"]}
+    valid = {row["model"] for row in index_status.status(connection) if row["valid"]}
     serving = set(store.aliases(connection).values())
     for model in store.models(connection):
         build = f"pgimgsearch index build {model.name} --concurrently"
@@ -178,9 +180,11 @@ def _catalog(connection: Connection) -> Iterator[Difference]:
 
 
 if __name__ == "__main__":
+    from tempfile import TemporaryDirectory
+
     from pgimgsearch.database.address import database_url
     from pgimgsearch.database.connection import connect
-    from pgimgsearch.settings import Settings, default_home
+    from pgimgsearch.settings import Settings
 
-    with database_url(Settings(home=default_home())) as url, connect(url) as opened:
+    with TemporaryDirectory() as fresh, database_url(Settings(home=Path(fresh))) as url, connect(url) as opened:
         print("\n".join(listed(opened)))

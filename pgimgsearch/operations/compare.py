@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import index_status, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import DriftError, ModelError, UsageError
@@ -136,7 +136,7 @@ def _figures(protocol: str, results: Sequence[Result]) -> Iterator[Row]:
 
 def _costs(connection: Connection, one: StoredModel, other: StoredModel) -> Iterator[Row]:
     covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
-    sizes = {row["model"]: row for row in index.status(connection)}
+    sizes = {row["model"]: row for row in index_status.status(connection)}
 
     def row(measure: str, of: Callable[[StoredModel], float | None]) -> Row:
         return Row(measure, of(one), of(other))

@@ -5,14 +5,15 @@ import time
 from psycopg import errors as pg
 from psycopg import sql
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import index, index_status, sizing, store
 from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.memory import MEGABYTE
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations.plan import GIGABYTE, Rates, index_row_bytes, table_row_bytes
+from pgimgsearch.operations.plan import GIGABYTE, Rates, table_row_bytes
 from pgimgsearch.pipeline import register
 from pgimgsearch.pipeline.run import Options
 
@@ -31,13 +32,13 @@ TRIAL_INDEX = "create index on imgsearch.plan_trial using hnsw (embedding {}) wi
 
 
 def measure(
-    connection: Connection, model: StoredModel, *, memory_limit: int, network: Placement | None, trust: bool = False
+    connection: Connection, model: StoredModel, *, remote: bool, network: Placement | None, trust: bool = False
 ) -> Rates:
     """Measure on this database; with ``network`` also how fast the model is there, which loads it."""
     sources: dict[str, str] = {}
     table_row, index_row = _row_bytes(connection, model, sources)
     image_row = _image_bytes(connection, sources)
-    trial = trial_build(connection, model, memory_limit) if index.is_wanted(model) else None
+    trial = trial_build(connection, model, sizing.memory_limit(connection, remote=remote))
     if trial is not None:
         sources["index build"] = f"a trial with {TRIAL_ROWS} random vectors, {trial:.1f} s"
     speed = _ingested(connection, model, sources) if network is None else _timed(connection, model, network, trust)
@@ -62,29 +63,31 @@ def declared(connection: Connection, name: str) -> StoredModel:
         normalize=spec.normalize, logit_scale=None, logit_bias=None, fingerprint=None, full_dim=None,
         has_text=spec.text, licence=spec.licence, index_method="none", index_parameters={},
         index_wanted=store.PLAIN_INDEX, ef_search=100, near=spec.near, similar=None,
-        status="building",
+        status="building", partitions=1,
     )  # fmt: skip
 
 
-def server_memory(*, remote: bool, gigabytes: float | None) -> float:
-    """Bytes of memory of the database's server: as told, else this machine's; of one elsewhere, a cautious guess."""
+def server_memory(connection: Connection, *, remote: bool, gigabytes: float | None) -> float:
+    """Bytes of memory of the database's server: as told, else this machine's; of one elsewhere, by its settings."""
     if gigabytes is not None:
         return gigabytes * GIGABYTE
-    return 4.0 * index.memory_limit(remote=remote) * index.MEGABYTE
+    return 4.0 * sizing.memory_limit(connection, remote=remote) * MEGABYTE
 
 
 def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -> float | None:
     """Seconds to index random vectors, in a table that is rolled back: of a graph, what they hold matters little.
 
-    None where this role may not make a table.
+    None where no graph is wanted, or this role may not make a table.
     """
+    method = sizing.method_of(model)
+    if method not in {"hnsw", "hnsw-binary"}:
+        return None
+    kind = sizing.indexed_as(model, method)
     schema, dim = vector_schema(connection), sql.Literal(model.dim)
-    values = sql.SQL(RANDOM_BITS if model.storage == "bit" else RANDOM_VECTOR).format(
-        dim=dim, kind=sql.SQL(f"{schema}.{model.storage}")
-    )
+    values = sql.SQL(RANDOM_BITS if kind == "bit" else RANDOM_VECTOR).format(dim=dim, kind=sql.SQL(f"{schema}.{kind}"))
     wanted = [sql.Literal(model.index_wanted[key]) for key in ("m", "ef_construction")]
-    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{index.OPERATOR_CLASSES[model.storage]}"), *wanted)
-    memory = index.memory_for(TRIAL_ROWS, model, memory_limit)
+    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{index.OPERATOR_CLASSES[kind]}"), *wanted)
+    memory = sizing.memory_for(TRIAL_ROWS, model, method, memory_limit)
     with connection.transaction(force_rollback=True):
         try:
             connection.execute(sql.SQL(TRIAL_TABLE).format(values, sql.Literal(TRIAL_ROWS)))
@@ -100,14 +103,15 @@ def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -
 def _row_bytes(connection: Connection, model: StoredModel, sources: dict[str, str]) -> tuple[float, float]:
     """Bytes of a row in the table and in the index: as they are stored, where there are enough, else by layout."""
     rows = store.count_embeddings(connection, model) if model.model_id else 0
+    method = sizing.method_of(model)
+    by_layout = 0.0 if method == "none" else sizing.index_row_bytes(model, method)
     if rows < MEASURABLE:
         sources["disk"] = "the layout of pages, as too few vectors are stored to measure"
-        return table_row_bytes(model), index_row_bytes(model) if index.is_wanted(model) else 0.0
-    sizes = next(row for row in index.status(connection) if row["model"] == model.name)
+        return table_row_bytes(model), by_layout
+    sizes = next(row for row in index_status.status(connection) if row["model"] == model.name)
     sources["disk"] = f"{rows} stored vectors"
     stored_index = sizes["index_bytes"] / rows
-    wanted = index_row_bytes(model) if index.is_wanted(model) else 0.0
-    return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index or wanted
+    return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index or by_layout
 
 
 def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:

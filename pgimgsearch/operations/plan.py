@@ -1,16 +1,24 @@
 """What a number of images will cost: disk, memory and time, extrapolated from what was measured."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from pgimgsearch.database import index
+from pgimgsearch.database.sizing import (
+    ITEM,
+    PAGE,
+    PAGE_HEAD,
+    aligned,
+    graph_bytes,
+    method_of,
+    suitable,
+    vector_bytes,
+)  # fmt: skip
 from pgimgsearch.database.store import StoredModel
 
-PAGE, PAGE_HEAD, ITEM = 8192, 24, 4  # bytes of a page of Postgres, of its header, of a pointer to a row
 ROW_HEAD, KEY = 24, 8
 ENTRY = 20  # of a B-tree over a bigint, with the room it leaves
 PARTITION_ROWS = 20_000_000  # from here on a single graph takes most of a day to build anew
+GROWTH = 1.2  # of the time of a build over its rows, from 10,000 to 1,000,000 of 768 dimensions (benchmarks/scale.py)
 GIGABYTE = 1e9
 
 
@@ -43,7 +51,8 @@ class Plan:
 
 def plan(images: int, model: StoredModel, rates: Rates, memory: float) -> Plan:
     """Extrapolate; ``memory`` is that of the database's server, in bytes."""
-    graph = index.graph_bytes(images, model) * 1.2 if index.is_wanted(model) else 0.0
+    method = method_of(model)
+    graph = 0.0 if method == "none" else graph_bytes(images, model, method) * 1.2
     table, graph_on_disk = images * rates.table_row, images * rates.index_row
     embedding = None if rates.images_per_second is None else images / rates.images_per_second
     return Plan(
@@ -53,10 +62,10 @@ def plan(images: int, model: StoredModel, rates: Rates, memory: float) -> Plan:
 
 
 def build_seconds(images: int, rates: Rates) -> float | None:
-    """Each insertion walks a graph whose depth grows with the logarithm of its size (Malkov and Yashunin 2016)."""
+    """Each insertion walks a graph that gets deeper, and beyond the processor's caches it waits for memory."""
     if not rates.trial_rows:
         return None
-    return rates.trial_seconds * images * math.log(images + 2) / (rates.trial_rows * math.log(rates.trial_rows + 2))
+    return float(rates.trial_seconds * (images / rates.trial_rows) ** GROWTH)
 
 
 def advise(
@@ -67,7 +76,8 @@ def advise(
     reduced = (
         f"pgimgsearch models add {model.name} --dim" if model.full_dim is None and model.storage != "bit" else None
     )
-    if not index.can_index(model):
+    bits = suitable(model, images, 0) == "hnsw-binary" and method_of(model) != "hnsw-binary"
+    if model.index_wanted["method"] != "none" and method_of(model) == "none":
         told.append(
             f"{model.dim} dimensions have no index: every search reads every vector"
             + (f"; reduce them: {reduced} 1024" if reduced else "")
@@ -76,12 +86,14 @@ def advise(
         told.append(
             f"quantise: a build holds {graph / GIGABYTE:.0f} GB, and half of the server's memory is "
             f"{memory / 2 / GIGABYTE:.0f} GB; beyond that it takes several times the hours above"
+            + (f". By bits: pgimgsearch index build {model.name} --method hnsw-binary" if bits else "")
             + (f". Fewer dimensions: {reduced} {max(64, model.dim // 4)}" if reduced else "")
         )
     if images > PARTITION_ROWS or graph > memory:
         told.append(
-            "partition: keep collections that are searched apart in databases of their own; to build one graph of this "
-            "size anew takes very long"
+            "partition: to build one graph of this size anew takes very long: pgimgsearch index partition "
+            f"{model.name} {min(64, -(-2 * images // PARTITION_ROWS))}; or keep collections that are searched apart in "
+            "databases of their own"
         )
     if on_disk > 4 * memory:
         told.append(
@@ -95,15 +107,8 @@ def advise(
 
 def table_row_bytes(model: StoredModel) -> float:
     """A row of a model's table and its key, from how Postgres lays them out (PostgreSQL: storage-page-layout)."""
-    row = _aligned(ROW_HEAD + KEY + _vector_bytes(model)) + ITEM
+    row = aligned(ROW_HEAD + KEY + 8 + vector_bytes(model.storage, model.dim)) + ITEM
     return PAGE / max(1, (PAGE - PAGE_HEAD) // row) + ENTRY
-
-
-def index_row_bytes(model: StoredModel) -> float:
-    """An element of an HNSW index and its neighbours (pgvector: HnswElementTupleData, HnswNeighborTupleData)."""
-    element = _aligned(72 + _vector_bytes(model)) + ITEM
-    neighbours = _aligned(12 + 6 * 2 * int(model.index_wanted["m"])) + ITEM
-    return PAGE / max(1, (PAGE - PAGE_HEAD - 8) // (element + neighbours))
 
 
 def as_dict(found: Plan, model: StoredModel, rates: Rates) -> dict[str, Any]:
@@ -120,11 +125,3 @@ def as_dict(found: Plan, model: StoredModel, rates: Rates) -> dict[str, Any]:
         "images_per_second": None if rates.images_per_second is None else round(rates.images_per_second, 1),
         "measured": rates.sources, "advice": found.advice,
     }  # fmt: skip
-
-
-def _vector_bytes(model: StoredModel) -> int:
-    return {"halfvec": 8 + 2 * model.dim, "vector": 8 + 4 * model.dim, "bit": 8 + model.dim // 8}[model.storage]
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 8) * 8

@@ -9,9 +9,10 @@ from pathlib import Path
 import psycopg
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
-from pgimgsearch.database import index, locks, store, text_cache
+from pgimgsearch.database import index, index_status, locks, sizing, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.coverage import Coverage
+from pgimgsearch.database.recall import sample_for
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError, UsageError
 from pgimgsearch.models.encoder import Placement, cannot_read
@@ -25,7 +26,6 @@ Tell = Callable[[str], None]
 
 LOCK_TIMEOUT = "2s"
 MOST_LATE = 500  # contents that came in the last moments: what an ingest brings in a second or so
-LEAST_SAMPLE, COMPARISONS = 10, 20_000_000
 PLAIN, ANYWHERE = Checkpoint(), Placement()
 
 
@@ -39,7 +39,7 @@ class Wish:
     recall: float = 0.95
     sample: int = 100
     max_load: float = 1.0
-    memory_limit: int = 1024
+    remote: bool = False
     checkpoint: Checkpoint = PLAIN
     placement: Placement = ANYWHERE
     page: Path | None = None
@@ -181,10 +181,10 @@ def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress
     _build_missing(connection, name, wish, tell, progress)
     if not index.is_wanted(store.get_model(connection, name)):
         return None
-    if not next(row["valid"] for row in index.status(connection) if row["model"] == name):
+    if not next(row["valid"] for row in index_status.status(connection) if row["model"] == name):
         raise ModelError(f"the index of {name} is not valid", hint=f"run: pgimgsearch index build {name}")
     stored = store.count_embeddings(connection, store.get_model(connection, name))
-    sample = max(LEAST_SAMPLE, min(wish.sample, COMPARISONS // max(stored, 1)))  # each question reads all vectors
+    sample = sample_for(stored, wish.sample)
     row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, neighbours.NEIGHBOURS, sample])
     recall: float | None = (row.fetchone() or [None])[0]
     if recall is not None and recall < wish.recall:
@@ -202,10 +202,12 @@ def _build_missing(connection: Connection, name: str, wish: Wish, tell: Tell, pr
         before_sleep=lambda state: tell(f"waiting: {state.outcome.exception()}")  # type: ignore[union-attr]
         if state.attempt_number == 1 else None,
     )  # fmt: skip
-    built = waiting(index.fulfil)(
-        connection, store.get_model(connection, name), memory_limit=wish.memory_limit, concurrently=True,
-        parallel=wish.max_load >= 1, report=lambda _, done, total: progress(done, total),
+    how = index.Build(
+        sizing.memory_limit(connection, remote=wish.remote), concurrently=True, recall=wish.recall,
+        workers=1 if wish.max_load < 1 else None,  # slower, and those who ask keep the other cores
     )  # fmt: skip
+    model = store.get_model(connection, name)
+    built = waiting(index.fulfil)(connection, model, how, lambda _, done, total: progress(done, total))
     if built:
         tell(f"the index of {name} is as it is wanted now")
 

@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 
-from pgimgsearch.database import coverage, index, locks, store
+from pgimgsearch.database import coverage, index, locks, sizing, store
 from pgimgsearch.database.connection import connect
-from pgimgsearch.errors import BusyError
+from pgimgsearch.database.index_progress import Progress
+from pgimgsearch.errors import BusyError, RecallError
 
 
-def finish(
-    url: str, names: Sequence[str], *, memory_limit: int, report: index.Progress | None = None
-) -> dict[str, str]:
+def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | None = None) -> dict[str, str]:
     """Build the indexes that do not exist yet and mark the models ready; only an owner may.
 
     A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
-    as an index is slow to insert into. Returns what happened by model: ``built``, ``busy``, ``lacking``, ``left``.
+    as an index is slow to insert into. ``remote`` says that the server is not on this machine. Returns what happened by
+    model: ``built``, ``busy``, ``lacking``, ``left``, and ``refused`` where an index would find too little.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
+        limit = sizing.memory_limit(connection, remote=remote)
         for name in names:
             stored = store.get_model(connection, name)
             if locks.taken(connection, locks.FILL, stored.model_id):
@@ -32,8 +33,10 @@ def finish(
                 continue
             if missing:
                 try:
-                    if index.fulfil(connection, stored, memory_limit=memory_limit, report=report):
+                    if index.fulfil(connection, stored, index.Build(limit), report):
                         told[stored.name] = "built"
+                except RecallError:
+                    told[stored.name] = "refused"
                 except BusyError:
                     told[stored.name] = "busy"
             if stored.status == "building":

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index
+from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection
 
 
@@ -18,7 +18,7 @@ def tenants(connection: Connection, admin: Connection, url: str) -> Iterator[str
     add_images(connection, 2000)
     model = add_model(connection, "test", 16)
     add_vectors(connection, model.table_name, clustered(2000, 16))
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     admin.execute("drop role if exists tenant")
     admin.execute("create role tenant login")
     connection.execute("select imgsearch.grant_access('tenant', 'reader')")
@@ -50,6 +50,21 @@ def test_tables_and_views_hide_the_others(tenants: str) -> None:
             "select content_id from imgsearch.embedding_test_16 order by embedding <=> (select embedding from imgsearch.images_test limit 1) limit 5"
         ).fetchall()
         assert all(row[0] % 10 == 0 for row in top)
+
+
+def test_nobody_goes_round_the_policy_by_a_partition(tenants: str, connection: Connection) -> None:
+    connection.execute("select imgsearch.partition_embeddings('test', 3)")
+    index.build(connection, store.get_model(connection, "test"), index.Build(64))
+    row = connection.execute("select min(relid::text) from pg_partition_tree('imgsearch.embedding_test_16')").fetchone()
+    assert row is not None
+    part = f"select count(*) from {row[0]}"
+    with psycopg.connect(tenants, autocommit=True) as tenant:
+        assert len(tenant.execute("select image_id from imgsearch.similar(10, k => 50)").fetchall()) == 50
+        assert tenant.execute("select count(*) from imgsearch.embedding_test_16").fetchone() == (200,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            tenant.execute(part)  # type: ignore[call-overload]
+        connection.execute("select imgsearch.grant_access('tenant', 'reader')")  # on all tables there are
+        assert tenant.execute(part).fetchone() == (0,)  # type: ignore[call-overload]
 
 
 def test_a_reader_cannot_write_and_a_writer_can(connection: Connection, admin: Connection, url: str) -> None:

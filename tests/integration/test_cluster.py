@@ -44,7 +44,7 @@ def test_groups_are_those_over_all_distances(
     assert progress[-1] == len(truth)
     assert adjusted_rand_score(whole.labels_, exactly.labels) > 0.9  # at their edges neighbours say less
     assert adjusted_rand_score(truth[truth >= 0], exactly.labels[truth >= 0]) > 0.95
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     monkeypatch.setattr(cluster, "FEW", 0)
     by_index = cluster.cluster(connection, store.get_model(connection, "pairs"), 15, 8, None, lambda *_: None)
     assert adjusted_rand_score(exactly.labels, by_index.labels) > 0.95
@@ -98,7 +98,7 @@ def test_many_equal_pictures_are_a_group_by_the_index_too(
     vectors = np.random.default_rng(2).standard_normal((500, 16))
     vectors[:400] = vectors[0]
     model = fill(connection, vectors.astype(np.float32))
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     monkeypatch.setattr(cluster, "FEW", 0)
     found = cluster.cluster(connection, store.get_model(connection, "pairs"), 15, 5, None, lambda *_: None)
     assert np.bincount(found.labels[:400] + 1).max() > 300

@@ -69,7 +69,7 @@ def test_a_neighbourhood_larger_than_one_look_loses_no_pair(connection: Connecti
     model = fill(connection, vectors)
     true = exact(vectors, 0.9)
     assert len(true) > 700_000
-    index.build(connection, model, memory_limit=256)
+    index.build(connection, model, index.Build(256))
     found = asked(connection, model, 0.9)
     assert len(true - found) / len(true) < 0.001
     assert len(found - true) / len(true) < 0.001  # at the threshold, where the order of the sum rounds
@@ -80,7 +80,7 @@ def test_what_is_remembered_follows_every_change(connection: Connection, indexed
     vectors = clustered(600, 16)
     model = fill(connection, vectors)
     if indexed:
-        index.build(connection, model, memory_limit=64)
+        index.build(connection, model, index.Build(64))
     true = exact(vectors, 0.9)
     on_the_fly = reported(connection)
     assert scan(connection, model, 0.9) == 600
@@ -213,7 +213,7 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
 def test_row_level_security_hides_pairs(connection: Connection, admin: Connection) -> None:
     model = fill(connection, clustered(200, 16))
     every = reported(connection)
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     scan(connection, model, 0.9)
     with login(connection, admin, "reader") as role:
         connection.execute("alter table imgsearch.image enable row level security")
@@ -242,7 +242,7 @@ def test_a_search_can_leave_out_what_is_near_an_earlier_answer(connection: Conne
     model = fill(connection, vectors)
     connection.execute("update imgsearch.model set near = 0.98")
     if indexed:
-        index.build(connection, model, memory_limit=64)
+        index.build(connection, model, index.Build(64))
     stored = vectors.astype(np.float16).astype(np.float64)
     stored /= np.linalg.norm(stored, axis=1, keepdims=True)
     kept: list[int] = []

@@ -28,7 +28,7 @@ def test_every_way_finds_the_pairs_that_numpy_finds(
 ) -> None:
     monkeypatch.setattr(find, "FEW", 0)
     model = fill(connection, VECTORS)
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     model = store.get_model(connection, "pairs")
     told: list[str] = []
     progress: list[int] = []

@@ -23,7 +23,7 @@ def vectors(connection: Connection) -> NDArray[np.float32]:
     for number, name in enumerate(("test", "other")):
         model = add_model(connection, name, DIM)
         add_vectors(connection, model.table_name, clustered(ROWS, DIM, seed=number + 1))
-        index.build(connection, model, memory_limit=64)
+        index.build(connection, model, index.Build(64))
     connection.execute("update imgsearch.model set has_text = true, logit_scale = 10 where name = 'test'")
     connection.execute("select imgsearch.set_alias('text', 'test')")
     connection.execute(

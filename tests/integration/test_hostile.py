@@ -63,7 +63,7 @@ def world(connection: Connection) -> Connection:
     for name in ("test", HOSTILE[0]):
         model = add_model(connection, name, 16)
         add_vectors(connection, model.table_name, clustered(40, 16))
-        index.build(connection, model, memory_limit=64)
+        index.build(connection, model, index.Build(64))
     connection.execute("update imgsearch.model set has_text = true, logit_scale = 10")
     connection.execute("select imgsearch.set_alias('text', 'test')")
     for text in HOSTILE:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.harness import add_images, add_vectors, clustered
 from pgimgsearch.cli.plan import parse_count
-from pgimgsearch.database import index
+from pgimgsearch.database import index, sizing
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import UsageError
 from pgimgsearch.operations import measure, plan
@@ -70,11 +70,11 @@ def test_the_layout_is_that_of_postgres(
     else:
         add_vectors(connection, stored.table_name, clustered(4000, dim))
     with connect(url) as opened:
-        index.build(opened, stored, memory_limit=256)
-        rates = measure.measure(opened, measure.declared(opened, "some"), memory_limit=256, network=None)
+        index.build(opened, stored, index.Build(256))
+        rates = measure.measure(opened, measure.declared(opened, "some"), remote=False, network=None)
     assert rates.sources["disk"] == "4000 stored vectors"
     assert rates.table_row == pytest.approx(plan.table_row_bytes(stored), rel=1 / 12, abs=20 * 8192 / 4000)
-    assert rates.index_row == pytest.approx(plan.index_row_bytes(stored), rel=1 / 12)
+    assert rates.index_row == pytest.approx(sizing.index_row_bytes(stored, "hnsw"), rel=1 / 12)
     assert rates.trial_seconds > 0
     assert connection.execute("select to_regclass('imgsearch.plan_trial')").fetchone() == (None,)
 

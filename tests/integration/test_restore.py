@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import text_cache
+from pgimgsearch.database import index, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.programs import binaries
@@ -47,7 +47,9 @@ def test_a_dump_answers_the_same_on_a_fresh_server(
     ingest(photos, "palette", "pdq")
     connection.execute("select imgsearch.switch_alias('duplicates', 'palette', allow_missing => null)")
     connection.execute("create view public.shirts as select image_id, embedding from imgsearch.images_palette")
+    connection.execute("select imgsearch.set_index('palette', 'hnsw-binary')")  # on a function that a dump has to hold
     with connect(url) as opened:
+        assert index.build(opened, store.get_model(opened, "palette"), index.Build(64))
         model = register.open_model(opened, "palette")
         text_cache.keep(opened, model.stored, ["red"], model.embed_texts(["red"]))
     (commands,) = [block for block in blocks(ROOT / "docs" / "operations.md", "sh") if "pg_dump" in block]

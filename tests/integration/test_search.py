@@ -23,7 +23,7 @@ def vectors(connection: Connection) -> NDArray[np.float32]:
     model = add_model(connection, "test", DIM)
     made = clustered(ROWS, DIM)
     add_vectors(connection, model.table_name, made)
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     return made.astype(np.float16).astype(np.float32)
 
 
@@ -99,7 +99,7 @@ def test_more_than_ten_thousand_matches_go_through_the_index_and_stay_right(conn
     model = add_model(connection, "test", 16)
     made = clustered(rows, 16)
     add_vectors(connection, model.table_name, made)
-    index.build(connection, model, memory_limit=256)
+    index.build(connection, model, index.Build(256))
     connection.execute("update imgsearch.image set metadata = jsonb_build_object('half', image_id % 2)")
     exact = made.astype(np.float16).astype(np.float32)
     odd = np.arange(1, rows + 1) % 2 == 1
@@ -147,7 +147,7 @@ def test_the_length_of_a_query_does_not_matter(connection: Connection, vectors: 
 def test_a_partly_embedded_model_answers_with_what_it_has(connection: Connection, vectors: NDArray[np.float32]) -> None:
     model = add_model(connection, "second", DIM)
     add_vectors(connection, model.table_name, vectors[:5])
-    index.build(connection, model, memory_limit=64)
+    index.build(connection, model, index.Build(64))
     connection.execute("set imgsearch.exact_limit = 100")
     assert len(ids(connection, "select image_id from imgsearch.similar(1, model => 'second')")) == 4
     assert len(ids(connection, "select image_id from imgsearch.similar(1, model => 'second', filter => '{}')")) == 4
@@ -255,7 +255,7 @@ def test_bits(connection: Connection) -> None:
         cursor.executemany(sql.SQL("insert into {} values (%s, %s::bit(64))").format(model.table), rows)
     for indexed in (False, True):
         if indexed:
-            index.build(connection, model, memory_limit=64)
+            index.build(connection, model, index.Build(64))
         hamming = np.count_nonzero(bits != bits[41], axis=1)
         found = connection.execute(
             "select image_id, similarity from imgsearch.similar(42, k => 5, exact => %s)", [not indexed]

@@ -424,9 +424,7 @@ def test_those_who_read_are_never_held_up_by_an_index(
     with psycopg.connect(url) as reading, connect(url) as opened:
         reading.execute("select count(*) from imgsearch.embedding_palette_32")
         model = store.get_model(opened, "default")
-        building = threading.Thread(
-            target=index.build, args=[opened, model], kwargs={"memory_limit": 64, "concurrently": True}
-        )
+        building = threading.Thread(target=index.build, args=[opened, model, index.Build(64, concurrently=True)])
         building.start()
         swapped = "select count(*) = 1 from pg_class where relname = 'embedding_palette_32_hnsw_old'"
         while connection.execute(swapped).fetchone() != (True,):  # it is dropped when the reader has ended
@@ -448,11 +446,13 @@ def test_a_build_that_is_stopped_leaves_nothing(
         writing.execute("lock table imgsearch.embedding_palette_32 in row exclusive mode")
         threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            index.build(opened, store.get_model(opened, "default"), memory_limit=64, concurrently=True)
+            index.build(opened, store.get_model(opened, "default"), index.Build(64, concurrently=True))
     with connect(url) as opened:
-        assert index.build(opened, store.get_model(opened, "default"), memory_limit=64, concurrently=True) == 64
+        assert index.build(
+            opened, store.get_model(opened, "default"), index.Build(64, concurrently=True)
+        ) == index.Built("hnsw", 64, 100, 1.0)
         connection.execute("select imgsearch.set_index('default', 'none')")
-        assert index.build(opened, store.get_model(opened, "default"), memory_limit=64) == 0
+        assert index.build(opened, store.get_model(opened, "default"), index.Build(64)) is None
     assert connection.execute("select relname from pg_class where relname ~ 'palette_32_hnsw'").fetchall() == []
 
 

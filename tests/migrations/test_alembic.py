@@ -178,7 +178,7 @@ def test_an_unprepared_database_is_said(alembic: Alembic, connection: Connection
 def test_another_model_by_the_same_name_is_refused(connection: Connection) -> None:
     add = "select imgsearch.add_model('mine', {}, 'timm', 'resnet50', 'auto')"
     first = connection.execute(add.format(2048)).fetchone()
-    for wish in ("'none', null", "'hnsw', null", "'hnsw', 16, 20", "'ivfflat'"):
+    for wish in ("'none', null", "'hnsw', null", "'hnsw', 16, 20", "'ivf'"):
         with pytest.raises(psycopg.Error) as raised:
             connection.execute(f"select imgsearch.set_index('mine', {wish})")  # type: ignore[call-overload]
         assert raised.value.sqlstate == "PI008"

@@ -108,8 +108,8 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """A later release: a revision that adds a column, a function whose default is gone, one that is new, one that left."""
     for name in ("migrations", "sql"):
         shutil.copytree(package_folder(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "migrations" / "versions" / "0005_next.py").write_text(
-        "from alembic import op\nrevision = '0005'\ndown_revision = '0004'\n"
+    (tmp_path / "migrations" / "versions" / "0006_next.py").write_text(
+        "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\n"
         "def upgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image add starred boolean')\n"
         "def downgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image drop starred')\n"
     )
@@ -136,7 +136,7 @@ def test_a_later_release_upgrades_and_downgrades(
     admin.execute("drop role if exists app")
     admin.execute("create role app")
     run(url, "grant execute on function imgsearch.text_key(text, text) to app")
-    assert migrate.upgrade(url) == ("0004", "0005")
+    assert migrate.upgrade(url) == ("0005", "0006")
     granted = run(url, "select proacl::text from pg_proc where proname = 'text_key'")[0][0]
     assert "app=X/pgimgsearch" in str(granted)
     run(url, "revoke execute on function imgsearch.text_key(text, text) from app")
@@ -145,7 +145,7 @@ def test_a_later_release_upgrades_and_downgrades(
     assert without_grants[0] == without_grants[1]
     assert run(url, "select imgsearch.starred()") == [(0,)]
     assert run(url, "select count(*) from pg_proc where proname = 'grant_access'") == [(0,)]
-    assert migrate.downgrade(url, "0004") == ("0005", "0004")
+    assert migrate.downgrade(url, "0005") == ("0006", "0005")
     assert [row[:3] for row in catalog(url)] == [row[:3] for row in old]
     admin.execute("drop role app")
 
@@ -158,7 +158,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     run(empty_url, "select imgsearch.grant_access('reads', 'reader'), imgsearch.grant_access('writes', 'writer')")
     run(empty_url, "insert into imgsearch.collection (name) values ('kept')")
     before = catalog(empty_url)
-    assert migrate.upgrade(empty_url) == ("0001", "0004")
+    assert migrate.upgrade(empty_url) == ("0001", "0005")
     rights = (
         "select has_table_privilege('reads', t, 'select'), has_table_privilege('reads', t, 'insert'), "
         "has_table_privilege('writes', t, 'select') and has_table_privilege('writes', t, 'insert') "
@@ -167,7 +167,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     )
     assert run(empty_url, rights) == [(True, False, True)] * 3
     assert run(empty_url, "select name from imgsearch.collection") == [("kept",)]
-    assert migrate.downgrade(empty_url, "0001") == ("0004", "0001")
+    assert migrate.downgrade(empty_url, "0001") == ("0005", "0001")
     assert catalog(empty_url) == before
     migrate.downgrade(empty_url, "base")
 
@@ -205,7 +205,7 @@ select imgsearch.add_model('declared', 4, 'timm', 'resnet18', 'auto');
 select imgsearch.set_index('old', m => 24, ef_construction => 96);
 """
 WRITTEN = {"0001": FIRST, "0002": FIRST + SECOND, "0003": FIRST + SECOND + THIRD,
-           "0004": FIRST + SECOND + THIRD + FOURTH}  # fmt: skip
+           "0004": FIRST + SECOND + THIRD + FOURTH, "0005": FIRST + SECOND + THIRD + FOURTH}  # fmt: skip
 
 
 def rows(url: str, columns: dict[str, str]) -> dict[str, object]:
@@ -262,14 +262,14 @@ def test_a_declared_model_survives_a_release_that_knows_none(url: str) -> None:
 
 
 def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
-    revision = next_release / "migrations" / "versions" / "0005_next.py"
+    revision = next_release / "migrations" / "versions" / "0006_next.py"
     revision.write_text(revision.read_text().replace("add starred boolean')", "add starred boolean; select 1 / 0')"))
     before = catalog(url)
     with pytest.raises(DatabaseError, match="division by zero") as raised:
         migrate.upgrade(url)
     assert "nothing was changed" in str(raised.value.hint)
     assert catalog(url) == before
-    assert run(url, "select version_num from imgsearch.alembic_version") == [("0004",)]
+    assert run(url, "select version_num from imgsearch.alembic_version") == [("0005",)]
 
 
 def differences(url: str) -> list[tuple[str, str]]:

@@ -1,8 +1,5 @@
 """A database that goes away in the middle of an ingest: waited for, gone on with, and nothing lost or stored twice."""
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +9,11 @@ import pytest
 
 from pgimgsearch.database import migrate, session
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.pipeline import register, run, scan
 from pgimgsearch.pipeline.item import OUTCOMES
 from tests import pictures
+from tests.reliability.mortal import mortal_server
 
 FILES, TWINS = 1200, 120
 CHECK = """
@@ -98,39 +95,19 @@ def test_what_was_seen_is_lost_with_a_connection_so_nothing_is_pruned(
 def test_a_server_that_is_killed(
     tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:  # fmt: skip
-    home = tmp_path / "home"
-    server = Embedded(home)
-    url = server.keep(None)
-    helpers: list[threading.Thread] = []
-
-    def come_back() -> None:
-        while server.is_running():  # it takes a moment to die, and one that runs is not started
-            pass
-        server.keep(None)
-
-    def kill() -> None:
-        os.kill(int((server.data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    with mortal_server(tmp_path / "home") as server:
+        migrate.upgrade(server.url)
         if comes_back:
-            helpers.append(threading.Thread(target=come_back))
-            helpers[-1].start()
-
-    try:
-        migrate.upgrade(url)
-        if comes_back:
-            report, told = ingest(url, many, interrupting({900}, kill))
+            report, told = ingest(server.url, many, interrupting({900}, server.kill_for_a_moment))
             assert "the connection to the database was lost" in told
         else:
-            ingest(url, many, limit=300)
+            ingest(server.url, many, limit=300)
             monkeypatch.setattr(session, "PATIENCE", 0.5)
             with pytest.raises(DatabaseError, match="could not be opened again") as raised:
-                ingest(url, many, interrupting({900}, kill))
+                ingest(server.url, many, interrupting({900}, server.kill))
             assert "what was committed is kept" in str(raised.value.hint)
-            come_back()
-            report, _ = ingest(url, many)
+            server.come_back()
+            report, _ = ingest(server.url, many)
             assert report.counts["palette"]["unchanged"] >= 300
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(server.url, autocommit=True) as connection:
             assert_complete(connection, report)
-    finally:
-        for helper in helpers:
-            helper.join()
-        server.stop()

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import UsageError
 from pgimgsearch.pipeline import on_ray, opening, register, run, scan, shards
@@ -16,6 +17,7 @@ from pgimgsearch.pipeline.item import OUTCOMES
 from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.pictures import photo
+from tests.reliability.mortal import mortal_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -153,6 +155,26 @@ def test_the_database_goes_away(url: str, connection: Connection, many: Path, mo
         report = ingest(url, scan.folder_source(many), end)
     assert_adds_up(report, connection)
     assert rows(connection) == wanted
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_server_that_is_killed_and_comes_back(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "FILES_A_PART", A_PART)
+    killed = []
+    with mortal_server(tmp_path / "home") as server:
+        migrate.upgrade(server.url)
+        wanted = locally(server.url, scan.folder_source(many))
+
+        def kill_once(_: int) -> None:
+            if not killed:
+                killed.append(True)
+                server.kill_for_a_moment()
+
+        report = ingest(server.url, scan.folder_source(many), kill_once)
+        assert killed
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            assert_adds_up(report, connection)
+            assert rows(connection) == wanted
 
 
 @pytest.mark.usefixtures("cluster")

@@ -158,7 +158,7 @@ def opened(url: str, name: str, weights: dict[str, str]) -> LoadedModel:
 
 def ingest(url: str, folder: Path, model: LoadedModel) -> None:
     run.ingest(url, scan.folder_source(folder), [model], run.Options(workers=2))
-    finish(url, [model.stored.name], memory_limit=64)
+    finish(url, [model.stored.name], remote=False)
 
 
 def embedded(connection: Connection) -> int:

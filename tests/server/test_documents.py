@@ -51,7 +51,7 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
         return sidecar.with_metadata(files, about)
 
     run.ingest(url, scan.folder_source(folder), models, run.Options(workers=1), refine=in_summer)
-    finish(url, [model.stored.name for model in models], memory_limit=64)
+    finish(url, [model.stored.name for model in models], remote=False)
     serving = start_serving(url, tmp_path_factory.mktemp("embedder"))
     with connect(url) as connection:
         connection.execute("update imgsearch.image set caption = 'a red picture', metadata = metadata || '{\"season\": \"summer\"}', "

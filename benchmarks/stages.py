@@ -1,0 +1,140 @@
+"""Stages: what decoding, preparing and the network take alone, on all cores, over plain libraries on the same photos.
+
+Decoding by a bare Pillow, whole and at reduced scale (JPEG draft mode), with what that does to the vectors; preparing by
+timm's own transform; the network by runtime and precision, over torch in fp32 with the whole batch at once. MobileNetV2
+with its published weights, photos as they are and enlarged to what cameras make. Needs PGIMGSEARCH_TEST_DATA.
+"""
+
+import io
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.end_to_end import DATA
+from benchmarks.harness import report, sized
+from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models.encoder import Encoder, Placement, unit
+from pgimgsearch.models.lanes import cores
+from pgimgsearch.models.reference import REFERENCES, Reference
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.pipeline import scan
+from pgimgsearch.pipeline.decode import decode, register_formats, turn_upright
+
+MODEL, PHOTOS, LARGE, ROUNDS, BATCH = "timm:mobilenetv2_100", sized(320), sized(80), 3, 32
+WEIGHTS = DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
+RUNS = [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("onnx", "int8")]
+CAMERA, SIDE = (4000, 3000), 224
+
+Work = Callable[[], Any]
+
+
+def main() -> dict[str, object]:
+    """One kind of work after the other in turns; the ratio is the slowest of ours to its plain library."""
+    register_formats()
+    found = scan.walk(DATA / "clothing")
+    photos = [path.read_bytes() for path in found[:: max(1, len(found) // PHOTOS)][:PHOTOS]]
+    spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
+    with ThreadPoolExecutor(cores()) as pool:
+        ours = encoder.load(spec, Placement("cpu", "fp32"))
+        rows = [*decoding(pool, photos, ours), *decoding(pool, [camera(data) for data in photos[:LARGE]], ours)]
+        pictures = [decode(data, 10**8)[0] for data in photos]
+        timm = REFERENCES["timm"](spec)
+        rows += preparing(pool, pictures, ours, timm)
+        rows += networks([ours.prepare(picture) for picture in pictures], timm)
+    ratio = max(row["over it"] for row in rows if row["what"].startswith("ours"))
+    return report("Stages: the slowest of ours over the plain library", rows, ratio, "at most 1.1")
+
+
+def camera(data: bytes) -> bytes:
+    """The photo as a camera would have made it."""
+    large = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").resize(CAMERA, Image.Resampling.BICUBIC).save(large, "JPEG", quality=90)
+    return large.getvalue()
+
+
+def decoding(pool: ThreadPoolExecutor, data: list[bytes], ours: Encoder) -> Iterable[dict[str, Any]]:
+    """Ours hashes the pixels too, and applies profiles, orientation and transparency."""
+    plain, own, draft = in_turns(
+        lambda: list(pool.map(bare, data)),
+        lambda: list(pool.map(lambda one: decode(one, 10**8)[0], data)),
+        lambda: list(pool.map(lambda one: bare(one, draft=True), data)),
+    )
+    size = f"{len(data)} photos of {np.mean([bare(one).width * bare(one).height for one in data[:20]]) / 1e6:.1f} MP"
+    whole, reduced = (vectors(ours, [bare(one, draft=which) for one in data]) for which in (False, True))
+    cosines = (whole * reduced).sum(1)
+    yield row(f"ours: decoding, {size}", len(data), own, plain, "Pillow")
+    yield row(f"Pillow in draft mode, {size}", len(data), draft, plain, "Pillow") | {
+        "least cosine": float(cosines.min()), "mean cosine": float(cosines.mean())
+    }  # fmt: skip
+
+
+def bare(data: bytes, *, draft: bool = False) -> Image.Image:
+    """What Pillow makes of a photo; in draft mode a JPEG comes at an eighth to a half, still larger than is needed."""
+    image = Image.open(io.BytesIO(data))
+    if draft:
+        image.draft("RGB", (2 * SIDE, 2 * SIDE))
+    return turn_upright(image).convert("RGB")
+
+
+def preparing(
+    pool: ThreadPoolExecutor, pictures: list[Image.Image], ours: Encoder, timm: Reference
+) -> Iterable[dict[str, Any]]:
+    """Resizing, cropping and standardising."""
+    plain, own = in_turns(
+        lambda: list(pool.map(lambda picture: timm.pixels([picture]), pictures)),
+        lambda: list(pool.map(ours.prepare, pictures)),
+    )
+    yield row("ours: preparing", len(pictures), own, plain, "timm's transform")
+
+
+def networks(prepared: list[NDArray[Any]], timm: Reference) -> Iterable[dict[str, Any]]:
+    """Passes of full batches, each runtime over the network as timm makes it."""
+    spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
+    loaded = {run: encoder.load(spec, Placement("cpu", run[1], run[0])) for run in RUNS}
+    batches = [prepared[first : first + BATCH] for first in range(0, len(prepared), BATCH)]
+
+    @torch.inference_mode()
+    def plainly() -> Any:
+        passes = [timm.embed(torch.from_numpy(np.stack(batch))) for batch in batches]
+        return np.concatenate([next(iter(one.values())).numpy() for one in passes])
+
+    def embed(run: tuple[str, str]) -> Any:
+        return np.concatenate([next(iter(loaded[run].embed(batch).values())) for batch in batches])
+
+    plain, *own = in_turns(plainly, *(lambda run=run: embed(run) for run in RUNS))
+    true = unit(plainly())
+    for run, seconds in zip(RUNS, own, strict=True):
+        cosine = float((unit(np.asarray(embed(run), dtype=np.float32)) * true).sum(1).min())
+        yield row(f"ours: {' '.join(run)}", len(prepared), seconds, plain, "timm, fp32") | {"least cosine": cosine}
+
+
+def vectors(ours: Encoder, pictures: list[Image.Image]) -> NDArray[np.float32]:
+    """Their unit vectors."""
+    return unit(next(iter(ours.embed([ours.prepare(picture) for picture in pictures]).values())))
+
+
+def in_turns(*works: Work) -> list[float]:
+    """The least seconds of each, after one turn to warm up."""
+    taken: list[list[float]] = [[] for _ in works]
+    for _ in range(ROUNDS + 1):
+        for one, seconds in zip(works, taken, strict=True):
+            start = time.perf_counter()
+            one()
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds[1:]) for seconds in taken]
+
+
+def row(what: str, number: int, seconds: float, plain: float, beside: str) -> dict[str, Any]:
+    """Images a second, and the share of the time that the plain library takes."""
+    return {"what": what, "images/s": number / seconds, "beside": beside, "its images/s": number / plain,
+            "over it": seconds / plain}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Indexes of graphs, bits and lists: they find what NumPy finds, are refused where they would not, and leave nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from psycopg import sql
+
+from benchmarks.harness import add_images, add_model, add_vectors, clustered
+from pgimgsearch.database import index, index_status, recall, sizing, store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import ModelError, RecallError
+from pgimgsearch.operations.check import check
+
+ROWS, DIM, ASKED = 4000, 256, range(1, 400, 20)
+HOW = index.Build(256)
+
+
+def stored(connection: Connection, vectors: NDArray[np.float32], storage: str = "halfvec") -> StoredModel:
+    """A model with so many images and their vectors; every second image has metadata."""
+    add_images(connection, len(vectors))
+    model = add_model(connection, "test", vectors.shape[1], storage)
+    add_vectors(connection, model.table_name, vectors)
+    return model
+
+
+def wishing(connection: Connection, method: str) -> StoredModel:
+    connection.execute("select imgsearch.set_index('test', %s)", [method])
+    return store.get_model(connection, "test")
+
+
+def true_neighbours(vectors: NDArray[np.float32], image: int, keep: NDArray[np.bool_] | None = None) -> set[int]:
+    rounded = vectors.astype(np.float16).astype(np.float32)
+    similarity = rounded @ rounded[image - 1] / np.linalg.norm(rounded, axis=1)
+    similarity[image - 1] = -2
+    if keep is not None:
+        similarity[~keep] = -2
+    return {int(place) + 1 for place in np.argsort(-similarity)[:10]}
+
+
+def found_share(connection: Connection, vectors: NDArray[np.float32], extra: str = "", keep: Any = None) -> float:
+    """The mean share of the ten true neighbours that ``similar`` answers."""
+    shares = []
+    for image in ASKED:
+        rows = connection.execute(f"select image_id from imgsearch.similar({image}{extra})").fetchall()  # type: ignore[call-overload]
+        assert len(rows) == 10
+        shares.append(len({row[0] for row in rows} & true_neighbours(vectors, image, keep)) / 10)
+    return float(np.mean(shares))
+
+
+def scans(connection: Connection, name: str) -> int:
+    row = connection.execute("select pg_stat_get_xact_numscans(%s::regclass)", [f"imgsearch.{name}"]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "storage"),
+    [("hnsw-binary", "halfvec"), ("hnsw-binary", "vector"), ("ivfflat", "halfvec"), ("ivfflat", "vector")],
+)
+def test_every_search_goes_through_any_index_and_finds_the_neighbours(
+    connection: Connection, method: str, storage: str
+) -> None:
+    vectors = clustered(ROWS, DIM)
+    model = stored(connection, vectors, storage)
+    built = index.build(connection, wishing(connection, method), HOW)
+    assert built is not None
+    assert built.recall is not None
+    assert built.recall >= 0.99
+    model = store.get_model(connection, "test")
+    assert (model.index_method, model.ef_search, index.is_fulfilled(model)) == (method, built.ef_search, True)
+    name, odd = index.index_name(model), np.arange(1, ROWS + 1) % 2 == 1
+    connection.execute("update imgsearch.image set metadata = '{\"odd\": true}' where image_id % 2 = 1")
+    connection.execute("select '[1]'::vector")  # loads the library with its settings
+    settings = "select array_agg(current_setting(name)) from unnest(array['enable_seqscan', 'hnsw.ef_search', " \
+        "'hnsw.iterative_scan', 'ivfflat.probes', 'ivfflat.iterative_scan', 'ivfflat.max_probes']) name"  # fmt: skip
+    before = connection.execute(settings).fetchone()
+    with connection.transaction():
+        assert found_share(connection, vectors) >= 0.95
+        through = scans(connection, name)
+        assert through >= len(ASKED)
+        assert found_share(connection, vectors, ", filter => '{\"odd\": true}'", odd) >= 0.95
+        assert scans(connection, name) >= through + len(ASKED)
+        assert connection.execute(settings).fetchone() == before
+    pairs = "select content_a, content_b from imgsearch._pairs((select m from imgsearch.model m), 0.7, " \
+        "array(select generate_series(1, 50)))"  # fmt: skip
+    by_index = {tuple(row) for row in connection.execute(pairs).fetchall()}
+    alike = vectors[:50] @ vectors.T >= 0.7 + 1e-3
+    true = {tuple(sorted((a + 1, b + 1))) for a, b in zip(*np.nonzero(alike), strict=True) if a != b}
+    assert len(by_index & true) >= 0.95 * len(true)
+    neighbours = "select content_id, neighbour from imgsearch._neighbours((select m from imgsearch.model m), %s, 10)"
+    near = connection.execute(neighbours, [list(ASKED)]).fetchall()
+    assert np.mean([other in true_neighbours(vectors, one) for one, other in near]) >= 0.9
+
+
+def test_pages_follow_each_other_through_bits(connection: Connection) -> None:
+    vectors = clustered(ROWS, DIM)
+    stored(connection, vectors)
+    index.build(connection, wishing(connection, "hnsw-binary"), HOW)
+    whole = [row[0] for row in connection.execute("select image_id from imgsearch.similar(5, k => 30)").fetchall()]
+    pages: list[int] = []
+    for _ in range(3):
+        after = f", after => {pages[-1]}" if pages else ""
+        page = connection.execute(f"select image_id from imgsearch.similar(5, k => 10{after})").fetchall()  # type: ignore[call-overload]
+        pages += [row[0] for row in page]
+    assert len(set(pages)) == 30
+    assert len(set(pages) & set(whole)) >= 28
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_bits_are_cut_at_the_mean(connection: Connection, scale: float) -> None:
+    """Of features that are never negative the bits alone are all one; vectors need not be of length one."""
+    vectors = scale * (np.abs(clustered(ROWS, DIM)) + 0.01)
+    stored(connection, vectors)
+    built = index.build(connection, wishing(connection, "hnsw-binary"), HOW)
+    assert built is not None
+    assert built.recall is not None
+    assert built.recall >= 0.99
+    assert found_share(connection, vectors) >= 0.95
+
+
+def test_bits_that_say_too_little_are_refused_and_the_old_index_stays(connection: Connection) -> None:
+    vectors = np.random.default_rng(2).standard_normal((ROWS, 8), dtype=np.float32)
+    model = stored(connection, vectors)
+    index.build(connection, model, HOW)
+    indexes = "select relname, relfilenode from pg_class where relname ~ '^embedding_test_8_' order by 1"
+    before = connection.execute(indexes).fetchall()
+    with pytest.raises(RecallError, match=r"bits of test find 0\.\d+ of the true neighbours"):
+        index.build(connection, wishing(connection, "hnsw-binary"), HOW)
+    assert connection.execute(indexes).fetchall() == before
+    assert store.get_model(connection, "test").index_method == "hnsw"
+    assert connection.execute("select count(*) from pg_proc where proname ~ '^_bits_'").fetchone() == (0,)
+    assert found_share(connection, vectors) >= 0.95
+
+
+def test_one_index_takes_the_place_of_another(connection: Connection) -> None:
+    stored(connection, clustered(ROWS, DIM))
+    left = "select relname from pg_class where relname ~ '^embedding_test_256_.*' and relkind = 'i' order by 1"
+    bits = "select count(*) from pg_proc where proname = '_bits_test_256'"
+    for method, end in (("hnsw-binary", "bits"), ("ivfflat", "ivf"), ("hnsw", "hnsw"), ("hnsw-binary", "bits")):
+        for concurrently in (False, True):
+            index.build(connection, wishing(connection, method), index.Build(256, concurrently))
+            names = [row[0] for row in connection.execute(left).fetchall()]
+            assert names == sorted([f"embedding_test_256_{end}", "embedding_test_256_pkey"])
+            assert connection.execute(bits).fetchone() == (int(end == "bits"),)
+            state = index_status.status(connection)[0]
+            assert (state["method"], state["valid"], state["advice"]) == (method, True, None)
+    connection.execute("delete from imgsearch.alias")
+    connection.execute("select imgsearch.drop_model('test')")
+    assert connection.execute(bits).fetchone() == (0,)
+
+
+def test_more_dimensions_than_a_graph_can_have_are_indexed_by_their_bits(connection: Connection) -> None:
+    vectors = clustered(500, 4096)
+    model = stored(connection, vectors)
+    assert sizing.method_of(model) == "hnsw-binary"
+    assert index.fulfil(connection, model, HOW)
+    model = store.get_model(connection, "test")
+    assert model.index_method == "hnsw-binary"
+    assert index.is_fulfilled(model)
+    assert found_share(connection, vectors) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("dim", "storage", "rows", "method"),
+    [(768, "halfvec", 100_000, "hnsw"), (768, "halfvec", 10_000_000, "hnsw-binary"), (64, "halfvec", 10_000_000, "hnsw"),
+     (4096, "halfvec", 10, "hnsw-binary"), (256, "bit", 10_000_000, "hnsw")],
+)  # fmt: skip
+def test_bits_are_chosen_where_a_graph_of_vectors_would_not_fit(
+    connection: Connection, dim: int, storage: str, rows: int, method: str
+) -> None:
+    connection.execute("select imgsearch.add_model('test', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
+    assert sizing.suitable(store.get_model(connection, "test"), rows, 6000) == method
+
+
+def test_a_hash_has_no_other_bits(connection: Connection) -> None:
+    connection.execute("select imgsearch.add_model('hash', 256, 'pdq', 'x', 'auto', 'bit')")
+    model = store.get_model(connection, "hash")
+    with pytest.raises(ModelError, match="stores bits already"):
+        index.build(connection, StoredModel(**{name: getattr(model, name) for name in StoredModel.__slots__}
+                                            | {"index_wanted": model.index_wanted | {"method": "hnsw-binary"}}), HOW)  # fmt: skip
+
+
+def test_advice_says_what_time_has_done(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_status, "MANY", 1000)
+    vectors = clustered(ROWS, DIM)
+    model = stored(connection, vectors)
+    table = model.table
+
+    def told() -> str:
+        connection.execute("select pg_stat_force_next_flush()")
+        return str(index_status.status(connection)[0]["advice"])
+
+    assert told() == "searches read all 4000 vectors: pgimgsearch index build test"
+    index.build(connection, model, HOW)
+    assert told() == "None"
+    connection.execute(sql.SQL("delete from {} where content_id > 2500").format(table))
+    connection.execute(sql.SQL("analyze {}").format(table))
+    assert told() == "1500 rows are dead: vacuum imgsearch.embedding_test_256"
+    connection.execute(sql.SQL("vacuum analyze {}").format(table))
+    assert told() == "it holds much that is gone: pgimgsearch index build test --concurrently"
+    index.build(connection, store.get_model(connection, "test"), HOW)
+    connection.execute("update imgsearch.model set index_parameters = index_parameters || '{\"recall\": 0.9}'")
+    assert told() == "it misses neighbours: pgimgsearch index tune test"
+    recall.tune(connection, store.get_model(connection, "test"), 0.99, 10, 50)
+    assert told() == "None"
+    connection.execute("select imgsearch.set_index('test', 'ivfflat')")
+    assert told() == "another was wished for since: pgimgsearch index build test --concurrently"
+    connection.execute("drop index imgsearch.embedding_test_256_hnsw")
+    assert told() == "it is invalid or gone: pgimgsearch index build test --concurrently"
+
+
+def test_the_command_builds_what_is_asked_for(cli: Callable[..., Any], url: str) -> None:
+    with connect(url) as connection:
+        stored(connection, np.random.default_rng(2).standard_normal((ROWS, DIM), dtype=np.float32))
+    listed = json.loads(cli("--json", "index", "build", "test", "--method", "ivfflat", "--recall", "0.95").stdout)
+    assert listed["method"] == "ivfflat"
+    assert listed["index"] == "embedding_test_256_ivf"
+    assert listed["recall"] >= 0.95
+    # a graph of so many dimensions needs more than 64 MB of nothing here; bits of random vectors find too little
+    refused = cli("index", "build", "test", "--method", "hnsw-binary", "--recall", "1")
+    assert refused.returncode == 5
+    assert "pgimgsearch index build test --method hnsw" in refused.stderr
+    rows = json.loads(cli("--json", "index", "status").stdout)
+    assert [(row["method"], row["valid"]) for row in rows] == [("ivfflat", True)]
+    assert json.loads(cli("--json", "index", "build", "test", "--method", "auto").stdout)["method"] == "hnsw"
+    cli("index", "drop", "test")
+    assert [row["method"] for row in json.loads(cli("--json", "index", "status").stdout)] == ["none"]
+
+
+@pytest.mark.parametrize("method", ["hnsw", "hnsw-binary"])
+def test_a_table_in_partitions_answers_the_same(connection: Connection, method: str) -> None:
+    vectors = clustered(ROWS, DIM)
+    stored(connection, vectors)
+    connection.execute("create view public.mine as select image_id, embedding from imgsearch.images_test")
+    assert connection.execute("select imgsearch.partition_embeddings('test', 4)").fetchone() == (ROWS,)
+    model = wishing(connection, method)
+    for concurrently in (False, True):
+        built = index.build(connection, model, index.Build(256, concurrently))
+        assert built is not None
+        assert built.recall is not None
+        assert built.recall >= 0.99
+        model = store.get_model(connection, "test")
+        state = index_status.status(connection)[0]
+        assert (state["method"], state["valid"], state["rows"], state["advice"]) == (method, True, ROWS, None)
+        assert state["index_bytes"] >= 0.8 * ROWS * sizing.index_row_bytes(model, method)
+        left = (
+            "select count(*) from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '_(new|old)$'"
+        )
+        assert connection.execute(left).fetchone() == (0,)
+        each = "select count(*), bool_and(indisvalid) from pg_index where indrelid in " \
+            "(select relid from pg_partition_tree('imgsearch.embedding_test_256') where isleaf) and not indisprimary"  # fmt: skip
+        assert connection.execute(each).fetchone() == (4, True)
+    with connection.transaction():
+        assert found_share(connection, vectors) >= 0.95
+        part = f"embeddings_{model.model_id}_4_00{index.SUFFIXES[method]}"
+        assert scans(connection, part) >= len(ASKED)
+    connection.execute("update imgsearch.image set metadata = '{\"odd\": true}' where image_id % 2 = 1")
+    odd = np.arange(1, ROWS + 1) % 2 == 1
+    assert found_share(connection, vectors, ", filter => '{\"odd\": true}'", odd) >= 0.95
+    assert connection.execute("select count(*) from public.mine").fetchone() == (ROWS,)
+    assert [difference.what for difference in check(connection) if difference.where in {"index", "model"}] == []
+    assert connection.execute("select imgsearch.partition_embeddings('test', 1)").fetchone() == (ROWS,)
+    index.build(connection, store.get_model(connection, "test"), HOW)
+    assert found_share(connection, vectors) >= 0.95
+    connection.execute("delete from imgsearch.alias")
+    connection.execute("drop view public.mine")
+    connection.execute("select imgsearch.drop_model('test')")
+    assert connection.execute("select count(*) from pg_class where relname ~ '^embeddings?_'").fetchone() == (0,)
+
+
+def test_a_partitioned_model_is_ingested_and_indexed(cli: Callable[..., Any], url: str, photos: Path) -> None:
+    cli("models", "add", "palette")
+    assert json.loads(cli("--json", "index", "partition", "palette", "3").stdout)["rows"] == 0
+    first = cli("ingest", str(photos), "--model", "palette")
+    assert "index built: palette" in first.stderr
+    with connect(url) as connection:
+        counts = connection.execute(
+            "select (select count(*) from imgsearch.embedding_palette_32), (select count(*) from pg_inherits "
+            "where inhparent = 'imgsearch.embedding_palette_32'::regclass)"
+        ).fetchone()
+        assert counts == (12, 3)
+        again = cli("--json", "ingest", str(photos), "--model", "palette")
+        assert json.loads(again.stdout)[0]["unchanged"] == 12
+        connection.execute("truncate imgsearch.content cascade")
+        assert connection.execute("select count(*) from imgsearch.embedding_palette_32").fetchone() == (0,)
