@@ -7,6 +7,7 @@ from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
 from pgimgsearch.database import index, sizing
+from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.memory import machine_memory
 
 ROWS, DIM = sized(50_000), 768
@@ -44,7 +45,7 @@ def main() -> dict[str, object]:
         taken.append((default(), second))
         sizes = connection.execute(
             "select pg_relation_size('plain_hnsw') / 1048576.0, pg_relation_size(%s) / 1048576.0",
-            [f"imgsearch.{index.index_name(model)}"],
+            [f"imgsearch.{index_name(model)}"],
         ).fetchone()
     assert sizes is not None
     default_s, ours_s = (float(np.median(column)) for column in zip(*taken, strict=True))

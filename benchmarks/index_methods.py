@@ -27,6 +27,7 @@ from benchmarks.harness import (
 )
 from pgimgsearch.database import index, recall, store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.models.lanes import cores
 
@@ -64,8 +65,8 @@ def ours(connection: Connection, storage: str, vectors: Any) -> Iterator[dict[st
         seconds = time.perf_counter() - start  # with the measurement of recall
         assert built is not None
         model = store.get_model(connection, model.name)
-        found = recall.measured(connection, model, method, efforts, sample=QUERIES)
-        size = connection.execute("select pg_relation_size(%s)", [f"imgsearch.{index.index_name(model)}"]).fetchone()
+        found = recall.measured(connection, model, efforts, sample=QUERIES)
+        size = connection.execute("select pg_relation_size(%s)", [f"imgsearch.{index_name(model)}"]).fetchone()
         assert size is not None
         yield {
             "index": f"{method} of {storage}", "build, s": seconds, "MB": size[0] / 1e6, "ef_search": built.ef_search,

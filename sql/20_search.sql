@@ -66,7 +66,7 @@ create or replace function imgsearch._sorted_by(m imgsearch.model, operand text)
 language sql immutable parallel safe as $$
     select case m.index_method
         when 'hnsw-binary' then format('imgsearch.%1$I(e.embedding)::bit(%2$s) OPERATOR(@vector@.<~>) imgsearch.%1$I(%3$s)::bit(%2$s)',
-                                       '_bits_' || m.slug || '_' || m.dim, m.dim, operand)
+                                       m.index_parameters ->> 'bits', m.dim, operand)
         else format('e.embedding %s %s', imgsearch._operator(m), operand) end
 $$;
 
@@ -75,7 +75,7 @@ $$;
 create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
 language sql immutable parallel safe as $$
     select case m.index_method when 'ivfflat' then ef_search
-                               when 'hnsw-binary' then greatest(ef_search, 2 * wanted)
+                               when 'hnsw-binary' then greatest(ef_search, wanted, least(2 * wanted, 1000))
                                else greatest(ef_search, wanted) end
 $$;
 

@@ -54,40 +54,35 @@ begin
     execute format('alter table %s alter embedding set storage external', table_name);
 end $$;
 
--- Lay a model's table out in so many hash partitions, or with 1 in one piece. Its rows are copied while those who write
--- wait; its index is to be built anew. Returns the number of rows.
-create or replace function imgsearch.partition_embeddings(model text, partitions integer) returns bigint
+-- Lay a model's empty table out in so many hash partitions, or with 1 in one piece; raises PI009 where it has rows.
+create or replace function imgsearch.partition_embeddings(model text, partitions integer) returns void
 language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
 set client_min_messages = warning as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(partition_embeddings.model);
     table_name text := 'embedding_' || m.slug || '_' || m.dim;
-    fresh text := 'embeddings_' || m.model_id || '_new';
     former text := 'embeddings_' || m.model_id || '_old';
-    result bigint;
+    filled boolean;
 begin
     if partition_embeddings.partitions between 1 and 64 is not true then
         raise exception 'partitions must be 1 to 64, not %', coalesce(partition_embeddings.partitions::text, 'null')
             using errcode = 'PI008', hint = 'as many as make each of them some 10 million rows';
     end if;
-    if m.partitions = partition_embeddings.partitions then
-        return imgsearch._count(m.embeddings, true);
+    lock table imgsearch.content in share row exclusive mode;  -- first, as those who write take them in this order
+    execute format('lock table imgsearch.%I in access exclusive mode', table_name);
+    execute format('select exists (select from imgsearch.%I)', table_name) into filled;
+    if filled then
+        raise exception 'model % has vectors already', m.name using errcode = 'PI009',
+            hint = format('add it under another name, lay that out, and copy them: insert into '
+                'imgsearch.embedding_NEW_%s select * from imgsearch.%I', m.dim, table_name);
     end if;
-    execute format('lock table imgsearch.%I in share row exclusive mode', table_name);
-    perform imgsearch._make_table(m, format('imgsearch.%I', fresh), partition_embeddings.partitions);
-    execute format('insert into imgsearch.%I select * from imgsearch.%I', fresh, table_name);
-    get diagnostics result = row_count;
     execute format('alter table imgsearch.%I rename to %I', table_name, former);
-    execute format('alter table imgsearch.%I rename constraint %I to %I', former, table_name || '_pkey', former || '_pkey');
-    execute format('alter table imgsearch.%I rename to %I', fresh, table_name);
-    execute format('alter table imgsearch.%I rename constraint %I to %I', table_name, fresh || '_pkey', table_name || '_pkey');
+    execute format('alter index imgsearch.%I rename to %I', table_name || '_pkey', former || '_pkey');
     update imgsearch.model x
     set partitions = partition_embeddings.partitions, index_method = 'none', index_parameters = '{}'
     where x.model_id = m.model_id;
     perform imgsearch.create_embeddings(m.model_id);
     execute format('drop table imgsearch.%I', former);
-    execute format('drop function if exists imgsearch.%I', '_bits_' || m.slug || '_' || m.dim);
-    return result;
 end $$;
 
 -- Register a model row's table and view, with the owner and grants of imgsearch.image, and put back what is missing of
@@ -162,6 +157,7 @@ language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set loc
 declare
     m imgsearch.model := imgsearch._resolve_model(drop_model.model);
     aliases text;
+    bits regprocedure;
 begin
     select string_agg(a.alias, ', ' order by a.alias) into aliases from imgsearch.alias a where a.model_id = m.model_id;
     if aliases is not null then
@@ -175,7 +171,10 @@ begin
             -- by name: of a table that somebody dropped, regclass is a number
             execute format('drop view if exists imgsearch.%I', 'images_' || m.slug);
             execute format('drop table if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
-            execute format('drop function if exists imgsearch.%I', '_bits_' || m.slug || '_' || m.dim);
+            for bits in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
+                            and p.proname ~ format('^_bits_%s_[0-9]+$', m.model_id) loop
+                execute format('drop function %s', bits);
+            end loop;
             exit;
         exception when lock_not_available then
             if attempt = 10 then raise; end if;
@@ -495,7 +494,7 @@ create or replace function imgsearch._sorted_by(m imgsearch.model, operand text)
 language sql immutable parallel safe as $$
     select case m.index_method
         when 'hnsw-binary' then format('imgsearch.%1$I(e.embedding)::bit(%2$s) OPERATOR(@vector@.<~>) imgsearch.%1$I(%3$s)::bit(%2$s)',
-                                       '_bits_' || m.slug || '_' || m.dim, m.dim, operand)
+                                       m.index_parameters ->> 'bits', m.dim, operand)
         else format('e.embedding %s %s', imgsearch._operator(m), operand) end
 $$;
 
@@ -504,7 +503,7 @@ $$;
 create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
 language sql immutable parallel safe as $$
     select case m.index_method when 'ivfflat' then ef_search
-                               when 'hnsw-binary' then greatest(ef_search, 2 * wanted)
+                               when 'hnsw-binary' then greatest(ef_search, wanted, least(2 * wanted, 1000))
                                else greatest(ef_search, wanted) end
 $$;
 

@@ -25,11 +25,15 @@ DOWNGRADE = """
 do $$
 declare
     m record;
+    bits regprocedure;
 begin
     for m in select model_id, slug, dim from imgsearch.model where index_method not in ('none', 'hnsw') loop
         execute format('drop index if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_bits');
         execute format('drop index if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_ivf');
-        execute format('drop function if exists imgsearch.%I', '_bits_' || m.slug || '_' || m.dim);
+        for bits in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
+                        and p.proname ~ format('^_bits_%s_[0-9]+$', m.model_id) loop
+            execute format('drop function %s', bits);
+        end loop;
         update imgsearch.model x set index_method = 'none', index_parameters = '{}', ef_search = 100
         where x.model_id = m.model_id;
     end loop;

@@ -1,6 +1,5 @@
 """``index``: indexes by hand; ingest builds missing ones by itself."""
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -9,6 +8,7 @@ from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
 from pgimgsearch.database import index, index_status, locks, recall, sizing, store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import RecallError
 
@@ -42,33 +42,31 @@ def build(
         stored = store.get_model(connection, model)
         limit = memory or sizing.memory_limit(connection, remote=bool(terminal.settings.db))
         how = index.Build(limit, concurrently, workers, wanted)
-        chosen = stored if method is None else _with_method(connection, stored, method, limit)
+        chosen: str | None = method
+        if method == "auto":
+            rows = store.count_embeddings(connection, stored) // stored.partitions
+            chosen = sizing.suitable(stored, rows, limit)
         try:
-            built = _build(terminal, connection, chosen, how)
+            built = _build(terminal, connection, stored, how, chosen)
         except RecallError as error:
-            if method != "auto":
+            if method != "auto" or stored.dim > sizing.MOST_DIMENSIONS[stored.storage]:
                 raise
             terminal.talk(f"{error}; building a graph of the vectors instead")
-            built = _build(terminal, connection, _with_method(connection, stored, "hnsw", limit), how)
+            built = _build(terminal, connection, stored, how, "hnsw")
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
         return
-    terminal.show_one({"model": stored.name, "index": index.index_name(chosen, built.method), "method": built.method,
+    terminal.show_one({"model": stored.name, "index": index_name(stored, built.method), "method": built.method,
                        "memory_mb": built.memory, "ef_search": built.ef_search, "recall": built.recall})  # fmt: skip
     if built.recall is not None and built.recall < wanted:
         terminal.talk(f"it finds less than {wanted}: pgimgsearch index tune {stored.name} --recall {wanted}")
 
 
-def _with_method(connection: Connection, stored: StoredModel, method: str, limit: int) -> StoredModel:
-    """The model as if its index was wanted so; what is built records it."""
-    if method == "auto":
-        method = sizing.suitable(stored, store.count_embeddings(connection, stored), limit)
-    return replace(stored, index_wanted=stored.index_wanted | {"method": method})
-
-
-def _build(terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build) -> index.Built | None:
+def _build(
+    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, method: str | None
+) -> index.Built | None:
     with terminal.progress(f"index {model.name}", None) as bar:
-        return index.build(connection, model, how, lambda _, done, total: bar(done, total))
+        return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
 
 
 @app.command()
@@ -87,14 +85,14 @@ def partition(
     model: Name,
     parts: Annotated[int, typer.Argument(help="How many; 1 is one piece. Each some 10 million rows.", min=1, max=64)],
 ) -> None:
-    """Lay a model's table out in hash partitions, to index them one by one; those who write wait meanwhile."""
+    """Lay a model's table out in hash partitions, while it is empty; their indexes are built one by one."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        name = store.get_model(connection, model).name
-        with locks.alone(connection, locks.FILL, store.get_model(connection, name).model_id, f"{name} is being filled"):
-            row = connection.execute("select imgsearch.partition_embeddings(%s, %s)", [name, parts]).fetchone()
-    terminal.show_one({"model": name, "partitions": parts, "rows": row and row[0]})
-    terminal.talk(f"its searches read all vectors until: pgimgsearch index build {name}")
+        stored = store.get_model(connection, model)
+        busy = f"another session builds the index of {stored.name}"
+        with locks.alone(connection, locks.INDEX, stored.model_id, busy):
+            connection.execute("select imgsearch.partition_embeddings(%s, %s)", [stored.name, parts])
+    terminal.show_one({"model": stored.name, "partitions": parts})
 
 
 @app.command()

@@ -13,7 +13,7 @@ SAMPLE = 10_000
 # The mean is a part of the function, so that index and question are cut alike. plpgsql, as a function in SQL would be
 # put into every query with all its numbers.
 FUNCTION = """
-create function imgsearch.{function}(embedding {schema}.{kind}) returns bit varying
+create function {function}(embedding {schema}.{kind}) returns bit varying
 language plpgsql immutable strict parallel safe as {body}
 """
 BODY = """
@@ -22,47 +22,53 @@ begin
 end
 """
 MEAN = """
-select coalesce((select {schema}.avg({schema}.l2_normalize(e.embedding)) from (
-    select embedding from imgsearch.{table} tablesample system ({percent}) limit {sample}) e),
+select coalesce((select {schema}.avg({schema}.l2_normalize(e.embedding)) from {table} e tablesample system ({percent})),
     array_fill(0::real, array[{dim}])::{schema}.{kind})::text
+"""
+FUNCTIONS = """
+select p.proname from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace and p.proname ~ %s
+and p.proname is distinct from (select m.index_parameters ->> 'bits' from imgsearch.model m where m.model_id = %s)
 """
 
 
-def function_name(model: StoredModel) -> str:
-    """The name of the function that an index of a model is on, as imgsearch._sorted_by writes it."""
-    return f"_bits_{model.slug}_{model.dim}"
-
-
-def make_function(connection: Connection, model: StoredModel, rows: int) -> None:
-    """Make the function that cuts a model's vectors into bits, with the mean of now; one that is in use stays.
+def make_function(connection: Connection, model: StoredModel, rows: int) -> str:
+    """Make a function that cuts a model's vectors into bits, with the mean of a sample of now. Returns its name.
 
     The bits of a non-negative feature, such as a ResNet's, are all one without the mean.
     """
-    if connection.execute("select to_regproc(%s)", [f"imgsearch.{function_name(model)}"]).fetchone() != (None,):
-        return
+    last = str(model.index_parameters.get("bits", "0"))
+    name = f"_bits_{model.model_id}_{int(last.rpartition('_')[2]) + 1}"
     schema, kind = sql.SQL(vector_schema(connection)), sql.SQL(model.storage)
-    drawn = min(100.0, 400 * SAMPLE / max(rows, 1))
     mean = connection.execute(
         sql.SQL(MEAN).format(
-            schema=schema, kind=kind, table=sql.Identifier(model.table_name), dim=sql.Literal(model.dim),
-            percent=sql.Literal(drawn), sample=sql.Literal(SAMPLE),
+            schema=schema, kind=kind, table=model.table, dim=sql.Literal(model.dim),
+            percent=sql.Literal(min(100.0, 100 * SAMPLE / max(rows, 1))),
         )
     ).fetchone()  # fmt: skip
     assert mean is not None
     body = sql.SQL(BODY).format(schema=schema, kind=kind, mean=sql.Literal(mean[0])).as_string(connection)
-    function = sql.Identifier(function_name(model))
-    connection.execute(sql.SQL(FUNCTION).format(schema=schema, kind=kind, function=function, body=sql.Literal(body)))
+    function = sql.Identifier("imgsearch", name)
+    with connection.transaction():
+        made = sql.SQL(FUNCTION).format(schema=schema, kind=kind, function=function, body=sql.Literal(body))
+        connection.execute(made)
+        # whoever reads or writes the table calls it
+        connection.execute(sql.SQL("grant execute on function {} to public").format(function))
+        owner = connection.execute(
+            "select quote_ident(pg_get_userbyid(relowner)) from pg_class where oid = %s::regclass",
+            [f"imgsearch.{model.table_name}"],
+        ).fetchone()
+        assert owner is not None
+        connection.execute(sql.SQL("alter function {} owner to {}").format(function, sql.SQL(owner[0])))
+    return name
 
 
-def drop_function(connection: Connection, model: StoredModel) -> None:
-    """Drop the function, unless an index is on it."""
-    function = sql.Identifier("imgsearch", function_name(model))
-    with suppress(pg.DependentObjectsStillExist):
-        connection.execute(sql.SQL("drop function if exists {}").format(function))
+def drop_functions(connection: Connection, model: StoredModel) -> None:
+    """Drop the functions that the model's index is not on."""
+    for (name,) in connection.execute(FUNCTIONS, [f"^_bits_{model.model_id}_[0-9]+$", model.model_id]).fetchall():
+        with suppress(pg.DependentObjectsStillExist):  # one that could not be dropped yet
+            connection.execute(sql.SQL("drop function if exists {}").format(sql.Identifier("imgsearch", name)))
 
 
-def expression(model: StoredModel) -> sql.Composed:
-    """What the index is on."""
-    return sql.SQL("(imgsearch.{}(embedding)::bit({}))").format(
-        sql.Identifier(function_name(model)), sql.Literal(model.dim)
-    )
+def expression(function: str, dim: int) -> sql.Composed:
+    """What the index is on, as imgsearch._sorted_by writes it."""
+    return sql.SQL("({}(embedding)::bit({}))").format(sql.Identifier("imgsearch", function), sql.Literal(dim))

@@ -1,8 +1,9 @@
 """Indexes: built after the load, in one go, with the memory that they need, and measured before they answer."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -12,14 +13,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fi
 
 from pgimgsearch.database import bits, locks, recall
 from pgimgsearch.database.connection import Connection, translate, vector_schema
+from pgimgsearch.database.index_names import BUILDING, OLD, SUFFIXES, index_name, named, names, partitions
 from pgimgsearch.database.index_progress import Progress, reported
-from pgimgsearch.database.sizing import indexed_as, memory_for, method_of, parameters
+from pgimgsearch.database.sizing import LEAST_ROWS, indexed_as, is_too_few, memory_for, method_of, parameters
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import ModelError, RecallError
 
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
-SUFFIXES = {"hnsw": "_hnsw", "hnsw-binary": "_bits", "ivfflat": "_ivf"}  # of an index's name
-BUILDING, OLD = "_new", "_old"  # ends of an index's name while it is built, and when another has taken its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,6 @@ class Built:
     recall: float | None
 
 
-def index_name(model: StoredModel, method: str | None = None) -> str:
-    """The name of a model's index, without the schema; of the method that is wanted, unless told."""
-    return model.table_name + SUFFIXES[method or method_of(model)]
-
-
 def is_wanted(model: StoredModel) -> bool:
     """Whether a model shall have an index, and can."""
     return method_of(model) != "none"
@@ -60,14 +55,25 @@ def is_fulfilled(model: StoredModel) -> bool:
     method = method_of(model)
     if model.index_method != method or method in {"none", "ivfflat"}:
         return model.index_method == method
-    return parameters(model, method, 0).items() <= model.index_parameters.items()
+    return parameters(model, method, 0, 0).items() <= model.index_parameters.items()
+
+
+def is_due(connection: Connection, model: StoredModel) -> bool:
+    """Whether a model without an index should get one now; of bits that were refused, once its rows have doubled."""
+    if model.index_method != "none" or not is_wanted(model):
+        return False
+    rows = count_embeddings(connection, model)
+    return not is_too_few(model, rows) and rows >= 2 * int(model.index_parameters.get("refused", 0))
 
 
 def fulfil(connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None) -> bool:
-    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``."""
+    """Make a model's index as it is wanted, if it is not. Returns whether that took anything; raises like ``build``.
+
+    Where there are too few rows for it, what there is stays.
+    """
     with _alone(connection, model):
         now = get_model(connection, model.name)  # another session may have been at it just before
-        if is_fulfilled(now):
+        if is_fulfilled(now) or is_too_few(now, count_embeddings(connection, now)):
             _drop_leftovers(connection, now)
             return False
         if is_wanted(now):
@@ -77,22 +83,27 @@ def fulfil(connection: Connection, model: StoredModel, wish: Build, report: Prog
         return True
 
 
-def build(connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None) -> Built | None:
-    """Build a model's index anew, as ``model.index_wanted`` says, or drop it where none is wanted; ANALYZE included.
+def build(
+    connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None, method: str | None = None
+) -> Built | None:
+    """Build a model's index anew, as it is wanted or by another ``method``; drop it where none is. ANALYZE included.
 
     The leftover of a killed build is dropped first, that of a failed one at once, and the error says so. Where shared
-    memory is too small for parallel workers, as in a container, it is built without them. An index of another method
-    stays until the new one was measured. Raises BusyError where another session builds it, RecallError where bits find
-    too little, ModelError where nothing can index so many dimensions.
+    memory is too small for parallel workers, as in a container, it is built without them. An index that bits are to
+    replace stays until they were measured. Raises BusyError where another session builds it, RecallError where bits
+    find too little or rows are too few, ModelError where nothing can index so many dimensions.
     """
-    if model.index_wanted["method"] != "none" and not is_wanted(model):
-        raise ModelError(
-            f"pgvector cannot index {model.dim} dimensions of {model.storage}",
-            hint="searches stay exact; choose a smaller model for a large collection",
-        )
-    if method_of(model) == "hnsw-binary" and model.storage == "bit":
-        raise ModelError(f"{model.name} stores bits already", hint="its method is hnsw")
     with _alone(connection, model):
+        model = get_model(connection, model.name)  # another session may have been at it just before
+        if method is not None:
+            model = replace(model, index_wanted=model.index_wanted | {"method": method})
+        if not is_wanted(model) and model.index_wanted["method"] != "none":
+            raise ModelError(
+                f"pgvector cannot index {model.dim} dimensions of {model.storage}",
+                hint="searches stay exact; choose a smaller model for a large collection",
+            )
+        if method_of(model) == "hnsw-binary" and model.storage == "bit":
+            raise ModelError(f"{model.name} stores bits already", hint="its method is hnsw")
         if not is_wanted(model):
             drop(connection, model)
             return None
@@ -100,52 +111,62 @@ def build(connection: Connection, model: StoredModel, wish: Build, report: Progr
 
 
 def _alone(connection: Connection, model: StoredModel) -> AbstractContextManager[None]:
-    return locks.alone(connection, "index", model.model_id, f"another session builds the index of {model.name}")
+    return locks.alone(connection, locks.INDEX, model.model_id, f"another session builds the index of {model.name}")
 
 
 def _build(connection: Connection, model: StoredModel, wish: Build, report: Progress | None) -> Built:
     method, rows = method_of(model), count_embeddings(connection, model)
+    if is_too_few(model, rows):
+        raise RecallError(
+            f"{rows} vectors are too few for an index of method {method}",
+            hint=f"searches read all of them; build it again from {LEAST_ROWS} on, or: pgimgsearch index build "
+            f"{model.name} --method hnsw",
+        )
+    options = parameters(model, method, rows // model.partitions, wish.memory_limit)
     memory = memory_for(rows // model.partitions, model, method, wish.memory_limit)
-    built_with = parameters(model, method, rows // model.partitions)
+    noted: dict[str, Any] = options | {"rows": rows, "wanted": wish.recall}
+    found = None
     _drop_leftovers(connection, model)
     if not wish.concurrently and model.index_method == method:
         drop(connection, model)
-    new_method, found = model.index_method != method, None
     with _settings(connection, memory, wish.workers), reported(connection, report), _no_leftover(connection, model):
         if method == "hnsw-binary":
-            bits.make_function(connection, model, rows)
-        _create(connection, model, method, built_with, concurrently=wish.concurrently)
-        if new_method:
-            found = recall.reached(connection, model, method, wish.recall, rows)
-    _swap(connection, model, method, built_with, model.ef_search if found is None else found.ef_search)
-    found = found or recall.reached(connection, model, method, wish.recall, rows)
+            noted["bits"] = bits.make_function(connection, model, rows)
+        _create(connection, model, method, options, noted.get("bits"), concurrently=wish.concurrently)
+        if method == "hnsw-binary" and model.index_method != method:
+            found = recall.reached(connection, model, method, noted)
+    if method != "hnsw-binary" and model.index_method not in {"none", method}:
+        drop(connection, model)  # it sorts by the same, so that the planner might ask it in place of the new one
+    _swap(connection, model, method, noted, recall.first_effort(model, method) if found is None else found.ef_search)
+    found = found or recall.reached(connection, model, method, noted)
     connection.execute(
-        "update imgsearch.model set index_parameters = index_parameters || %s where model_id = %s",
-        [Jsonb({"rows": rows, "recall": found.recall}), model.model_id],
+        "update imgsearch.model set ef_search = %s, index_parameters = index_parameters || %s where model_id = %s",
+        [found.ef_search, Jsonb({"recall": found.recall}), model.model_id],
     )
     connection.execute(sql.SQL("analyze {}").format(model.table))
     return Built(method, memory, found.ef_search, found.recall)
 
 
 def _create(
-    connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], *, concurrently: bool
-) -> None:
+    connection: Connection, model: StoredModel, method: str, options: dict[str, int], function: str | None, *,
+    concurrently: bool,
+) -> None:  # fmt: skip
     """Of a table in partitions one by one, so that memory holds one graph, and one over all that they belong to."""
     new = index_name(model, method) + BUILDING
     if model.partitions == 1:
-        _create_one(connection, model, method, built_with, model.table, new, concurrently=concurrently)
+        _create_one(connection, model, method, options, function, model.table, new, concurrently=concurrently)
         return
     whole = sql.SQL("only {}").format(model.table)
-    _create_one(connection, model, method, built_with, whole, new, concurrently=False)
+    _create_one(connection, model, method, options, function, whole, new, concurrently=False)
     for part in partitions(connection, model):
         own = part + SUFFIXES[method] + BUILDING
-        _create_one(connection, model, method, built_with, _named(part), own, concurrently=concurrently)
-        connection.execute(sql.SQL("alter index {} attach partition {}").format(_named(new), _named(own)))
+        _create_one(connection, model, method, options, function, named(part), own, concurrently=concurrently)
+        connection.execute(sql.SQL("alter index {} attach partition {}").format(named(new), named(own)))
 
 
 def _create_one(
-    connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], table: sql.Composable,
-    name: str, *, concurrently: bool,
+    connection: Connection, model: StoredModel, method: str, options: dict[str, int], function: str | None,
+    table: sql.Composable, name: str, *, concurrently: bool,
 ) -> None:  # fmt: skip
     kind = indexed_as(model, method)
     statement = sql.SQL("create index {} {} on {} using {} ({} {}) with ({})").format(
@@ -153,10 +174,10 @@ def _create_one(
         sql.Identifier(name),
         table,
         sql.SQL("ivfflat" if method == "ivfflat" else "hnsw"),
-        bits.expression(model) if method == "hnsw-binary" else sql.SQL("embedding"),
+        bits.expression(function, model.dim) if function else sql.SQL("embedding"),
         sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[kind]}"),
         sql.SQL(", ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in built_with.items()
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
         ),
     )
     try:
@@ -164,26 +185,29 @@ def _create_one(
     except (pg.DiskFull, pg.OutOfMemory) as error:
         if "shared memory" not in str(error):
             raise
-        connection.execute(sql.SQL("drop index concurrently if exists {}").format(_named(name)))
+        connection.execute(sql.SQL("drop index concurrently if exists {}").format(named(name)))
         connection.execute("set max_parallel_maintenance_workers = 0")
         connection.execute(statement)
 
 
-def _swap(connection: Connection, model: StoredModel, method: str, built_with: dict[str, int], ef_search: int) -> None:
+def _swap(connection: Connection, model: StoredModel, method: str, noted: dict[str, Any], ef_search: int) -> None:
     """Let the new index be the model's, and drop those before. Renaming waits for nobody who reads, nor they for it."""
-    rename = sql.SQL("alter index if exists {} rename to {}")
-    names = _names(connection, model)
     with connection.transaction():
-        for name in names:
-            connection.execute(rename.format(_named(name), sql.Identifier(name + OLD)))
-        for name in names:
-            connection.execute(rename.format(_named(name + BUILDING), sql.Identifier(name)))
+        for name in names(connection, model):
+            connection.execute(
+                sql.SQL("alter index if exists {} rename to {}").format(named(name), sql.Identifier(name + OLD))
+            )
+        for name in names(connection, model, method):
+            connection.execute(
+                sql.SQL("alter index {} rename to {}").format(named(name + BUILDING), sql.Identifier(name))
+            )
         connection.execute(
-            "update imgsearch.model set index_method = %s, index_parameters = %s, index_wanted = %s, ef_search = %s "
-            "where model_id = %s",
-            [method, Jsonb(built_with), Jsonb(model.index_wanted), ef_search, model.model_id],
+            "update imgsearch.model set index_method = %s, index_parameters = %s, index_wanted = index_wanted || %s, "
+            "ef_search = %s where model_id = %s",
+            [method, Jsonb(noted), Jsonb({"method": model.index_wanted["method"]}), ef_search, model.model_id],
         )
-    _drop_leftovers(connection, model)
+    with suppress(pg.LockNotAvailable):  # the new one serves already; db check and the next build see to what is left
+        _drop_indexes(connection, model, OLD)
 
 
 @contextmanager
@@ -209,10 +233,13 @@ def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
 
 
 def _drop_leftovers(connection: Connection, model: StoredModel) -> None:
-    """What builds have left: one that was not finished, or the one before it, and the bits of none."""
+    """What builds have left: an index that was not finished, or the one before it, and functions for the bits of those.
+
+    The function of an index that was swapped stays until here, for those who read the model's row before that.
+    """
     _drop_indexes(connection, model, BUILDING)
     _drop_indexes(connection, model, OLD)
-    bits.drop_function(connection, model)
+    bits.drop_functions(connection, model)
 
 
 def _drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> None:
@@ -220,48 +247,31 @@ def _drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> 
 
     Postgres cannot so drop one over partitions, which goes in short tries, and takes those of its partitions along.
     """
-    for name in _names(connection, model):
+    for name in names(connection, model):
         over_all = model.partitions > 1 and name.startswith(model.table_name)
         if over_all:
-            _drop_patiently(connection, _named(name + end))
+            _drop_patiently(connection, named(name + end))
         else:
-            connection.execute(sql.SQL("drop index concurrently if exists {}").format(_named(name + end)))
+            connection.execute(sql.SQL("drop index concurrently if exists {}").format(named(name + end)))
 
 
 @retry(
-    retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_fixed(0.5), stop=stop_after_attempt(20), reraise=True
+    retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_fixed(0.5), stop=stop_after_attempt(60), reraise=True
 )
 def _drop_patiently(connection: Connection, name: sql.Identifier) -> None:
     with connection.transaction():
-        connection.execute("set local lock_timeout = '2s'")
+        connection.execute("set local lock_timeout = '200ms'")
         connection.execute(sql.SQL("drop index if exists {}").format(name))
-
-
-def partitions(connection: Connection, model: StoredModel) -> list[str]:
-    """The tables that hold a model's vectors; of one in one piece that itself."""
-    rows = connection.execute(
-        "select c.relname from pg_partition_tree(%s::regclass) t join pg_class c on c.oid = t.relid "
-        "where t.isleaf order by 1",
-        [f"imgsearch.{model.table_name}"],
-    ).fetchall()
-    return [row[0] for row in rows] or [model.table_name]
-
-
-def _names(connection: Connection, model: StoredModel) -> list[str]:
-    """What its indexes may be named, of whatever method, those over partitions first."""
-    tables = dict.fromkeys([model.table_name, *partitions(connection, model)])
-    return [table + suffix for table in tables for suffix in SUFFIXES.values()]
-
-
-def _named(name: str) -> sql.Identifier:
-    return sql.Identifier("imgsearch", name)
 
 
 def drop(connection: Connection, model: StoredModel) -> None:
     """Drop a model's index, if there is one; searches are exact from then on."""
-    connection.execute("update imgsearch.model set index_method = 'none' where model_id = %s", [model.model_id])
+    connection.execute(
+        "update imgsearch.model set index_method = 'none', "
+        "index_parameters = jsonb_build_object('method', index_method) where model_id = %s and index_method <> 'none'",
+        [model.model_id],
+    )
     _drop_indexes(connection, model)
-    bits.drop_function(connection, model)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgimgsearch.database import index, store
@@ -18,6 +19,7 @@ select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) 
        m.partitions, imgsearch._estimated(m.embeddings) as rows, coalesce(s.bytes, 0)::bigint as table_bytes,
        coalesce(b.bytes, 0)::bigint as index_bytes, m.ef_search,
        (m.index_parameters ->> 'recall')::double precision as recall,
+       coalesce((m.index_parameters ->> 'wanted')::double precision, {recall}) as wanted,
        coalesce(s.dead, 0)::bigint as dead, (m.index_parameters ->> 'rows')::bigint as built_rows
 from imgsearch.model m join pg_class t on t.oid = m.embeddings
 cross join lateral (
@@ -34,7 +36,7 @@ cross join lateral (
 
 def status(connection: Connection) -> list[dict[str, Any]]:
     """For each model: method, validity, rows, sizes in bytes, ef_search, recall as last measured, advice or None."""
-    rows = connection.cursor(row_factory=dict_row).execute(STATUS).fetchall()
+    rows = connection.cursor(row_factory=dict_row).execute(sql.SQL(STATUS).format(recall=RECALL)).fetchall()
     models = {model.name: model for model in store.models(connection)}
     return [row | {"advice": advice(models[row["model"]], row)} for row in rows]
 
@@ -48,13 +50,14 @@ def advice(model: StoredModel, row: dict[str, Any]) -> str | None:
         return f"it is invalid or gone: {build} --concurrently"
     if not index.is_fulfilled(model):
         return f"another was wished for since: {build} --concurrently"
-    if row["recall"] is not None and row["recall"] < RECALL:
+    if row["recall"] is not None and row["recall"] < row["wanted"]:
         return f"it misses neighbours: pgimgsearch index tune {model.name}"
     if row["rows"] > MANY:
         if row["dead"] > DEAD * row["rows"]:
             return f"{row['dead']} rows are dead: vacuum imgsearch.{model.table_name}"
         if row["index_bytes"] > BLOATED * row["rows"] * index_row_bytes(model, row["method"]):
             return f"it holds much that is gone: {build} --concurrently"
-        if row["built_rows"] and row["rows"] > GROWN * row["built_rows"]:
-            return f"it has grown since it was measured: pgimgsearch index tune {model.name}"
+        if row["built_rows"] is not None and row["rows"] > GROWN * row["built_rows"]:
+            again = f"pgimgsearch index tune {model.name}" if row["method"] == "hnsw" else f"{build} --concurrently"
+            return f"it has grown since it was measured: {again}"
     return None

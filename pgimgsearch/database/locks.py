@@ -11,6 +11,7 @@ from psycopg import errors as pg
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import BusyError
 
+INDEX = "index"  # of a model that is built, or whose table is laid out anew
 FILL = "fill"  # of a model that is filled in the background
 
 

@@ -7,7 +7,8 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.sizing import MOST_DIMENSIONS
+from pgimgsearch.database.store import StoredModel, count_embeddings
 from pgimgsearch.errors import ModelError, RecallError
 
 RECALL = 0.99  # that an index shall have, where nobody says
@@ -32,11 +33,11 @@ def sample_for(rows: int, most: int = SAMPLE) -> int:
 
 
 def measured(
-    connection: Connection, model: StoredModel, method: str, efforts: list[int], *, k: int = NEIGHBOURS, sample: int
-) -> list[dict[str, Any]]:
-    """Recall@k over ``sample`` stored vectors by an index of that method, which need not be the model's yet.
-
-    A row for each effort, rising: ef_search, recall, and the median milliseconds of a query.
+    connection: Connection, model: StoredModel, efforts: list[int], *, k: int = NEIGHBOURS, sample: int,
+    by: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Recall@k over ``sample`` stored vectors by the model's index, or by one that it has not yet, of which ``by`` says
+    what the model's row will. A row for each effort, rising: ef_search, recall, and the median milliseconds of a query.
     """
     return (
         connection.cursor(row_factory=dict_row)
@@ -45,29 +46,42 @@ def measured(
             "percentile_cont(0.5) within group (order by r.milliseconds) as milliseconds "
             "from imgsearch.model x cross join lateral jsonb_populate_record(x, %s) m, "
             "imgsearch._recalls(m, %s, imgsearch._drawn(m, %s), %s) r where x.model_id = %s group by 1 order by 1",
-            [Jsonb({"index_method": method}), k, sample, efforts, model.model_id],
+            [Jsonb(by or {}), k, sample, efforts, model.model_id],
         )
         .fetchall()
     )
 
 
-def reached(connection: Connection, model: StoredModel, method: str, wanted: float, rows: int) -> Recall:
-    """The effort for an index that was just built: the model's own, or that of a new method, raised until it reaches.
+def first_effort(model: StoredModel, method: str) -> int:
+    """The effort that an index starts with: the model's own, unless it was that of another method."""
+    former = model.index_parameters.get("method") if model.index_method == "none" else model.index_method
+    kept = former == method or (former is None and method != "ivfflat")
+    return model.ef_search if kept else FIRST[method]
 
-    Raises RecallError where bits never do, as vectors of another kind are cut by it. A graph that does not is kept with
-    the effort it had: its recall says so.
+
+def reached(connection: Connection, model: StoredModel, method: str, noted: dict[str, Any]) -> Recall:
+    """The effort for an index that was just built: its first one, or of another method than before as much as it takes.
+
+    ``noted`` is what it was built with. Raises RecallError where bits never do, as vectors of another kind are cut by
+    it. A graph that does not is kept with the effort it had: its recall says so.
     """
-    kept = model.ef_search if model.index_method == method else FIRST[method]
-    sample = sample_for(rows)
-    first = measured(connection, model, method, [kept], sample=sample)
-    if not first or first[0]["recall"] >= wanted or model.index_method == method:
+    by, sample = {"index_method": method, "index_parameters": noted}, sample_for(noted["rows"])
+    kept = first_effort(model, method)
+    first = measured(connection, model, [kept], sample=sample, by=by)
+    if not first or first[0]["recall"] >= noted["wanted"] or model.index_method == method:
         return Recall(kept, first[0]["recall"] if first else None)
-    more = measured(connection, model, method, [effort for effort in EFFORTS if effort > kept], sample=sample)
-    found = next((row for row in more if row["recall"] >= wanted), None)
+    more = measured(connection, model, [effort for effort in EFFORTS if effort > kept], sample=sample, by=by)
+    found = next((row for row in more if row["recall"] >= noted["wanted"]), None)
     if found is None and method == "hnsw-binary":
+        connection.execute(
+            "update imgsearch.model set index_parameters = index_parameters || %s where model_id = %s",
+            [Jsonb({"refused": noted["rows"]}), model.model_id],
+        )
+        most = max((row["recall"] for row in more), default=first[0]["recall"])
+        other = "--method hnsw" if model.dim <= MOST_DIMENSIONS[model.storage] else f"--recall {most - 0.01:.2f}"
         raise RecallError(
-            f"bits of {model.name} find {max(row['recall'] for row in more):.3f} of the true neighbours, not {wanted}",
-            hint=f"pgimgsearch index build {model.name} --method hnsw; or ask for less: --recall",
+            f"bits of {model.name} find {most:.3f} of the true neighbours, not {noted['wanted']}",
+            hint=f"pgimgsearch index build {model.name} {other}",
         )
     return Recall(found["ef_search"], found["recall"]) if found else Recall(kept, first[0]["recall"])
 
@@ -80,7 +94,7 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
     if model.index_method == "none":
         raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
     efforts = [effort for effort in EFFORTS if effort >= LEAST[model.index_method]]
-    rows = measured(connection, model, model.index_method, efforts, k=k, sample=sample)
+    rows = measured(connection, model, efforts, k=k, sample=sample)
     reaching = [row for row in rows if row["recall"] >= wanted]
     if not reaching:
         best = max((row["recall"] for row in rows), default=0.0)
@@ -88,8 +102,9 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
             f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
             hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}",
         )
+    noted = {"recall": reaching[0]["recall"], "wanted": wanted, "rows": count_embeddings(connection, model)}
     connection.execute(
         "update imgsearch.model set ef_search = %s, index_parameters = index_parameters || %s where model_id = %s",
-        [reaching[0]["ef_search"], Jsonb({"recall": reaching[0]["recall"]}), model.model_id],
+        [reaching[0]["ef_search"], Jsonb(noted), model.model_id],
     )
     return rows

@@ -10,6 +10,7 @@ MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}  # that pgvect
 LEAST_BITS = 256  # of fewer dimensions the bits alone say too little
 PAGE, PAGE_HEAD, ITEM = 8192, 24, 4  # bytes of a page of Postgres, of its header, of a pointer to a row
 LISTS = 1000  # rows of a list, up to a million rows (pgvector: README, IVFFlat)
+LEAST_ROWS = 2000  # for a mean that bits are cut at, and for lists
 
 
 def method_of(model: StoredModel) -> str:
@@ -33,10 +34,18 @@ def indexed_as(model: StoredModel, method: str) -> str:
     return "bit" if method == "hnsw-binary" else model.storage
 
 
-def parameters(model: StoredModel, method: str, rows: int) -> dict[str, int]:
-    """What an index is built with: a graph's neighbours and candidates, or the number of lists."""
+def is_too_few(model: StoredModel, rows: int) -> bool:
+    """Whether there are too few rows for the wanted index, which would stay as poor as it is when more come."""
+    return method_of(model) in {"hnsw-binary", "ivfflat"} and rows < LEAST_ROWS
+
+
+def parameters(model: StoredModel, method: str, rows: int, limit: int) -> dict[str, int]:
+    """What an index is built with: a graph's neighbours and candidates, or lists that fit in ``limit`` megabytes."""
     if method == "ivfflat":
-        return {"lists": max(1, rows // LISTS if rows <= LISTS**2 else math.isqrt(rows))}
+        lists = max(1, rows // LISTS if rows <= LISTS**2 else math.isqrt(rows))
+        while lists > 1 and _lists_bytes(lists, model) > limit * MEGABYTE:
+            lists = lists * 3 // 4
+        return {"lists": lists}
     return {name: int(model.index_wanted[name]) for name in ("m", "ef_construction")}
 
 
@@ -46,17 +55,24 @@ def vector_bytes(kind: str, dim: int) -> int:
 
 
 def graph_bytes(rows: int, model: StoredModel, method: str) -> int:
-    """The memory to build an index in: vectors, neighbour lists and pgvector's bookkeeping; of lists, the centres."""
+    """The memory to build a graph in: vectors, neighbour lists and pgvector's bookkeeping."""
     size = vector_bytes(indexed_as(model, method), model.dim)
-    if method == "ivfflat":
-        lists = parameters(model, method, rows)["lists"]
-        return lists * (size * (50 + 1) + 4 * lists)  # 50 samples for each, and the distances between centres
     return rows * (size + int(model.index_wanted["m"]) * 2 * 16 + 256)
 
 
 def memory_for(rows: int, model: StoredModel, method: str, limit: int) -> int:
-    """Megabytes of maintenance_work_mem for a build: the graph and a fifth, at least 64 and at most ``limit``."""
-    return max(64, min(limit, graph_bytes(rows, model, method) * 6 // 5 // MEGABYTE))
+    """Megabytes of maintenance_work_mem for a build: what it takes and a fifth, at least 64 and at most ``limit``."""
+    if method == "ivfflat":
+        size = _lists_bytes(parameters(model, method, rows, limit)["lists"], model)
+    else:
+        size = graph_bytes(rows, model, method)
+    return max(64, min(limit, size * 6 // 5 // MEGABYTE))
+
+
+def _lists_bytes(lists: int, model: StoredModel) -> int:
+    """The memory of k-means over a sample: vectors, centres, bounds and distances (pgvector: ElkanKmeans)."""
+    size, sample = vector_bytes(model.storage, model.dim) + 8, max(10_000, 50 * lists)
+    return sample * (size + 4 * lists) + lists * (2 * size + 4 * model.dim + 4 * lists)
 
 
 def memory_limit(connection: Connection, *, remote: bool) -> int:
@@ -85,7 +101,8 @@ def index_row_bytes(model: StoredModel, method: str) -> float:
         entry = aligned(8 + vector) + ITEM
     else:
         entry = aligned(72 + vector) + ITEM + aligned(12 + 6 * 2 * int(model.index_wanted["m"])) + ITEM
-    return PAGE / max(1, (PAGE - PAGE_HEAD - 8) // entry)
+    room = PAGE - PAGE_HEAD - 8
+    return PAGE / (room // entry) if entry <= room else 2.0 * PAGE  # an element and its neighbours on a page each
 
 
 def aligned(size: int) -> int:

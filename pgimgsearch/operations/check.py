@@ -51,12 +51,13 @@ select format_type(a.atttypid, a.atttypmod) from pg_attribute a
 where a.attrelid = to_regclass(%s) and a.attname = 'embedding'
 """
 ORPHANS = """
-select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'r'
+select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind in ('r', 'p')
 and c.relname ~ '^embedding_' and not exists (select from imgsearch.model m where m.embeddings = c.oid)
 """
 LEFTOVERS = """
-select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace and c.relkind in ('i', 'I')
-and c.relname ~ '_(hnsw|bits|ivf)_(new|old)$' and c.relname ~ '^embedding_'
+select c.relname, c.relkind = 'i' from pg_class c where c.relnamespace = 'imgsearch'::regnamespace
+and c.relkind in ('i', 'I') and not c.relispartition
+and c.relname ~ '^embeddings?_.*_(hnsw|bits|ivf)_(new|old)$'
 """
 
 
@@ -158,9 +159,9 @@ def _indexes(connection: Connection) -> Iterator[Difference]:
             yield Difference("index", f"the index of {model.name} is not there, or not valid", build)
         elif not index.is_fulfilled(model) and (model.status == "ready" or model.name in serving):
             yield Difference("index", f"the index of {model.name} is not as it is wanted", build)
-    for (name,) in connection.execute(LEFTOVERS).fetchall():
+    for name, alone in connection.execute(LEFTOVERS).fetchall():
         yield Difference("index", f"{name} is left of a build that was killed, unless one is running",
-                         f"drop index concurrently imgsearch.{name}")  # fmt: skip
+                         f"drop index {'concurrently ' if alone else ''}imgsearch.{name}")  # fmt: skip
 
 
 def _catalog(connection: Connection) -> Iterator[Difference]:

@@ -110,8 +110,8 @@ def _row_bytes(connection: Connection, model: StoredModel, sources: dict[str, st
         return table_row_bytes(model), by_layout
     sizes = next(row for row in index_status.status(connection) if row["model"] == model.name)
     sources["disk"] = f"{rows} stored vectors"
-    stored_index = sizes["index_bytes"] / rows
-    return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index or by_layout
+    stored_index, as_wanted = sizes["index_bytes"] / rows, sizes["method"] == method != "none"
+    return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index if as_wanted else by_layout
 
 
 def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:

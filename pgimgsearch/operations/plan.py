@@ -52,7 +52,7 @@ class Plan:
 def plan(images: int, model: StoredModel, rates: Rates, memory: float) -> Plan:
     """Extrapolate; ``memory`` is that of the database's server, in bytes."""
     method = method_of(model)
-    graph = 0.0 if method == "none" else graph_bytes(images, model, method) * 1.2
+    graph = 0.0 if method == "none" else graph_bytes(images // model.partitions, model, method) * 1.2
     table, graph_on_disk = images * rates.table_row, images * rates.index_row
     embedding = None if rates.images_per_second is None else images / rates.images_per_second
     return Plan(
@@ -89,11 +89,11 @@ def advise(
             + (f". By bits: pgimgsearch index build {model.name} --method hnsw-binary" if bits else "")
             + (f". Fewer dimensions: {reduced} {max(64, model.dim // 4)}" if reduced else "")
         )
-    if images > PARTITION_ROWS or graph > memory:
+    if images > PARTITION_ROWS * model.partitions or graph > memory:
         told.append(
             "partition: to build one graph of this size anew takes very long: pgimgsearch index partition "
-            f"{model.name} {min(64, -(-2 * images // PARTITION_ROWS))}; or keep collections that are searched apart in "
-            "databases of their own"
+            f"{model.name} {max(2, min(64, 2 * images // PARTITION_ROWS))}, before anything is ingested; or keep "
+            "collections that are searched apart in databases of their own"
         )
     if on_disk > 4 * memory:
         told.append(

@@ -179,7 +179,7 @@ def _check_embedder(connection: Connection, old: StoredModel | None, new: Stored
 def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> float | None:
     """The recall of the model's index, built beside what serves; None where a model has none."""
     _build_missing(connection, name, wish, tell, progress)
-    if not index.is_wanted(store.get_model(connection, name)):
+    if store.get_model(connection, name).index_method == "none":  # none is wanted, or rows are too few for it
         return None
     if not next(row["valid"] for row in index_status.status(connection) if row["model"] == name):
         raise ModelError(f"the index of {name} is not valid", hint=f"run: pgimgsearch index build {name}")

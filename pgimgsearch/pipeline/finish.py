@@ -22,7 +22,7 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
             stored = store.get_model(connection, name)
             if locks.taken(connection, locks.FILL, stored.model_id):
                 continue
-            missing = stored.index_method == "none" and index.is_wanted(stored)
+            missing = index.is_due(connection, stored)
             if missing and stored.status == "building":
                 covered = coverage.count(connection, stored)
                 if covered.missing > covered.embedded:

@@ -53,9 +53,13 @@ def test_tables_and_views_hide_the_others(tenants: str) -> None:
 
 
 def test_nobody_goes_round_the_policy_by_a_partition(tenants: str, connection: Connection) -> None:
+    connection.execute("truncate imgsearch.embedding_test_16")
     connection.execute("select imgsearch.partition_embeddings('test', 3)")
+    add_vectors(connection, "embedding_test_16", clustered(2000, 16))
     index.build(connection, store.get_model(connection, "test"), index.Build(64))
-    row = connection.execute("select min(relid::text) from pg_partition_tree('imgsearch.embedding_test_16')").fetchone()
+    row = connection.execute(
+        "select min(relid::text) from pg_partition_tree('imgsearch.embedding_test_16') where isleaf"
+    ).fetchone()
     assert row is not None
     part = f"select count(*) from {row[0]}"
     with psycopg.connect(tenants, autocommit=True) as tenant:

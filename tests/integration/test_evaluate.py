@@ -270,8 +270,8 @@ def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection
     with pytest.raises(ModelError, match="sparse has no index"):
         judge("index", "sparse")
     with connect(url) as opened:
-        opened.execute("update imgsearch.model set ef_search = 10")
         index.build(opened, store.get_model(opened, "sparse"), index.Build(64))
+        opened.execute("update imgsearch.model set ef_search = 10")
     # so few rows may as well be read whole, says the planner from one sample of them and not from another
     found = judge_at(f"{url}&options=-c%20enable_seqscan%3Doff", "index", "sparse", k=9, sample=1500)
     unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import index, store, text_cache
+from pgimgsearch.database import index, sizing, store, text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.programs import binaries
@@ -42,11 +42,13 @@ def other_server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_dump_answers_the_same_on_a_fresh_server(
-    url: str, photos: Path, ingest: Callable[..., Any], connection: Connection, other_server: str, tmp_path: Path
-) -> None:
+    url: str, photos: Path, ingest: Callable[..., Any], connection: Connection, other_server: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     ingest(photos, "palette", "pdq")
     connection.execute("select imgsearch.switch_alias('duplicates', 'palette', allow_missing => null)")
     connection.execute("create view public.shirts as select image_id, embedding from imgsearch.images_palette")
+    monkeypatch.setattr(sizing, "LEAST_ROWS", 1)
     connection.execute("select imgsearch.set_index('palette', 'hnsw-binary')")  # on a function that a dump has to hold
     with connect(url) as opened:
         assert index.build(opened, store.get_model(opened, "palette"), index.Build(64))

@@ -12,6 +12,7 @@ from psycopg import sql
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.index_names import index_name
 
 ROWS, DIM = 3000, 32
 
@@ -195,7 +196,7 @@ def test_the_index_is_used(connection: Connection, vectors: NDArray[np.float32])
             query.format(model.table, sql.SQL(extra)), [json.dumps(vectors[0].tolist())]
         ).fetchone()  # type: ignore[arg-type]
         assert row is not None
-        assert f'"Index Name": "{index.index_name(model)}"' in json.dumps(row[0])
+        assert f'"Index Name": "{index_name(model)}"' in json.dumps(row[0])
         assert '"Node Type": "Sort"' not in json.dumps(row[0])
 
 

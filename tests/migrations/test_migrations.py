@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.harness import add_model
-from pgimgsearch.database import bundles, migrate, store
+from benchmarks.harness import add_images, add_model, add_vectors, clustered
+from pgimgsearch.database import bundles, index, migrate, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.operations.check import check, listed
@@ -251,6 +251,31 @@ def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection,
     admin.execute("drop owned by shop")
     run(empty_url, "revoke all on all functions in schema imgsearch from shop")
     admin.execute("drop role shop")
+
+
+def test_a_release_that_knows_neither_bits_nor_partitions(url: str, connection: Connection) -> None:
+    """Their indexes go, the vectors stay; back again, the partitions are known as such."""
+    add_images(connection, 2200)
+    for name in ("bits", "parts"):
+        model = add_model(connection, name, 256)
+        if name == "parts":
+            connection.execute("select imgsearch.partition_embeddings('parts', 3)")
+        add_vectors(connection, model.table_name, clustered(2200, 256))
+    for name in ("bits", "parts"):
+        connection.execute("select imgsearch.set_index(%s, 'hnsw-binary')", [name])
+        index.build(connection, store.get_model(connection, name), index.Build(64))
+    wanted = "select image_id from imgsearch.similar(7, model => 'parts', exact => true)"
+    before = run(url, wanted)
+    migrate.downgrade(url, "0004")
+    assert run(url, "select name, index_method, index_wanted ->> 'method' from imgsearch.model order by 1") == [
+        ("bits", "none", "hnsw"), ("parts", "none", "hnsw")
+    ]  # fmt: skip
+    assert run(url, "select relname from pg_class where relkind in ('i', 'I') and relname ~ '_bits$'") == []
+    assert run(url, "select proname from pg_proc where proname ~ '^_bits_'") == []
+    assert run(url, wanted) == before
+    migrate.upgrade(url)
+    assert run(url, "select name, partitions from imgsearch.model order by 1") == [("bits", 1), ("parts", 3)]
+    assert run(url, wanted) == before
 
 
 def test_a_declared_model_survives_a_release_that_knows_none(url: str) -> None:
