@@ -26,6 +26,7 @@ FRAME = re.compile(r"(?P<function>[^;]+) \((?P<file>[^;()]+?)(?::\d+)?\)$")
 # what an ingest is there for: the bound of end_to_end, which libraries do
 WORK = {"pipeline/decode.py": "decoding", "models/preprocess.py": "preparing", "models/lanes.py": "network",
         "models/torch_encoder.py": "network", "models/network_thread.py": "network", "models/processor.py": "preparing"}  # fmt: skip
+WAITING = {"threading.py", "queue.py", "selectors.py", "concurrent/futures/thread.py"}  # innermost; they do not run
 LEAST = 0.002
 
 
@@ -36,7 +37,7 @@ def main() -> dict[str, object]:
         folder = Path(name) / "photos"
         folder.mkdir()
         photos(folder, PHOTOS)
-        for model in sys.argv[1:] or MODELS:
+        for model in [name for name in sys.argv[1:] if not name.startswith("-")] or MODELS:
             weights = zoo.write_checkpoint(catalog.resolve(model), Path(name) / model)
             for part, share in shares(sampled(model, weights, folder)).items():
                 if share >= LEAST:
@@ -73,7 +74,9 @@ def shares(stacks: Counter[str]) -> dict[str, float]:
     """The share of each part of the samples, largest first."""
     parts: Counter[str] = Counter()
     for stack, count in stacks.items():
-        parts[part_of(stack.split(";"))] += count
+        innermost = FRAME.search(stack)
+        if innermost is not None and innermost["file"] not in WAITING:
+            parts[part_of(stack.split(";"))] += count
     return {part: count / sum(parts.values()) for part, count in parts.most_common()}
 
 
