@@ -70,12 +70,12 @@ language sql immutable parallel safe as $$
         else format('e.embedding %s %s', imgsearch._operator(m), operand) end
 $$;
 
--- How far an index looks so that it can give as many: candidates of a graph, and of bits twice that, as they are measured
--- anew and the best half is kept; of ivfflat the lists, whatever is wanted.
+-- How far an index looks so that it can give as many: candidates of a graph, and of bits four times that, as they are
+-- measured anew and the best are kept; of ivfflat the lists, which were chosen for ten neighbours.
 create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
 language sql immutable parallel safe as $$
-    select case m.index_method when 'ivfflat' then ef_search
-                               when 'hnsw-binary' then greatest(ef_search, wanted, least(2 * wanted, 1000))
+    select case m.index_method when 'ivfflat' then least(ef_search * ((wanted + 49) / 50), greatest(ef_search, 1000))
+                               when 'hnsw-binary' then greatest(ef_search, wanted, least(4 * wanted, 1000))
                                else greatest(ef_search, wanted) end
 $$;
 
@@ -156,8 +156,9 @@ declare
     ids bigint;
     most_scanned bigint;
     scanned bigint;  -- how many of the nearest contents an iterative scan looks at
-    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end;  -- matches after which it ends:
-        -- more than wanted, as its order is approximate
+    -- matches after which it ends: more than wanted, as its order is approximate, that of bits and lists above all
+    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end
+        * case when _search.after is not null and m.index_method <> 'hnsw' then 4 else 1 end;
     first_place bigint;  -- of a match among the nearest
     saturated boolean;
     near text;

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
-from pgimgsearch.database import index, index_status, locks, recall, sizing, store
+from pgimgsearch.database import index, index_status, locks, sizing, store
+from pgimgsearch.database import recall as measuring
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.index_names import index_name
@@ -25,7 +26,7 @@ def build(
     method: Annotated[
         Method | None, typer.Option(help="auto: bits where the graph would not fit in memory. Default: as before.")
     ] = None,
-    wanted: RecallOption = recall.RECALL,
+    recall: RecallOption = measuring.RECALL,
     memory: Annotated[
         int | None, typer.Option(min=64, help="At most so many megabytes. Default: a quarter of the server's.")
     ] = None,
@@ -41,7 +42,7 @@ def build(
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
         limit = memory or sizing.memory_limit(connection, remote=bool(terminal.settings.db))
-        how = index.Build(limit, concurrently, workers, wanted)
+        how = index.Build(limit, concurrently, workers, recall)
         chosen: str | None = method
         if method == "auto":
             rows = store.count_embeddings(connection, stored) // stored.partitions
@@ -55,11 +56,12 @@ def build(
             built = _build(terminal, connection, stored, how, "hnsw")
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
+        terminal.talk(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
         return
     terminal.show_one({"model": stored.name, "index": index_name(stored, built.method), "method": built.method,
                        "memory_mb": built.memory, "ef_search": built.ef_search, "recall": built.recall})  # fmt: skip
-    if built.recall is not None and built.recall < wanted:
-        terminal.talk(f"it finds less than {wanted}: pgimgsearch index tune {stored.name} --recall {wanted}")
+    if built.recall is not None and built.recall < recall:
+        terminal.talk(f"it finds less than {recall}: pgimgsearch index tune {stored.name} --recall {recall}")
 
 
 def _build(
@@ -99,7 +101,7 @@ def partition(
 def tune(
     context: typer.Context,
     model: Name,
-    wanted: RecallOption = recall.RECALL,
+    recall: RecallOption = measuring.RECALL,
     count: CountOption = 10,
     sample: Annotated[int, typer.Option(min=1, max=10000, help="How many stored vectors to ask with.")] = 200,
 ) -> None:
@@ -107,7 +109,7 @@ def tune(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        rows = recall.tune(connection, stored, wanted, count, sample)
+        rows = measuring.tune(connection, stored, recall, count, sample)
         chosen = store.get_model(connection, stored.name).ef_search
     terminal.show([row | {"chosen": row["ef_search"] == chosen} for row in rows],
                   ["ef_search", "recall", "milliseconds", "chosen"])  # fmt: skip

@@ -95,6 +95,8 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
         raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
     efforts = [effort for effort in EFFORTS if effort >= LEAST[model.index_method]]
     rows = measured(connection, model, efforts, k=k, sample=sample)
+    if not rows:
+        raise ModelError(f"{model.name} has too few vectors to have neighbours", hint="ingest pictures first")
     reaching = [row for row in rows if row["recall"] >= wanted]
     if not reaching:
         best = max((row["recall"] for row in rows), default=0.0)

@@ -72,7 +72,9 @@ def test_sql_snippets_run_in_psql_and_answer(path: Path, filled: str) -> None:
             psql = [str(binaries() / "psql"), filled, "-X", "-v", "ON_ERROR_STOP=1", "-tA", "-c", statement]
             done = subprocess.run(psql, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            void = re.search("(set|switch)_alias|judge_duplicates|cache_text|set_index|drop_model|partition_embeddings", statement)
+            void = re.search(
+                "(set|switch)_alias|judge_duplicates|cache_text|set_index|drop_model|partition_embeddings", statement
+            )
             assert void or done.stdout.strip(), f"no answer: {statement}"
 
 
