@@ -34,7 +34,7 @@ end $$;
 
 -- Make an empty table of a model's vectors, in one piece or in hash partitions, whose indexes are built one by one. Of
 -- those who call it, as of create_embeddings, the search path has the vector extension.
-create or replace function imgsearch._make_table(m imgsearch.model, table_name text, partitions integer) returns void
+create or replace function imgsearch._make_table(m imgsearch.model, table_name text) returns void
 language plpgsql volatile as $$
 declare
     part text;
@@ -43,12 +43,12 @@ begin
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null
         ) %s', table_name, m.storage, m.dim,
-        case partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
-    for number in 0 .. partitions - 1 loop
-        exit when partitions = 1;
-        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, partitions, lpad(number::text, 2, '0'));
+        case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
+    for number in 0 .. m.partitions - 1 loop
+        exit when m.partitions = 1;
+        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, m.partitions, lpad(number::text, 2, '0'));
         execute format('create table %s partition of %s for values with (modulus %s, remainder %s)
-                        with (toast_tuple_target = 8160)', part, table_name, partitions, number);
+                        with (toast_tuple_target = 8160)', part, table_name, m.partitions, number);
         execute format('alter table %s enable row level security', part);  -- with no policy: read it by the whole
     end loop;
     execute format('alter table %s alter embedding set storage external', table_name);
@@ -68,6 +68,7 @@ begin
         raise exception 'partitions must be 1 to 64, not %', coalesce(partition_embeddings.partitions::text, 'null')
             using errcode = 'PI008', hint = 'as many as make each of them some 10 million rows';
     end if;
+    if m.partitions = partition_embeddings.partitions then return; end if;
     lock table imgsearch.content in share row exclusive mode;  -- first, as those who write take them in this order
     execute format('lock table imgsearch.%I in access exclusive mode', table_name);
     execute format('select exists (select from imgsearch.%I)', table_name) into filled;
@@ -102,7 +103,7 @@ begin
     table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
     view_name := format('imgsearch.%I', 'images_' || m.slug);
     if to_regclass(table_name) is null then
-        perform imgsearch._make_table(m, table_name, m.partitions);
+        perform imgsearch._make_table(m, table_name);
     end if;
     if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
                    and k.confrelid = 'imgsearch.content'::regclass) then

@@ -121,18 +121,5 @@ def status(context: typer.Context) -> None:
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         rows = index_status.status(connection)
-    terminal.show(
-        rows,
-        [
-            "model",
-            "method",
-            "valid",
-            "rows",
-            "table_bytes",
-            "index_bytes",
-            "partitions",
-            "ef_search",
-            "recall",
-            "advice",
-        ],
-    )
+    terminal.show(rows, ["model", "method", "valid", "rows", "table_bytes", "index_bytes", "partitions", "ef_search",
+                         "recall", "advice"])  # fmt: skip

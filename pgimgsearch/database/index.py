@@ -15,7 +15,15 @@ from pgimgsearch.database import bits, locks, recall
 from pgimgsearch.database.connection import Connection, translate, vector_schema
 from pgimgsearch.database.index_names import BUILDING, OLD, SUFFIXES, index_name, named, names, partitions
 from pgimgsearch.database.index_progress import Progress, reported
-from pgimgsearch.database.sizing import LEAST_ROWS, indexed_as, is_too_few, memory_for, method_of, parameters
+from pgimgsearch.database.sizing import (
+    LEAST_ROWS,
+    indexed_as,
+    is_too_few,
+    memory_for,
+    method_of,
+    needs_rows,
+    parameters,
+)
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model
 from pgimgsearch.errors import ModelError, RecallError
 
@@ -62,8 +70,11 @@ def is_due(connection: Connection, model: StoredModel) -> bool:
     """Whether a model without an index should get one now; of bits that were refused, once its rows have doubled."""
     if model.index_method != "none" or not is_wanted(model):
         return False
+    refused = int(model.index_parameters.get("refused", 0))
+    if not refused and not needs_rows(model):  # a graph takes any number, and a count reads the whole table
+        return True
     rows = count_embeddings(connection, model)
-    return not is_too_few(model, rows) and rows >= 2 * int(model.index_parameters.get("refused", 0))
+    return not is_too_few(model, rows) and rows >= 2 * refused
 
 
 def fulfil(connection: Connection, model: StoredModel, wish: Build, report: Progress | None = None) -> bool:
@@ -73,7 +84,7 @@ def fulfil(connection: Connection, model: StoredModel, wish: Build, report: Prog
     """
     with _alone(connection, model):
         now = get_model(connection, model.name)  # another session may have been at it just before
-        if is_fulfilled(now) or is_too_few(now, count_embeddings(connection, now)):
+        if is_fulfilled(now) or (needs_rows(now) and is_too_few(now, count_embeddings(connection, now))):
             _drop_leftovers(connection, now)
             return False
         if is_wanted(now):

@@ -99,7 +99,7 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
         raise ModelError(f"{model.name} has too few vectors to have neighbours", hint="ingest pictures first")
     reaching = [row for row in rows if row["recall"] >= wanted]
     if not reaching:
-        best = max((row["recall"] for row in rows), default=0.0)
+        best = max(row["recall"] for row in rows)
         raise RecallError(
             f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
             hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}",

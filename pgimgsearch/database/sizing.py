@@ -34,9 +34,14 @@ def indexed_as(model: StoredModel, method: str) -> str:
     return "bit" if method == "hnsw-binary" else model.storage
 
 
+def needs_rows(model: StoredModel) -> bool:
+    """Whether the wanted index is fitted on what is stored, and would stay poor when more comes."""
+    return method_of(model) in {"hnsw-binary", "ivfflat"}
+
+
 def is_too_few(model: StoredModel, rows: int) -> bool:
-    """Whether there are too few rows for the wanted index, which would stay as poor as it is when more come."""
-    return method_of(model) in {"hnsw-binary", "ivfflat"} and rows < LEAST_ROWS
+    """Whether there are too few rows for the wanted index."""
+    return needs_rows(model) and rows < LEAST_ROWS
 
 
 def parameters(model: StoredModel, method: str, rows: int, limit: int) -> dict[str, int]:
