@@ -93,6 +93,14 @@ def add_images(connection: Connection, rows: int) -> None:
 
 
 def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch: int = 20_000, first: int = 0) -> None:
+    """As ``copy_vectors``, and then the table is as it will be after a while: vacuumed, and known to the planner."""
+    copy_vectors(connection, table, vectors, batch, first)
+    connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]
+
+
+def copy_vectors(
+    connection: Connection, table: str, vectors: NDArray[Any], batch: int = 20_000, first: int = 0
+) -> None:
     """COPY vectors into a table of (content_id, embedding), for contents first + 1 .. first + n."""
     connection.execute(f"create temporary table load_{table} (content_id int4, like imgsearch.{table})".replace(  # type: ignore[call-overload]
         f", like imgsearch.{table}", f", embedding halfvec({vectors.shape[1]})"))  # fmt: skip
@@ -106,7 +114,6 @@ def add_vectors(connection: Connection, table: str, vectors: NDArray[Any], batch
             )
     connection.execute(f"insert into imgsearch.{table} select * from load_{table}")  # type: ignore[call-overload]
     connection.execute(f"drop table load_{table}")  # type: ignore[call-overload]
-    connection.execute(f"vacuum analyze imgsearch.{table}")  # type: ignore[call-overload]
 
 
 def times_ms(run: Callable[[int], object], times: int) -> list[float]:

@@ -34,7 +34,7 @@ end $$;
 
 -- Make an empty table of a model's vectors, in one piece or in hash partitions, whose indexes are built one by one. Of
 -- those who call it, as of create_embeddings, the search path has the vector extension.
-create or replace function imgsearch._make_table(m imgsearch.model, table_name text) returns void
+create or replace function imgsearch._make_table(m imgsearch.model, table_name text, parts_name text) returns void
 language plpgsql volatile as $$
 declare
     part text;
@@ -46,7 +46,7 @@ begin
         case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
     for number in 0 .. m.partitions - 1 loop
         exit when m.partitions = 1;
-        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, m.partitions, lpad(number::text, 2, '0'));
+        part := format('imgsearch.%s_%s', parts_name, lpad(number::text, 2, '0'));
         execute format('create table %s partition of %s for values with (modulus %s, remainder %s)
                         with (toast_tuple_target = 8160)', part, table_name, m.partitions, number);
         execute format('alter table %s enable row level security', part);  -- with no policy: read it by the whole
@@ -74,8 +74,7 @@ begin
     execute format('select exists (select from imgsearch.%I)', table_name) into filled;
     if filled then
         raise exception 'model % has vectors already', m.name using errcode = 'PI009',
-            hint = format('add it under another name, lay that out, and copy them: insert into '
-                'imgsearch.embedding_NEW_%s select * from imgsearch.%I', m.dim, table_name);
+            hint = format('this copies them: pgimgsearch index partition %s %s', m.name, partition_embeddings.partitions);
     end if;
     execute format('alter table imgsearch.%I rename to %I', table_name, former);
     execute format('alter index imgsearch.%I rename to %I', table_name || '_pkey', former || '_pkey');
@@ -103,7 +102,7 @@ begin
     table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
     view_name := format('imgsearch.%I', 'images_' || m.slug);
     if to_regclass(table_name) is null then
-        perform imgsearch._make_table(m, table_name);
+        perform imgsearch._make_table(m, table_name, format('embeddings_%s_%s', m.model_id, m.partitions));
     end if;
     if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
                    and k.confrelid = 'imgsearch.content'::regclass) then
@@ -172,6 +171,7 @@ begin
             -- by name: of a table that somebody dropped, regclass is a number
             execute format('drop view if exists imgsearch.%I', 'images_' || m.slug);
             execute format('drop table if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
+            execute format('drop table if exists imgsearch.embeddings_%1$s_aside, imgsearch.embeddings_%1$s_old', m.model_id);
             for bits in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
                             and p.proname ~ format('^_bits_%s_[0-9]+$', m.model_id) loop
                 execute format('drop function %s', bits);

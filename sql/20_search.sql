@@ -42,11 +42,10 @@ end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
 create or replace function imgsearch._collection_id(name text) returns integer
-language plpgsql stable parallel safe as $$
+language plpgsql stable strict parallel safe as $$
 declare
     result integer;
 begin
-    if _collection_id.name is null then return null; end if;
     select c.collection_id into result from imgsearch.collection c where c.name = _collection_id.name;
     if not found then
         raise exception 'unknown collection: %', _collection_id.name using
@@ -101,28 +100,38 @@ create or replace function imgsearch._set_scan(
 ) returns text[]
 language plpgsql volatile parallel unsafe as $$
 declare
-    names text[];
     before text[];
 begin
     perform '[1]'::@vector@.vector;  -- loads the library, and with it its settings
     if m.index_method = 'ivfflat' then
-        names := '{enable_seqscan, ivfflat.probes, ivfflat.iterative_scan, ivfflat.max_probes}';
-        before := array(select current_setting(n) from unnest(names) n);
-        perform imgsearch._put_settings(array[names, array['off', effort::text, iterative_scan, '32768']]);
+        before := array['ivfflat.probes', current_setting('ivfflat.probes'),
+                        'ivfflat.iterative_scan', current_setting('ivfflat.iterative_scan'),
+                        'ivfflat.max_probes', current_setting('ivfflat.max_probes'),
+                        'enable_seqscan', current_setting('enable_seqscan')];
+        perform set_config('ivfflat.probes', effort::text, true),
+                set_config('ivfflat.iterative_scan', iterative_scan, true),
+                set_config('ivfflat.max_probes', '32768', true),
+                set_config('enable_seqscan', 'off', true);
     else
-        names := '{enable_seqscan, hnsw.ef_search, hnsw.iterative_scan, hnsw.max_scan_tuples, hnsw.scan_mem_multiplier}';
-        before := array(select current_setting(n) from unnest(names) n);
-        perform imgsearch._put_settings(array[names, array['off', least(effort, 1000)::text, iterative_scan,
-                                                           max_scan_tuples, scan_mem_multiplier]]);
+        before := array['hnsw.ef_search', current_setting('hnsw.ef_search'),
+                        'hnsw.iterative_scan', current_setting('hnsw.iterative_scan'),
+                        'hnsw.max_scan_tuples', current_setting('hnsw.max_scan_tuples'),
+                        'hnsw.scan_mem_multiplier', current_setting('hnsw.scan_mem_multiplier'),
+                        'enable_seqscan', current_setting('enable_seqscan')];
+        perform set_config('hnsw.ef_search', least(effort, 1000)::text, true),
+                set_config('hnsw.iterative_scan', iterative_scan, true),
+                set_config('hnsw.max_scan_tuples', max_scan_tuples, true),
+                set_config('hnsw.scan_mem_multiplier', scan_mem_multiplier, true),
+                set_config('enable_seqscan', 'off', true);
     end if;
-    return array[names, before];
+    return before;
 end $$;
 
--- Put settings until the transaction ends: an array of their names, and one of their values.
+-- Put settings back until the transaction ends: their names, each before its value.
 create or replace function imgsearch._put_settings(settings text[]) returns void
 language plpgsql volatile parallel unsafe as $$
 begin
-    perform set_config(settings[1][i], settings[2][i], true) from generate_series(1, array_length(settings, 2)) i;
+    perform set_config(settings[i], settings[i + 1], true) from generate_series(1, cardinality(settings), 2) i;
 end $$;
 
 -- The engine of every search: the k images nearest to one operand, complete under any restriction.
@@ -136,9 +145,9 @@ create or replace function imgsearch._search(
 language plpgsql stable parallel unsafe as $$
 #variable_conflict use_column
 declare
-    only_collection integer := imgsearch._collection_id(_search.collection);
-    condition text := imgsearch._condition(_search.filter, only_collection, _search.among, _search.key);
-    restricted boolean := condition <> 'true' or row_security_active('imgsearch.image');
+    only_collection integer;
+    condition text := 'true';
+    restricted boolean := row_security_active('imgsearch.image'::regclass);
     wanted bigint := _search.k::bigint + (_search.self is not null)::integer + (_search.after is not null)::integer;
     ef bigint := imgsearch._effort(m, coalesce(_search.ef_search, m.ef_search), wanted);
     exact_limit bigint := coalesce(nullif(current_setting('imgsearch.exact_limit', true), ''), '100000')::bigint;
@@ -147,8 +156,7 @@ declare
         case m.storage when 'halfvec' then @vector@.l2_normalize(query_vector)::@vector@.halfvec end;
     operand text := case m.storage when 'halfvec' then '$5' when 'vector' then '$6' else format('$7::bit(%s)', m.dim) end;
     distance text := format('e.embedding %s %s', imgsearch._operator(m), operand);
-    plan text := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
-                      when restricted or _search.after is not null then 'iterative' else 'index' end;
+    plan text;
     after_content bigint;
     after_distance double precision;
     beyond text := '';
@@ -187,6 +195,13 @@ begin
             _search.ef_search, _search.key);
         return;
     end if;
+    if num_nonnulls(_search.filter, _search.collection, _search.among, _search.key) > 0 then
+        only_collection := imgsearch._collection_id(_search.collection);
+        condition := imgsearch._condition(_search.filter, only_collection, _search.among, _search.key);
+        restricted := true;
+    end if;
+    plan := case when _search.exact or m.index_method = 'none' or ef > 1000 then 'exact'
+                 when restricted or _search.after is not null then 'iterative' else 'index' end;
     if _search.after is not null then
         after_content := imgsearch._content_of(_search.after);
         execute format('select %s from %s e where e.content_id = $8', distance, m.embeddings) into after_distance
@@ -259,31 +274,31 @@ begin
         if plan <> 'exact' then
             perform imgsearch._put_settings(settings);
             -- a run of equal vectors at its end: thousands of them at one distance hide from a graph what is nearer
-            sorted := array(select d from unnest(near_distances) d order by d limit wanted);
+            sorted := near_distances;
+            if plan = 'iterative' then
+                sorted := array(select d from unnest(near_distances) d order by d limit wanted);
+            end if;
             saturated := m.storage <> 'bit' and coalesce(sorted[cardinality(sorted)] > 1e-3
                 and sorted[cardinality(sorted)] = sorted[cardinality(sorted) - greatest(2, least(9, wanted / 2))], false);
         end if;
         -- not dynamic, so that its plan is kept
-        select array_agg(row(r.image_id, case m.storage when 'bit' then 1 - r.distance / m.dim
-                                                        else least(1 - r.distance, 1) end,
-                             r.name, r.path, r.external_id, r.group_key, r.caption, r.metadata)::imgsearch.match
-                         order by r.distance, r.content_id, r.image_id)
-        into result
-        from (select i.*, n.distance, c.name
-              from unnest(near_contents, near_distances) as n (content_id, distance)
-              cross join lateral (
-                  select i.* from imgsearch.image i
-                  where i.content_id = n.content_id and i.image_id is distinct from _search.self
-                      and (_search.filter is null or i.metadata @> _search.filter)
-                      and (only_collection is null or i.collection_id = only_collection)
-                      and (_search.among is null or i.image_id = any(_search.among))
-                      and (_search.key is null or i.metadata ->> _search.key is not null)
-                      and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
-                          after_distance, after_content,
-                          case when _search.collapse then 9223372036854775807 else _search.after end))
-                  order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
-              join imgsearch.collection c on c.collection_id = i.collection_id
-              order by n.distance, n.content_id, i.image_id limit _search.k) r;
+        result := array(
+            select row(i.image_id, case m.storage when 'bit' then 1 - n.distance / m.dim else least(1 - n.distance, 1) end,
+                       c.name, i.path, i.external_id, i.group_key, i.caption, i.metadata)::imgsearch.match
+            from unnest(near_contents, near_distances) as n (content_id, distance)
+            cross join lateral (
+                select i.* from imgsearch.image i
+                where i.content_id = n.content_id and i.image_id is distinct from _search.self
+                    and (_search.filter is null or i.metadata @> _search.filter)
+                    and (only_collection is null or i.collection_id = only_collection)
+                    and (_search.among is null or i.image_id = any(_search.among))
+                    and (_search.key is null or i.metadata ->> _search.key is not null)
+                    and (_search.after is null or (n.distance, n.content_id, i.image_id) > (
+                        after_distance, after_content,
+                        case when _search.collapse then 9223372036854775807 else _search.after end))
+                order by i.image_id limit case when _search.collapse then 1 else _search.k end) i
+            join imgsearch.collection c on c.collection_id = i.collection_id
+            order by n.distance, n.content_id, i.image_id limit _search.k);
         exit when plan = 'exact' or cardinality(result) >= _search.k
             and (enough = scanned or not saturated and (
                 plan = 'index' or cardinality(near_contents) = enough
@@ -303,7 +318,7 @@ begin
             enough := most_scanned;
         else
             raise exception 'the index gave % of % images, and more than % images match',
-                coalesce(cardinality(result), 0), _search.k, exact_limit using errcode = 'PI006',
+                cardinality(result), _search.k, exact_limit using errcode = 'PI006',
                 hint = 'raise the setting: set imgsearch.exact_limit = 1000000; or ask for fewer images';
         end if;
     end loop;

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
-from pgimgsearch.database import index, index_status, locks, sizing, store
+from pgimgsearch.database import aside, index, index_status, sizing, store
 from pgimgsearch.database import recall as measuring
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
@@ -41,7 +41,7 @@ def build(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        limit = memory or sizing.memory_limit(connection, remote=bool(terminal.settings.db))
+        limit = memory or _limit(terminal, connection)
         how = index.Build(limit, concurrently, workers, recall)
         chosen: str | None = method
         if method == "auto":
@@ -64,10 +64,16 @@ def build(
         terminal.talk(f"it finds less than {recall}: pgimgsearch index tune {stored.name} --recall {recall}")
 
 
+def _limit(terminal: Terminal, connection: Connection) -> int:
+    return sizing.memory_limit(connection, remote=bool(terminal.settings.db))
+
+
 def _build(
     terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, method: str | None
 ) -> index.Built | None:
     with terminal.progress(f"index {model.name}", None) as bar:
+        if aside.find(connection, model) is not None:  # with what was loaded beside the table
+            return aside.finish(connection, model, how, lambda _, done, total: bar(done, total), method)
         return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
 
 
@@ -87,13 +93,16 @@ def partition(
     model: Name,
     parts: Annotated[int, typer.Argument(help="How many; 1 is one piece. Each some 10 million rows.", min=1, max=64)],
 ) -> None:
-    """Lay a model's table out in hash partitions, while it is empty; their indexes are built one by one."""
+    """Lay a model's table out in hash partitions, whose indexes are built one by one; a filled one beside itself."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = store.get_model(connection, model)
-        busy = f"another session builds the index of {stored.name}"
-        with locks.alone(connection, locks.INDEX, stored.model_id, busy):
-            connection.execute("select imgsearch.partition_embeddings(%s, %s)", [stored.name, parts])
+        if stored.partitions != parts and store.count_embeddings(connection, stored):
+            aside.begin(connection, stored, parts)
+            _build(terminal, connection, stored, index.Build(_limit(terminal, connection)), None)
+        else:
+            with index.alone(connection, stored):
+                connection.execute("select imgsearch.partition_embeddings(%s, %s)", [stored.name, parts])
     terminal.show_one({"model": stored.name, "partitions": parts})
 
 

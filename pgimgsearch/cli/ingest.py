@@ -1,13 +1,14 @@
 """``pgimgsearch ingest``: pictures into the database."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pgimgsearch.cli import ingest_report
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
@@ -28,11 +29,8 @@ from pgimgsearch.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from pgimgsearch.pipeline.loaded import LoadedModel
-    from pgimgsearch.pipeline.run import Refine, Report
+    from pgimgsearch.pipeline.run import Options, Refine
     from pgimgsearch.pipeline.scan import Source
-
-LONG = 600  # seconds to go after which one wants to know what would be faster
-ENOUGH, ENOUGH_SECONDS = 64, 10  # files and seconds from which a pace can be told
 
 
 def ingest(
@@ -108,6 +106,12 @@ def ingest(
     ] = None,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger pictures fail, undecoded.")] = 100,
     max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
+    aside: Annotated[
+        bool | None,
+        typer.Option(
+            "--aside/--no-aside", help="Load beside the live table, index that, and swap. Default: if worth it."
+        ),
+    ] = None,
     index_after: Annotated[
         bool,
         typer.Option("--index/--no-index", envvar="PGIMGSEARCH_INGEST_INDEX", help="Build missing indexes at the end."),
@@ -115,18 +119,7 @@ def ingest(
 ) -> None:
     """Embed pictures and store their vectors. A second run does only what is new."""
     terminal = terminal_of(context)
-    if not (sources or list_file or from_sql):
-        raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
-    if prune and (list_file or from_sql) and (sources or (list_file and from_sql) or not collection):
-        raise UsageError(
-            "--prune with a list or a query needs it to be the only source, and --collection",
-            hint="what is not listed is removed from that collection",
-        )
-    if all_models and (model or output):
-        raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
-    _check_single(model or [], {"weights": weights, "revision": revision, "preprocess": preprocess, "dim": dim})
-    if reduction is not None and dim is None:
-        raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
+    _check(context.params)
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.pipeline import opening, preview, run  # Pillow and NumPy
@@ -151,9 +144,13 @@ def ingest(
         )  # fmt: skip
         if dry_run:
             for source in found:
-                _tell(terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine))
+                ingest_report.tell(
+                    terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine)
+                )
             return
         models = opening.open_models(url, wish, found, options, terminal.talk)
+        if aside or (aside is None and index_after and not skip_duplicates):
+            options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))
         bring = run.ingest
         if engine == "ray":
             from pgimgsearch.pipeline import on_ray
@@ -161,24 +158,58 @@ def ingest(
             bring = partial(on_ray.ingest, wish=wish, workers=ray_workers)
         for source, total in zip(found, totals, strict=True):
             with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
-                show = _pace(terminal, models, total, bar)
+                show = ingest_report.pace(terminal, models, total, bar)
                 report = bring(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
-            _tell(terminal, report)
+            ingest_report.tell(terminal, report)
             if engine == "local":
-                _tell_binding(terminal, report, options.workers, models)
+                ingest_report.tell_binding(terminal, report, options.workers, models)
             if report.status == "interrupted":
                 raise InterruptedRun(hint="run the same command again to go on")
         if index_after:
-            _build_indexes(terminal, url, models)
+            ingest_report.build_indexes(terminal, url, models)
 
 
-def _check_single(models: list[str], options: dict[str, object]) -> None:
-    """Refuse what is of one model where several are named."""
-    for option, value in options.items():
-        if value is not None and len(models) != 1:
+def _beside(
+    terminal: Terminal, url: str, models: "list[LoadedModel]", sources: "list[Source]", totals: list[int | None],
+    options: "Options", *, wished: bool | None,
+) -> frozenset[str]:  # fmt: skip
+    """The models whose rows go beside the live table."""
+    from pgimgsearch.pipeline import beside
+
+    with connect(url) as connection:
+        new = 0
+        for source, total in zip(sources, totals, strict=True):
+            files = min(total, options.limit) if total and options.limit else total
+            new += beside.coming(connection, source, files, options.collection)
+        names = beside.chosen(connection, [model.stored for model in models], new, wished)
+    for name in sorted(names):
+        terminal.talk(
+            f"{name}: loading beside the live table, which answers meanwhile; searches see the new at the end"
+        )
+    return names
+
+
+def _check(asked: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together, by the names of the parameters."""
+    lists = [asked["list_file"], asked["from_sql"]]
+    if not (asked["sources"] or any(lists)):
+        raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
+    if asked["prune"] and any(lists) and (asked["sources"] or all(lists) or not asked["collection"]):
+        raise UsageError(
+            "--prune with a list or a query needs it to be the only source, and --collection",
+            hint="what is not listed is removed from that collection",
+        )
+    if asked["aside"] and not asked["index_after"]:
+        raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
+    if asked["all_models"] and (asked["model"] or asked["output"]):
+        raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
+    for option in ("weights", "revision", "preprocess", "dim"):
+        if asked[option] is not None and len(asked["model"] or []) != 1:
             raise UsageError(
                 f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
             )
+    if asked["reduction"] is not None and asked["dim"] is None:
+        raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
 
 
 def _query(url: str, query: str) -> "Source":
@@ -227,71 +258,3 @@ def _all_models(connection: Connection) -> list[str]:
     if not names:
         raise UsageError("the database has no models yet", hint="name one: --model dinov3")
     return names
-
-
-def _pace(
-    terminal: Terminal, models: "list[LoadedModel]", total: int | None, bar: Callable[[int, int | None], None]
-) -> Callable[[int], None]:
-    """Move the bar; where a CPU has long to go, say so once and name a lighter model."""
-    start, said = time.monotonic(), False
-    slowest = max(models, key=lambda model: model.stored.dim)
-    lighter = "clip-vit-b-32" if slowest.stored.has_text else "resnet50"
-
-    def show(done: int) -> None:
-        nonlocal said
-        bar(done, None)
-        gone = time.monotonic() - start
-        left = gone / done * (total - done) if total and done >= ENOUGH and gone > ENOUGH_SECONDS else 0
-        if not said and left > LONG and slowest.encoder.device == "cpu":
-            said = True
-            terminal.talk(f"about {left / 3600:.1f} h to go on this CPU; a GPU or a lighter model ({lighter}) helps")
-
-    return show
-
-
-INDEXED = {
-    "built": "index built: {0}",
-    "busy": "another session builds the index of {0}",
-    "lacking": "{0} lacks most of the stored images, and its index waits: pgimgsearch models fill {0}; "
-    "or, as it is: pgimgsearch index build {0}",
-    "left": "no index yet; ask the owner of the database to run: pgimgsearch index build {0}",
-    "refused": "an index of {0} would miss neighbours, so searches stay exact; for one that misses some: "
-    "pgimgsearch index build {0} --recall 0.9",
-}
-
-
-def _build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") -> None:
-    from pgimgsearch.pipeline.finish import finish
-
-    names, remote = [model.stored.name for model in models], bool(terminal.settings.db)
-    with terminal.progress("index", None) as bar:
-        built = finish(url, names, remote=remote, report=lambda _, done, total: bar(done, total))
-    for name, what in built.items():
-        terminal.talk(INDEXED[what].format(name))
-
-
-def _tell(terminal: Terminal, report: "Report") -> None:
-    """The counts on stdout, the rest as talk."""
-    rows = [{"collection": report.collection, "model": name, **counts} for name, counts in report.counts.items()]
-    terminal.show(rows, ["collection", "model", "scanned", "embedded", "reused", "unchanged", "skipped", "failed"])
-    embedded = max((counts["embedded"] for counts in report.counts.values()), default=0)
-    rate = f", {embedded / report.seconds:.1f} embedded a second" if embedded and report.stages else ""
-    terminal.talk(f"{report.status} in {report.seconds:.1f} s{rate}")
-    if report.stages:
-        ordered = sorted(report.stages.items(), key=lambda stage: -stage[1].seconds)
-        told = (f"{name} {stage.seconds:.1f} ({stage.pictures})" for name, stage in ordered)
-        terminal.talk("busy seconds (pictures): " + ", ".join(told))
-    if report.left_out:
-        terminal.talk(f"{report.left_out} files with other extensions were left out")
-    if report.pruned:
-        terminal.talk(f"{report.pruned} images removed, whose files are gone")
-    if any(counts["failed"] or counts["skipped"] for counts in report.counts.values()) and report.status != "dry run":
-        terminal.talk("why files failed or were skipped: select * from imgsearch.ingest_failure")
-
-
-def _tell_binding(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
-    from pgimgsearch.models import lanes
-    from pgimgsearch.pipeline.binding import binding
-
-    if bound := binding(report.stages, report.seconds, workers, lanes.cores(), models[0].encoder.device):
-        terminal.talk(f"{bound.stage} binds, busy {bound.share:.0%} of the time; faster with: {bound.advice}")

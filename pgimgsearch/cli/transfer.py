@@ -26,6 +26,12 @@ def export(
 def bring(
     context: typer.Context,
     places: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
+    aside: Annotated[
+        bool | None,
+        typer.Option(
+            "--aside/--no-aside", help="Load beside a live table, index that, and swap. Default: if worth it."
+        ),
+    ] = None,
     index_after: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
 ) -> None:
     """Bring in what export wrote: images and vectors, without pictures or a model at hand."""
@@ -35,7 +41,8 @@ def bring(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url:
         with terminal.progress("import", None) as bar:
-            found = transfer.bring(url, places, lambda done: bar(done, None))
+            wished = aside if index_after else False  # nobody would ever see what is beside
+            found = transfer.bring(url, places, lambda done: bar(done, None), wished=wished)
         if index_after:
             names = list(dict.fromkeys(one.model for one in found))
             finish(url, names, remote=bool(terminal.settings.db))

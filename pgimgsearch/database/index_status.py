@@ -20,6 +20,7 @@ select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) 
        coalesce(b.bytes, 0)::bigint as index_bytes, m.ef_search,
        (m.index_parameters ->> 'recall')::double precision as recall,
        coalesce((m.index_parameters ->> 'wanted')::double precision, {recall}) as wanted,
+       to_regclass(format('imgsearch.embeddings_%s_aside', m.model_id)) is not null as beside,
        coalesce(s.dead, 0)::bigint as dead, (m.index_parameters ->> 'rows')::bigint as built_rows
 from imgsearch.model m join pg_class t on t.oid = m.embeddings
 cross join lateral (
@@ -44,6 +45,8 @@ def status(connection: Connection) -> list[dict[str, Any]]:
 def advice(model: StoredModel, row: dict[str, Any]) -> str | None:
     """What to do about an index, the most urgent first; None where nothing has to be done."""
     build = f"pgimgsearch index build {model.name}"
+    if row["beside"]:
+        return f"vectors lie beside its table, not in use yet; unless an ingest is at it: {build}"
     if row["method"] == "none":
         return f"searches read all {row['rows']} vectors: {build}" if row["rows"] > MANY else None
     if not row["valid"]:

@@ -13,6 +13,7 @@ from pgimgsearch.errors import BusyError
 
 INDEX = "index"  # of a model that is built, or whose table is laid out anew
 FILL = "fill"  # of a model that is filled in the background
+ASIDE = "aside"  # of a model, to put another table in its place; shared by those who write beside it
 
 
 @contextmanager
@@ -38,6 +39,14 @@ def take(connection: Connection, what: str, key: int) -> bool:
         connection.execute("set statement_timeout = 0")  # a hosted server's may be minutes
         with suppress(pg.InvalidParameterValue):  # a server that is no Linux cannot look
             connection.execute("set client_connection_check_interval = '2s'")
+    return row == (True,)
+
+
+def share(connection: Connection, what: str, key: int) -> bool:
+    """Share a lock until the session ends; False where another session has it alone."""
+    row = connection.execute(
+        "select pg_try_advisory_lock_shared(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]
+    ).fetchone()
     return row == (True,)
 
 

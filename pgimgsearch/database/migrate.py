@@ -90,9 +90,11 @@ DROP_MODEL_TABLES = """
 do $$
 declare m record;
 begin
-    for m in select embeddings, images from imgsearch.model loop
+    for m in select model_id, embeddings, images from imgsearch.model loop
         execute format('drop view if exists %s', m.images);
         execute format('drop table if exists %s', m.embeddings);
+        execute format('drop table if exists imgsearch.embeddings_%s_aside', m.model_id);
+        execute format('drop table if exists imgsearch.embeddings_%s_old', m.model_id);
     end loop;
 end $$;
 """

@@ -65,7 +65,8 @@ def reached(connection: Connection, model: StoredModel, method: str, noted: dict
     ``noted`` is what it was built with. Raises RecallError where bits never do, as vectors of another kind are cut by
     it. A graph that does not is kept with the effort it had: its recall says so.
     """
-    by, sample = {"index_method": method, "index_parameters": noted}, sample_for(noted["rows"])
+    by = {"index_method": method, "index_parameters": noted, "embeddings": f"imgsearch.{model.table_name}"}
+    sample = sample_for(noted["rows"])
     kept = first_effort(model, method)
     first = measured(connection, model, [kept], sample=sample, by=by)
     if not first or first[0]["recall"] >= noted["wanted"] or model.index_method == method:

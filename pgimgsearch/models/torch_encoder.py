@@ -79,14 +79,15 @@ class TorchEncoder:
         """Output -> (n, dim) float32."""
         if self.device == "cpu" and lanes.worthwhile(prepared):
             return lanes.embed(self._forward_on_one_core, prepared, DTYPES[self.dtype].itemsize)
-        return self._forward(prepared)
+        return self.forward(prepared)
 
     def _forward_on_one_core(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         torch.set_num_threads(1)  # of the thread that says so
-        return self._forward(prepared)
+        return self.forward(prepared)
 
     @torch.inference_mode()
-    def _forward(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def forward(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """As ``embed``, in the thread that calls."""
         batch = torch.from_numpy(np.stack(prepared)).to(self.device)
         with self._precision():
             outputs = self.towers.image(batch)

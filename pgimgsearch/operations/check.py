@@ -61,6 +61,12 @@ and c.relname ~ '^embeddings?_.*_(hnsw|bits|ivf)_(new|old)$'
 """
 
 
+TABLES_LEFT = """
+select m.name, c.relname, c.relname ~ '_aside$' from imgsearch.model m join pg_class c
+on c.relnamespace = 'imgsearch'::regnamespace and c.relname ~ format('^embeddings_%s_(aside|old)$', m.model_id)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What differs, and the command that mends it. ``where`` is schema, model, index or catalog."""
@@ -159,6 +165,10 @@ def _indexes(connection: Connection) -> Iterator[Difference]:
             yield Difference("index", f"the index of {model.name} is not there, or not valid", build)
         elif not index.is_fulfilled(model) and (model.status == "ready" or model.name in serving):
             yield Difference("index", f"the index of {model.name} is not as it is wanted", build)
+    for model_name, table, beside in connection.execute(TABLES_LEFT).fetchall():
+        what = "holds vectors that are not in use yet, unless an ingest is at it" if beside else "is left of a swap"
+        mend = f"pgimgsearch index build {model_name}" if beside else f"drop table imgsearch.{table}"
+        yield Difference("index", f"{table} {what}", mend)
     for name, alone in connection.execute(LEFTOVERS).fetchall():
         yield Difference("index", f"{name} is left of a build that was killed, unless one is running",
                          f"drop index {'concurrently ' if alone else ''}imgsearch.{name}")  # fmt: skip

@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing
 from psycopg import sql
 from psycopg.rows import class_row
 
-from pgimgsearch.database import coverage, locks, store
+from pgimgsearch.database import aside, coverage, locks, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.coverage import Coverage
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import InterruptedRun
+from pgimgsearch.errors import BusyError, InterruptedRun
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations.keep import Keeper, Lacking
@@ -54,6 +54,11 @@ def fill_stored(
     """Fill a stored model, by its name or an alias; raises BusyError where another session does."""
     with connect(url) as connection:
         stored = store.get_model(connection, name)
+        if aside.find(connection, stored) is not None:
+            raise BusyError(
+                f"vectors of {stored.name} lie beside its table, and are not in use yet",
+                hint=f"unless an ingest is still at it: pgimgsearch index build {stored.name}",
+            )
         with locks.alone(connection, locks.FILL, stored.model_id, f"another session fills {stored.name}"):
             wish = opening.Wish([stored.name], checkpoint=checkpoint, placement=placement)
             (model,) = opening.open_models(url, wish, [], Options(), tell)

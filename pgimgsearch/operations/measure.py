@@ -5,8 +5,9 @@ import time
 from psycopg import errors as pg
 from psycopg import sql
 
-from pgimgsearch.database import index, index_status, sizing, store
+from pgimgsearch.database import index_status, sizing, store
 from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.index_create import OPERATOR_CLASSES
 from pgimgsearch.database.memory import MEGABYTE
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import ModelError
@@ -86,7 +87,7 @@ def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -
     schema, dim = vector_schema(connection), sql.Literal(model.dim)
     values = sql.SQL(RANDOM_BITS if kind == "bit" else RANDOM_VECTOR).format(dim=dim, kind=sql.SQL(f"{schema}.{kind}"))
     wanted = [sql.Literal(model.index_wanted[key]) for key in ("m", "ef_construction")]
-    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{index.OPERATOR_CLASSES[kind]}"), *wanted)
+    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{OPERATOR_CLASSES[kind]}"), *wanted)
     memory = sizing.memory_for(TRIAL_ROWS, model, method, memory_limit)
     with connection.transaction(force_rollback=True):
         try:

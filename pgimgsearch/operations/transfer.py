@@ -18,7 +18,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.session import session
 from pgimgsearch.database.store import Canary, StoredModel, StoredReduction
 from pgimgsearch.errors import DriftError, SourceError, UsageError
-from pgimgsearch.pipeline import books
+from pgimgsearch.pipeline import beside, books
 from pgimgsearch.pipeline.copy_in import Writer, drop_orphans
 from pgimgsearch.pipeline.decode import PictureFacts
 from pgimgsearch.pipeline.item import Counts, Item
@@ -84,9 +84,12 @@ def export(url: str, name: str, target: str, collection: str | None, progress: P
     return done
 
 
-def bring(url: str, places: Sequence[str], progress: Progress = lambda _: None) -> list[Imported]:
+def bring(
+    url: str, places: Sequence[str], progress: Progress = lambda _: None, *, wished: bool | None = False
+) -> list[Imported]:
     """Bring exported files in, at the pace of COPY; what is there already stays as it is.
 
+    ``wished`` says whether to load beside a live index, until ``finish``; None is where that is worth it.
     Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
     by the name of the model. What was committed before is kept, and the same call goes on.
     """
@@ -97,9 +100,10 @@ def bring(url: str, places: Sequence[str], progress: Progress = lambda _: None) 
             described = _description(table, place)
             with connect(url) as connection:
                 model = _model(connection, described)
+                names = beside.chosen(connection, [model], _coming(connection, table), wished)
             images = skipped = 0
             for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
-                for kept, left in _collection(url, name, model, batches):
+                for kept, left in _collection(url, name, model, batches, names):
                     images, skipped = images + kept, skipped + left
                     progress(total + images + skipped)
         total += images + skipped
@@ -108,7 +112,7 @@ def bring(url: str, places: Sequence[str], progress: Progress = lambda _: None) 
 
 
 def _collection(
-    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]]
+    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], names: frozenset[str]
 ) -> Iterator[tuple[int, int]]:
     """Write chunks of one collection; yields for each how many rows were taken and left out."""
     with ExitStack() as stack:
@@ -118,12 +122,24 @@ def _collection(
             if writer is None:
                 collection_id, _, _ = store.open_collection(writing.connection, name, rows[0]["root"], name)
                 books.lock(writing, collection_id, name)
-                writer = Writer(writing, collection_id, None, [model])
+                there = beside.join(writing, [model], names)
+                writer = Writer(writing, collection_id, None, [there[model.model_id] if names else model])
             good = [row for row in rows if why_not(row["embedding"]) is None]
             writer.write([_item(row) for row in good], Counts([model.name]))
             yield len(good), len(rows) - len(good)
         if writer is not None:
             drop_orphans(writing, writer.replaced)
+
+
+def _coming(connection: Connection, table: Any) -> int:
+    """How many rows of an export are new, as far as counts tell."""
+    collections = table.read(columns=["collection"]).column("collection").unique().to_pylist()
+    row = connection.execute(
+        "select count(*) from imgsearch.image join imgsearch.collection c using (collection_id) where c.name = any(%s)",
+        [collections],
+    ).fetchone()
+    assert row is not None
+    return max(0, int(table.metadata.num_rows) - int(row[0]))
 
 
 def _item(row: dict[str, Any]) -> Item:

@@ -36,7 +36,7 @@ def binding(stages: Mapping[str, Stage], seconds: float, workers: int, cores: in
 def _advice(stage: str, workers: int, cores: int, device: str) -> str:
     if stage == "embed":
         if device != "cpu":
-            return "a second GPU, --dtype bf16 or fp16, or a lighter model"
+            return "another GPU, --dtype bf16 or fp16, or a lighter model"
         return (
             "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX or AVX-512 BF16, a GPU, or a lighter model "
             "(docs/scaling.md has the figures)"
@@ -49,6 +49,4 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
         return "a faster disk or store: listing or reading the source takes long; for shards, --engine ray"
     if stage == "read":
         return "a faster disk or network, or more --workers, as most of them wait"
-    return (
-        "drop the index before a large load and let ingest build it (pgimgsearch index drop NAME), or a faster server"
-    )
+    return "--aside, which loads beside the live index and builds it anew, or a faster server"

@@ -1,19 +1,19 @@
-"""After the load: indexes that do not exist yet, and models that are ready."""
+"""After the load: tables beside live ones put in their place, indexes that do not exist yet, models that are ready."""
 
 from collections.abc import Sequence
 
-from pgimgsearch.database import coverage, index, locks, sizing, store
+from pgimgsearch.database import aside, coverage, index, locks, sizing, store
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.index_progress import Progress
 from pgimgsearch.errors import BusyError, RecallError
 
 
 def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | None = None) -> dict[str, str]:
-    """Build the indexes that do not exist yet and mark the models ready; only an owner may.
+    """Put in place what was loaded beside, build missing indexes and mark the models ready; only an owner may.
 
     A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
     as an index is slow to insert into. ``remote`` says that the server is not on this machine. Returns what happened by
-    model: ``built``, ``busy``, ``lacking``, ``left``, and ``refused`` where an index would find too little.
+    model: ``swapped``, ``built``, ``busy``, ``lacking``, ``left``, or ``refused`` where an index would find too little.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
@@ -22,18 +22,22 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
             stored = store.get_model(connection, name)
             if locks.taken(connection, locks.FILL, stored.model_id):
                 continue
+            beside = aside.find(connection, stored) is not None
             missing = index.is_due(connection, stored)
-            if missing and stored.status == "building":
+            if missing and not beside and stored.status == "building":
                 covered = coverage.count(connection, stored)
                 if covered.missing > covered.embedded:
                     told[stored.name] = "lacking"
                     continue
             if not store.owns(connection, stored):
-                told |= {stored.name: "left"} if missing else {}
+                told |= {stored.name: "left"} if missing or beside else {}
                 continue
-            if missing:
+            if missing or beside:
                 try:
-                    if index.fulfil(connection, stored, index.Build(limit), report):
+                    if beside:
+                        aside.finish(connection, stored, index.Build(limit), report)
+                        told[stored.name] = "swapped"
+                    elif index.fulfil(connection, stored, index.Build(limit), report):
                         told[stored.name] = "built"
                 except RecallError:
                     told[stored.name] = "refused"

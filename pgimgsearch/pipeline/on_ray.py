@@ -21,7 +21,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from pgimgsearch.database import store
 from pgimgsearch.database.session import session
 from pgimgsearch.errors import DatabaseError, ModelError, PgImgSearchError, UsageError
-from pgimgsearch.pipeline import books, opening, run
+from pgimgsearch.pipeline import beside, books, opening, run
 from pgimgsearch.pipeline.copy_in import drop_orphans, orphans
 from pgimgsearch.pipeline.item import OUTCOMES, Counts
 from pgimgsearch.pipeline.loaded import LoadedModel
@@ -96,6 +96,7 @@ def ingest(
             driver.connection, options.collection, source.root, source.default_collection
         )
         books.lock(driver, collection_id, collection)
+        beside.join(driver, [model.stored for model in models], options.aside)  # held from first to last
         run_id = books.begin(driver.connection, collection_id, source.label, models)
         job = Job(url, wish, replace(options, workers=each.cpus), collection_id, root, refine)
         try:

@@ -1,7 +1,7 @@
 """What is left to do: files the store does not know, or not for every model, each distinct content once."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Planner:
     counts: Counts
     retry_failed: bool = False
     remember: bool = False
+    beside: Mapping[int, StoredModel] = field(default_factory=dict)  # by model_id, what is beside the live tables
     in_flight: dict[bytes, Item] = field(default_factory=dict)
 
     @property
@@ -150,7 +151,11 @@ class Planner:
 
     def _flags(self) -> sql.Composed:
         exists = sql.SQL("exists (select from {} e where e.content_id = c.content_id)")
-        return sql.SQL(", ").join(exists.format(model.table) for model in self.models)
+        tables = [
+            [model.table, *(self.beside[model.model_id].table for _ in [0] if model.model_id in self.beside)]
+            for model in self.models
+        ]
+        return sql.SQL(", ").join(sql.SQL(" or ").join(map(exists.format, every)) for every in tables)
 
     def _describe(self, files: list[ScannedFile]) -> None:
         """Store new captions, groups, ids and metadata of files whose bytes are unchanged."""

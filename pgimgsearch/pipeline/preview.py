@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pgimgsearch.database import store
+from pgimgsearch.database import aside, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
@@ -34,7 +34,11 @@ def preview(
         files = [replace(file, data=None) for file in found_files]
         for position, model in enumerate(found):
             own = Counts([names[position]])
-            planner = Planner(Session(connection), collection_id, [model] if model else [], own, options.retry_failed)
+            there = aside.find(connection, model) if model else None
+            planner = Planner(
+                Session(connection), collection_id, [model] if model else [], own, options.retry_failed,
+                beside={there.model_id: there} if there else {},
+            )  # fmt: skip
             items = planner.plan(iter(files)) if model else (Item(f, frozenset([0])) for f in files)
             for item in items:
                 own.add(0, "failed" if item.file.problem else "embedded")

@@ -1,11 +1,10 @@
 """One ingest run: the stages joined by bounded queues, each timed, and its books kept in the database."""
 
 import itertools
-import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -14,10 +13,11 @@ import psycopg
 
 from pgimgsearch.database import store
 from pgimgsearch.database.session import session
+from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.models.lanes import cores
-from pgimgsearch.pipeline import books, fetch
+from pgimgsearch.pipeline import beside, books, fetch
 from pgimgsearch.pipeline.copy_in import Writer, drop_orphans
 from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.door import Door
@@ -47,6 +47,7 @@ class Options:
     skip_duplicates: bool = False
     max_pixels: int = 100_000_000
     max_bytes: int = 256 << 20
+    aside: frozenset[str] = frozenset()  # the models whose rows go beside the live table, until ``finish``
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ def ingest(
             "--prune with --skip-duplicates would remove what was renamed: the new name is refused, the old one gone",
             hint="run one after the other",
         )
+    if options.aside and options.skip_duplicates:
+        raise UsageError(
+            "--skip-duplicates compares with what can be searched, and --aside writes what cannot be yet",
+            hint="run it with --no-aside",
+        )
     if options.prune and not source.whole:
         raise UsageError(
             f"--prune would remove what {source.label} does not name", hint="prune folders, prefixes, lists or queries"
@@ -95,13 +101,14 @@ def ingest(
             writer.connection, options.collection, source.root, source.default_collection
         )
         books.lock(writer, collection_id, collection)
-        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, remember=options.prune)
+        there = beside.join(writer, stored, options.aside)
+        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.prune, there)
         files = _checked(itertools.islice(refine(source.files(root)), options.limit), planner, stopped, watch, progress)
         run_id = books.begin(writer.connection, collection_id, source.label, models)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         pruned = 0
-        sink = Writer(writer, collection_id, run_id, stored)
+        sink = Writer(writer, collection_id, run_id, _targets(stored, there, options))
         try:
             door = Door(writer, stored) if options.skip_duplicates else None
             _work(sink, planner, door, files, models, options, watch, progress, stopped)
@@ -130,9 +137,14 @@ def part(
     """Bring some files of a run into the database, whose lock and books others keep."""
     stored = [model.stored for model in models]
     with session(url) as reader, session(url) as writer:
-        planner = Planner(reader, collection_id, stored, counts, options.retry_failed)
-        sink = Writer(writer, collection_id, None, stored)
+        there = beside.join(writer, stored, options.aside)
+        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, beside=there)
+        sink = Writer(writer, collection_id, None, _targets(stored, there, options))
         _work(sink, planner, None, files, models, options, watch, lambda _: None, threading.Event())
+
+
+def _targets(stored: Sequence[StoredModel], there: Mapping[int, StoredModel], options: Options) -> list[StoredModel]:
+    return [there[model.model_id] if model.name in options.aside else model for model in stored]
 
 
 def _work(
@@ -252,6 +264,4 @@ def _checked(
 
 
 def _prune(planner: Planner, source: Source, root: str) -> list[int]:
-    if source.scope is None:
-        return planner.prune(None)
-    return planner.prune("" if source.scope == root else os.path.relpath(source.scope, root).rstrip("/") + "/")
+    return planner.prune(None if source.scope is None else beside.prefix(source, root))

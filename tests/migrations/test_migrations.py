@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import bundles, index, migrate, store
+from pgimgsearch.database import aside, bundles, index, migrate, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.operations.check import check, listed
@@ -108,8 +108,8 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """A later release: a revision that adds a column, a function whose default is gone, one that is new, one that left."""
     for name in ("migrations", "sql"):
         shutil.copytree(package_folder(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "migrations" / "versions" / "0006_next.py").write_text(
-        "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\n"
+    (tmp_path / "migrations" / "versions" / "0007_next.py").write_text(
+        "from alembic import op\nrevision = '0007'\ndown_revision = '0006'\n"
         "def upgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image add starred boolean')\n"
         "def downgrade(): op.get_context().config.attributes['run_sql']('alter table imgsearch.image drop starred')\n"
     )
@@ -136,7 +136,7 @@ def test_a_later_release_upgrades_and_downgrades(
     admin.execute("drop role if exists app")
     admin.execute("create role app")
     run(url, "grant execute on function imgsearch.text_key(text, text) to app")
-    assert migrate.upgrade(url) == ("0005", "0006")
+    assert migrate.upgrade(url) == ("0006", "0007")
     granted = run(url, "select proacl::text from pg_proc where proname = 'text_key'")[0][0]
     assert "app=X/pgimgsearch" in str(granted)
     run(url, "revoke execute on function imgsearch.text_key(text, text) from app")
@@ -145,7 +145,7 @@ def test_a_later_release_upgrades_and_downgrades(
     assert without_grants[0] == without_grants[1]
     assert run(url, "select imgsearch.starred()") == [(0,)]
     assert run(url, "select count(*) from pg_proc where proname = 'grant_access'") == [(0,)]
-    assert migrate.downgrade(url, "0005") == ("0006", "0005")
+    assert migrate.downgrade(url, "0006") == ("0007", "0006")
     assert [row[:3] for row in catalog(url)] == [row[:3] for row in old]
     admin.execute("drop role app")
 
@@ -158,7 +158,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     run(empty_url, "select imgsearch.grant_access('reads', 'reader'), imgsearch.grant_access('writes', 'writer')")
     run(empty_url, "insert into imgsearch.collection (name) values ('kept')")
     before = catalog(empty_url)
-    assert migrate.upgrade(empty_url) == ("0001", "0005")
+    assert migrate.upgrade(empty_url) == ("0001", "0006")
     rights = (
         "select has_table_privilege('reads', t, 'select'), has_table_privilege('reads', t, 'insert'), "
         "has_table_privilege('writes', t, 'select') and has_table_privilege('writes', t, 'insert') "
@@ -167,7 +167,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
     )
     assert run(empty_url, rights) == [(True, False, True)] * 3
     assert run(empty_url, "select name from imgsearch.collection") == [("kept",)]
-    assert migrate.downgrade(empty_url, "0001") == ("0005", "0001")
+    assert migrate.downgrade(empty_url, "0001") == ("0006", "0001")
     assert catalog(empty_url) == before
     migrate.downgrade(empty_url, "base")
 
@@ -205,7 +205,8 @@ select imgsearch.add_model('declared', 4, 'timm', 'resnet18', 'auto');
 select imgsearch.set_index('old', m => 24, ef_construction => 96);
 """
 WRITTEN = {"0001": FIRST, "0002": FIRST + SECOND, "0003": FIRST + SECOND + THIRD,
-           "0004": FIRST + SECOND + THIRD + FOURTH, "0005": FIRST + SECOND + THIRD + FOURTH}  # fmt: skip
+           "0004": FIRST + SECOND + THIRD + FOURTH, "0005": FIRST + SECOND + THIRD + FOURTH,
+           "0006": FIRST + SECOND + THIRD + FOURTH}  # fmt: skip
 
 
 def rows(url: str, columns: dict[str, str]) -> dict[str, object]:
@@ -278,6 +279,18 @@ def test_a_release_that_knows_neither_bits_nor_partitions(url: str, connection: 
     assert run(url, wanted) == before
 
 
+def test_a_release_that_knows_no_tables_beside_others(url: str, connection: Connection) -> None:
+    """What lay beside goes into the table, and is found there."""
+    add_images(connection, 300)
+    model = add_model(connection, "test", 16)
+    add_vectors(connection, model.table_name, clustered(300, 16)[:200])
+    aside.begin(connection, model, 2)
+    add_vectors(connection, "embeddings_1_aside", clustered(300, 16)[190:], first=190)
+    migrate.downgrade(url, "0005")
+    assert run(url, "select count(*) from imgsearch.embedding_test_16") == [(300,)]
+    assert run(url, "select relname from pg_class where relname ~ '^embeddings_'") == []
+
+
 def test_a_declared_model_survives_a_release_that_knows_none(url: str) -> None:
     run(url, FOURTH.partition(";")[0])
     migrate.downgrade(url, "0003")
@@ -287,14 +300,14 @@ def test_a_declared_model_survives_a_release_that_knows_none(url: str) -> None:
 
 
 def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
-    revision = next_release / "migrations" / "versions" / "0006_next.py"
+    revision = next_release / "migrations" / "versions" / "0007_next.py"
     revision.write_text(revision.read_text().replace("add starred boolean')", "add starred boolean; select 1 / 0')"))
     before = catalog(url)
     with pytest.raises(DatabaseError, match="division by zero") as raised:
         migrate.upgrade(url)
     assert "nothing was changed" in str(raised.value.hint)
     assert catalog(url) == before
-    assert run(url, "select version_num from imgsearch.alembic_version") == [("0005",)]
+    assert run(url, "select version_num from imgsearch.alembic_version") == [("0006",)]
 
 
 def differences(url: str) -> list[tuple[str, str]]:

@@ -35,10 +35,10 @@ def many(tmp_path: Path) -> Path:
     return folder
 
 
-def start(url: str, folder: Path) -> subprocess.Popen[str]:
+def start(url: str, folder: Path, *options: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PGIMGSEARCH_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "pgimgsearch", "--json", "ingest", str(folder), "-m", "palette", "-m", "pdq"],
+        [sys.executable, "-m", "pgimgsearch", "--json", "ingest", str(folder), "-m", "palette", "-m", "pdq", *options],
         env=environment | {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": "/nonexistent"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -85,6 +85,31 @@ def test_killed_three_times_ends_complete(url: str, many: Path) -> None:
         states = connection.execute("select array_agg(status order by run_id) from imgsearch.ingest_run").fetchone()
         assert states == (["interrupted", "interrupted", "interrupted", "complete"],)
         assert complete(url, many)["unchanged"] == total
+
+
+@pytest.mark.slow
+def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path: Path) -> None:
+    rng, there = random.Random(7), 20
+    for number in range(there):
+        photo(tmp_path / "first" / f"{number}.png", seed=FILES + number)
+    assert start(url, tmp_path / "first").wait() == 0
+    asked = "select count(*) from imgsearch.similar((select min(image_id) from imgsearch.image), 30, 'palette')"
+    with psycopg.connect(url, autocommit=True) as connection:
+        for _ in range(2):
+            before = connection.execute("select count(*) from imgsearch.image").fetchone()
+            assert before is not None
+            process = start(url, many, "--aside")
+            wait_for_images(connection, before[0] + rng.randint(1, 300), process)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+            assert connection.execute(asked).fetchone() == (there - 1,)
+        complete(url, many)  # to the live tables; what is beside comes into use with it
+        images, contents = there + FILES + FILES // 10, there + FILES
+        assert connection.execute(CHECK).fetchone() == (images, images, contents, contents, contents, 0)
+        assert connection.execute(asked).fetchone() == (30,)
+        left = "select count(*) from pg_class where relname ~ '_aside|_old'"
+        assert connection.execute(left).fetchone() == (0,)
 
 
 @pytest.mark.slow

@@ -1,0 +1,224 @@
+"""Tables beside live ones: searches and writers go on, nothing is lost, and nobody can tell the new table from the old."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from benchmarks.harness import add_images, add_model, add_vectors, clustered
+from pgimgsearch.database import aside, index, index_status, locks, store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.session import Session
+from pgimgsearch.database.store import StoredModel
+from pgimgsearch.errors import BusyError, ModelError, UsageError
+from pgimgsearch.operations.check import check
+from pgimgsearch.pipeline import beside, run, scan
+from pgimgsearch.pipeline.finish import finish
+from tests.integration.test_index_methods import found_share
+from tests.pictures import photo
+
+Ingest = Callable[..., run.Report]
+LIVE, ALL, DIM = 2500, 3200, 256
+HOW = index.Build(256)
+LEFT = "select relname from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '(aside|old|new)'"
+
+
+def live(connection: Connection, method: str = "hnsw") -> StoredModel:
+    """A model with an index over the first of its contents."""
+    add_images(connection, ALL)
+    model = add_model(connection, "test", DIM)
+    add_vectors(connection, model.table_name, clustered(ALL, DIM)[:LIVE])
+    connection.execute("select imgsearch.set_index('test', %s)", [method])
+    index.build(connection, store.get_model(connection, "test"), HOW)
+    return store.get_model(connection, "test")
+
+
+def count(connection: Connection, table: str) -> int:
+    row = connection.execute(sql.SQL("select count(*) from {}").format(sql.Identifier("imgsearch", table))).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@contextmanager
+def asked_all_the_time(url: str) -> Iterator[list[int]]:
+    """Searches one after the other while the block runs; how many answers each had."""
+    answers: list[int] = []
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not done.is_set():
+                try:
+                    answers.append(len(connection.execute("select * from imgsearch.similar(7)").fetchall()))
+                    connection.execute("select count(*) from imgsearch.images_test where content_id < 100").fetchone()
+                except psycopg.Error as error:
+                    failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        thread.join()
+    assert not failed
+
+
+@pytest.mark.parametrize(("method", "parts"), [("hnsw", 1), ("hnsw-binary", 1), ("hnsw", 3)])
+def test_another_table_takes_the_place_of_a_live_one(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, method: str, parts: int
+) -> None:
+    model, vectors = live(connection, method), clustered(ALL, DIM)
+    connection.execute("grant select on imgsearch.image to pg_monitor")
+    connection.execute("grant insert on imgsearch.embedding_test_256 to pg_read_all_data")
+    aside.begin(connection, model, parts)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE : ALL - 5], first=LIVE)
+    there = "select has_table_privilege('pg_monitor', 'imgsearch.embeddings_1_aside', 'select')"
+    assert connection.execute(there).fetchone() == (False,)
+    assert "pgimgsearch index build test" in str(index_status.status(connection)[0]["advice"])
+    assert [one.mend for one in check(connection) if "aside" in one.what] == ["pgimgsearch index build test"]
+    make = aside.create
+
+    def meanwhile(*given: Any, **options: Any) -> None:
+        make(*given, **options)
+        add_vectors(connection, "embedding_test_256", vectors[ALL - 5 : ALL - 2], first=ALL - 5)
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("delete from imgsearch.image where image_id in (100, 3000)")
+            other.execute("delete from imgsearch.content where content_id in (100, 3000)")
+
+    monkeypatch.setattr(aside, "create", meanwhile)
+    with asked_all_the_time(url) as answers:
+        built = aside.finish(connection, model, HOW)
+    assert len(answers) > 3
+    assert set(answers) == {10}
+    assert built is not None
+    assert built.recall is not None
+    assert built.recall >= 0.99
+    assert count(connection, "embedding_test_256") == ALL - 2 - 2
+    model = store.get_model(connection, "test")
+    assert (model.index_method, model.partitions, model.status) == (method, parts, "building")
+    assert model.index_parameters["rows"] == ALL - 5
+    state = index_status.status(connection)[0]
+    assert (state["valid"], state["advice"]) == (True, None)
+    assert connection.execute(LEFT).fetchall() == []
+    assert [one for one in check(connection) if one.where in {"schema", "index"}] == []
+    vectors[[99, 2999, ALL - 1, ALL - 2]] = 0.001 * np.ones(DIM)  # those that are not there
+    assert found_share(connection, vectors) >= 0.95
+    rights = (
+        "select has_table_privilege('pg_monitor', 'imgsearch.embedding_test_256', 'select'), "
+        "has_table_privilege('pg_read_all_data', 'imgsearch.embedding_test_256', 'insert'), "
+        "has_table_privilege('pg_monitor', 'imgsearch.images_test', 'select')"
+    )
+    assert connection.execute(rights).fetchone() == (True, True, True)
+    listed = "select count(*) from imgsearch.images_test"
+    assert connection.execute(listed).fetchone() == (ALL - 4,)
+    again = index.build(connection, model, HOW)  # names are as they were
+    assert again is not None
+    connection.execute("select imgsearch.set_alias(a.alias, null) from imgsearch.alias a")
+    connection.execute("select imgsearch.drop_model('test')")
+
+
+def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, vectors = live(connection), clustered(ALL, DIM)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    for step in ("_copy", "create", "_swap"):
+        with monkeypatch.context() as patch:
+
+            def fail(*_: Any, **__: Any) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(aside, step, fail)
+            with pytest.raises(KeyboardInterrupt):
+                aside.finish(connection, model, HOW)
+        assert found_share(connection, vectors[:LIVE]) >= 0.95
+        assert count(connection, "embedding_test_256") == LIVE
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:
+        assert locks.share(other, locks.ASIDE, model.model_id)
+        with pytest.raises(BusyError, match="still writes beside"):
+            aside.finish(connection, model, HOW)
+    assert aside.finish(connection, model, HOW) is not None
+    assert found_share(connection, vectors) >= 0.95
+    assert aside.finish(connection, model, HOW) is None  # nothing is beside it any more
+
+
+def test_an_ingest_beside_is_seen_at_its_end(
+    ingest: Ingest, url: str, connection: Connection, photos: Path, tmp_path: Path
+) -> None:
+    ingest(photos, "palette", "pdq")
+    for number in range(20):
+        photo(tmp_path / "more" / f"{number}.png", seed=100 + number)
+    (tmp_path / "more" / "twin.png").write_bytes((photos / "a" / "00.png").read_bytes())
+    with connect(url) as opened:
+        models = [run_model(opened, name) for name in ("palette", "pdq")]
+    source, options = scan.folder_source(tmp_path / "more"), run.Options(aside=frozenset({"palette"}))
+    counts = run.ingest(url, source, models, options).counts
+    assert (counts["palette"]["embedded"], counts["palette"]["reused"]) == (20, 1)
+    assert (count(connection, "embedding_palette_32"), count(connection, "embeddings_1_aside")) == (12, 20)
+    assert count(connection, "embedding_pdq_256") == 32
+    again = run.ingest(url, source, models, run.Options()).counts  # one that goes to the live table knows of them
+    assert (again["palette"]["unchanged"], again["pdq"]["unchanged"]) == (21, 21)
+    assert finish(url, ["palette", "pdq"], remote=False) == {"palette": "swapped"}
+    assert count(connection, "embedding_palette_32") == 32
+    found = connection.execute(
+        "select path from imgsearch.similar((select image_id from imgsearch.image where path = 'twin.png'), 1, 'palette')"
+    ).fetchone()
+    assert found == ("a/00.png",)
+    with pytest.raises(UsageError, match="--skip-duplicates compares"):
+        run.ingest(url, source, models, run.Options(aside=frozenset({"palette"}), skip_duplicates=True))
+
+
+def run_model(opened: Connection, name: str) -> Any:
+    from pgimgsearch.pipeline import register
+
+    return register.open_model(opened, name)
+
+
+def test_it_is_chosen_where_much_comes_to_a_live_index(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    monkeypatch.setattr(aside, "LEAST", 600)
+    model = live(connection)
+    bare = add_model(connection, "bare", 8)
+    assert beside.chosen(connection, [model, bare], 624) == frozenset()  # less than a quarter of what is there
+    assert beside.chosen(connection, [model, bare], 625) == {"test"}
+    assert beside.chosen(connection, [model, bare], 10**6, wished=False) == frozenset()
+    assert beside.chosen(connection, [model, bare], 0, wished=True) == {"test"}
+    source = scan.folder_source(photos)
+    assert beside.coming(connection, source, 12, None) == 12
+    connection.execute(
+        "insert into imgsearch.image (content_id, collection_id, path) select n, (select collection_id from "
+        "imgsearch.collection where name = 'photos'), n || '.png' from generate_series(1, 4) n"
+    )
+    assert beside.coming(connection, source, 12, None) == 8
+    assert beside.coming(connection, scan.folder_source(photos / "a"), 8, None) == 8  # none of those is in it
+    assert beside.coming(connection, source, None, None) == 0  # nobody has counted
+    connection.execute("create view public.mine as select * from imgsearch.embedding_test_256")
+    connection.execute("create index mine on imgsearch.embedding_test_256 (content_id) where content_id > 5")
+    assert beside.chosen(connection, [model], 10**6) == frozenset()
+    with pytest.raises(ModelError, match="index mine, view mine"):
+        beside.join(Session(connection), [model], {"test"})
+    assert connection.execute(LEFT).fetchall() == []
+
+
+def test_a_filled_table_is_laid_out_in_partitions(cli: Callable[..., Any], url: str) -> None:
+    with connect(url) as connection:
+        live(connection)
+    assert json.loads(cli("--json", "index", "partition", "test", "3").stdout) == {"model": "test", "partitions": 3}
+    with connect(url) as connection:
+        assert found_share(connection, clustered(ALL, DIM)[:LIVE]) >= 0.95
+        tree = connection.execute(
+            "select relid::text from pg_partition_tree('imgsearch.embedding_test_256') where isleaf"
+        )
+        assert {row[0] for row in tree.fetchall()} == {f"imgsearch.embeddings_1_3_0{n}" for n in range(3)}
+    assert json.loads(cli("--json", "index", "status").stdout)[0]["partitions"] == 3
+    assert cli("index", "partition", "test", "1").returncode == 0
+    assert json.loads(cli("--json", "index", "status").stdout)[0]["rows"] == LIVE
