@@ -1,8 +1,9 @@
-"""Query: what does imgsearch.similar() cost over the same query written by hand?"""
+"""Query: what does imgsearch.similar() cost over the same query written by hand, and for how many clients at once?"""
 
 import numpy as np
 from psycopg import sql
 
+from benchmarks.clients import throughputs
 from benchmarks.harness import (
     add_images,
     add_model,
@@ -32,7 +33,7 @@ limit 10
 
 def main() -> dict[str, object]:
     """Interleave both in rounds; the hand-written query runs at the same ef_search."""
-    with fresh_database() as (_, connection):
+    with fresh_database() as (url, connection):
         add_images(connection, ROWS)
         model = add_model(connection, "bench", DIM)
         add_vectors(connection, model.table_name, clustered(ROWS, DIM))
@@ -58,6 +59,7 @@ def main() -> dict[str, object]:
             {row[0] for row in connection.execute("select * from imgsearch.similar(%s, exact => true)", [i]).fetchall()}
             for i in ids[:100]
         ]
+        rates = throughputs(url, ROWS)
     best_hand, best_ours = (min(float(np.median(one[way])) for one in rounds) for way in (0, 1))
     slow_hand, slow_ours = (float(np.median([np.percentile(one[way], 99) for one in rounds])) for way in (0, 1))
     recall = float(np.mean([len(a & b) / len(b) for a, b in zip(found, true, strict=True)]))
@@ -74,6 +76,7 @@ def main() -> dict[str, object]:
                 "dim": DIM,
                 "ef_search": model.ef_search,
                 "recall@10": recall,
+                **rates,
             }
         ],
         best_ours / best_hand,

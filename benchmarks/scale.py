@@ -4,24 +4,21 @@
 query of a graph at the larger size, both with the effort that ``index build`` has found to reach a recall of 0.99.
 """
 
-import subprocess
 import sys
 import time
 from typing import Any
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 
+from benchmarks.clients import throughputs
 from benchmarks.harness import add_images, add_model, add_vectors, fresh_database, lifelike, report, times_ms
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.models.lanes import cores
 from pgimgsearch.operations import measure, plan
 
 PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
-CLIENTS, SECONDS = (1, cores(), 16), 6.0
 ROUNDING = 1e-3  # of a similarity in half precision
 
 
@@ -61,12 +58,11 @@ def _measured(url: str, connection: Connection, method: str, kept: list[NDArray[
 
     times_ms(ask, QUERIES)
     p50, p99 = np.percentile(times_ms(ask, QUERIES), [50, 99])
-    rates = {f"{clients} clients, queries/s": throughput(url, size, clients) for clients in CLIENTS}
+    rates = throughputs(url, size)
     return {
         "method": method, "rows": size, "estimate, s": estimate, "build, s": taken, "over the estimate": taken / (estimate or 1),
         "recall@10": recall(kept, ids[:CHECKED], [ask(turn) for turn in range(CHECKED)]),
         "similar() p50, ms": float(p50), "p99, ms": float(p99), "ef_search": built.ef_search, **rates,
-        "16 clients over 1": rates["16 clients, queries/s"] / rates["1 clients, queries/s"],
     }  # fmt: skip
 
 
@@ -81,39 +77,5 @@ def recall(kept: list[NDArray[np.float16]], images: list[int], answers: list[lis
     return float(np.mean(np.stack(found) >= tenth[:, None] - ROUNDING))
 
 
-def throughput(url: str, rows: int, clients: int) -> float:
-    """Queries a second of so many processes at once, each on a connection of its own."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--client", url, str(rows)]
-    processes = [
-        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for number in range(clients)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.readline()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    return sum(float(process.communicate()[0]) for process in processes)
-
-
-def client(url: str, rows: int, seed: int) -> None:
-    """Ask as fast as it goes, when told to."""
-    ids = np.random.default_rng(100 + seed).integers(1, rows, 10_000).tolist()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("select * from imgsearch.similar(%s)", [ids[0]]).fetchall()
-        print("ready", flush=True)
-        sys.stdin.readline()
-        start, done = time.perf_counter(), 0
-        while (gone := time.perf_counter() - start) < SECONDS:
-            connection.execute("select * from imgsearch.similar(%s)", [ids[done % len(ids)]]).fetchall()
-            done += 1
-    print(done / gone)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--client"]:
-        client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS)

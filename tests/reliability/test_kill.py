@@ -92,7 +92,9 @@ def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path:
     rng, there = random.Random(7), 20
     for number in range(there):
         photo(tmp_path / "first" / f"{number}.png", seed=FILES + number)
-    assert start(url, tmp_path / "first").wait() == 0
+    first = start(url, tmp_path / "first")
+    first.communicate()
+    assert first.returncode == 0
     asked = "select count(*) from imgsearch.similar((select min(image_id) from imgsearch.image), 30, 'palette')"
     with psycopg.connect(url, autocommit=True) as connection:
         for _ in range(2):
