@@ -6,12 +6,22 @@ language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set loc
 declare
     m imgsearch.model;
     table_name text := format('imgsearch.embeddings_%s_aside', _make_aside.model_id);
+    owner name := (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass);
+    part regclass;
 begin
+    perform pg_advisory_xact_lock(hashtext('pgimgsearch.make_aside'), _make_aside.model_id);
+    if to_regclass(table_name) is not null then return; end if;  -- another session has just made it
     select x.* into strict m from imgsearch.model x where x.model_id = _make_aside.model_id;
     m.partitions := _make_aside.partitions;
     perform imgsearch._make_table(m, table_name, format('embeddings_%s_aside', m.model_id));
     execute format('alter table %s enable row level security', table_name);
     execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name || ', not in use yet');
+    if owner <> current_user then
+        for part in select t.relid from pg_partition_tree(table_name) t where t.isleaf loop
+            execute format('alter table %s owner to %I', part, owner);
+        end loop;
+        execute format('alter table %s owner to %I', table_name, owner);
+    end if;
 end $$;
 
 -- What somebody has put on a model's table that another in its place would not have, each by kind and name.
@@ -31,6 +41,10 @@ language sql stable parallel safe as $$
         and r.ev_class <> m.images
     union all select format('foreign key %s', k.conname) from pg_constraint k
     where k.confrelid = m.embeddings and k.conparentid = 0 and k.conrelid <> m.embeddings
+    union all select format('constraint %s', k.conname) from pg_constraint k
+    where k.conrelid = m.embeddings and k.contype not in ('p', 'f', 'n')
+    union all select distinct format('function %s', d.objid::regprocedure) from pg_depend d
+    where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = m.embeddings
 $$;
 
 -- Copy what a model's table has, and the one beside it has not. Returns the number.
@@ -64,11 +78,23 @@ declare
     live text;
     aside text := format('embeddings_%s_aside', _swap_embeddings.model_id);
     former text := format('embeddings_%s_old', _swap_embeddings.model_id);
+    own text := (select string_agg(p, ', ') from imgsearch.model x, imgsearch._own_parts(x) p
+                 where x.model_id = _swap_embeddings.model_id);
     new_parts integer := greatest(1, (select count(*) from pg_partition_tree('imgsearch.' || aside) t where t.isleaf));
+    former_timeout text := current_setting('lock_timeout');
     part record;
 begin
     select x.* into strict m from imgsearch.model x where x.model_id = _swap_embeddings.model_id;
     live := 'embedding_' || m.slug || '_' || m.dim;
+    if own is not null then
+        raise exception 'a new table of % would not have what was put on the old one: %', m.name, own using
+            errcode = 'PI009', hint = 'drop that first, and make it again afterwards';
+    end if;
+    -- autovacuum gives way only to who waits for longer than deadlock_timeout; these locks wait for nobody else
+    perform set_config('lock_timeout', '5s', true);
+    execute format('lock table imgsearch.%I in access exclusive mode', aside);
+    execute format('lock table imgsearch.%I in share update exclusive mode', live);
+    perform set_config('lock_timeout', former_timeout, true);
     execute format('lock table imgsearch.%I in share row exclusive mode', live);
     perform imgsearch._catch_up(m);
     execute format('alter view %s set (security_invoker)', m.images);  -- locks it first, as those who read it do

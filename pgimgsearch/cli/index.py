@@ -45,7 +45,9 @@ def build(
         how = index.Build(limit, concurrently, workers, recall)
         chosen: str | None = method
         if method == "auto":
-            rows = store.count_embeddings(connection, stored) // stored.partitions
+            beside = aside.find(connection, stored)
+            rows = sum(store.count_embeddings(connection, one) for one in (stored, beside) if one)
+            rows //= (beside or stored).partitions
             chosen = sizing.suitable(stored, rows, limit)
         try:
             built = _build(terminal, connection, stored, how, chosen)
@@ -99,7 +101,7 @@ def partition(
         stored = store.get_model(connection, model)
         if stored.partitions != parts and store.count_embeddings(connection, stored):
             aside.begin(connection, stored, parts)
-            _build(terminal, connection, stored, index.Build(_limit(terminal, connection)), None)
+            _build(terminal, connection, stored, index.as_before(stored, _limit(terminal, connection)), None)
         else:
             with index.alone(connection, stored):
                 connection.execute("select imgsearch.partition_embeddings(%s, %s)", [stored.name, parts])

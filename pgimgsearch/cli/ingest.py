@@ -166,7 +166,7 @@ def ingest(
             if report.status == "interrupted":
                 raise InterruptedRun(hint="run the same command again to go on")
         if index_after:
-            ingest_report.build_indexes(terminal, url, models)
+            ingest_report.build_indexes(terminal, url, [model.stored.name for model in models])
 
 
 def _beside(
@@ -181,7 +181,9 @@ def _beside(
         for source, total in zip(sources, totals, strict=True):
             files = min(total, options.limit) if total and options.limit else total
             new += beside.coming(connection, source, files, options.collection)
-        names = beside.chosen(connection, [model.stored for model in models], new, wished)
+        # a network on a CPU is slower than a live index
+        asked = [model.stored for model in models if wished or model.encoder.device != "cpu"]
+        names = beside.chosen(connection, asked, new, wished)
     for name in sorted(names):
         terminal.talk(
             f"{name}: loading beside the live table, which answers meanwhile; searches see the new at the end"

@@ -46,10 +46,11 @@ INDEXED = {
 }
 
 
-def build_indexes(terminal: Terminal, url: str, models: "list[LoadedModel]") -> None:
+def build_indexes(terminal: Terminal, url: str, names: list[str]) -> None:
+    """What is left to do after the load, and what became of it."""
     from pgimgsearch.pipeline.finish import finish
 
-    names, remote = [model.stored.name for model in models], bool(terminal.settings.db)
+    remote = bool(terminal.settings.db)
     with terminal.progress("index", None) as bar:
         built = finish(url, names, remote=remote, report=lambda _, done, total: bar(done, total))
     for name, what in built.items():

@@ -21,7 +21,7 @@ from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import Settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda (every GPU), cuda:1 or cuda:0,3.")]
 DtypeOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="auto: half on a GPU, else fp32.")
 ]

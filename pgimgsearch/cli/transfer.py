@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
+from pgimgsearch.cli import ingest_report
 from pgimgsearch.cli.terminal import ModelOption, terminal_of
 from pgimgsearch.database.address import database_url
+from pgimgsearch.errors import UsageError
 
 
 def export(
@@ -36,16 +38,16 @@ def bring(
 ) -> None:
     """Bring in what export wrote: images and vectors, without pictures or a model at hand."""
     from pgimgsearch.operations import transfer
-    from pgimgsearch.pipeline.finish import finish
 
     terminal = terminal_of(context)
+    if aside and not index_after:
+        raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
     with database_url(terminal.settings) as url:
         with terminal.progress("import", None) as bar:
-            wished = aside if index_after else False  # nobody would ever see what is beside
-            found = transfer.bring(url, places, lambda done: bar(done, None), wished=wished)
+            found = transfer.bring(url, places, lambda done: bar(done, None), wished=aside if index_after else False)
         if index_after:
             names = list(dict.fromkeys(one.model for one in found))
-            finish(url, names, remote=bool(terminal.settings.db))
+            ingest_report.build_indexes(terminal, url, names)
     rows = [{"file": place, "model": one.model, "images": one.images, "skipped": one.skipped}
             for place, one in zip(places, found, strict=True)]  # fmt: skip
     terminal.show(rows, ["file", "model", "images", "skipped"])

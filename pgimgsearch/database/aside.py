@@ -3,8 +3,10 @@
 For much at once: a live graph takes a few hundred rows a second, a build beside it thousands, and searches go on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from psycopg import errors as pg
 from psycopg import sql
@@ -14,16 +16,19 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from pgimgsearch.database import index, locks, recall
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index import Build, Built
-from pgimgsearch.database.index_create import create, drop_leftovers, making, patiently
+from pgimgsearch.database.index_create import create, drop_former, drop_leftovers, making, patiently
 from pgimgsearch.database.index_names import partitions
 from pgimgsearch.database.index_progress import Progress
 from pgimgsearch.database.sizing import is_too_few
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model, owns
-from pgimgsearch.errors import ModelError
+from pgimgsearch.errors import BusyError, ModelError, RecallError
 
 LEAST, SHARE = 20_000, 4  # new rows from which on it is worth it, and how many times that may be there
 ROWS_AT_ONCE = 20_000
-PATIENCE = 600.0  # seconds in which nobody has to read the table for a moment
+LITTLE = 20  # times as many rows in the live table: less than that is put into its index
+FEW = 100  # rows that are caught up with while writers wait
+PATIENCE = 86_400.0  # seconds to wait for a moment in which nobody reads the table, as somebody may dump it
+SECONDS_TO_LEAVE = 10.0  # until the server has cleared away a session that wrote beside
 
 NEXT = "select max(c.content_id) from (select content_id from {} where content_id > %s order by content_id limit %s) c"
 COPY = "insert into {} select e.* from {} e where e.content_id > %s and e.content_id <= %s on conflict do nothing"
@@ -43,9 +48,10 @@ class Aside(StoredModel):
 
 
 def find(connection: Connection, model: StoredModel) -> Aside | None:
-    """What is beside a model's table, if there is something."""
+    """What is beside a model's table, if there is something, and this role may see it."""
     beside = Aside(*(getattr(model, name) for name in StoredModel.__slots__))
-    row = connection.execute("select to_regclass(%s) is not null", [f"imgsearch.{beside.table_name}"]).fetchone()
+    query = "select has_table_privilege(to_regclass(%s), 'select')"
+    row = connection.execute(query, [f"imgsearch.{beside.table_name}"]).fetchone()
     return replace(beside, partitions=len(partitions(connection, beside))) if row == (True,) else None
 
 
@@ -65,15 +71,22 @@ def own_parts(connection: Connection, model: StoredModel) -> list[str]:
 def begin(connection: Connection, model: StoredModel, parts: int | None = None) -> None:
     """Make the table beside a model's, unless it is there; in so many partitions, or as many as there are.
 
-    Raises ModelError where something of somebody's own would be lost with the table before.
+    Raises ModelError where something of somebody's own would be lost with the table before, or this role owns neither,
+    and BusyError where one of other partitions is there.
     """
-    if find(connection, model) is not None:
-        return
-    if own := own_parts(connection, model):
-        raise ModelError(
-            f"a new table of {model.name} would not have what was put on the old one: {', '.join(own)}",
-            hint="drop that first, and make it again afterwards",
+    there = find(connection, model)
+    if there is not None and parts not in {None, there.partitions}:
+        raise BusyError(
+            f"vectors lie beside the table of {model.name} already, in {there.partitions} partitions",
+            hint=f"take them into use first, unless an ingest is at it: pgimgsearch index build {model.name}",
         )
+    if there is not None:
+        return
+    if not owns(connection, model):
+        raise ModelError(
+            f"only the owner of the table of {model.name} can put another in its place", hint="run it with --no-aside"
+        )
+    _check_own_parts(connection, model)
     connection.execute("select imgsearch._make_aside(%s, %s)", [model.model_id, parts or model.partitions])
 
 
@@ -83,31 +96,83 @@ def finish(
     """Copy what the live table has to the one beside it, build the wanted index there, and put it in its place.
 
     Others read and write the live table meanwhile. Whatever stops this loses nothing: the next call goes on. Returns
-    what was built, if an index is wanted. Raises BusyError where others still write beside the table, and like
-    ``index.build``.
+    what was built, if an index is wanted. Bits that find too little give way to the method there is, unless ``method``
+    asks for them. Raises BusyError where others still write beside the table, and like ``begin`` and ``index.build``.
     """
-    busy = f"another session still writes beside the table of {model.name}"
-    with index.alone(connection, model), locks.alone(connection, locks.ASIDE, model.model_id, busy):
+    with _alone(connection, model):
         model = get_model(connection, model.name)
-        if method is not None:
-            model = index.wishing(model, method)
         beside = find(connection, model)
         if beside is None:
             return None
+        _check_own_parts(connection, model)
+        for one in (model, beside):
+            drop_leftovers(connection, one)
+        drop_former(connection, model)
         _copy(connection, model, beside)
-        beside = replace(beside, index_wanted=model.index_wanted)
-        drop_leftovers(connection, beside)
-        built, noted = None, {}
-        if index.is_wanted(beside) and not is_too_few(beside, count_embeddings(connection, beside)):
-            draft = index.drafted(connection, beside, wish)
-            noted = draft.noted
-            with making(connection, beside, draft.memory, wish.workers, report):
-                create(connection, beside, draft.method, noted)
-                found = recall.reached(connection, beside, draft.method, noted)
-            built = Built(draft.method, draft.memory, found.ef_search, found.recall)
-        _again(connection, CATCH_UP, [model.model_id])
-        _swap(connection, model, built, noted)
+        connection.execute(sql.SQL("vacuum analyze {}").format(beside.table))
+        wishing = index.wishing(beside, method) if method is not None else beside
+        try:
+            built, noted = _indexed(connection, wishing, wish, report)
+        except RecallError:
+            if method is not None:
+                raise
+            now = wishing.index_wanted | {"method": model.index_method}
+            built, noted = _indexed(connection, replace(wishing, index_wanted=now), wish, report)
+        while _again(connection, CATCH_UP, [model.model_id]) > FEW:
+            pass
+        _swap(connection, model, built, noted, method)
+        with suppress(
+            pg.LockNotAvailable
+        ):  # the new one serves already; db check and the next build see to what is left
+            drop_former(connection, model)
         return built
+
+
+def is_little(connection: Connection, model: StoredModel, beside: Aside) -> bool:
+    """Whether so little lies beside a table that its index takes it faster than a new one is built."""
+    if beside.partitions != model.partitions or model.index_method == "none":
+        return False
+    return count_embeddings(connection, beside) * LITTLE < count_embeddings(connection, model)
+
+
+def give_back(connection: Connection, model: StoredModel, beside: Aside) -> None:
+    """Put what lies beside a table into it; raises BusyError where others still write there."""
+    with _alone(connection, model):
+        insert = "insert into {} select * from {} order by content_id on conflict do nothing"
+        _again(connection, sql.SQL(insert).format(model.table, beside.table), [])
+        patiently(connection, sql.SQL("drop table if exists {}").format(beside.table))
+
+
+@contextmanager
+def _alone(connection: Connection, model: StoredModel) -> Iterator[None]:
+    busy = f"another session still writes beside the table of {model.name}"
+    with (
+        index.alone(connection, model),
+        locks.alone(connection, locks.ASIDE, model.model_id, busy, seconds=SECONDS_TO_LEAVE),
+    ):
+        yield
+
+
+def _check_own_parts(connection: Connection, model: StoredModel) -> None:
+    if own := own_parts(connection, model):
+        raise ModelError(
+            f"a new table of {model.name} would not have what was put on the old one: {', '.join(own)}",
+            hint="drop that first, and make it again afterwards",
+        )
+
+
+def _indexed(
+    connection: Connection, beside: StoredModel, wish: Build, report: Progress | None
+) -> tuple[Built | None, dict[str, Any]]:
+    """Build the wanted index beside, and measure it. Contents may be removed meanwhile, whose rows go with them."""
+    if not index.is_wanted(beside) or is_too_few(beside, count_embeddings(connection, beside)):
+        return None, {}
+    draft = index.drafted(connection, beside, wish)
+    with making(connection, beside, draft.memory, wish.workers, report):
+        create(connection, beside, draft.method, draft.noted, concurrently=True)
+        found = recall.reached(connection, beside, draft.method, draft.noted)
+    built = Built(draft.method, draft.memory, found.ef_search, found.recall)
+    return built, draft.noted | {"recall": found.recall}
 
 
 def _copy(connection: Connection, model: StoredModel, beside: Aside) -> None:
@@ -121,31 +186,35 @@ def _copy(connection: Connection, model: StoredModel, beside: Aside) -> None:
         last = row[0]
 
 
-@retry(retry=retry_if_exception_type(pg.ForeignKeyViolation), stop=stop_after_attempt(5), reraise=True)
-def _again(connection: Connection, statement: sql.Composed | LiteralString, values: list[int]) -> None:
-    """What is removed by others at that very moment has to be left out."""
-    connection.execute(statement, values)
+@retry(
+    retry=retry_if_exception_type((pg.ForeignKeyViolation, pg.DeadlockDetected)), stop=stop_after_attempt(5),
+    reraise=True,
+)  # fmt: skip
+def _again(connection: Connection, statement: sql.Composed | LiteralString, values: list[int]) -> int:
+    """What others remove at that very moment has to be left out. Returns the number of a catch-up."""
+    cursor = connection.execute(statement, values)
+    row = cursor.fetchone() if cursor.description else None
+    return int(row[0]) if row else 0
 
 
-def _swap(connection: Connection, model: StoredModel, built: Built | None, noted: dict[str, object]) -> None:
+def _swap(
+    connection: Connection, model: StoredModel, built: Built | None, noted: dict[str, Any], method: str | None
+) -> None:
     """Searches go on with the table before until this is committed; those that come after see the new one."""
-    former = sql.Identifier("imgsearch", f"embeddings_{model.model_id}_old")
-    drop = sql.SQL("drop table if exists {}").format(former)
-    patiently(connection, drop)  # of a swap that was killed
+    if built is None:
+        noted = model.index_parameters if model.index_method == "none" else {"method": model.index_method}
     patiently(
         connection,
         sql.SQL("select imgsearch._swap_embeddings({})").format(sql.Literal(model.model_id)),
         sql.SQL(
-            "update imgsearch.model set index_method = {}, index_parameters = {}, index_wanted = {}, ef_search = {} "
-            "where model_id = {}"
+            "update imgsearch.model set index_method = {}, index_parameters = {}, index_wanted = index_wanted || {}, "
+            "ef_search = {} where model_id = {}"
         ).format(
             sql.Literal(built.method if built else "none"),
-            sql.Literal(Jsonb(noted | {"recall": built.recall} if built else {})),
-            sql.Literal(Jsonb(model.index_wanted)),
+            sql.Literal(Jsonb(noted)),
+            sql.Literal(Jsonb({} if method is None else {"method": method})),
             sql.Literal(built.ef_search if built else model.ef_search),
             sql.Literal(model.model_id),
         ),
         seconds=PATIENCE,
     )
-    connection.execute(sql.SQL("analyze {}").format(model.table))
-    patiently(connection, drop)

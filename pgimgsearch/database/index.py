@@ -110,6 +110,11 @@ def build(
         return _build(connection, model, wish, report)
 
 
+def as_before(model: StoredModel, limit: int) -> Build:
+    """A build that has to find what the one before had to."""
+    return Build(limit, recall=model.index_parameters.get("wanted", recall.RECALL))
+
+
 def wishing(model: StoredModel, method: str | None) -> StoredModel:
     """The model with the index that is wished for now; raises ModelError where it cannot have that."""
     if method is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from pgimgsearch.database import bits
 from pgimgsearch.database.connection import Connection, translate, vector_schema
@@ -110,6 +110,11 @@ def drop_leftovers(connection: Connection, model: StoredModel) -> None:
     bits.drop_functions(connection, model)
 
 
+def drop_former(connection: Connection, model: StoredModel) -> None:
+    """The table that another has taken the place of; raises LockNotAvailable where others hold on to it."""
+    patiently(connection, sql.SQL("drop table if exists {}").format(named(f"embeddings_{model.model_id}_old")))
+
+
 def drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> None:
     """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it.
 
@@ -126,11 +131,12 @@ def drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> N
 def patiently(connection: Connection, *statements: sql.Composed, seconds: float = 30) -> None:
     """Run a transaction that waits for all who read, in tries so short that nobody has to wait long for it."""
     tries = Retrying(
-        retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_fixed(0.5), stop=stop_after_delay(seconds),
-        reraise=True,
+        retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_exponential(multiplier=0.25, max=15),
+        stop=stop_after_delay(seconds), reraise=True,
     )  # fmt: skip
     for attempt in tries:
         with attempt, connection.transaction():
+            connection.execute("set transaction isolation level read committed")  # to see what came before its locks
             connection.execute("set local lock_timeout = '200ms'")
             for statement in statements:
                 connection.execute(statement)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from psycopg import errors as pg
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import BusyError
@@ -17,9 +18,13 @@ ASIDE = "aside"  # of a model, to put another table in its place; shared by thos
 
 
 @contextmanager
-def alone(connection: Connection, what: str, key: int, busy: str) -> Iterator[None]:
-    """Hold the lock of ``what`` and ``key`` for a block; raises BusyError with ``busy`` where another has it."""
-    if not take(connection, what, key):
+def alone(connection: Connection, what: str, key: int, busy: str, *, seconds: float = 0) -> Iterator[None]:
+    """Hold the lock of ``what`` and ``key`` for a block; raises BusyError where another has it for so many seconds."""
+    tries = Retrying(
+        retry=retry_if_result(lambda taken: not taken), stop=stop_after_delay(seconds), wait=wait_fixed(0.2),
+        retry_error_callback=lambda _: False,
+    )  # fmt: skip
+    if not tries(take, connection, what, key):
         raise BusyError(busy, hint="wait for it, or stop it with Ctrl-C")
     try:
         yield

@@ -36,8 +36,8 @@ class SkippedPicture(Exception):  # noqa: N818  (a verdict on one picture, not a
 class Placement:
     """Where and how a model runs, which is no part of its fingerprint.
 
-    ``device`` is auto, cpu, cuda (every GPU that is visible), cuda:N or mps; ``dtype`` auto, fp32, bf16, fp16 or int8;
-    ``runtime`` torch or onnx.
+    ``device`` is auto, cpu, mps, cuda (every GPU that is visible), cuda:1 or cuda:0,3; ``dtype`` auto, fp32, bf16, fp16
+    or int8; ``runtime`` torch or onnx.
     """
 
     device: str = "auto"
@@ -89,12 +89,14 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
         _require("onnxscript", spec, "[onnx]")
     settled = replace(placement, dtype="fp32", device="cpu") if exported else placement
     backend = importlib.import_module(BACKENDS[spec.backend][0])
-    encoder: Encoder = backend.load(spec, settled)
-    check_outputs(spec, encoder)
-    if encoder.device == "cuda" and encoder.runtime == "torch":  # one with a number is that one alone
-        from pgimgsearch.models.replicas import on_all_gpus
+    encoder: Encoder
+    if spec.backend in TORCH_BACKENDS:
+        from pgimgsearch.models.replicas import on_gpus
 
-        return on_all_gpus(encoder, lambda device: backend.load(spec, replace(settled, device=device)))  # type: ignore[arg-type]
+        encoder = on_gpus(lambda device: backend.load(spec, replace(settled, device=device)), settled.device)
+    else:
+        encoder = backend.load(spec, settled)
+    check_outputs(spec, encoder)
     if not exported:
         return encoder
     from pgimgsearch.models import export

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pgimgsearch.models.torch_encoder import TorchEncoder
@@ -30,9 +31,12 @@ class Replicas:
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
 
 
-def on_all_gpus(first: TorchEncoder, load: Callable[[str], TorchEncoder]) -> TorchEncoder | Replicas:
-    """An encoder on every GPU that is visible, of which ``first`` has the first; ``load`` makes it for a device."""
-    import torch
-
-    others = [load(f"cuda:{number}") for number in range(1, torch.cuda.device_count())]
+def on_gpus(load: Callable[[str], TorchEncoder], device: str) -> TorchEncoder | Replicas:
+    """What ``load`` makes for a device, or for each of several: ``cuda`` is all that are visible, ``cuda:0,3`` two."""
+    name, _, numbers = device.partition(":")
+    chosen = [f"{name}:{number.strip()}" for number in numbers.split(",")] if "," in numbers else [device]
+    first = load(chosen[0])
+    if first.device == "cuda":
+        chosen += [f"cuda:{number}" for number in range(1, torch.cuda.device_count())]
+    others = [load(place) for place in chosen[1:]]
     return Replicas([first, *others]) if others else first

@@ -100,7 +100,8 @@ def bring(
             described = _description(table, place)
             with connect(url) as connection:
                 model = _model(connection, described)
-                names = beside.chosen(connection, [model], _coming(connection, table), wished)
+                new = _coming(connection, table) if wished is None else 0
+                names = beside.chosen(connection, [model], new, wished)
             images = skipped = 0
             for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
                 for kept, left in _collection(url, name, model, batches, names):

@@ -40,7 +40,8 @@ def chosen(
     """
     indexed = [model for model in models if model.index_method != "none"]
     if wished is None:
-        return frozenset(model.name for model in indexed if aside.is_worth(connection, model, new))
+        free = [model for model in indexed if not locks.taken(connection, locks.INDEX, model.model_id)]
+        return frozenset(model.name for model in free if aside.is_worth(connection, model, new))
     return frozenset(model.name for model in indexed) if wished else frozenset()
 
 

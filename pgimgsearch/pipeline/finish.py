@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from pgimgsearch.database import aside, coverage, index, locks, sizing, store
-from pgimgsearch.database.connection import connect
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.index_progress import Progress
+from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import BusyError, RecallError
 
 
@@ -20,9 +21,10 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
         limit = sizing.memory_limit(connection, remote=remote)
         for name in names:
             stored = store.get_model(connection, name)
+            beside = aside.find(connection, stored)
             if locks.taken(connection, locks.FILL, stored.model_id):
+                told |= {stored.name: "busy"} if beside else {}
                 continue
-            beside = aside.find(connection, stored) is not None
             missing = index.is_due(connection, stored)
             if missing and not beside and stored.status == "building":
                 covered = coverage.count(connection, stored)
@@ -30,19 +32,28 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
                     told[stored.name] = "lacking"
                     continue
             if not store.owns(connection, stored):
-                told |= {stored.name: "left"} if missing or beside else {}
+                told |= {stored.name: "left"} if missing else {}
                 continue
-            if missing or beside:
-                try:
-                    if beside:
-                        aside.finish(connection, stored, index.Build(limit), report)
-                        told[stored.name] = "swapped"
-                    elif index.fulfil(connection, stored, index.Build(limit), report):
-                        told[stored.name] = "built"
-                except RecallError:
-                    told[stored.name] = "refused"
-                except BusyError:
-                    told[stored.name] = "busy"
+            try:
+                if beside is not None:
+                    _take_in(connection, stored, beside, limit, report)
+                    told[stored.name] = "swapped"
+                elif missing and index.fulfil(connection, stored, index.Build(limit), report):
+                    told[stored.name] = "built"
+            except RecallError:
+                told[stored.name] = "refused"
+            except BusyError:
+                told[stored.name] = "busy"
             if stored.status == "building":
                 store.set_status(connection, stored, "ready")
     return told
+
+
+def _take_in(
+    connection: Connection, stored: StoredModel, beside: aside.Aside, limit: int, report: Progress | None
+) -> None:
+    """What lies beside a table: into that where it is little, else in its place."""
+    if aside.is_little(connection, stored, beside):
+        aside.give_back(connection, stored, beside)
+    else:
+        aside.finish(connection, stored, index.as_before(stored, limit), report)

@@ -17,7 +17,7 @@ from pgimgsearch.database import aside, index, index_status, locks, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, ModelError, UsageError
+from pgimgsearch.errors import BusyError, ModelError, RecallError, UsageError
 from pgimgsearch.operations.check import check
 from pgimgsearch.pipeline import beside, run, scan
 from pgimgsearch.pipeline.finish import finish
@@ -150,6 +150,88 @@ def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypa
     assert aside.finish(connection, model, HOW) is None  # nothing is beside it any more
 
 
+def test_bits_that_find_too_little_give_way_to_the_method_there_is(connection: Connection) -> None:
+    vectors = np.random.default_rng(2).standard_normal((ALL, DIM), dtype=np.float32)
+    add_images(connection, ALL)
+    model = add_model(connection, "test", DIM)
+    add_vectors(connection, model.table_name, vectors[:LIVE])
+    assert index.build(connection, model, HOW) is not None
+    connection.execute("select imgsearch.set_index('test', 'hnsw-binary')")
+    model = store.get_model(connection, "test")
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    strict = index.Build(256, recall=1.0)
+    with pytest.raises(RecallError):
+        aside.finish(connection, model, strict, method="hnsw-binary")
+    assert count(connection, "embedding_test_256") == LIVE
+    built = aside.finish(connection, model, strict)
+    assert built is not None
+    assert built.method == "hnsw"
+    model = store.get_model(connection, "test")
+    assert (model.index_method, model.index_wanted["method"]) == ("hnsw", "hnsw-binary")
+    assert count(connection, "embedding_test_256") == ALL
+
+
+def test_a_little_beside_goes_into_the_live_index(url: str, connection: Connection) -> None:
+    model, vectors = live(connection), clustered(ALL, DIM)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE : LIVE + 20], first=LIVE)
+    names = "select oid from pg_class where relname = 'embedding_test_256_hnsw'"
+    before = connection.execute(names).fetchall()
+    assert finish(url, ["test"], remote=False) == {"test": "swapped"}
+    assert connection.execute(names).fetchall() == before
+    assert count(connection, "embedding_test_256") == LIVE + 20
+    assert connection.execute(LEFT).fetchall() == []
+
+
+def test_others_write_to_the_live_table_meanwhile(
+    ingest: Ingest, url: str, admin: Connection, connection: Connection, photos: Path, tmp_path: Path
+) -> None:
+    """Those who own nothing cannot see what is beside, and need not."""
+    ingest(photos, "palette")
+    admin.execute("drop role if exists beside_writer")
+    admin.execute("create role beside_writer login")
+    connection.execute("select imgsearch.grant_access('beside_writer', 'writer')")
+    with connect(url) as opened:
+        models = [run_model(opened, "palette")]
+    aside.begin(connection, models[0].stored)
+    photo(tmp_path / "more" / "new.png", seed=200)
+    theirs = url.replace("pgimgsearch@", "beside_writer@")
+    counts = run.ingest(theirs, scan.folder_source(tmp_path / "more"), models, run.Options()).counts
+    assert counts["palette"]["embedded"] == 1
+    with connect(theirs) as other:
+        assert aside.find(other, models[0].stored) is None
+        with pytest.raises(ModelError, match="only the owner"):
+            aside.begin(other, models[0].stored)
+    assert aside.finish(connection, models[0].stored, HOW) is not None
+    assert count(connection, "embedding_palette_32") == 13
+    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
+        superuser.execute("drop owned by beside_writer")
+    admin.execute("drop role beside_writer")
+
+
+def test_what_somebody_puts_on_the_table_later_is_not_lost(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = live(connection)
+    aside.begin(connection, model)
+    make = aside.create
+
+    def meanwhile(*given: Any, **options: Any) -> None:
+        make(*given, **options)
+        connection.execute("create view public.mine as select * from imgsearch.embedding_test_256")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aside, "create", meanwhile)
+        with pytest.raises(psycopg.Error, match="view mine"):
+            aside.finish(connection, model, HOW)
+    assert count(connection, "embedding_test_256") == LIVE
+    with pytest.raises(BusyError, match="in 1 partitions"):
+        aside.begin(connection, model, 3)
+    connection.execute("drop view public.mine")
+    assert aside.finish(connection, model, HOW) is not None
+
+
 def test_an_ingest_beside_is_seen_at_its_end(
     ingest: Ingest, url: str, connection: Connection, photos: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +274,9 @@ def test_it_is_chosen_where_much_comes_to_a_live_index(
     assert beside.chosen(connection, [model, bare], 625) == {"test"}
     assert beside.chosen(connection, [model, bare], 10**6, wished=False) == frozenset()
     assert beside.chosen(connection, [model, bare], 0, wished=True) == {"test"}
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:  # another load is at its end
+        assert locks.take(other, locks.INDEX, model.model_id)
+        assert beside.chosen(connection, [model, bare], 10**6) == frozenset()
     source = scan.folder_source(photos)
     assert beside.coming(connection, source, 12, None) == 12
     connection.execute(
