@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pgimgsearch.cli import ingest_report
+from pgimgsearch.cli.ingest_report import BESIDE
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
@@ -25,6 +26,7 @@ from pgimgsearch.cli.terminal import (
 from pgimgsearch.database import store
 from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
@@ -176,19 +178,24 @@ def _beside(
     """The models whose rows go beside the live table."""
     from pgimgsearch.pipeline import beside
 
+    files = [min(total, options.limit) if total and options.limit else total for total in totals]
+    names: set[str] = set()
     with connect(url) as connection:
-        new = 0
-        for source, total in zip(sources, totals, strict=True):
-            files = min(total, options.limit) if total and options.limit else total
-            new += beside.coming(connection, source, files, options.collection)
-        # a network on a CPU is slower than a live index
-        asked = [model.stored for model in models if wished or model.encoder.device != "cpu"]
-        names = beside.chosen(connection, asked, new, wished)
-    for name in sorted(names):
-        terminal.talk(
-            f"{name}: loading beside the live table, which answers meanwhile; searches see the new at the end"
-        )
-    return names
+
+        def new(model: StoredModel) -> int:
+            counted = zip(sources, files, strict=True)
+            return sum(beside.coming(connection, one, count, options.collection, model) for one, count in counted)
+
+        for model in models:
+            stored = model.stored
+            if not wished and model.encoder.device == "cpu":
+                continue  # a network on a CPU is slower than a live index
+            if beside.is_chosen(connection, stored, partial(new, stored), wished):
+                names.add(stored.name)
+                terminal.talk(BESIDE.format(stored.name))
+            elif wished:
+                terminal.talk(f"{stored.name} has no index that could hold it up, and gets its rows at once")
+    return frozenset(names)
 
 
 def _check(asked: Mapping[str, Any]) -> None:
@@ -203,6 +210,11 @@ def _check(asked: Mapping[str, Any]) -> None:
         )
     if asked["aside"] and not asked["index_after"]:
         raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
+    if asked["aside"] and asked["skip_duplicates"]:
+        raise UsageError(
+            "--skip-duplicates compares with what can be searched, and --aside writes what cannot be yet",
+            hint="leave one of them out",
+        )
     if asked["all_models"] and (asked["model"] or asked["output"]):
         raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
     for option in ("weights", "revision", "preprocess", "dim"):

@@ -34,10 +34,11 @@ def pace(
     return show
 
 
+BESIDE = "{0}: loading beside the live table, which answers meanwhile; searches see the new at the end"
 INDEXED = {
     "swapped": "{0}: what was loaded beside its table is in place, with its index",
     "built": "index built: {0}",
-    "busy": "another session is at the table or the index of {0}",
+    "busy": "{0}: another session is at its table or index, and sees to the rest",
     "lacking": "{0} lacks most of the stored images, and its index waits: pgimgsearch models fill {0}; "
     "or, as it is: pgimgsearch index build {0}",
     "left": "not indexed yet; ask the owner of the database to run: pgimgsearch index build {0}",

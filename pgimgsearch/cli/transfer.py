@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli import ingest_report
+from pgimgsearch.cli.ingest_report import BESIDE
 from pgimgsearch.cli.terminal import ModelOption, terminal_of
 from pgimgsearch.database.address import database_url
 from pgimgsearch.errors import UsageError
@@ -44,7 +45,10 @@ def bring(
         raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
     with database_url(terminal.settings) as url:
         with terminal.progress("import", None) as bar:
-            found = transfer.bring(url, places, lambda done: bar(done, None), wished=aside if index_after else False)
+            found = transfer.bring(
+                url, places, lambda done: bar(done, None), wished=aside if index_after else False,
+                beginning=lambda name: terminal.talk(BESIDE.format(name)),
+            )  # fmt: skip
         if index_after:
             names = list(dict.fromkeys(one.model for one in found))
             ingest_report.build_indexes(terminal, url, names)

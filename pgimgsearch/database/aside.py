@@ -71,8 +71,7 @@ def own_parts(connection: Connection, model: StoredModel) -> list[str]:
 def begin(connection: Connection, model: StoredModel, parts: int | None = None) -> None:
     """Make the table beside a model's, unless it is there; in so many partitions, or as many as there are.
 
-    Raises ModelError where something of somebody's own would be lost with the table before, or this role owns neither,
-    and BusyError where one of other partitions is there.
+    Raises BusyError where one of other partitions is there, and like ``check``.
     """
     there = find(connection, model)
     if there is not None and parts not in {None, there.partitions}:
@@ -82,11 +81,7 @@ def begin(connection: Connection, model: StoredModel, parts: int | None = None) 
         )
     if there is not None:
         return
-    if not owns(connection, model):
-        raise ModelError(
-            f"only the owner of the table of {model.name} can put another in its place", hint="run it with --no-aside"
-        )
-    _check_own_parts(connection, model)
+    check(connection, model)
     connection.execute("select imgsearch._make_aside(%s, %s)", [model.model_id, parts or model.partitions])
 
 
@@ -104,7 +99,7 @@ def finish(
         beside = find(connection, model)
         if beside is None:
             return None
-        _check_own_parts(connection, model)
+        check(connection, model)
         for one in (model, beside):
             drop_leftovers(connection, one)
         drop_former(connection, model)
@@ -153,7 +148,12 @@ def _alone(connection: Connection, model: StoredModel) -> Iterator[None]:
         yield
 
 
-def _check_own_parts(connection: Connection, model: StoredModel) -> None:
+def check(connection: Connection, model: StoredModel) -> None:
+    """Raise ModelError where this role cannot put another table in place, or something would be lost by it."""
+    if not owns(connection, model):
+        raise ModelError(
+            f"only the owner of the table of {model.name} can put another in its place", hint="run it with --no-aside"
+        )
     if own := own_parts(connection, model):
         raise ModelError(
             f"a new table of {model.name} would not have what was put on the old one: {', '.join(own)}",

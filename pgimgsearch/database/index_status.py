@@ -16,7 +16,7 @@ DEAD, GROWN, BLOATED = 0.2, 2.0, 1.5
 
 STATUS = """
 select m.name as model, m.index_method as method, coalesce(x.indisvalid, false) as valid,
-       m.partitions, imgsearch._estimated(m.embeddings) as rows, coalesce(s.bytes, 0)::bigint as table_bytes,
+       m.partitions, imgsearch._count(m.embeddings, false) as rows, coalesce(s.bytes, 0)::bigint as table_bytes,
        coalesce(b.bytes, 0)::bigint as index_bytes, m.ef_search,
        (m.index_parameters ->> 'recall')::double precision as recall,
        coalesce((m.index_parameters ->> 'wanted')::double precision, {recall}) as wanted,
@@ -48,7 +48,8 @@ def advice(model: StoredModel, row: dict[str, Any]) -> str | None:
     if row["beside"]:
         return f"vectors lie beside its table, not in use yet; unless an ingest is at it: {build}"
     if row["method"] == "none":
-        return f"searches read all {row['rows']} vectors: {build}" if row["rows"] > MANY else None
+        how = "" if index.is_wanted(model) else " --method auto"
+        return f"searches read all {row['rows']} vectors: {build}{how}" if row["rows"] > MANY else None
     if not row["valid"]:
         return f"it is invalid or gone: {build} --concurrently"
     if not index.is_fulfilled(model):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -85,11 +86,13 @@ def export(url: str, name: str, target: str, collection: str | None, progress: P
 
 
 def bring(
-    url: str, places: Sequence[str], progress: Progress = lambda _: None, *, wished: bool | None = False
-) -> list[Imported]:
+    url: str, places: Sequence[str], progress: Progress = lambda _: None, *, wished: bool | None = False,
+    beginning: Callable[[str], None] = lambda _: None,
+) -> list[Imported]:  # fmt: skip
     """Bring exported files in, at the pace of COPY; what is there already stays as it is.
 
-    ``wished`` says whether to load beside a live index, until ``finish``; None is where that is worth it.
+    ``wished`` says whether to load beside a live index, until ``finish``; None is where that is worth it. ``beginning``
+    hears of a model where that is done.
     Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
     by the name of the model. What was committed before is kept, and the same call goes on.
     """
@@ -100,11 +103,12 @@ def bring(
             described = _description(table, place)
             with connect(url) as connection:
                 model = _model(connection, described)
-                new = _coming(connection, table) if wished is None else 0
-                names = beside.chosen(connection, [model], new, wished)
+                aside = beside.is_chosen(connection, model, partial(_coming, connection, table, model), wished)
+            if aside:
+                beginning(model.name)
             images = skipped = 0
             for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
-                for kept, left in _collection(url, name, model, batches, names):
+                for kept, left in _collection(url, name, model, batches, aside=aside):
                     images, skipped = images + kept, skipped + left
                     progress(total + images + skipped)
         total += images + skipped
@@ -113,7 +117,7 @@ def bring(
 
 
 def _collection(
-    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], names: frozenset[str]
+    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], *, aside: bool
 ) -> Iterator[tuple[int, int]]:
     """Write chunks of one collection; yields for each how many rows were taken and left out."""
     with ExitStack() as stack:
@@ -123,8 +127,8 @@ def _collection(
             if writer is None:
                 collection_id, _, _ = store.open_collection(writing.connection, name, rows[0]["root"], name)
                 books.lock(writing, collection_id, name)
-                there = beside.join(writing, [model], names)
-                writer = Writer(writing, collection_id, None, [there[model.model_id] if names else model])
+                there = beside.join(writing, [model], {model.name} if aside else set())
+                writer = Writer(writing, collection_id, None, [there[model.model_id] if aside else model])
             good = [row for row in rows if why_not(row["embedding"]) is None]
             writer.write([_item(row) for row in good], Counts([model.name]))
             yield len(good), len(rows) - len(good)
@@ -132,11 +136,14 @@ def _collection(
             drop_orphans(writing, writer.replaced)
 
 
-def _coming(connection: Connection, table: Any) -> int:
-    """How many rows of an export are new, as far as counts tell."""
+def _coming(connection: Connection, table: Any, model: StoredModel) -> int:
+    """How many rows of an export a model has no vector of, as far as counts tell."""
     collections = table.read(columns=["collection"]).column("collection").unique().to_pylist()
     row = connection.execute(
-        "select count(*) from imgsearch.image join imgsearch.collection c using (collection_id) where c.name = any(%s)",
+        sql.SQL(
+            "select count(*) from imgsearch.image i join {} e using (content_id) "
+            "join imgsearch.collection c using (collection_id) where c.name = any(%s)"
+        ).format(model.table),
         [collections],
     ).fetchone()
     assert row is not None

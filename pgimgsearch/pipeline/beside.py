@@ -1,7 +1,9 @@
 """Where a run writes: into the live tables, or beside them, where so much comes that their indexes would hold it up."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+
+from psycopg import sql
 
 from pgimgsearch.database import aside, locks, store
 from pgimgsearch.database.connection import Connection
@@ -18,31 +20,38 @@ def prefix(source: Source, root: str) -> str:
     return os.path.relpath(source.scope, root).rstrip("/") + "/"
 
 
-def coming(connection: Connection, source: Source, files: int | None, collection: str | None) -> int:
-    """How many of a source's files are new, as far as counts tell; 0 where nobody has counted them."""
+def coming(
+    connection: Connection, source: Source, files: int | None, collection: str | None, model: StoredModel
+) -> int:
+    """How many of a source's files a model has no vector of, as far as counts tell; 0 where nobody has counted them."""
     if files is None:
         return 0
     collection_id, _, root = store.open_collection(connection, collection, source.root, source.default_collection)
     known = connection.execute(
-        "select count(*) from imgsearch.image where collection_id = %s and starts_with(path, %s)",
+        sql.SQL(
+            "select count(*) from imgsearch.image i join {} e using (content_id) "
+            "where i.collection_id = %s and starts_with(i.path, %s)"
+        ).format(model.table),
         [collection_id, prefix(source, root)],
     ).fetchone()
     assert known is not None
     return max(0, files - int(known[0]))
 
 
-def chosen(
-    connection: Connection, models: Sequence[StoredModel], new: int, wished: bool | None = None
-) -> frozenset[str]:
-    """The names of the models to write beside: as wished, or those that so many new rows are worth it for.
+def is_chosen(connection: Connection, model: StoredModel, new: Callable[[], int], wished: bool | None) -> bool:
+    """Whether to write beside a model's table: as wished, or where ``new`` says that so much comes as is worth it.
 
-    A model without an index has nothing to wait for, and gets its rows at once.
+    What was begun and left goes on. A model without an index has nothing to wait for, and gets its rows at once.
+    Raises ModelError where what is wished cannot be.
     """
-    indexed = [model for model in models if model.index_method != "none"]
-    if wished is None:
-        free = [model for model in indexed if not locks.taken(connection, locks.INDEX, model.model_id)]
-        return frozenset(model.name for model in free if aside.is_worth(connection, model, new))
-    return frozenset(model.name for model in indexed) if wished else frozenset()
+    if wished is False or model.index_method == "none":
+        return False
+    if wished:
+        aside.check(connection, model)
+        return True
+    if any(locks.taken(connection, what, model.model_id) for what in (locks.INDEX, locks.ASIDE)):
+        return False  # the load of another, whose end nobody has to wait for
+    return aside.find(connection, model) is not None or aside.is_worth(connection, model, new())
 
 
 def join(session: Session, models: Sequence[StoredModel], names: Collection[str]) -> dict[int, StoredModel]:

@@ -82,11 +82,6 @@ def ingest(
             "--prune with --skip-duplicates would remove what was renamed: the new name is refused, the old one gone",
             hint="run one after the other",
         )
-    if options.aside and options.skip_duplicates:
-        raise UsageError(
-            "--skip-duplicates compares with what can be searched, and --aside writes what cannot be yet",
-            hint="run it with --no-aside",
-        )
     if options.prune and not source.whole:
         raise UsageError(
             f"--prune would remove what {source.label} does not name", hint="prune folders, prefixes, lists or queries"

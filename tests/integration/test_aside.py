@@ -17,7 +17,7 @@ from pgimgsearch.database import aside, index, index_status, locks, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.session import Session
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, ModelError, RecallError, UsageError
+from pgimgsearch.errors import BusyError, ModelError, RecallError
 from pgimgsearch.operations.check import check
 from pgimgsearch.pipeline import beside, run, scan
 from pgimgsearch.pipeline.finish import finish
@@ -254,8 +254,6 @@ def test_an_ingest_beside_is_seen_at_its_end(
         "select path from imgsearch.similar((select image_id from imgsearch.image where path = 'twin.png'), 1, 'palette')"
     ).fetchone()
     assert found == ("a/00.png",)
-    with pytest.raises(UsageError, match="--skip-duplicates compares"):
-        run.ingest(url, source, models, run.Options(aside=frozenset({"palette"}), skip_duplicates=True))
 
 
 def run_model(opened: Connection, name: str) -> Any:
@@ -264,34 +262,73 @@ def run_model(opened: Connection, name: str) -> Any:
     return register.open_model(opened, name)
 
 
-def test_it_is_chosen_where_much_comes_to_a_live_index(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, photos: Path
-) -> None:
+def test_it_is_chosen_where_much_comes_to_a_live_index(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "LEAST", 600)
     model = live(connection)
     bare = add_model(connection, "bare", 8)
-    assert beside.chosen(connection, [model, bare], 624) == frozenset()  # less than a quarter of what is there
-    assert beside.chosen(connection, [model, bare], 625) == {"test"}
-    assert beside.chosen(connection, [model, bare], 10**6, wished=False) == frozenset()
-    assert beside.chosen(connection, [model, bare], 0, wished=True) == {"test"}
+
+    def chosen(model: StoredModel, new: int, wished: bool | None = None) -> bool:
+        return beside.is_chosen(connection, model, lambda: new, wished)
+
+    assert not chosen(model, 624)  # less than a quarter of what is there
+    assert chosen(model, 625)
+    assert not chosen(model, 10**6, wished=False)
+    assert not chosen(bare, 10**6, wished=True)
+    assert chosen(model, 0, wished=True)
     with psycopg.connect(connection.info.dsn, autocommit=True) as other:  # another load is at its end
         assert locks.take(other, locks.INDEX, model.model_id)
-        assert beside.chosen(connection, [model, bare], 10**6) == frozenset()
+        assert not chosen(model, 10**6)
+    aside.begin(connection, model)
+    assert chosen(model, 1)  # what was begun goes on
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:  # unless another is at it
+        assert locks.share(other, locks.ASIDE, model.model_id)
+        assert not chosen(model, 10**6)
+    connection.execute("drop table imgsearch.embeddings_1_aside")
+    connection.execute("create view public.mine as select * from imgsearch.embedding_test_256")
+    connection.execute("create index mine on imgsearch.embedding_test_256 (content_id) where content_id > 5")
+    assert not chosen(model, 10**6)
+    with pytest.raises(ModelError, match="index mine, view mine"):
+        chosen(model, 10**6, wished=True)
+    with pytest.raises(ModelError, match="index mine, view mine"):
+        beside.join(Session(connection), [model], {"test"})
+    assert connection.execute(LEFT).fetchall() == []
+
+
+def test_what_comes_is_counted_for_each_model(connection: Connection, photos: Path) -> None:
+    model, bare = live(connection), add_model(connection, "bare", 8)
     source = scan.folder_source(photos)
-    assert beside.coming(connection, source, 12, None) == 12
+    assert beside.coming(connection, source, 12, None, model) == 12
     connection.execute(
         "insert into imgsearch.image (content_id, collection_id, path) select n, (select collection_id from "
         "imgsearch.collection where name = 'photos'), n || '.png' from generate_series(1, 4) n"
     )
-    assert beside.coming(connection, source, 12, None) == 8
-    assert beside.coming(connection, scan.folder_source(photos / "a"), 8, None) == 8  # none of those is in it
-    assert beside.coming(connection, source, None, None) == 0  # nobody has counted
-    connection.execute("create view public.mine as select * from imgsearch.embedding_test_256")
-    connection.execute("create index mine on imgsearch.embedding_test_256 (content_id) where content_id > 5")
-    assert beside.chosen(connection, [model], 10**6) == frozenset()
-    with pytest.raises(ModelError, match="index mine, view mine"):
-        beside.join(Session(connection), [model], {"test"})
-    assert connection.execute(LEFT).fetchall() == []
+    assert beside.coming(connection, source, 12, None, model) == 8
+    assert beside.coming(connection, source, 12, None, bare) == 12
+    assert beside.coming(connection, scan.folder_source(photos / "a"), 8, None, model) == 8  # none of those is in it
+    assert beside.coming(connection, source, None, None, model) == 0  # nobody has counted
+
+
+def test_a_load_that_was_stopped_goes_on_beside(
+    cli: Callable[..., Any], ingest: Ingest, connection: Connection, photos: Path, tmp_path: Path
+) -> None:
+    ingest(photos, "palette")
+    for number in range(9):
+        photo(tmp_path / "more" / f"{number}.png", seed=100 + number)
+    ingest(tmp_path / "more", "palette")
+    target = str(tmp_path / "all.parquet")
+    assert cli("export", target, "--model", "palette").returncode == 0
+    connection.execute("delete from imgsearch.image where collection_id = 2")
+    connection.execute(
+        "delete from imgsearch.content c where c.content_id not in (select i.content_id from imgsearch.image i)"
+    )
+    aside.begin(connection, store.get_model(connection, "palette"))
+    done = cli("--json", "import", target)
+    assert "loading beside" in done.stderr
+    assert "is in place" in done.stderr
+    assert count(connection, "embedding_palette_32") == 21
+    refused = cli("ingest", str(photos), "-m", "palette", "--aside", "--skip-duplicates")
+    assert refused.returncode == 2
+    assert "--aside" in refused.stderr
 
 
 def test_a_filled_table_is_laid_out_in_partitions(cli: Callable[..., Any], url: str) -> None:
