@@ -141,7 +141,7 @@ def main() -> dict[str, object]:
         np.save(path, vectors[:PEER_ROWS].astype(np.float16))
         rows.append({"what": "the peer's rows", "rows": PEER_ROWS, **scan(url, few.name)})
         peer = run_peer(
-            peer_python("imagededup", "imagededup==0.3.3.post2"), "imagededup_search.py", str(path), str(CUT)
+            peer_python("imagededup", "imagededup==0.3.3.post2", "timm"), "imagededup_search.py", str(path), str(CUT)
         )
         rows.append({"what": "imagededup's CNN search", "rows": PEER_ROWS, **peer})
     ratio = taken["auto"]["seconds"] / bare

@@ -215,5 +215,7 @@ def kept_peer(python: Path, script: str, *arguments: str) -> Iterator[Callable[[
 def run_peer(python: Path, script: str, *arguments: str) -> dict[str, Any]:
     """What a script of benchmarks/peers prints in its last line, as JSON."""
     path = Path(__file__).parent / "peers" / script
-    done = subprocess.run([python, path, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run([python, path, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{script}: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

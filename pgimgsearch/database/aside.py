@@ -116,9 +116,7 @@ def finish(
         while _again(connection, CATCH_UP, [model.model_id]) > FEW:
             pass
         _swap(connection, model, built, noted, method)
-        with suppress(
-            pg.LockNotAvailable
-        ):  # the new one serves already; db check and the next build see to what is left
+        with suppress(pg.LockNotAvailable):  # the new one serves already; db check tells what is left
             drop_former(connection, model)
         return built
 
@@ -202,7 +200,8 @@ def _swap(
 ) -> None:
     """Searches go on with the table before until this is committed; those that come after see the new one."""
     if built is None:
-        noted = model.index_parameters if model.index_method == "none" else {"method": model.index_method}
+        now = get_model(connection, model.name).index_parameters  # with bits that were refused just now
+        noted = now if model.index_method == "none" else {"method": model.index_method}
     patiently(
         connection,
         sql.SQL("select imgsearch._swap_embeddings({})").format(sql.Literal(model.model_id)),
