@@ -272,12 +272,14 @@ def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection
     with connect(url) as opened:
         index.build(opened, store.get_model(opened, "sparse"), index.Build(64))
         opened.execute("update imgsearch.model set ef_search = 10")
-    # so few rows may as well be read whole, says the planner from one sample of them and not from another
-    found = judge_at(f"{url}&options=-c%20enable_seqscan%3Doff", "index", "sparse", k=9, sample=1500)
+    # so few rows may as well be read whole and sorted, says the planner from one sample of them and not from another
+    through_index = "-c%20enable_seqscan%3Doff%20-c%20enable_sort%3Doff"
+    found = judge_at(f"{url}&options={through_index}", "index", "sparse", k=9, sample=1500)
     unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
     connection.execute("select '[1]'::vector")
     connection.execute("set hnsw.ef_search = 10")
     connection.execute("set enable_seqscan = off")
+    connection.execute("set enable_sort = off")
     recalls = []
     for number, row in enumerate(unit):
         answers = connection.execute(
