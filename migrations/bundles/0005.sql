@@ -34,7 +34,7 @@ end $$;
 
 -- Make an empty table of a model's vectors, in one piece or in hash partitions, whose indexes are built one by one. Of
 -- those who call it, as of create_embeddings, the search path has the vector extension.
-create or replace function imgsearch._make_table(m imgsearch.model, table_name text) returns void
+create or replace function imgsearch._make_table(m imgsearch.model, table_name text, partitions integer) returns void
 language plpgsql volatile as $$
 declare
     part text;
@@ -43,12 +43,12 @@ begin
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null
         ) %s', table_name, m.storage, m.dim,
-        case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
-    for number in 0 .. m.partitions - 1 loop
-        exit when m.partitions = 1;
-        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, m.partitions, lpad(number::text, 2, '0'));
+        case partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
+    for number in 0 .. partitions - 1 loop
+        exit when partitions = 1;
+        part := format('imgsearch.embeddings_%s_%s_%s', m.model_id, partitions, lpad(number::text, 2, '0'));
         execute format('create table %s partition of %s for values with (modulus %s, remainder %s)
-                        with (toast_tuple_target = 8160)', part, table_name, m.partitions, number);
+                        with (toast_tuple_target = 8160)', part, table_name, partitions, number);
         execute format('alter table %s enable row level security', part);  -- with no policy: read it by the whole
     end loop;
     execute format('alter table %s alter embedding set storage external', table_name);
@@ -68,7 +68,6 @@ begin
         raise exception 'partitions must be 1 to 64, not %', coalesce(partition_embeddings.partitions::text, 'null')
             using errcode = 'PI008', hint = 'as many as make each of them some 10 million rows';
     end if;
-    if m.partitions = partition_embeddings.partitions then return; end if;
     lock table imgsearch.content in share row exclusive mode;  -- first, as those who write take them in this order
     execute format('lock table imgsearch.%I in access exclusive mode', table_name);
     execute format('select exists (select from imgsearch.%I)', table_name) into filled;
@@ -103,7 +102,7 @@ begin
     table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
     view_name := format('imgsearch.%I', 'images_' || m.slug);
     if to_regclass(table_name) is null then
-        perform imgsearch._make_table(m, table_name);
+        perform imgsearch._make_table(m, table_name, m.partitions);
     end if;
     if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
                    and k.confrelid = 'imgsearch.content'::regclass) then
@@ -499,12 +498,12 @@ language sql immutable parallel safe as $$
         else format('e.embedding %s %s', imgsearch._operator(m), operand) end
 $$;
 
--- How far an index looks so that it can give as many: candidates of a graph, and of bits four times that, as they are
--- measured anew and the best are kept; of ivfflat the lists, which were chosen for ten neighbours.
+-- How far an index looks so that it can give as many: candidates of a graph, and of bits twice that, as they are measured
+-- anew and the best half is kept; of ivfflat the lists, whatever is wanted.
 create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
 language sql immutable parallel safe as $$
-    select case m.index_method when 'ivfflat' then least(ef_search * ((wanted + 49) / 50), greatest(ef_search, 1000))
-                               when 'hnsw-binary' then greatest(ef_search, wanted, least(4 * wanted, 1000))
+    select case m.index_method when 'ivfflat' then ef_search
+                               when 'hnsw-binary' then greatest(ef_search, wanted, least(2 * wanted, 1000))
                                else greatest(ef_search, wanted) end
 $$;
 
@@ -585,9 +584,8 @@ declare
     ids bigint;
     most_scanned bigint;
     scanned bigint;  -- how many of the nearest contents an iterative scan looks at
-    -- matches after which it ends: more than wanted, as its order is approximate, that of bits and lists above all
-    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end
-        * case when _search.after is not null and m.index_method <> 'hnsw' then 4 else 1 end;
+    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end;  -- matches after which it ends:
+        -- more than wanted, as its order is approximate
     first_place bigint;  -- of a match among the nearest
     saturated boolean;
     near text;

@@ -11,6 +11,7 @@ import typer
 from pgimgsearch.cli import ingest_report
 from pgimgsearch.cli.ingest_report import BESIDE
 from pgimgsearch.cli.terminal import (
+    AsideOption,
     DeviceOption,
     DimOption,
     DtypeOption,
@@ -108,12 +109,7 @@ def ingest(
     ] = None,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger pictures fail, undecoded.")] = 100,
     max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
-    aside: Annotated[
-        bool | None,
-        typer.Option(
-            "--aside/--no-aside", help="Load beside the live table, index that, and swap. Default: if worth it."
-        ),
-    ] = None,
+    aside: AsideOption = None,
     index_after: Annotated[
         bool,
         typer.Option("--index/--no-index", envvar="PGIMGSEARCH_INGEST_INDEX", help="Build missing indexes at the end."),

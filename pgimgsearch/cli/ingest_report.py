@@ -78,6 +78,7 @@ def tell(terminal: Terminal, report: "Report") -> None:
 
 
 def tell_binding(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
+    """Which stage the others waited for, and what makes it faster."""
     from pgimgsearch.models import lanes
     from pgimgsearch.pipeline.binding import binding
 

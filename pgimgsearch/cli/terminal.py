@@ -22,6 +22,10 @@ from pgimgsearch.settings import Settings
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda (every GPU), cuda:1 or cuda:0,3.")]
+AsideOption = Annotated[
+    bool | None,
+    typer.Option("--aside/--no-aside", help="Load beside a live table, index that, and swap. Default: if worth it."),
+]
 DtypeOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="auto: half on a GPU, else fp32.")
 ]

@@ -6,7 +6,7 @@ import typer
 
 from pgimgsearch.cli import ingest_report
 from pgimgsearch.cli.ingest_report import BESIDE
-from pgimgsearch.cli.terminal import ModelOption, terminal_of
+from pgimgsearch.cli.terminal import AsideOption, ModelOption, terminal_of
 from pgimgsearch.database.address import database_url
 from pgimgsearch.errors import UsageError
 
@@ -29,12 +29,7 @@ def export(
 def bring(
     context: typer.Context,
     places: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
-    aside: Annotated[
-        bool | None,
-        typer.Option(
-            "--aside/--no-aside", help="Load beside a live table, index that, and swap. Default: if worth it."
-        ),
-    ] = None,
+    aside: AsideOption = None,
     index_after: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
 ) -> None:
     """Bring in what export wrote: images and vectors, without pictures or a model at hand."""

@@ -76,9 +76,9 @@ def plan_functions(start: str | None, target: str | None, vector: str) -> tuple[
     for name, types in gone:
         before.append(f"insert into kept_grants select '{name}', case a.grantee when 0 then 'public' else "
                       f"quote_ident(pg_get_userbyid(a.grantee)) end from pg_proc p, aclexplode(p.proacl) a "
-                      f"where p.oid = '{name}({types})'::regprocedure and a.grantee <> p.proowner;"
+                      f"where p.oid = to_regprocedure('{name}({types})') and a.grantee <> p.proowner;"
                       if name in names else "")  # fmt: skip
-        before.append(f"drop function {name}({types});")
+        before.append(f"drop function if exists {name}({types});")
     after = [functions_of(target)]
     if gone:
         after.append(RESTORE_GRANTS)

@@ -151,11 +151,12 @@ class Planner:
 
     def _flags(self) -> sql.Composed:
         exists = sql.SQL("exists (select from {} e where e.content_id = c.content_id)")
-        tables = [
-            [model.table, *(self.beside[model.model_id].table for _ in [0] if model.model_id in self.beside)]
-            for model in self.models
-        ]
-        return sql.SQL(", ").join(sql.SQL(" or ").join(map(exists.format, every)) for every in tables)
+
+        def has(model: StoredModel) -> sql.Composed:
+            there = self.beside.get(model.model_id)
+            return sql.SQL(" or ").join(exists.format(one.table) for one in (model, there) if one)
+
+        return sql.SQL(", ").join(map(has, self.models))
 
     def _describe(self, files: list[ScannedFile]) -> None:
         """Store new captions, groups, ids and metadata of files whose bytes are unchanged."""
