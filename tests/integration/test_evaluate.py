@@ -262,8 +262,9 @@ def test_known_pairs_are_judged_at_the_models_threshold(
 
 
 def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection, url: str) -> None:
-    """An index that looks no further than it must, against an exact search by NumPy; both ask every vector."""
+    """A graph of few edges, which misses many, against an exact search by NumPy; both ask every vector."""
     add_model(connection, "sparse", 24)
+    connection.execute("select imgsearch.set_index('sparse', m => 6, ef_construction => 12)")
     add_images(connection, 1500)
     rows = np.random.default_rng(1).normal(size=(1500, 24)).astype(np.float16)
     add_vectors(connection, "embedding_sparse_24", rows)
