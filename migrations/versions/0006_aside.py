@@ -1,11 +1,22 @@
-"""Tables beside live ones, filled and indexed there; functions alone."""
+"""Tables beside live ones, filled and indexed there; and the index of pgvectorscale."""
 
 from alembic import op
 
 revision = "0006"
 down_revision = "0005"
 
-# The older release knows nothing of a table that is not in its place yet, and what that holds must not be lost.
+UPGRADE = """
+alter table imgsearch.model drop constraint model_index_method_check,
+    add constraint model_index_method_check
+        check (index_method in ('none', 'hnsw', 'hnsw-binary', 'ivfflat', 'diskann'));
+comment on column imgsearch.model.index_wanted is
+    'what index build makes: method (hnsw, hnsw-binary, ivfflat, diskann or none), m, ef_construction';
+comment on column imgsearch.model.ef_search is
+    'how far a search looks: candidates of a graph, of a rough index those measured anew, of ivfflat lists';
+"""
+
+# The older release knows nothing of a table that is not in its place yet, and what that holds must not be lost; and
+# nothing of the index of pgvectorscale.
 DOWNGRADE = """
 do $$
 declare
@@ -20,14 +31,28 @@ begin
         execute format('drop table if exists imgsearch.embeddings_%1$s_aside, imgsearch.embeddings_%1$s_old',
                        m.model_id);
     end loop;
+    for m in select model_id, slug, dim from imgsearch.model where index_method = 'diskann' loop
+        execute format('drop index imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_disk');
+        update imgsearch.model x set index_method = 'none', index_parameters = '{}', ef_search = 100
+        where x.model_id = m.model_id;
+    end loop;
 end $$;
+update imgsearch.model set index_wanted = index_wanted || '{"method": "hnsw"}'
+where index_wanted ->> 'method' = 'diskann';
+alter table imgsearch.model drop constraint model_index_method_check,
+    add constraint model_index_method_check check (index_method in ('none', 'hnsw', 'hnsw-binary', 'ivfflat'));
+comment on column imgsearch.model.index_wanted is
+    'what index build makes: method (hnsw, hnsw-binary, ivfflat or none), m, ef_construction';
+comment on column imgsearch.model.ef_search is
+    'how far a search looks: candidates of a graph, of bits those that are measured anew, of ivfflat lists';
 """
 
 
 def upgrade() -> None:
-    """Nothing but functions, which come with every revision."""
+    """Change the table of models; the rest are functions, which come with every revision."""
+    op.get_context().config.attributes["run_sql"](UPGRADE)
 
 
 def downgrade() -> None:
-    """Put what is beside the tables into them."""
+    """Change it back, and put what is beside the tables into them."""
     op.get_context().config.attributes["run_sql"](DOWNGRADE)

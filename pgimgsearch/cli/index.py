@@ -8,14 +8,14 @@ from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
 from pgimgsearch.database import aside, index, index_status, sizing, store
 from pgimgsearch.database import recall as measuring
 from pgimgsearch.database.address import database_url
-from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.connection import Connection, connect, has_diskann
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import RecallError
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]
-Method = Literal["auto", "hnsw", "hnsw-binary", "ivfflat"]
+Method = Literal["auto", "hnsw", "hnsw-binary", "ivfflat", "diskann"]
 RecallOption = Annotated[float, typer.Option("--recall", min=0, max=1, help="The share of true neighbours to find.")]
 
 
@@ -24,7 +24,8 @@ def build(
     context: typer.Context,
     model: Name,
     method: Annotated[
-        Method | None, typer.Option(help="auto: bits where the graph would not fit in memory. Default: as before.")
+        Method | None,
+        typer.Option(help="auto: one that holds less where the graph would not fit in memory. Default: as before."),
     ] = None,
     recall: RecallOption = measuring.RECALL,
     memory: Annotated[
@@ -48,7 +49,7 @@ def build(
             beside = aside.find(connection, stored)
             rows = sum(store.count_embeddings(connection, one) for one in (stored, beside) if one)
             rows //= (beside or stored).partitions
-            chosen = sizing.suitable(stored, rows, limit)
+            chosen = sizing.suitable(stored, rows, limit, diskann=has_diskann(connection))
         try:
             built = _build(terminal, connection, stored, how, chosen)
         except RecallError as error:

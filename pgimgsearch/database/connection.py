@@ -84,6 +84,11 @@ def vector_schema(connection: Connection) -> str:
     return str(row[0])
 
 
+def has_diskann(connection: Connection) -> bool:
+    """Whether this database has the index of pgvectorscale."""
+    return connection.execute("select from pg_am where amname = 'diskann'").fetchone() is not None
+
+
 def check_server(connection: Connection) -> None:
     """Refuse a Postgres or a pgvector that is missing or too old."""
     if connection.info.server_version < OLDEST_POSTGRES:

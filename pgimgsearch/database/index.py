@@ -9,11 +9,11 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks, recall
-from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.connection import Connection, has_diskann
 from pgimgsearch.database.index_create import create, drop_indexes, drop_leftovers, making
 from pgimgsearch.database.index_names import BUILDING, OLD, named, names
 from pgimgsearch.database.index_progress import Progress
-from pgimgsearch.database.sizing import LEAST_ROWS, is_too_few, memory_for, method_of, needs_rows, parameters
+from pgimgsearch.database.sizing import LEAST_ROWS, ROUGH, is_too_few, memory_for, method_of, needs_rows, parameters
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model
 from pgimgsearch.errors import ModelError, RecallError
 
@@ -58,7 +58,7 @@ def is_wanted(model: StoredModel) -> bool:
 def is_fulfilled(model: StoredModel) -> bool:
     """Whether a model's index is as it is wanted (see ``imgsearch.set_index``)."""
     method = method_of(model)
-    if model.index_method != method or method in {"none", "ivfflat"}:
+    if model.index_method != method or method in {"none", "ivfflat", "diskann"}:
         return model.index_method == method
     return parameters(model, method, 0, 0).items() <= model.index_parameters.items()
 
@@ -97,9 +97,9 @@ def build(
     """Build a model's index anew, as it is wanted or by another ``method``; drop it where none is. ANALYZE included.
 
     The leftover of a killed build is dropped first, that of a failed one at once, and the error says so. Where shared
-    memory is too small for parallel workers, as in a container, it is built without them. An index that bits are to
-    replace stays until they were measured. Raises BusyError where another session builds it, RecallError where bits
-    find too little or rows are too few, ModelError where nothing can index so many dimensions.
+    memory is too small for parallel workers, as in a container, it is built without them. An index that a rough one is
+    to replace stays until that was measured. Raises BusyError where another session builds it, RecallError where a
+    rough one finds too little or rows are too few, ModelError where nothing can index so many dimensions.
     """
     with alone(connection, model):
         model = get_model(connection, model.name)  # another session may have been at it just before
@@ -124,7 +124,7 @@ def wishing(model: StoredModel, method: str | None) -> StoredModel:
             f"pgvector cannot index {model.dim} dimensions of {model.storage}",
             hint="searches stay exact; choose a smaller model for a large collection",
         )
-    if method_of(model) == "hnsw-binary" and model.storage == "bit":
+    if method_of(model) in ROUGH and model.storage == "bit":
         raise ModelError(f"{model.name} stores bits already", hint="its method is hnsw")
     return model
 
@@ -135,8 +135,16 @@ def alone(connection: Connection, model: StoredModel) -> AbstractContextManager[
 
 
 def drafted(connection: Connection, model: StoredModel, wish: Build) -> Draft:
-    """What the wanted index of a model's rows will be; raises RecallError where they are too few for it."""
+    """What the wanted index of a model's rows will be; raises RecallError where they are too few for it, and ModelError
+    where the server has nothing to make it with.
+    """
     method, rows = method_of(model), count_embeddings(connection, model)
+    if method == "diskann" and not has_diskann(connection):
+        raise ModelError(
+            f"database {connection.info.dbname} has no pgvectorscale, whose index is wished for {model.name}",
+            hint="as an administrator run: create extension vectorscale; or choose another: pgimgsearch index build "
+            f"{model.name} --method auto",
+        )
     if is_too_few(model, rows):
         raise RecallError(
             f"{rows} vectors are too few for an index of method {method}",
@@ -156,9 +164,9 @@ def _build(connection: Connection, model: StoredModel, wish: Build, report: Prog
         drop(connection, model)
     with making(connection, model, draft.memory, wish.workers, report):
         create(connection, model, method, noted, concurrently=wish.concurrently)
-        if method == "hnsw-binary" and model.index_method != method:
+        if method in ROUGH and model.index_method != method:
             found = recall.reached(connection, model, method, noted)
-    if method != "hnsw-binary" and model.index_method not in {"none", method}:
+    if method not in ROUGH and model.index_method not in {"none", method}:
         drop(connection, model)  # it sorts by the same, so that the planner might ask it in place of the new one
     _swap(connection, model, method, noted, recall.first_effort(model, method) if found is None else found.ef_search)
     found = found or recall.reached(connection, model, method, noted)

@@ -17,6 +17,7 @@ from pgimgsearch.database.sizing import indexed_as
 from pgimgsearch.database.store import StoredModel
 
 OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
+OPTIONS = {"m", "ef_construction", "lists", "num_neighbors"}
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def create(
     The function of the bits is made first, and noted too. Of a table in partitions they are made one by one, so that
     memory holds one graph, and one over all that they belong to.
     """
-    options = {name: value for name, value in noted.items() if name in {"m", "ef_construction", "lists"}}
+    options = {name: value for name, value in noted.items() if name in OPTIONS}
     if method == "hnsw-binary":
         noted["bits"] = bits.make_function(connection, model, noted["rows"])
     function = noted.get("bits")
@@ -56,14 +57,12 @@ def _create_one(
     connection: Connection, model: StoredModel, method: str, options: dict[str, int], function: str | None,
     table: sql.Composable, name: str, *, concurrently: bool,
 ) -> None:  # fmt: skip
-    kind = indexed_as(model, method)
-    statement = sql.SQL("create index {} {} on {} using {} ({} {}) with ({})").format(
+    statement = sql.SQL("create index {} {} on {} using {} ({}) with ({})").format(
         sql.SQL("concurrently" if concurrently else ""),
         sql.Identifier(name),
         table,
-        sql.SQL("ivfflat" if method == "ivfflat" else "hnsw"),
-        bits.expression(function, model.dim) if function else sql.SQL("embedding"),
-        sql.SQL(f"{vector_schema(connection)}.{OPERATOR_CLASSES[kind]}"),
+        sql.SQL("hnsw" if method == "hnsw-binary" else method),
+        _sorted_by(connection, model, method, function),
         sql.SQL(", ").join(
             sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
         ),
@@ -76,6 +75,16 @@ def _create_one(
         connection.execute(sql.SQL("drop index concurrently if exists {}").format(named(name)))
         connection.execute("set max_parallel_maintenance_workers = 0")
         connection.execute(statement)
+
+
+def _sorted_by(connection: Connection, model: StoredModel, method: str, function: str | None) -> sql.Composable:
+    """What an index is on, as imgsearch._sorted_by asks for it, and by which operators."""
+    schema, dim = sql.SQL(vector_schema(connection)), sql.Literal(model.dim)
+    if method == "diskann":  # its own operators are those it takes by default
+        return sql.SQL("({schema}.l2_normalize(embedding)::{schema}.vector({dim}))").format(schema=schema, dim=dim)
+    operators = sql.SQL(OPERATOR_CLASSES[indexed_as(model, method)])
+    indexed = bits.expression(function, model.dim) if function else sql.SQL("embedding")
+    return sql.SQL("{} {}.{}").format(indexed, schema, operators)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.sizing import method_of
 from pgimgsearch.database.store import StoredModel
 
-SUFFIXES = {"hnsw": "_hnsw", "hnsw-binary": "_bits", "ivfflat": "_ivf"}
+SUFFIXES = {"hnsw": "_hnsw", "hnsw-binary": "_bits", "ivfflat": "_ivf", "diskann": "_disk"}
 BUILDING, OLD = "_new", "_old"  # ends of a name while the index is built, and when another has taken its place
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import index, store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.index_names import SUFFIXES
 from pgimgsearch.database.recall import RECALL
 from pgimgsearch.database.sizing import index_row_bytes
 from pgimgsearch.database.store import StoredModel
@@ -27,7 +29,7 @@ cross join lateral (
     select sum(pg_total_relation_size(p.relid)) as bytes, sum(pg_stat_get_dead_tuples(p.relid)) as dead
     from (select m.embeddings union select relid from pg_partition_tree(m.embeddings)) p (relid)) s
 left join pg_class i on i.relnamespace = t.relnamespace and i.relname = t.relname
-    || case m.index_method when 'hnsw-binary' then '_bits' when 'ivfflat' then '_ivf' else '_hnsw' end
+    || coalesce({suffixes} ->> m.index_method, '')
 left join pg_index x on x.indexrelid = i.oid
 cross join lateral (
     select sum(pg_relation_size(p.relid)) as bytes
@@ -37,7 +39,11 @@ cross join lateral (
 
 def status(connection: Connection) -> list[dict[str, Any]]:
     """For each model: method, validity, rows, sizes in bytes, ef_search, recall as last measured, advice or None."""
-    rows = connection.cursor(row_factory=dict_row).execute(sql.SQL(STATUS).format(recall=RECALL)).fetchall()
+    rows = (
+        connection.cursor(row_factory=dict_row)
+        .execute(sql.SQL(STATUS).format(recall=RECALL, suffixes=Jsonb(SUFFIXES)))
+        .fetchall()
+    )
     models = {model.name: model for model in store.models(connection)}
     return [row | {"advice": advice(models[row["model"]], row)} for row in rows]
 

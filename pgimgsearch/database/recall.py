@@ -7,15 +7,15 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.sizing import MOST_DIMENSIONS
+from pgimgsearch.database.sizing import MOST_DIMENSIONS, ROUGH
 from pgimgsearch.database.store import StoredModel, count_embeddings
 from pgimgsearch.errors import ModelError, RecallError
 
 RECALL = 0.99  # that an index shall have, where nobody says
 NEIGHBOURS = 10
 EFFORTS = [1, 2, 3, 5, 8, 12, 20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
-LEAST = {"hnsw": 20, "hnsw-binary": 20, "ivfflat": 1}
-FIRST = {"hnsw": 100, "hnsw-binary": 100, "ivfflat": 1}  # after a build by another method than before
+LEAST = {"hnsw": 20, "hnsw-binary": 20, "ivfflat": 1, "diskann": 20}
+FIRST = {"hnsw": 100, "hnsw-binary": 100, "ivfflat": 1, "diskann": 100}  # after a build by another method than before
 SAMPLE, LEAST_SAMPLE, COMPARISONS = 50, 10, 20_000_000
 
 
@@ -62,8 +62,8 @@ def first_effort(model: StoredModel, method: str) -> int:
 def reached(connection: Connection, model: StoredModel, method: str, noted: dict[str, Any]) -> Recall:
     """The effort for an index that was just built: its first one, or of another method than before as much as it takes.
 
-    ``noted`` is what it was built with. Raises RecallError where bits never do, as vectors of another kind are cut by
-    it. A graph that does not is kept with the effort it had: its recall says so.
+    ``noted`` is what it was built with. Raises RecallError where a rough index never does, as vectors of another kind
+    are cut by it. A graph that does not is kept with the effort it had: its recall says so.
     """
     by = {"index_method": method, "index_parameters": noted, "embeddings": f"imgsearch.{model.table_name}"}
     sample = sample_for(noted["rows"])
@@ -73,7 +73,7 @@ def reached(connection: Connection, model: StoredModel, method: str, noted: dict
         return Recall(kept, first[0]["recall"] if first else None)
     more = measured(connection, model, [effort for effort in EFFORTS if effort > kept], sample=sample, by=by)
     found = next((row for row in more if row["recall"] >= noted["wanted"]), None)
-    if found is None and method == "hnsw-binary":
+    if found is None and method in ROUGH:
         connection.execute(
             "update imgsearch.model set index_parameters = index_parameters || %s where model_id = %s",
             [Jsonb({"refused": noted["rows"]}), model.model_id],
@@ -81,7 +81,7 @@ def reached(connection: Connection, model: StoredModel, method: str, noted: dict
         most = max((row["recall"] for row in more), default=first[0]["recall"])
         other = "--method hnsw" if model.dim <= MOST_DIMENSIONS[model.storage] else f"--recall {most - 0.01:.2f}"
         raise RecallError(
-            f"bits of {model.name} find {most:.3f} of the true neighbours, not {noted['wanted']}",
+            f"method {method} finds {most:.3f} of the true neighbours of {model.name}, not {noted['wanted']}",
             hint=f"pgimgsearch index build {model.name} {other}",
         )
     return Recall(found["ef_search"], found["recall"]) if found else Recall(kept, first[0]["recall"])

@@ -6,7 +6,9 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
 from pgimgsearch.database.store import StoredModel
 
-MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}  # that pgvector indexes
+MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000, "sbq": 16000}  # that pgvector and pgvectorscale index
+ROUGH = {"hnsw-binary", "diskann"}  # methods that hold vectors roughly and choose candidates, which are measured anew
+SBQ_NEIGHBOURS = 50  # of an element of a diskann graph (pgvectorscale: num_neighbors)
 LEAST_BITS = 256  # of fewer dimensions the bits alone say too little
 PAGE, PAGE_HEAD, ITEM = 8192, 24, 4  # bytes of a page of Postgres, of its header, of a pointer to a row
 LISTS = 1000  # rows of a list, up to a million rows (pgvector: README, IVFFlat)
@@ -16,27 +18,31 @@ LEAST_ROWS = 2000  # for a mean that bits are cut at, and for lists
 def method_of(model: StoredModel) -> str:
     """The method that a model's index is wanted with; by bits where the column has too many dimensions for another."""
     wanted: str = model.index_wanted["method"]
-    if wanted != "none" and model.dim > MOST_DIMENSIONS[model.storage]:
-        return "hnsw-binary" if model.dim <= MOST_DIMENSIONS["bit"] else "none"
-    return wanted
+    if wanted == "none" or model.dim <= MOST_DIMENSIONS[indexed_as(model, wanted)]:
+        return wanted
+    return "hnsw-binary" if model.dim <= MOST_DIMENSIONS["bit"] else "none"
 
 
-def suitable(model: StoredModel, rows: int, limit: int) -> str:
-    """The method for so many rows where a build may take ``limit`` megabytes: bits where the graph would not fit."""
+def suitable(model: StoredModel, rows: int, limit: int, *, diskann: bool = False) -> str:
+    """The method for so many rows where a build may take ``limit`` megabytes: a graph of vectors, or where that would
+    not fit the ``diskann`` of pgvectorscale if the database has it, else bits.
+    """
     if model.storage == "bit" or model.dim < LEAST_BITS:
         return "hnsw"
     fits = graph_bytes(rows, model, "hnsw") * 6 // 5 <= limit * MEGABYTE
-    return "hnsw" if fits and model.dim <= MOST_DIMENSIONS[model.storage] else "hnsw-binary"
+    if fits and model.dim <= MOST_DIMENSIONS[model.storage]:
+        return "hnsw"
+    return "diskann" if diskann and model.dim <= MOST_DIMENSIONS["sbq"] else "hnsw-binary"
 
 
 def indexed_as(model: StoredModel, method: str) -> str:
-    """The type of what an index holds: bits, or what the column holds."""
-    return "bit" if method == "hnsw-binary" else model.storage
+    """The type of what an index holds: bits, two bits an element (statistical binary quantisation), or the column's."""
+    return {"hnsw-binary": "bit", "diskann": "sbq"}.get(method, model.storage)
 
 
 def needs_rows(model: StoredModel) -> bool:
     """Whether the wanted index is fitted on what is stored, and would stay poor when more comes."""
-    return method_of(model) in {"hnsw-binary", "ivfflat"}
+    return method_of(model) in {*ROUGH, "ivfflat"}
 
 
 def is_too_few(model: StoredModel, rows: int) -> bool:
@@ -51,18 +57,21 @@ def parameters(model: StoredModel, method: str, rows: int, limit: int) -> dict[s
         while lists > 1 and _lists_bytes(lists, model) > limit * MEGABYTE:
             lists = lists * 3 // 4
         return {"lists": lists}
+    if method == "diskann":
+        return {"num_neighbors": SBQ_NEIGHBOURS}
     return {name: int(model.index_wanted[name]) for name in ("m", "ef_construction")}
 
 
 def vector_bytes(kind: str, dim: int) -> int:
     """The bytes of a stored vector without its header."""
-    return {"halfvec": 2 * dim, "vector": 4 * dim, "bit": dim // 8}[kind]
+    return {"halfvec": 2 * dim, "vector": 4 * dim, "bit": dim // 8, "sbq": dim // (4 if dim < 900 else 8)}[kind]
 
 
 def graph_bytes(rows: int, model: StoredModel, method: str) -> int:
     """The memory to build a graph in: vectors, neighbour lists and pgvector's bookkeeping."""
     size = vector_bytes(indexed_as(model, method), model.dim)
-    return rows * (size + int(model.index_wanted["m"]) * 2 * 16 + 256)
+    neighbours = SBQ_NEIGHBOURS if method == "diskann" else 2 * int(model.index_wanted["m"])
+    return rows * (size + neighbours * 16 + 256)
 
 
 def memory_for(rows: int, model: StoredModel, method: str, limit: int) -> int:
@@ -99,10 +108,12 @@ def memory_limit(connection: Connection, *, remote: bool) -> int:
 def index_row_bytes(model: StoredModel, method: str) -> float:
     """Bytes of an index for each row, as pages hold them: an element of a graph and its neighbours, or of a list.
 
-    Source: pgvector, HnswElementTupleData and HnswNeighborTupleData.
+    Source: pgvector, HnswElementTupleData and HnswNeighborTupleData; for pgvectorscale 0.9 what was measured.
     """
     vector = 8 + vector_bytes(indexed_as(model, method), model.dim)
-    if method == "ivfflat":
+    if method == "diskann":
+        entry = aligned(32 + vector + 8 * SBQ_NEIGHBOURS) + ITEM
+    elif method == "ivfflat":
         entry = aligned(8 + vector) + ITEM
     else:
         entry = aligned(72 + vector) + ITEM + aligned(12 + 6 * 2 * int(model.index_wanted["m"])) + ITEM

@@ -126,7 +126,7 @@ class SetIndex(MigrateOperation):
     def set_index(
         cls, operations: Operations, model: str, *, method: str = "hnsw", m: int = 16, ef_construction: int = 64
     ) -> None:
-        """``method`` is hnsw, hnsw-binary, ivfflat or none."""
+        """``method`` is hnsw, hnsw-binary, ivfflat, diskann or none."""
         operations.invoke(cls(model, method=method, m=m, ef_construction=ef_construction))
 
     def reverse(self) -> MigrateOperation:

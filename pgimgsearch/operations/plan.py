@@ -7,6 +7,7 @@ from pgimgsearch.database.sizing import (
     ITEM,
     PAGE,
     PAGE_HEAD,
+    ROUGH,
     aligned,
     graph_bytes,
     method_of,
@@ -76,7 +77,7 @@ def advise(
     reduced = (
         f"pgimgsearch models add {model.name} --dim" if model.full_dim is None and model.storage != "bit" else None
     )
-    bits = suitable(model, images, 0) == "hnsw-binary" and method_of(model) != "hnsw-binary"
+    bits = suitable(model, images, 0) == "hnsw-binary" and method_of(model) not in ROUGH
     if model.index_wanted["method"] != "none" and method_of(model) == "none":
         told.append(
             f"{model.dim} dimensions have no index: every search reads every vector"

@@ -132,7 +132,7 @@ def test_bits_that_say_too_little_are_refused_and_the_old_index_stays(connection
     index.build(connection, model, HOW)
     indexes = "select relname, relfilenode from pg_class where relname ~ '^embedding_test_8_' order by 1"
     before = connection.execute(indexes).fetchall()
-    with pytest.raises(RecallError, match=r"bits of test find 0\.\d+ of the true neighbours"):
+    with pytest.raises(RecallError, match=r"method hnsw-binary finds 0\.\d+ of the true neighbours of test"):
         index.build(connection, model, HOW, method="hnsw-binary")
     assert store.get_model(connection, "test").index_wanted["method"] == "hnsw"
     assert connection.execute(indexes).fetchall() == before

@@ -1,0 +1,134 @@
+"""The index of pgvectorscale: chosen where a graph of vectors does not fit, found through by every search."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from benchmarks.harness import clustered
+from pgimgsearch.database import aside, index, index_status, migrate, sizing, store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.index_names import index_name
+from pgimgsearch.errors import ModelError
+from tests.integration.test_index_methods import (
+    ASKED,
+    DIM,
+    HOW,
+    ROWS,
+    found_share,
+    scans,
+    stored,
+    true_neighbours,
+    wishing,
+)  # fmt: skip
+
+SETTINGS = (
+    "select array_agg(current_setting(name)) from unnest(array['enable_seqscan', 'diskann.query_rescore', "
+    "'diskann.query_search_list_size']) name"
+)
+
+
+@pytest.mark.parametrize("storage", ["halfvec", "vector"])
+def test_every_search_goes_through_it_and_finds_the_neighbours(connection: Connection, storage: str) -> None:
+    vectors = clustered(ROWS, DIM)
+    stored(connection, 3 * vectors, storage)  # nor need they be of length one
+    built = index.build(connection, wishing(connection, "diskann"), HOW)
+    assert built is not None
+    assert built.recall is not None
+    assert built.recall >= 0.99
+    model = store.get_model(connection, "test")
+    assert (model.index_method, model.ef_search, index.is_fulfilled(model)) == ("diskann", built.ef_search, True)
+    name, most = index_name(model), np.arange(1, ROWS + 1) % 4 != 0
+    connection.execute("update imgsearch.image set metadata = '{\"most\": true}' where image_id % 4 <> 0")
+    with connection.transaction():
+        assert found_share(connection, vectors) >= 0.95  # it loads the library with its settings
+    before = connection.execute(SETTINGS).fetchone()
+    with connection.transaction():
+        first = scans(connection, name)
+        assert found_share(connection, vectors) >= 0.95
+        through = scans(connection, name)
+        assert through >= first + len(ASKED)
+        assert found_share(connection, vectors, ", filter => '{\"most\": true}'", most) >= 0.95
+        assert scans(connection, name) >= through + len(ASKED)
+        assert connection.execute(SETTINGS).fetchone() == before
+    pairs = "select content_a, content_b from imgsearch._pairs((select m from imgsearch.model m), 0.7, " \
+        "array(select generate_series(1, 50)))"  # fmt: skip
+    by_index = {tuple(row) for row in connection.execute(pairs).fetchall()}
+    alike = vectors[:50] @ vectors.T >= 0.7 + 1e-3
+    true = {tuple(sorted((a + 1, b + 1))) for a, b in zip(*np.nonzero(alike), strict=True) if a != b}
+    assert len(by_index & true) >= 0.95 * len(true)
+    neighbours = "select content_id, neighbour from imgsearch._neighbours((select m from imgsearch.model m), %s, 10)"
+    near = connection.execute(neighbours, [list(ASKED)]).fetchall()
+    assert np.mean([other in true_neighbours(vectors, one) for one, other in near]) >= 0.9
+
+
+def test_it_takes_the_place_of_a_graph_and_gives_it_back(connection: Connection, url: str) -> None:
+    vectors = clustered(ROWS, DIM)
+    stored(connection, vectors)
+    names = "select relname from pg_class where relname ~ '^embedding_test_256_' and relkind = 'i' order by 1"
+    for method, end in (("hnsw", "hnsw"), ("diskann", "disk"), ("diskann", "disk"), ("hnsw-binary", "bits"),
+                        ("diskann", "disk")):  # fmt: skip
+        for concurrently in (False, True):
+            index.build(connection, wishing(connection, method), index.Build(256, concurrently))
+            assert [row[0] for row in connection.execute(names).fetchall()] == sorted(
+                [f"embedding_test_256_{end}", "embedding_test_256_pkey"]
+            )
+            state = index_status.status(connection)[0]
+            assert (state["method"], state["valid"], state["advice"]) == (method, True, None)
+    own = sizing.index_row_bytes(store.get_model(connection, "test"), "diskann")
+    assert 0.7 < state["index_bytes"] / (ROWS * own) < 1.4
+    migrate.downgrade(url, "0005")  # an older release cannot ask through it
+    assert connection.execute(names).fetchall() == [("embedding_test_256_pkey",)]
+    kept = connection.execute("select index_method, index_wanted ->> 'method' from imgsearch.model").fetchone()
+    assert kept == ("none", "hnsw")
+    migrate.upgrade(url)
+    assert found_share(connection, vectors) >= 0.95
+
+
+def test_it_is_taken_where_a_graph_of_vectors_cannot_be(cli: Callable[..., Any], url: str) -> None:
+    vectors = clustered(ROWS, 4096)
+    with connect(url) as connection:
+        stored(connection, vectors)
+    built = json.loads(cli("--json", "index", "build", "test", "--method", "auto").stdout)
+    assert (built["method"], built["index"]) == ("diskann", "embedding_test_4096_disk")
+    with connect(url) as connection:
+        assert found_share(connection, vectors) >= 0.95
+
+
+def test_rows_that_come_and_go_after_the_build_are_found_and_not(connection: Connection) -> None:
+    vectors = clustered(ROWS, DIM)
+    model = stored(connection, vectors)
+    connection.execute(
+        f"create temporary table late as select * from imgsearch.{model.table_name} where content_id > 2400"  # type: ignore[call-overload]
+    )
+    connection.execute(f"delete from imgsearch.{model.table_name} where content_id > 2400")  # type: ignore[call-overload]
+    index.build(connection, wishing(connection, "diskann"), HOW)
+    connection.execute(f"insert into imgsearch.{model.table_name} select * from late")  # type: ignore[call-overload]
+    assert found_share(connection, vectors) >= 0.95
+    connection.execute("delete from imgsearch.image where image_id > 2400")
+    gone = np.arange(1, ROWS + 1) <= 2400
+    assert found_share(connection, vectors, keep=gone) >= 0.95
+
+
+def test_without_the_extension_it_is_refused_with_the_way_out(connection: Connection, server: str, url: str) -> None:
+    stored(connection, clustered(ROWS, DIM))
+    model = wishing(connection, "diskann")
+    with psycopg.connect(host=server, user="postgres", dbname=connection.info.dbname, autocommit=True) as owner:
+        owner.execute("drop extension vectorscale")
+    with pytest.raises(ModelError, match="has no pgvectorscale"):
+        index.build(connection, model, HOW)
+    built = index.build(connection, model, HOW, method="hnsw")
+    assert built is not None
+
+
+def test_a_table_in_partitions_has_one_each(connection: Connection) -> None:
+    vectors = clustered(ROWS, DIM)
+    model = stored(connection, vectors)
+    aside.begin(connection, model, 3)
+    aside.finish(connection, model, HOW, method="diskann")
+    state = index_status.status(connection)[0]
+    assert (state["method"], state["partitions"], state["valid"], state["advice"]) == ("diskann", 3, True, None)
+    assert found_share(connection, vectors) >= 0.95
