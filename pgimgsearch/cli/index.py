@@ -25,7 +25,7 @@ def build(
     model: Name,
     method: Annotated[
         Method | None,
-        typer.Option(help="auto: one that holds less where the graph would not fit in memory. Default: as before."),
+        typer.Option(help="auto: bits where the graph would not fit in memory. Default: as before."),
     ] = None,
     recall: RecallOption = measuring.RECALL,
     memory: Annotated[
@@ -44,19 +44,9 @@ def build(
         stored = store.get_model(connection, model)
         limit = memory or _limit(terminal, connection)
         how = index.Build(limit, concurrently, workers, recall)
-        chosen: str | None = method
-        if method == "auto":
-            beside = aside.find(connection, stored)
-            rows = sum(store.count_embeddings(connection, one) for one in (stored, beside) if one)
-            rows //= (beside or stored).partitions
-            chosen = sizing.suitable(stored, rows, limit, diskann=has_diskann(connection))
-        try:
-            built = _build(terminal, connection, stored, how, chosen)
-        except RecallError as error:
-            if method != "auto" or stored.dim > sizing.MOST_DIMENSIONS[stored.storage]:
-                raise
-            terminal.talk(f"{error}; building a graph of the vectors instead")
-            built = _build(terminal, connection, stored, how, "hnsw")
+        built = _build_first(
+            terminal, connection, stored, how, _methods(connection, stored, limit) if method == "auto" else [method]
+        )
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
         terminal.talk(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
@@ -69,6 +59,27 @@ def build(
 
 def _limit(terminal: Terminal, connection: Connection) -> int:
     return sizing.memory_limit(connection, remote=bool(terminal.settings.db))
+
+
+def _methods(connection: Connection, model: StoredModel, limit: int) -> list[str | None]:
+    """What to try in turn, where nobody says."""
+    beside = aside.find(connection, model)
+    rows = sum(store.count_embeddings(connection, one) for one in (model, beside) if one)
+    first = sizing.suitable(model, rows // (beside or model).partitions, limit)
+    return [first, *(sizing.instead_of_bits(model, diskann=has_diskann(connection)) if first == "hnsw-binary" else [])]
+
+
+def _build_first(
+    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, methods: list[str | None]
+) -> index.Built | None:
+    """By the first method that finds enough."""
+    try:
+        return _build(terminal, connection, model, how, methods[0])
+    except RecallError as error:
+        if len(methods) == 1:
+            raise
+        terminal.talk(f"{error}; trying method {methods[1]} instead")
+        return _build_first(terminal, connection, model, how, methods[1:])
 
 
 def _build(

@@ -14,6 +14,7 @@ from pgimgsearch.cli.terminal import (
     AsideOption,
     DeviceOption,
     DimOption,
+    DraftOption,
     DtypeOption,
     PreprocessOption,
     ReductionOption,
@@ -61,6 +62,7 @@ def ingest(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
+    draft: DraftOption = False,
     trust: TrustOption = False,
     list_file: Annotated[
         str | None,
@@ -138,7 +140,7 @@ def ingest(
             names = _all_models(connection) if all_models else model or _default_model(connection)
         wish = opening.Wish(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
-            Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
+            Checkpoint(weights, revision, preprocess, trust, draft), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
         if dry_run:
             for source in found:

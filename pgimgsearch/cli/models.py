@@ -9,6 +9,7 @@ import typer
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
+    DraftOption,
     Group,
     PreprocessOption,
     ReductionOption,
@@ -113,6 +114,7 @@ def add(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
+    draft: DraftOption = False,
     trust: TrustOption = False,
     output: Annotated[str | None, typer.Option(help="Another output than the main one: NAME@OUTPUT.")] = None,
     dim: DimOption = None,
@@ -133,7 +135,7 @@ def add(
 
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
-    checkpoint = Checkpoint(weights, revision, preprocess, trust)
+    checkpoint = Checkpoint(weights, revision, preprocess, trust, draft)
     wish = opening.Wish(
         [name], (output,) if output else (), dim, reduction, checkpoint, Placement(device, dtype),
         called=stored_name, normalize=normalize,

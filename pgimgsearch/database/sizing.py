@@ -23,16 +23,18 @@ def method_of(model: StoredModel) -> str:
     return "hnsw-binary" if model.dim <= MOST_DIMENSIONS["bit"] else "none"
 
 
-def suitable(model: StoredModel, rows: int, limit: int, *, diskann: bool = False) -> str:
-    """The method for so many rows where a build may take ``limit`` megabytes: a graph of vectors, or where that would
-    not fit the ``diskann`` of pgvectorscale if the database has it, else bits.
-    """
+def suitable(model: StoredModel, rows: int, limit: int) -> str:
+    """The method for so many rows where a build may take ``limit`` megabytes: bits where the graph would not fit."""
     if model.storage == "bit" or model.dim < LEAST_BITS:
         return "hnsw"
     fits = graph_bytes(rows, model, "hnsw") * 6 // 5 <= limit * MEGABYTE
-    if fits and model.dim <= MOST_DIMENSIONS[model.storage]:
-        return "hnsw"
-    return "diskann" if diskann and model.dim <= MOST_DIMENSIONS["sbq"] else "hnsw-binary"
+    return "hnsw" if fits and model.dim <= MOST_DIMENSIONS[model.storage] else "hnsw-binary"
+
+
+def instead_of_bits(model: StoredModel, *, diskann: bool) -> list[str]:
+    """What to try where bits find too little; ``diskann`` is whether the database has the index of pgvectorscale."""
+    there = {"diskann": diskann, "hnsw": True}
+    return [name for name, has in there.items() if has and model.dim <= MOST_DIMENSIONS[indexed_as(model, name)]]
 
 
 def indexed_as(model: StoredModel, method: str) -> str:

@@ -25,14 +25,15 @@ class Batches:
         parts: list[dict[str, NDArray[Any]]] = []
         start = 0
         while start < len(prepared):
+            size = self.size  # another thread may shrink it meanwhile
             try:
-                parts.append(self.encoder.embed(prepared[start : start + self.size]))
+                parts.append(self.encoder.embed(prepared[start : start + size]))
             except Exception as error:  # ONNX Runtime has classes of its own
                 if not is_out_of_memory(error):
                     raise
                 self._shrink(error)
             else:
-                start += self.size
+                start += size
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
 
     def _shrink(self, error: Exception) -> None:

@@ -14,6 +14,7 @@ CATALOG: tuple[ModelSpec, ...] = (
 )  # fmt: skip
 PLAIN = Checkpoint()
 SAY_NO_PREPROCESSING = {"onnx", "imagebind", "sscd"}  # their checkpoints do not carry it
+READ_ALL_PIXELS = {"pdq", "palette"}
 SYNONYMS = {"dinov3-vitl16": "dinov3"}
 PREFIXES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "onnx": "onnx"}
 
@@ -66,7 +67,14 @@ def with_checkpoint(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
         if checkpoint.preprocess not in PREPROCESS:
             raise ModelError(f"unknown preprocessing: {checkpoint.preprocess}", hint=f"known: {', '.join(PREPROCESS)}")
         spec = replace(spec, preprocess=PREPROCESS[checkpoint.preprocess])
-    return replace(spec, revision=checkpoint.revision or spec.revision, trust=checkpoint.trust)
+    if checkpoint.draft and spec.backend in READ_ALL_PIXELS:
+        raise ModelError(f"{spec.name} is made of all pixels", hint="leave --draft out")
+    return replace(
+        spec,
+        revision=checkpoint.revision or spec.revision,
+        trust=checkpoint.trust,
+        draft=checkpoint.draft or spec.draft,
+    )
 
 
 def _prefixed(name: str, backend: str, rest: str) -> ModelSpec:

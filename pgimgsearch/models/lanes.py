@@ -31,6 +31,11 @@ def lanes() -> int:
     return min(cores(), int(told)) if told.isdigit() and int(told) else cores()
 
 
+def passes(device: str) -> int:
+    """The passes that may be under way at once: on CUDA one is laid out and copied while another computes."""
+    return 2 if device.startswith("cuda") else 1
+
+
 def worthwhile(pictures: Sequence[NDArray[Any]]) -> bool:
     """Whether there is a piece for every core; else all of them together are faster at what there is."""
     return 1 < lanes() <= len(pictures)

@@ -50,7 +50,8 @@ class TorchEncoder:
         self.towers = towers
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.reads_text = towers.text is not None
-        self.preprocess = towers.preprocess.as_dict()
+        self._how = replace(towers.preprocess, draft=spec.draft)
+        self.preprocess = self._how.as_dict()
         network = towers.network.eval()
         for parameter in network.parameters():  # TorchScript has no method for all of them
             parameter.requires_grad_(False)
@@ -72,11 +73,14 @@ class TorchEncoder:
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """(3, height, width) float32."""
-        return to_array(image, self.towers.preprocess)
+        return to_array(image, self._how)
+
+    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Output -> (n, dim) float32. On CUDA several threads may call it at once (see ``lanes.passes``)."""
+        return self.forward(prepared) if self.device.startswith("cuda") else self._embed(prepared)
 
     @in_network_thread
-    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Output -> (n, dim) float32."""
+    def _embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         if self.device == "cpu" and lanes.worthwhile(prepared):
             return lanes.embed(self._forward_on_one_core, prepared, DTYPES[self.dtype].itemsize)
         return self.forward(prepared)
@@ -88,10 +92,16 @@ class TorchEncoder:
     @torch.inference_mode()
     def forward(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """As ``embed``, in the thread that calls."""
-        batch = torch.from_numpy(np.stack(prepared)).to(self.device)
         with self._precision():
-            outputs = self.towers.image(batch)
+            outputs = self.towers.image(self._gathered(prepared))
         return {name: np.asarray(vectors.float().cpu().numpy()) for name, vectors in outputs.items()}
+
+    def _gathered(self, prepared: Sequence[NDArray[Any]]) -> torch.Tensor:
+        """(n, 3, height, width) on the device, laid out for CUDA in memory that it can read by itself."""
+        cuda = self.device.startswith("cuda")
+        batch = torch.empty((len(prepared), *prepared[0].shape), pin_memory=cuda)
+        np.stack(prepared, out=batch.numpy())
+        return batch.to(self.device, non_blocking=cuda)
 
     @in_network_thread
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pgimgsearch.models.lanes import passes
 from pgimgsearch.pipeline.stages import Stage
 
 POOLED = {"read", "decode"}  # these run in all workers, the others one at a time
@@ -26,7 +27,8 @@ def binding(stages: Mapping[str, Stage], seconds: float, workers: int, cores: in
     for name, stage in stages.items():
         if stage.pictures >= ENOUGH:
             thread = TOGETHER.get(name.partition(" ")[0], name)
-            shares[thread] = shares.get(thread, 0.0) + stage.seconds / seconds / (workers if name in POOLED else 1)
+            at_once = workers if name in POOLED else passes(device) if thread == "embed" else 1
+            shares[thread] = shares.get(thread, 0.0) + stage.seconds / seconds / at_once
     busiest = max(shares, key=lambda stage: shares[stage], default="")
     if shares.get(busiest, 0.0) < LIGHT:
         return None
@@ -44,7 +46,7 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
     if stage in POOLED and workers < cores:
         return f"--workers {cores}"
     if stage == "decode":
-        return "more cores, or smaller pictures"
+        return "more cores, or --draft where most pictures are large JPEGs"
     if stage == "scan":
         return "a faster disk or store: listing or reading the source takes long; for shards, --engine ray"
     if stage == "read":

@@ -4,6 +4,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -14,6 +15,7 @@ UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
+ON_ITS_SIDE = {5, 6, 7, 8}  # orientations that swap width and height
 PROGRAMS = {"EPS", "WMF"}  # read by running what the file says, in Ghostscript or in the system
 NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but cannot read them
 
@@ -24,7 +26,10 @@ class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What is stored of a picture; sizes are of the upright pixels."""
+    """What is stored of a picture; sizes are of the upright pixels.
+
+    Of one that came at reduced scale, ``pixel_sha256`` stands for the bytes of the file: the pixels are not known.
+    """
 
     pixel_sha256: bytes
     width: int
@@ -43,13 +48,14 @@ def register_formats() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in readable)
 
 
-def decode(data: bytes, max_pixels: int) -> tuple[Image.Image, PictureFacts]:
+def decode(data: bytes, max_pixels: int, least: int | None = None) -> tuple[Image.Image, PictureFacts]:
     """Decode the first frame into an upright RGB picture, transparency laid on white.
 
+    With ``least`` a JPEG comes at a half, a quarter or an eighth, as long as no side has fewer pixels than that.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
     try:
-        return _decode(data, max_pixels)
+        return _decode(data, max_pixels, least)
     except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
         raise TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack.")) from error
 
@@ -59,18 +65,24 @@ def limit_pixels(max_pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
 
 
-def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, PictureFacts]:
+def _decode(data: bytes, max_pixels: int, least: int | None) -> tuple[Image.Image, PictureFacts]:
     with _open(data) as image:
         if image.width * image.height > max_pixels:
             raise TooManyPixels(f"{image.width} x {image.height} is over the limit of {max_pixels / 1e6:g} megapixels")
-        kind = image.format or "unknown"
+        kind, size = image.format or "unknown", image.size
+        if least is not None:
+            image.draft(None, (least, least))
+        reduced = image.size != size
         image.load()
-        upright = turn_upright(image)
+        upright, on_its_side = turn_upright(image), orientation_of(image) in ON_ITS_SIDE
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
         full = upright.convert("RGBA") if clear else to_rgb(upright)
+    rgb = on_white(full) if clear else full
+    if reduced:
+        width, height = size[::-1] if on_its_side else size
+        return rgb, PictureFacts(hashlib.sha256(b"bytes " + data).digest(), width, height, kind)
     digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
     digest.update(full.tobytes())
-    rgb = on_white(full) if clear else full
     return rgb, PictureFacts(digest.digest(), rgb.width, rgb.height, kind)
 
 
@@ -83,12 +95,17 @@ def _open(data: bytes) -> Image.Image:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; unreadable EXIF counts as none."""
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises whatever its bytes lead the parser to, and the pixels are fine
-        orientation = 1
+    """Apply the EXIF orientation."""
+    orientation = orientation_of(image)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def orientation_of(image: Image.Image) -> Any:
+    """The EXIF orientation, 1 to 8, or whatever the file says it is; unreadable EXIF counts as none."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF raises whatever its bytes lead the parser to, and the pixels are fine
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

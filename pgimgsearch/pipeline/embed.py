@@ -1,14 +1,16 @@
 """From prepared pictures to vectors that may be stored."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pgimgsearch.models.batches import Batches
+from pgimgsearch.models.lanes import passes
 from pgimgsearch.pipeline.item import Item
 from pgimgsearch.pipeline.loaded import LoadedModel, why_not
-from pgimgsearch.pipeline.stages import Stopwatch, batched
+from pgimgsearch.pipeline.stages import Stopwatch, batched, ordered_map
 
 
 def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
@@ -18,7 +20,9 @@ def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch
         for positions in by_network(models)
     ]
     size = min(model.batch_size for model in models)
-    for batch in batched(items, size, lambda _: 0, 1):
+    at_once = max(passes(model.encoder.device) for model in models)
+
+    def embedded(batch: list[Item]) -> list[Item]:
         for number, (network, positions) in enumerate(networks):
             chosen = [item for item in batch if number in item.prepared]
             if chosen:
@@ -29,7 +33,11 @@ def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch
                         _assign(chosen, position, models[position].storable(outputs))
         for item in batch:
             item.prepared.clear()
-        yield from batch
+        return batch
+
+    with ThreadPoolExecutor(at_once, thread_name_prefix="pass") as pool:
+        for batch in ordered_map(pool, embedded, batched(items, size, lambda _: 0, 1), at_once):
+            yield from batch
 
 
 def by_network(models: Sequence[LoadedModel]) -> list[list[int]]:

@@ -59,6 +59,7 @@ def spec_of(stored: StoredModel) -> ModelSpec:
         name=stored.name, backend=stored.backend, checkpoint=stored.checkpoint, output=stored.output,
         dim=stored.full_dim or stored.dim, revision=stored.revision, weights=stored.weights,
         preprocess=preprocess_from(stored.preprocess) if says_nothing else None,
+        draft=stored.preprocess.get("draft", False),
         storage=stored.storage, text=stored.has_text, normalize=stored.normalize,  # type: ignore[arg-type]
         licence=stored.licence or "", near=stored.near or 1.0,
         batch_size=known.batch_size if known else DEFAULT_BATCH_SIZE,
@@ -160,9 +161,9 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     if _fingerprint(loaded, stored.output, reduction) == stored.fingerprint:
         return
     changed = [
-        f"{key} is {loaded.preprocess.get(key)!r}, was {value!r}"
-        for key, value in stored.preprocess.items()
-        if _comparable(loaded.preprocess.get(key)) != _comparable(value)
+        f"{key} is {loaded.preprocess.get(key)!r}, was {stored.preprocess.get(key)!r}"
+        for key in {**stored.preprocess, **loaded.preprocess}
+        if _comparable(loaded.preprocess.get(key)) != _comparable(stored.preprocess.get(key))
     ]
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(
@@ -198,7 +199,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
 
 def _network(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
     """What makes two specs the same network."""
-    return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess
+    return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess, spec.draft
 
 
 def _again(stored: StoredModel, loaded: Encoder) -> str:
@@ -211,6 +212,7 @@ def _again(stored: StoredModel, loaded: Encoder) -> str:
     named = next(rows, f"{prefixes.get(stored.backend, stored.backend)}:{stored.checkpoint}")
     options = [f"--weights {loaded.spec.weights}" if loaded.spec.weights else "",
                "--preprocess NAME" if stored.backend in catalog.SAY_NO_PREPROCESSING else "",
+               "--draft" if loaded.preprocess.get("draft") else "",
                f"--dim {stored.dim}" if stored.full_dim else "", f"--as {base}-2"]  # fmt: skip
     return " ".join(["pgimgsearch models add", named, *filter(None, options)])
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import psycopg
+from PIL.Image import Image
 
 from pgimgsearch.database import store
 from pgimgsearch.database.session import session
@@ -17,9 +18,10 @@ from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.models.lanes import cores
+from pgimgsearch.models.preprocess import least_side
 from pgimgsearch.pipeline import beside, books, fetch
 from pgimgsearch.pipeline.copy_in import Writer, drop_orphans
-from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.pipeline.decode import PictureFacts, decode, limit_pixels, register_formats
 from pgimgsearch.pipeline.door import Door
 from pgimgsearch.pipeline.embed import by_network, embed
 from pgimgsearch.pipeline.item import Counts, Item
@@ -200,17 +202,22 @@ def _stages(
 
 
 def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
-    """Decode once, prepare for every network that is wanted, and let the pixels go."""
+    """Decode once for each scale, prepare for every network that is wanted, and let the pixels go."""
+    decoded: dict[int | None, tuple[Image, PictureFacts]] = {}
     try:
-        image, facts = decode(item.data, max_pixels)
         for number, positions in enumerate(by_network(models)):
             wanted = [position for position in positions if position in item.wanted - item.reused]
+            if not wanted:
+                continue
+            encoder = models[wanted[0]].encoder
+            least = least_side(encoder.preprocess)
+            if least not in decoded:
+                decoded[least] = decode(item.data, max_pixels, least)
             try:
-                if wanted:
-                    item.prepared[number] = models[wanted[0]].encoder.prepare(image)
+                item.prepared[number] = encoder.prepare(decoded[least][0])
             except SkippedPicture as why:
                 item.reasons |= dict.fromkeys(wanted, str(why))
-        item.picture = facts
+        item.picture = decoded[None if None in decoded else next(iter(decoded))][1]  # of the whole, where it is known
     except Exception as error:  # hostile bytes raise anything; MemoryError included
         item.prepared.clear()
         item.fail(error)

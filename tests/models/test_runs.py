@@ -18,6 +18,7 @@ from pgimgsearch.models.batches import Batches, find_size
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import opening, register, run, scan
+from pgimgsearch.pipeline.decode import decode
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -46,6 +47,42 @@ def many(tmp_path: Path) -> Path:
         photo(tmp_path / "many" / f"{number:02}.png", seed=number)
     (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
     return tmp_path / "many"
+
+
+def test_a_draft_is_another_model_whose_vectors_are_those_of_reduced_photos(
+    cli: Run, connection: Connection, url: str, clip: str, tmp_path: Path
+) -> None:
+    """Beside the whole one in the same run; known by its fingerprint, and loaded as it was added from then on."""
+    for number in range(4):
+        photo(tmp_path / "large" / f"{number}.jpg", seed=number, size=(1200, 900))
+    photo(tmp_path / "large" / "small.png", seed=9)
+    assert cli("models", "add", clip).returncode == 0
+    refused = cli("ingest", str(tmp_path / "large"), "--model", "hf:clip", "--draft")
+    assert refused.returncode != 0
+    assert "draft is True, was None" in refused.stderr
+    assert "--draft --as hf:clip-2" in refused.stderr
+    assert cli("models", "add", clip, "--draft", "--as", "reduced").returncode == 0
+    done = cli("--json", "ingest", str(tmp_path / "large"), "--model", "hf:clip", "--model", "reduced")
+    assert [row["embedded"] for row in json.loads(done.stdout)] == [5, 5], done.stderr
+    with connect(url) as opened:
+        model = register.open_model(opened, "reduced")
+        assert model.encoder.preprocess["draft"]
+    rows = connection.execute(
+        "select i.path, c.width, c.pixel_sha256, imgsearch.embedding(image_id, 'reduced')::real[], "
+        "imgsearch.embedding(image_id, 'hf:clip')::real[] from imgsearch.image i join imgsearch.content c using (content_id)"
+    ).fetchall()
+    for path, width, pixels, reduced, whole in rows:
+        data = (tmp_path / "large" / path).read_bytes()
+        image, facts = decode(data, 10**8)
+        assert (width, pixels) == (facts.width, facts.pixel_sha256)  # of the whole, which the other model had decoded
+        if path.endswith(".jpg"):
+            image = decode(data, 10**8, least=128)[0]
+            assert image.size == (300, 225)
+            assert not np.array_equal(reduced, whole)
+        expected = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
+        assert np.dot(reduced, expected) > 0.9995 * np.linalg.norm(reduced)
+        assert np.dot(reduced, whole) > 0.99
+    assert cli("models", "add", "pdq", "--draft").returncode != 0
 
 
 def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, clip: str, photos: Path) -> None:

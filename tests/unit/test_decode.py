@@ -82,6 +82,33 @@ def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
     assert decode(encoded(other, "PNG"), LIMIT)[1].pixel_sha256 not in digests
 
 
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_reduced_jpeg_is_upright_and_keeps_its_size_and_as_many_pixels_as_told(orientation: int) -> None:
+    """Its pixels are unknown, so the hash is of the file: another file of the same pixels has another one."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = asymmetric(1204, 800)
+    stored = encoded(STORED[orientation](upright), "JPEG", exif=exif, quality=95)
+    image, facts = decode(stored, LIMIT, least=200)
+    assert image.size == (301, 200)
+    assert (facts.width, facts.height, facts.format) == (1204, 800, "JPEG")
+    difference = np.asarray(image, int) - np.asarray(upright.resize((301, 200), Image.Resampling.BOX), int)
+    assert np.abs(difference).mean() < 1
+    assert decode(stored, LIMIT, least=200)[1] == facts
+    again = encoded(STORED[orientation](upright), "JPEG", exif=exif, quality=95, comment=b"other bytes")
+    assert decode(again, LIMIT)[1] == decode(stored, LIMIT)[1]
+    assert len({decode(data, LIMIT, least)[1].pixel_sha256 for data in (stored, again) for least in (200, 500)}) == 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_need_not_or_cannot_come_reduced_is_as_ever(kind: str) -> None:
+    data = encoded(asymmetric(400, 300), kind)
+    for least in (200, 1000) if kind == "JPEG" else (20,):
+        image, facts = decode(data, LIMIT, least)
+        assert np.array_equal(np.asarray(image), np.asarray(decode(data, LIMIT)[0]))
+        assert facts == decode(data, LIMIT)[1]
+
+
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     with pytest.raises(TooManyPixels, match="2000 x 2000"):
         decode(encoded(Image.new("1", (2000, 2000)), "PNG"), 3_999_999)

@@ -1,16 +1,17 @@
 """The index of pgvectorscale: chosen where a graph of vectors does not fit, found through by every search."""
 
 import json
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.harness import clustered
+from pgimgsearch.cli.app import app
 from pgimgsearch.database import aside, index, index_status, migrate, sizing, store
-from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.errors import ModelError
 from tests.integration.test_index_methods import (
@@ -88,14 +89,17 @@ def test_it_takes_the_place_of_a_graph_and_gives_it_back(connection: Connection,
     assert found_share(connection, vectors) >= 0.95
 
 
-def test_it_is_taken_where_a_graph_of_vectors_cannot_be(cli: Callable[..., Any], url: str) -> None:
-    vectors = clustered(ROWS, 4096)
-    with connect(url) as connection:
-        stored(connection, vectors)
-    built = json.loads(cli("--json", "index", "build", "test", "--method", "auto").stdout)
-    assert (built["method"], built["index"]) == ("diskann", "embedding_test_4096_disk")
-    with connect(url) as connection:
-        assert found_share(connection, vectors) >= 0.95
+def test_it_is_taken_where_a_graph_of_vectors_does_not_fit_and_bits_say_too_little(
+    connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stored(connection, np.random.default_rng(2).standard_normal((ROWS, 32), dtype=np.float32))
+    assert sizing.instead_of_bits(model, diskann=True) == ["diskann", "hnsw"]
+    assert sizing.instead_of_bits(replace(model, dim=4096), diskann=True) == ["diskann"]
+    assert sizing.instead_of_bits(replace(model, dim=4096), diskann=False) == []
+    monkeypatch.setattr(sizing, "suitable", lambda *_: "hnsw-binary")
+    done = CliRunner().invoke(app, ["--db", url, "--json", "index", "build", "test", "--method", "auto"])
+    assert "trying method diskann instead" in done.stderr
+    assert json.loads(done.stdout)["method"] == "diskann"
 
 
 def test_rows_that_come_and_go_after_the_build_are_found_and_not(connection: Connection) -> None:

@@ -45,7 +45,7 @@ class OnnxEncoder:
             raise UsageError(
                 f"{spec.name} was exported in {self.dtype}", hint="leave --dtype out, or take another export"
             )
-        self._how = _at_size(how, sides, path)
+        self._how = replace(_at_size(how, sides, path), draft=spec.draft)
         self.preprocess = self._how.as_dict()
         self._digest = "onnx " + " ".join(files.sha256_of(part) for part in _parts(path))
         probe = np.zeros((3, *self._how.size), dtype=np.float32)

@@ -1,0 +1,57 @@
+"""Passes of a network: one after the other on a CPU, two under way on a GPU, and nothing lost or out of order."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from pgimgsearch.pipeline.embed import embed
+from pgimgsearch.pipeline.item import Item
+from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.pipeline.scan import ScannedFile
+from pgimgsearch.pipeline.stages import Stopwatch
+
+PICTURES, BATCH, FITTING = 41, 8, 3
+
+
+class Counting:
+    """An encoder whose memory holds three pictures, and which counts the passes under way."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.under_way = self.most = 0
+        self.first_two = threading.Barrier(2 if device == "cuda" else 1)
+        self.lock = threading.Lock()
+        self.met = threading.local()
+
+    def embed(self, prepared: list[Any]) -> dict[str, Any]:
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        if not getattr(self.met, "done", False):
+            self.first_two.wait(timeout=30)  # broken, and raised, unless two come
+            self.met.done = True
+        try:
+            if len(prepared) > FITTING:
+                raise MemoryError
+            return {"vector": np.stack(prepared)}
+        finally:
+            with self.lock:
+                self.under_way -= 1
+
+
+@pytest.mark.parametrize(("device", "at_once"), [("cpu", 1), ("cuda", 2)])
+def test_as_many_passes_as_the_device_wants_in_order(device: str, at_once: int) -> None:
+    encoder = Counting(device)
+    stored = SimpleNamespace(name="test", output="vector", storage="vector", normalize=False)
+    model = LoadedModel(cast(Any, stored), cast(Any, encoder), BATCH)
+    items = [Item(ScannedFile(str(number), ""), frozenset({0}), prepared={0: np.array([number + 1.0, 1.0])})
+             for number in range(PICTURES)]  # fmt: skip
+    watch = Stopwatch()
+    done = list(embed(iter(items), [model], watch))
+    assert [item.file.path for item in done] == [str(number) for number in range(PICTURES)]
+    assert [float(item.vectors[0][0]) for item in done] == [number + 1 for number in range(PICTURES)]
+    assert watch.stages["embed test"].pictures == PICTURES
+    assert encoder.most == at_once
