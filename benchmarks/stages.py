@@ -1,6 +1,6 @@
 """Stages: what decoding, preparing and the network take alone, on all cores, over plain libraries on the same photos.
 
-Decoding by a bare Pillow, whole and at reduced scale (JPEG draft mode), with what that does to the vectors; preparing by
+Decoding over a bare Pillow, whole and at reduced scale (``--draft``), with what that does to the vectors; preparing by
 timm's own transform; the network by runtime and precision, over torch in fp32 with the whole batch at once. MobileNetV2
 with its published weights, photos as they are and enlarged to what cameras make. Needs PGIMGSEARCH_TEST_DATA.
 """
@@ -21,6 +21,7 @@ from benchmarks.harness import report, sized
 from pgimgsearch.models import catalog, encoder
 from pgimgsearch.models.encoder import Encoder, Placement, unit
 from pgimgsearch.models.lanes import cores
+from pgimgsearch.models.preprocess import least_side
 from pgimgsearch.models.reference import REFERENCES, Reference
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.pipeline import scan
@@ -29,7 +30,7 @@ from pgimgsearch.pipeline.decode import decode, register_formats, turn_upright
 MODEL, PHOTOS, LARGE, ROUNDS, BATCH = "timm:mobilenetv2_100", sized(320), sized(80), 3, 32
 WEIGHTS = DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
 RUNS = [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32")]  # int8 is for products of matrices
-CAMERA, SIDE = (4000, 3000), 224
+CAMERA = (4000, 3000)
 
 Work = Callable[[], Any]
 
@@ -62,26 +63,24 @@ def camera(data: bytes) -> bytes:
 
 def decoding(pool: ThreadPoolExecutor, data: list[bytes], ours: Encoder) -> Iterable[dict[str, Any]]:
     """Ours hashes the pixels too, and applies profiles, orientation and transparency."""
+    least = least_side(ours.preprocess | {"draft": True})
     plain, own, draft = in_turns(
         lambda: list(pool.map(bare, data)),
         lambda: list(pool.map(lambda one: decode(one, 10**8)[0], data)),
-        lambda: list(pool.map(lambda one: bare(one, draft=True), data)),
+        lambda: list(pool.map(lambda one: decode(one, 10**8, least)[0], data)),
     )
     size = f"{len(data)} photos of {np.mean([bare(one).width * bare(one).height for one in data[:20]]) / 1e6:.1f} MP"
-    whole, reduced = (vectors(ours, [bare(one, draft=which) for one in data]) for which in (False, True))
+    whole, reduced = (vectors(ours, [decode(one, 10**8, which)[0] for one in data]) for which in (None, least))
     cosines = (whole * reduced).sum(1)
     yield row(f"ours: decoding, {size}", len(data), own, plain, "Pillow")
-    yield row(f"Pillow in draft mode, {size}", len(data), draft, plain, "Pillow") | {
+    yield row(f"--draft: decoding, {size}", len(data), draft, plain, "Pillow") | {
         "least cosine": float(cosines.min()), "mean cosine": float(cosines.mean())
     }  # fmt: skip
 
 
-def bare(data: bytes, *, draft: bool = False) -> Image.Image:
-    """What Pillow makes of a photo; in draft mode a JPEG comes at an eighth to a half, still larger than is needed."""
-    image = Image.open(io.BytesIO(data))
-    if draft:
-        image.draft("RGB", (2 * SIDE, 2 * SIDE))
-    return turn_upright(image).convert("RGB")
+def bare(data: bytes) -> Image.Image:
+    """What Pillow makes of a photo."""
+    return turn_upright(Image.open(io.BytesIO(data))).convert("RGB")
 
 
 def preparing(
