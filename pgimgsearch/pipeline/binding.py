@@ -40,7 +40,7 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
         if device != "cpu":
             return "another GPU, --dtype bf16 or fp16, or a lighter model"
         return (
-            "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX or AVX-512 BF16, a GPU, or a lighter model "
+            "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX, a GPU, or a lighter model "
             "(docs/scaling.md has the figures)"
         )
     if stage in POOLED and workers < cores:

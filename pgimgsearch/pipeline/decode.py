@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
+BYTES_A_PIXEL = 16  # as it is decoded, turned, converted and hashed: four of Pillow's pixels
 ON_ITS_SIDE = {5, 6, 7, 8}  # orientations that swap width and height
 PROGRAMS = {"EPS", "WMF"}  # read by running what the file says, in Ghostscript or in the system
 NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but cannot read them
@@ -48,14 +50,17 @@ def register_formats() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in readable)
 
 
-def decode(data: bytes, max_pixels: int, least: int | None = None) -> tuple[Image.Image, PictureFacts]:
+def decode(
+    data: bytes, max_pixels: int, least: int | None = None, take: Callable[[int], None] = lambda _: None
+) -> tuple[Image.Image, PictureFacts]:
     """Decode the first frame into an upright RGB picture, transparency laid on white.
 
     With ``least`` a JPEG comes at a half, a quarter or an eighth, as long as no side has fewer pixels than that.
+    ``take`` is told the bytes that it takes, before they are taken.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
     try:
-        return _decode(data, max_pixels, least)
+        return _decode(data, max_pixels, least, take)
     except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
         raise TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack.")) from error
 
@@ -65,7 +70,9 @@ def limit_pixels(max_pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
 
 
-def _decode(data: bytes, max_pixels: int, least: int | None) -> tuple[Image.Image, PictureFacts]:
+def _decode(
+    data: bytes, max_pixels: int, least: int | None, take: Callable[[int], None]
+) -> tuple[Image.Image, PictureFacts]:
     with _open(data) as image:
         if image.width * image.height > max_pixels:
             raise TooManyPixels(f"{image.width} x {image.height} is over the limit of {max_pixels / 1e6:g} megapixels")
@@ -73,6 +80,7 @@ def _decode(data: bytes, max_pixels: int, least: int | None) -> tuple[Image.Imag
         if least is not None:
             image.draft(None, (least, least))
         reduced = image.size != size
+        take(image.width * image.height * BYTES_A_PIXEL)
         image.load()
         upright, on_its_side = turn_upright(image), orientation_of(image) in ON_ITS_SIDE
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))

@@ -27,6 +27,7 @@ from pgimgsearch.pipeline.embed import by_network, embed
 from pgimgsearch.pipeline.item import Counts, Item
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.plan import Planner, digest
+from pgimgsearch.pipeline.room import room
 from pgimgsearch.pipeline.scan import ScannedFile, Source
 from pgimgsearch.pipeline.stages import Stage, Stopwatch, batched, ordered_map, prefetch, stop_signals
 
@@ -203,25 +204,30 @@ def _stages(
 
 def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
     """Decode once for each scale, prepare for every network that is wanted, and let the pixels go."""
-    decoded: dict[int | None, tuple[Image, PictureFacts]] = {}
     try:
-        for number, positions in enumerate(by_network(models)):
-            wanted = [position for position in positions if position in item.wanted - item.reused]
-            if not wanted:
-                continue
-            encoder = models[wanted[0]].encoder
-            least = least_side(encoder.preprocess)
-            if least not in decoded:
-                decoded[least] = decode(item.data, max_pixels, least)
-            try:
-                item.prepared[number] = encoder.prepare(decoded[least][0])
-            except SkippedPicture as why:
-                item.reasons |= dict.fromkeys(wanted, str(why))
-        item.picture = decoded[None if None in decoded else next(iter(decoded))][1]  # of the whole, where it is known
+        with room().share() as take:
+            _prepare(item, models, max_pixels, take)
     except Exception as error:  # hostile bytes raise anything; MemoryError included
         item.prepared.clear()
         item.fail(error)
     item.data = b""
+
+
+def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int, take: Callable[[int], None]) -> None:
+    decoded: dict[int | None, tuple[Image, PictureFacts]] = {}
+    for number, positions in enumerate(by_network(models)):
+        wanted = [position for position in positions if position in item.wanted - item.reused]
+        if not wanted:
+            continue
+        encoder = models[wanted[0]].encoder
+        least = least_side(encoder.preprocess)
+        if least not in decoded:
+            decoded[least] = decode(item.data, max_pixels, least, take)
+        try:
+            item.prepared[number] = encoder.prepare(decoded[least][0])
+        except SkippedPicture as why:
+            item.reasons |= dict.fromkeys(wanted, str(why))
+    item.picture = decoded[None if None in decoded else next(iter(decoded))][1]  # of the whole, where it is known
 
 
 def _write(writer: Writer, planner: Planner, door: Door | None, items: list[Item], watch: Stopwatch) -> None:
