@@ -20,11 +20,7 @@ ASIDE = "aside"  # of a model, to put another table in its place; shared by thos
 @contextmanager
 def alone(connection: Connection, what: str, key: int, busy: str, *, seconds: float = 0) -> Iterator[None]:
     """Hold the lock of ``what`` and ``key`` for a block; raises BusyError where another has it for so many seconds."""
-    tries = Retrying(
-        retry=retry_if_result(lambda taken: not taken), stop=stop_after_delay(seconds), wait=wait_fixed(0.2),
-        retry_error_callback=lambda _: False,
-    )  # fmt: skip
-    if not tries(take, connection, what, key):
+    if not take(connection, what, key, seconds=seconds):
         raise BusyError(busy, hint="wait for it, or stop it with Ctrl-C")
     try:
         yield
@@ -33,18 +29,24 @@ def alone(connection: Connection, what: str, key: int, busy: str, *, seconds: fl
             connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key])
 
 
-def take(connection: Connection, what: str, key: int) -> bool:
-    """Take a lock until the session ends; False where another session has it.
+def take(connection: Connection, what: str, key: int, *, seconds: float = 0) -> bool:
+    """Take a lock until the session ends; False where another session has it for so many seconds.
 
-    From then on statements may take long, and the server looks whether we are still there: what a killed process has
-    begun would go on for hours.
+    The server takes a moment to clear away a session that has ended, and with it what that held. From then on
+    statements may take long, and the server looks whether we are still there: what a killed process has begun would go
+    on for hours.
     """
-    row = connection.execute("select pg_try_advisory_lock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]).fetchone()
-    if row == (True,):
+    tries = Retrying(
+        retry=retry_if_result(lambda row: row != (True,)), stop=stop_after_delay(seconds), wait=wait_fixed(0.2),
+        retry_error_callback=lambda _: None,
+    )  # fmt: skip
+    statement = "select pg_try_advisory_lock(hashtext(%s), %s)"
+    row = tries(lambda: connection.execute(statement, [f"pgimgsearch.{what}", key]).fetchone())
+    if row is not None:
         connection.execute("set statement_timeout = 0")  # a hosted server's may be minutes
         with suppress(pg.InvalidParameterValue):  # a server that is no Linux cannot look
             connection.execute("set client_connection_check_interval = '2s'")
-    return row == (True,)
+    return row is not None
 
 
 def share(connection: Connection, what: str, key: int) -> bool:

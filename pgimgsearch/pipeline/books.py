@@ -13,12 +13,14 @@ from pgimgsearch.pipeline.item import Counts
 from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.stages import Stopwatch
 
+SECONDS_TO_LEAVE = 3.0  # until the server has cleared away the run before
+
 
 def lock(session: Session, collection_id: int, name: str) -> None:
     """Hold a collection for this run; what a killed run left open is closed."""
 
     def take(connection: Connection) -> None:
-        if not locks.take(connection, "ingest", collection_id):
+        if not locks.take(connection, "ingest", collection_id, seconds=SECONDS_TO_LEAVE):
             raise BusyError(
                 f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
             )

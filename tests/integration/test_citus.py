@@ -20,7 +20,7 @@ create function run_command_on_workers(command text) returns text language sql a
 def test_every_table_is_laid_out_once_and_indexed_when_it_is_filled(connection: Connection) -> None:
     connection.execute(STAND_INS)
     model = add_model(connection, "one", 32)
-    add_model(connection, "hash", 256, "bit")
+    connection.execute("select imgsearch.add_model('hash', 256, 'pdq', 'x', 'auto', 'bit')")
     laid_out = "select logicalrelid::text, partkey from pg_dist_partition order by partkey nulls first, 1"
     expected = [("imgsearch.collection", None), ("imgsearch.content", None), ("imgsearch.image", None),
                 ("imgsearch.embedding_hash_256", "content_id"), ("imgsearch.embedding_one_32", "content_id")]  # fmt: skip
