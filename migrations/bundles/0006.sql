@@ -458,7 +458,7 @@ end $$;
 create or replace function imgsearch._own_parts(m imgsearch.model) returns setof text
 language sql stable parallel safe as $$
     select format('index %s', c.relname) from pg_index i join pg_class c on c.oid = i.indexrelid
-    where i.indrelid = m.embeddings and not i.indisprimary and c.relname !~ '_(hnsw|bits|ivf)(_new|_old)?$'
+    where i.indrelid = m.embeddings and not i.indisprimary and c.relname !~ '_(hnsw|bits|ivf|disk)(_new|_old)?$'
     union all select format('column %s', a.attname) from pg_attribute a
     where a.attrelid = m.embeddings and a.attnum > 0 and not a.attisdropped and a.attname not in ('content_id', 'embedding')
     union all select format('trigger %s', t.tgname) from pg_trigger t where t.tgrelid = m.embeddings and not t.tgisinternal

@@ -32,7 +32,7 @@ begin
                        m.model_id);
     end loop;
     for m in select model_id, slug, dim from imgsearch.model where index_method = 'diskann' loop
-        execute format('drop index imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_disk');
+        execute format('drop index if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_disk');
         update imgsearch.model x set index_method = 'none', index_parameters = '{}', ef_search = 100
         where x.model_id = m.model_id;
     end loop;

@@ -57,7 +57,7 @@ and c.relname ~ '^embedding_' and not exists (select from imgsearch.model m wher
 LEFTOVERS = """
 select c.relname, c.relkind = 'i' from pg_class c where c.relnamespace = 'imgsearch'::regnamespace
 and c.relkind in ('i', 'I') and not c.relispartition
-and c.relname ~ '^embeddings?_.*_(hnsw|bits|ivf)_(new|old)$'
+and c.relname ~ '^embeddings?_.*_(hnsw|bits|ivf|disk)_(new|old)$'
 """
 
 

@@ -14,6 +14,7 @@ from pgimgsearch.database import aside, index, index_status, migrate, sizing, st
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.errors import ModelError
+from pgimgsearch.operations.check import check
 from tests.integration.test_index_methods import (
     ASKED,
     DIM,
@@ -128,11 +129,18 @@ def test_without_the_extension_it_is_refused_with_the_way_out(connection: Connec
     assert built is not None
 
 
-def test_a_table_in_partitions_has_one_each(connection: Connection) -> None:
+def test_a_table_is_laid_out_anew_in_partitions_that_have_one_each_and_again_in_one(connection: Connection) -> None:
     vectors = clustered(ROWS, DIM)
     model = stored(connection, vectors)
-    aside.begin(connection, model, 3)
-    aside.finish(connection, model, HOW, method="diskann")
-    state = index_status.status(connection)[0]
-    assert (state["method"], state["partitions"], state["valid"], state["advice"]) == ("diskann", 3, True, None)
-    assert found_share(connection, vectors) >= 0.95
+    index.build(connection, model, HOW, method="diskann")
+    for parts in (3, 1):
+        aside.begin(connection, model, parts)
+        aside.finish(connection, model, HOW)
+        state = index_status.status(connection)[0]
+        assert (state["method"], state["partitions"], state["valid"], state["advice"]) == ("diskann", parts, True, None)
+        assert found_share(connection, vectors) >= 0.95
+        model = store.get_model(connection, "test")
+    connection.execute("create index embedding_test_256_disk_new on imgsearch.embedding_test_256 (content_id)")
+    assert "embedding_test_256_disk_new is left of a build that was killed, unless one is running" in [
+        difference.what for difference in check(connection)
+    ]
