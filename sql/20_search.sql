@@ -122,8 +122,8 @@ begin
                 set_config('ivfflat.max_probes', '32768', true),
                 set_config('enable_seqscan', 'off', true);
     elsif m.index_method = 'diskann' then  -- which goes on for as long as it is read, and cannot measure an expression anew
-        before := array['diskann.query_search_list_size', current_setting('diskann.query_search_list_size', true),
-                        'diskann.query_rescore', current_setting('diskann.query_rescore', true),
+        before := array['diskann.query_search_list_size', nullif(current_setting('diskann.query_search_list_size', true), ''),
+                        'diskann.query_rescore', nullif(current_setting('diskann.query_rescore', true), ''),
                         'enable_seqscan', current_setting('enable_seqscan')];
         perform set_config('diskann.query_search_list_size', effort::text, true),
                 set_config('diskann.query_rescore', '0', true),

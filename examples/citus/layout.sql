@@ -10,19 +10,23 @@ declare
     name text;
 begin
     foreach name in array array['collection', 'content', 'image'] loop
-        if not exists (select from pg_dist_partition p where p.logicalrelid = ('imgsearch.' || name)::regclass) then
+        if not exists (select from citus_tables t where t.table_name = ('imgsearch.' || name)::regclass
+                       and t.citus_table_type = 'reference') then
             perform create_reference_table('imgsearch.' || name);
         end if;
     end loop;
 end $$;
 
--- Vectors, by far the most, are spread by their contents; those of all models lie together.
+-- Vectors, by far the most, are spread by their contents; those of all models lie together. Citus takes no policy with a
+-- sub-select, which ours has to spare those who may see all a look at each row.
 do $$
 declare
     m imgsearch.model;
 begin
     for m in select * from imgsearch.model where partitions = 1 order by model_id loop
-        if not exists (select from pg_dist_partition p where p.logicalrelid = m.embeddings) then
+        if not exists (select from citus_tables t where t.table_name = m.embeddings
+                       and t.citus_table_type = 'distributed') then
+            execute format('alter policy read on %s using (imgsearch.visible(content_id))', m.embeddings);
             perform create_distributed_table(m.embeddings::text, 'content_id');
         end if;
     end loop;

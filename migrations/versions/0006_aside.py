@@ -31,12 +31,14 @@ begin
         execute format('drop table if exists imgsearch.embeddings_%1$s_aside, imgsearch.embeddings_%1$s_old',
                        m.model_id);
     end loop;
-    for m in select model_id, slug, dim from imgsearch.model where index_method = 'diskann' loop
-        execute format('drop index if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim || '_disk');
-        update imgsearch.model x set index_method = 'none', index_parameters = '{}', ef_search = 100
-        where x.model_id = m.model_id;
+    for m in select c.relname from pg_class c where c.relnamespace = 'imgsearch'::regnamespace
+             and c.relkind in ('i', 'I') and not c.relispartition
+             and c.relname ~ '^embeddings?_.*_disk(_new|_old)?$' loop
+        execute format('drop index imgsearch.%I', m.relname);
     end loop;
 end $$;
+update imgsearch.model set index_method = 'none', index_parameters = '{}', ef_search = 100
+where index_method = 'diskann';
 update imgsearch.model set index_wanted = index_wanted || '{"method": "hnsw"}'
 where index_wanted ->> 'method' = 'diskann';
 alter table imgsearch.model drop constraint model_index_method_check,

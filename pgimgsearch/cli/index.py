@@ -1,5 +1,6 @@
 """``index``: indexes by hand; ingest builds missing ones by itself."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import typer
@@ -25,7 +26,7 @@ def build(
     model: Name,
     method: Annotated[
         Method | None,
-        typer.Option(help="auto: bits where the graph would not fit in memory. Default: as before."),
+        typer.Option(help="auto: where the graph would not fit in memory bits, or diskann. Default: as before."),
     ] = None,
     recall: RecallOption = measuring.RECALL,
     memory: Annotated[
@@ -44,9 +45,10 @@ def build(
         stored = store.get_model(connection, model)
         limit = memory or _limit(terminal, connection)
         how = index.Build(limit, concurrently, workers, recall)
-        built = _build_first(
-            terminal, connection, stored, how, _methods(connection, stored, limit) if method == "auto" else [method]
-        )
+        if method == "auto":
+            built = _build_first(terminal, connection, stored, how, _methods(connection, stored, limit))
+        else:
+            built = _build(terminal, connection, stored, how, method)
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
         terminal.talk(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
@@ -61,7 +63,7 @@ def _limit(terminal: Terminal, connection: Connection) -> int:
     return sizing.memory_limit(connection, remote=bool(terminal.settings.db))
 
 
-def _methods(connection: Connection, model: StoredModel, limit: int) -> list[str | None]:
+def _methods(connection: Connection, model: StoredModel, limit: int) -> list[str]:
     """What to try in turn, where nobody says."""
     beside = aside.find(connection, model)
     rows = sum(store.count_embeddings(connection, one) for one in (model, beside) if one)
@@ -70,16 +72,15 @@ def _methods(connection: Connection, model: StoredModel, limit: int) -> list[str
 
 
 def _build_first(
-    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, methods: list[str | None]
+    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, methods: list[str]
 ) -> index.Built | None:
     """By the first method that finds enough."""
-    try:
-        return _build(terminal, connection, model, how, methods[0])
-    except RecallError as error:
-        if len(methods) == 1:
-            raise
-        terminal.talk(f"{error}; trying method {methods[1]} instead")
-        return _build_first(terminal, connection, model, how, methods[1:])
+    for method, other in pairwise(methods):
+        try:
+            return _build(terminal, connection, model, how, method)
+        except RecallError as error:
+            terminal.talk(f"{error}; trying method {other} instead")
+    return _build(terminal, connection, model, how, methods[-1])
 
 
 def _build(

@@ -62,7 +62,7 @@ def ingest(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
-    draft: DraftOption = False,
+    draft: DraftOption = None,
     trust: TrustOption = False,
     list_file: Annotated[
         str | None,
@@ -215,7 +215,7 @@ def _check(asked: Mapping[str, Any]) -> None:
         )
     if asked["all_models"] and (asked["model"] or asked["output"]):
         raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
-    for option in ("weights", "revision", "preprocess", "dim"):
+    for option in ("weights", "revision", "preprocess", "draft", "dim"):
         if asked[option] is not None and len(asked["model"] or []) != 1:
             raise UsageError(
                 f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"

@@ -42,6 +42,7 @@ INDEXED = {
     "lacking": "{0} lacks most of the stored images, and its index waits: pgimgsearch models fill {0}; "
     "or, as it is: pgimgsearch index build {0}",
     "left": "not indexed yet; ask the owner of the database to run: pgimgsearch index build {0}",
+    "unable": "the index that is wished for {0} cannot be made here; this says why: pgimgsearch index build {0}",
     "refused": "an index of {0} would miss neighbours, so searches stay exact; for one that misses some: "
     "pgimgsearch index build {0} --recall 0.9",
 }
@@ -82,5 +83,6 @@ def tell_binding(terminal: Terminal, report: "Report", workers: int, models: "li
     from pgimgsearch.models import lanes
     from pgimgsearch.pipeline.binding import binding
 
-    if bound := binding(report.stages, report.seconds, workers, lanes.cores(), models[0].encoder.device):
+    device = max((model.encoder.device for model in models), key=lanes.passes)  # that of the heavy ones, if any
+    if bound := binding(report.stages, report.seconds, workers, lanes.cores(), device):
         terminal.talk(f"{bound.stage} binds, busy {bound.share:.0%} of the time; faster with: {bound.advice}")

@@ -114,7 +114,7 @@ def add(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
-    draft: DraftOption = False,
+    draft: DraftOption = None,
     trust: TrustOption = False,
     output: Annotated[str | None, typer.Option(help="Another output than the main one: NAME@OUTPUT.")] = None,
     dim: DimOption = None,

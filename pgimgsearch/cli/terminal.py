@@ -40,7 +40,8 @@ PreprocessOption = Annotated[
     str | None, typer.Option(help="How pictures are prepared, where a checkpoint does not say: imagenet, clip, siglip.")
 ]
 DraftOption = Annotated[
-    bool, typer.Option("--draft", help="Decode large JPEGs at reduced scale: faster, and other vectors by a little.")
+    bool | None,
+    typer.Option("--draft/--no-draft", help="Decode large JPEGs at reduced scale: faster. Default: as it is stored."),
 ]
 TrustOption = Annotated[bool, typer.Option("--trust", help="Load TorchScript, which runs the code it holds.")]
 DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to so many dimensions: NAME@DIM.")]

@@ -79,7 +79,11 @@ def reached(connection: Connection, model: StoredModel, method: str, noted: dict
             [Jsonb({"refused": noted["rows"]}), model.model_id],
         )
         most = max((row["recall"] for row in more), default=first[0]["recall"])
-        other = "--method hnsw" if model.dim <= MOST_DIMENSIONS[model.storage] else f"--recall {most - 0.01:.2f}"
+        other = (
+            "--method hnsw"
+            if model.dim <= MOST_DIMENSIONS[model.storage]
+            else f"--method {method} --recall {most - 0.01:.2f}"
+        )
         raise RecallError(
             f"method {method} finds {most:.3f} of the true neighbours of {model.name}, not {noted['wanted']}",
             hint=f"pgimgsearch index build {model.name} {other}",

@@ -31,18 +31,18 @@ class Batches:
             except Exception as error:  # ONNX Runtime has classes of its own
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(error)
+                self._shrink(size, error)
             else:
                 start += size
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
 
-    def _shrink(self, error: Exception) -> None:
-        if self.size == 1:
+    def _shrink(self, failed: int, error: Exception) -> None:
+        if failed == 1:
             raise ModelError(
                 f"{self.encoder.spec.name} does not fit into the memory of {self.encoder.device}",
                 hint="use a smaller model, --dtype bf16, or --device cpu",
             ) from error
-        self.size = max(1, self.size // 2)
+        self.size = min(self.size, failed // 2)
         _release()
 
 

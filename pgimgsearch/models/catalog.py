@@ -69,12 +69,8 @@ def with_checkpoint(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
         spec = replace(spec, preprocess=PREPROCESS[checkpoint.preprocess])
     if checkpoint.draft and spec.backend in READ_ALL_PIXELS:
         raise ModelError(f"{spec.name} is made of all pixels", hint="leave --draft out")
-    return replace(
-        spec,
-        revision=checkpoint.revision or spec.revision,
-        trust=checkpoint.trust,
-        draft=checkpoint.draft or spec.draft,
-    )
+    draft = spec.draft if checkpoint.draft is None else checkpoint.draft
+    return replace(spec, revision=checkpoint.revision or spec.revision, trust=checkpoint.trust, draft=draft)
 
 
 def _prefixed(name: str, backend: str, rest: str) -> ModelSpec:

@@ -48,7 +48,8 @@ class Placement:
 class Encoder(Protocol):
     """A loaded network.
 
-    ``prepare`` runs in several threads at once, on upright RGB pictures; ``embed`` and ``embed_text`` run in one.
+    ``prepare`` runs in several threads at once, on upright RGB pictures, ``embed_text`` in one, and ``embed`` in two
+    where a network of the run is on CUDA.
     ``spec`` is complete, with the output chosen and the revision that was loaded. ``dims`` is output -> dimension;
     texts meet the first output, where the network reads any.
     """

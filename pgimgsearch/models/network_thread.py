@@ -1,4 +1,4 @@
-"""The one thread in which networks are loaded and run.
+"""The one thread in which networks are loaded, and run but for CUDA.
 
 On a CPU torch computes with OpenMP, which keeps a pool of threads for each thread that calls it. When the pools
 together outnumber the cores, GNU's OpenMP sleeps at its barriers instead of spinning, and a forward pass takes 1.3 to

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pgimgsearch.models.lanes import passes
 from pgimgsearch.models.torch_encoder import TorchEncoder
 
 
@@ -17,7 +18,7 @@ class Replicas:
 
     def __init__(self, encoders: Sequence[TorchEncoder]) -> None:
         self._encoders = encoders
-        self._pool = ThreadPoolExecutor(len(encoders), thread_name_prefix="replica")
+        self._pool = ThreadPoolExecutor(len(encoders) * passes(encoders[0].device), thread_name_prefix="replica")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoders[0], name)

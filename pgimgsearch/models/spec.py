@@ -89,11 +89,12 @@ class Checkpoint:
     """What the user says of a model's weights beyond its name; see ``catalog.resolve``.
 
     ``weights`` is a local file or folder, ``revision`` a commit or tag of the hub's repository, ``preprocess`` a name
-    of ``families.PREPROCESS``, ``trust`` the leave to run TorchScript and ``draft`` that to decode at reduced scale.
+    of ``families.PREPROCESS``, ``trust`` the leave to run TorchScript and ``draft`` that to decode at reduced scale,
+    where None is as it is.
     """
 
     weights: str | None = None
     revision: str | None = None
     preprocess: str | None = None
     trust: bool = False
-    draft: bool = False
+    draft: bool | None = None

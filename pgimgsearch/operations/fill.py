@@ -21,6 +21,7 @@ from pgimgsearch.database.coverage import Coverage
 from pgimgsearch.database.store import StoredModel
 from pgimgsearch.errors import BusyError, InterruptedRun
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.lanes import passes
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations.keep import Keeper, Lacking
 from pgimgsearch.operations.pace import Pace
@@ -86,7 +87,8 @@ def fill(
         stopped = stack.enter_context(stop_signals())
         keep, watch, counts = Keeper(writer, model.stored), Stopwatch(), Counts([model.stored.name])
         start = time.monotonic()
-        pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()))
+        at_once = passes(model.encoder.device)
+        pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()) / at_once)
         before = coverage.count(reader, model.stored)
         done = before.embedded + before.skipped
 

@@ -6,7 +6,7 @@ from pgimgsearch.database import aside, coverage, index, locks, sizing, store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.index_progress import Progress
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import BusyError, RecallError
+from pgimgsearch.errors import BusyError, ModelError, RecallError
 
 
 def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | None = None) -> dict[str, str]:
@@ -14,7 +14,8 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
 
     A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
     as an index is slow to insert into. ``remote`` says that the server is not on this machine. Returns what happened by
-    model: ``swapped``, ``built``, ``busy``, ``lacking``, ``left``, or ``refused`` where an index would find too little.
+    model: ``swapped``, ``built``, ``busy``, ``lacking``, ``left``, ``refused`` where an index would find too little, or
+    ``unable`` where the one that is wished for cannot be had here.
     """
     told: dict[str, str] = {}
     with connect(url) as connection:
@@ -42,6 +43,8 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
                     told[stored.name] = "built"
             except RecallError:
                 told[stored.name] = "refused"
+            except ModelError:
+                told[stored.name] = "unable"
             except BusyError:
                 told[stored.name] = "busy"
             if stored.status == "building":

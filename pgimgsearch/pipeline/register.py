@@ -161,9 +161,9 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     if _fingerprint(loaded, stored.output, reduction) == stored.fingerprint:
         return
     changed = [
-        f"{key} is {loaded.preprocess.get(key)!r}, was {stored.preprocess.get(key)!r}"
+        f"{key} is {loaded.preprocess.get(key, False)!r}, was {stored.preprocess.get(key, False)!r}"
         for key in {**stored.preprocess, **loaded.preprocess}
-        if _comparable(loaded.preprocess.get(key)) != _comparable(stored.preprocess.get(key))
+        if _comparable(loaded.preprocess.get(key, False)) != _comparable(stored.preprocess.get(key, False))
     ]
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(

@@ -1,6 +1,7 @@
 """One ingest run: the stages joined by bounded queues, each timed, and its books kept in the database."""
 
 import itertools
+import math
 import threading
 import time
 import warnings
@@ -227,7 +228,7 @@ def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int, take: C
             item.prepared[number] = encoder.prepare(decoded[least][0])
         except SkippedPicture as why:
             item.reasons |= dict.fromkeys(wanted, str(why))
-    item.picture = decoded[None if None in decoded else next(iter(decoded))][1]  # of the whole, where it is known
+    item.picture = decoded[max(decoded, key=lambda least: least or math.inf)][1]  # of the whole, where it is known
 
 
 def _write(writer: Writer, planner: Planner, door: Door | None, items: list[Item], watch: Stopwatch) -> None:

@@ -8,6 +8,8 @@ from pgimgsearch.database.connection import Connection
 LAYOUT = Path(__file__).parents[2] / "examples" / "citus" / "layout.sql"
 STAND_INS = """
 create table pg_dist_partition (logicalrelid regclass, partkey text);
+create view citus_tables as select logicalrelid as table_name,
+    case when partkey is null then 'reference' else 'distributed' end as citus_table_type from pg_dist_partition;
 create function create_reference_table(name text) returns void language sql as $$
     insert into pg_dist_partition values (name::regclass, null) $$;
 create function create_distributed_table(name text, spread_by text) returns void language sql as $$

@@ -11,12 +11,14 @@ import psycopg
 import pytest
 import torch
 
+from pgimgsearch.database import store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder, reduction
 from pgimgsearch.models.batches import Batches, find_size
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.operations import revision
 from pgimgsearch.pipeline import opening, register, run, scan
 from pgimgsearch.pipeline.decode import decode
 from tests.models.tiny import save, tiny
@@ -59,7 +61,7 @@ def test_a_draft_is_another_model_whose_vectors_are_those_of_reduced_photos(
     assert cli("models", "add", clip).returncode == 0
     refused = cli("ingest", str(tmp_path / "large"), "--model", "hf:clip", "--draft")
     assert refused.returncode != 0
-    assert "draft is True, was None" in refused.stderr
+    assert "draft is True, was False" in refused.stderr
     assert "--draft --as hf:clip-2" in refused.stderr
     assert cli("models", "add", clip, "--draft", "--as", "reduced").returncode == 0
     done = cli("--json", "ingest", str(tmp_path / "large"), "--model", "hf:clip", "--model", "reduced")
@@ -83,6 +85,12 @@ def test_a_draft_is_another_model_whose_vectors_are_those_of_reduced_photos(
         assert np.dot(reduced, expected) > 0.9995 * np.linalg.norm(reduced)
         assert np.dot(reduced, whole) > 0.99
     assert cli("models", "add", "pdq", "--draft").returncode != 0
+    assert cli("models", "add", "reduced", "--no-draft", "--as", "again").returncode == 0
+    with connect(url) as opened:
+        known = {model.name: model.fingerprint for model in store.models(opened)}
+        assert known["again"] == known["hf:clip"] != known["reduced"]
+        with pytest.raises(ModelError, match="at reduced scale, which a migration does not hold"):
+            revision.adding(opened, "reduced")
 
 
 def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, clip: str, photos: Path) -> None:

@@ -37,6 +37,29 @@ def test_all_get_their_turn_and_no_more_than_fits(wishes: list[list[int]]) -> No
             one.result(timeout=60)
 
 
+def test_what_does_not_fit_waits_until_it_does() -> None:
+    room, waits = Room(SIZE), threading.Event()
+
+    class Watched(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.set()
+            return super().wait(timeout)
+
+    room._changed = Watched()
+
+    def small() -> None:
+        with room.share() as take:
+            take(SIZE - 5)
+
+    with ThreadPoolExecutor(1) as pool:
+        with room.share() as take:
+            take(6)
+            waiting = pool.submit(small)
+            assert waits.wait(timeout=60)
+            assert not waiting.done()
+        waiting.result(timeout=60)
+
+
 def test_what_a_broken_picture_has_taken_is_given_back() -> None:
     room = Room(SIZE)
     with pytest.raises(OSError, match="broken"), room.share() as take:

@@ -8,13 +8,14 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness import clustered
+from benchmarks.harness import add_model, add_vectors, clustered
 from pgimgsearch.cli.app import app
 from pgimgsearch.database import aside, index, index_status, migrate, sizing, store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.errors import ModelError
 from pgimgsearch.operations.check import check
+from pgimgsearch.pipeline.finish import finish
 from tests.integration.test_index_methods import (
     ASKED,
     DIM,
@@ -144,3 +145,26 @@ def test_a_table_is_laid_out_anew_in_partitions_that_have_one_each_and_again_in_
     assert "embedding_test_256_disk_new is left of a build that was killed, unless one is running" in [
         difference.what for difference in check(connection)
     ]
+
+
+def test_an_ingest_goes_on_where_the_wished_one_cannot_be_made(connection: Connection, server: str, url: str) -> None:
+    stored(connection, clustered(ROWS, DIM))
+    wishing(connection, "diskann")
+    add_model(connection, "other", 16)
+    add_vectors(connection, "embedding_other_16", clustered(ROWS, 16))
+    with psycopg.connect(host=server, user="postgres", dbname=connection.info.dbname, autocommit=True) as owner:
+        owner.execute("drop extension vectorscale")
+    assert finish(url, ["test", "other"], remote=False) == {"test": "unable", "other": "built"}
+    assert [model.status for model in store.models(connection)] == ["ready", "ready"]
+
+
+def test_a_search_that_was_the_first_leaves_the_session_as_it_was(connection: Connection, url: str) -> None:
+    """The settings of a library that is loaded on the way, also where it was set back before that."""
+    stored(connection, clustered(ROWS, DIM))
+    index.build(connection, wishing(connection, "diskann"), HOW)
+    with psycopg.connect(url, autocommit=True) as fresh:
+        fresh.execute("select imgsearch._put_settings(imgsearch._set_scan(m, 40)) from imgsearch.model m")
+        with fresh.transaction():
+            assert len(fresh.execute("select * from imgsearch.similar(7)").fetchall()) == 10
+            assert fresh.execute(SETTINGS).fetchone() == (["on", "50", "100"],)
+        assert fresh.execute(SETTINGS).fetchone() == (["on", "50", "100"],)
