@@ -12,7 +12,7 @@ from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import Connection, connect, has_diskann
 from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.store import StoredModel
-from pgimgsearch.errors import RecallError
+from pgimgsearch.errors import InterruptedRun, RecallError
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]
@@ -86,10 +86,16 @@ def _build_first(
 def _build(
     terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, method: str | None
 ) -> index.Built | None:
-    with terminal.progress(f"index {model.name}", None) as bar:
-        if aside.find(connection, model) is not None:  # with what was loaded beside the table
-            return aside.finish(connection, model, how, lambda _, done, total: bar(done, total), method)
-        return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
+    try:
+        with terminal.progress(f"index {model.name}", None) as bar:
+            if aside.find(connection, model) is not None:  # with what was loaded beside the table
+                return aside.finish(connection, model, how, lambda _, done, total: bar(done, total), method)
+            return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(
+            f"the index of {model.name} is not built",
+            hint="what there is now, and what to do: pgimgsearch index status",
+        ) from error
 
 
 @app.command()

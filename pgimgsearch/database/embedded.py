@@ -72,7 +72,7 @@ class Embedded:
             finally:
                 with self._transition():
                     fcntl.flock(users, fcntl.LOCK_UN)
-                    if not self.kept.exists() and _locks_alone(users):
+                    if not self.kept.exists() and _locks_alone(users) and self.is_running():
                         self._stop(self.data)
 
     def keep(self, port: int | None) -> str:

@@ -94,7 +94,8 @@ def reached(connection: Connection, model: StoredModel, method: str, noted: dict
 def tune(connection: Connection, model: StoredModel, wanted: float, k: int, sample: int) -> list[dict[str, Any]]:
     """Measure recall@k for rising ef_search; store the first that reaches ``wanted``. Returns what was measured.
 
-    Raises ModelError where no ef_search reaches it, or there is no index.
+    For more than ten neighbours a search looks further by itself, so that the effort is never lowered by that, and the
+    recall that is noted stays that of ten. Raises ModelError where no ef_search reaches it, or there is no index.
     """
     if model.index_method == "none":
         raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
@@ -107,11 +108,15 @@ def tune(connection: Connection, model: StoredModel, wanted: float, k: int, samp
         best = max(row["recall"] for row in rows)
         raise RecallError(
             f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
-            hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}",
+            hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}"
+            + ("; for many neighbours: --method hnsw" if model.index_method != "hnsw" and k > NEIGHBOURS else ""),
         )
-    noted = {"recall": reaching[0]["recall"], "wanted": wanted, "rows": count_embeddings(connection, model)}
+    noted, chosen = {}, max(reaching[0]["ef_search"], model.ef_search)
+    if k <= NEIGHBOURS:
+        chosen = reaching[0]["ef_search"]
+        noted = {"recall": reaching[0]["recall"], "wanted": wanted, "rows": count_embeddings(connection, model)}
     connection.execute(
         "update imgsearch.model set ef_search = %s, index_parameters = index_parameters || %s where model_id = %s",
-        [reaching[0]["ef_search"], Jsonb(noted), model.model_id],
+        [chosen, Jsonb(noted), model.model_id],
     )
     return rows

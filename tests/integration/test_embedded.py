@@ -138,3 +138,11 @@ def test_a_half_made_cluster_is_made_again(home: Path) -> None:
 
 def test_binaries_are_where_we_look() -> None:
     assert {"postgres", "pg_ctl", "initdb", "psql"} <= {path.name for path in binaries().iterdir()}
+
+
+def test_what_failed_is_told_though_the_server_was_stopped_meanwhile(tmp_path: Path) -> None:
+    embedded = Embedded(tmp_path / "home")
+    with pytest.raises(ValueError, match="what failed"), embedded.running():
+        assert embedded.stop()
+        raise ValueError("what failed")
+    assert not embedded.is_running()

@@ -160,6 +160,15 @@ def test_an_effort_that_was_chosen_outlives_a_rebuild(connection: Connection) ->
     assert built.ef_search < 44
 
 
+def test_many_neighbours_never_lower_the_effort_of_ten(connection: Connection) -> None:
+    """A search for 200 looks at 200 candidates whatever the effort is, so that the least reaches as much as others."""
+    index.build(connection, stored(connection, clustered(ROWS, DIM)), HOW)
+    before = store.get_model(connection, "test")
+    assert recall.tune(connection, before, 0.9, 200, 20)[0]["recall"] >= 0.9
+    after = store.get_model(connection, "test")
+    assert (after.ef_search, after.index_parameters) == (before.ef_search, before.index_parameters)
+
+
 def test_lists_fit_in_the_memory_that_there_is(connection: Connection) -> None:
     connection.execute("select imgsearch.add_model('test', 768, 'timm', 'x', 'auto')")
     model = store.get_model(connection, "test")
