@@ -89,6 +89,11 @@ def test_every_search_goes_through_any_index_and_finds_the_neighbours(
         assert found_share(connection, vectors, ", filter => '{\"most\": true}'", most) >= 0.95
         assert scans(connection, name) >= through + len(ASKED)
         assert connection.execute(settings).fetchone() == before
+    pairs_and_neighbours_are_found(connection, vectors)
+
+
+def pairs_and_neighbours_are_found(connection: Connection, vectors: NDArray[np.float32]) -> None:
+    """Through the model's index, by what looks for many at once."""
     pairs = "select content_a, content_b from imgsearch._pairs((select m from imgsearch.model m), 0.7, " \
         "array(select generate_series(1, 50)))"  # fmt: skip
     by_index = {tuple(row) for row in connection.execute(pairs).fetchall()}
