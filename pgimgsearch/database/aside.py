@@ -11,13 +11,21 @@ from typing import Any, LiteralString
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
+from tenacity import (
+    Retrying,
+    retry,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from pgimgsearch.database import index, locks, recall
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.index import Build, Built
-from pgimgsearch.database.index_create import create, drop_former, drop_leftovers, making, patiently
-from pgimgsearch.database.index_names import partitions
+from pgimgsearch.database.index_create import create, drop_leftovers, making, patiently
+from pgimgsearch.database.index_names import named, partitions
 from pgimgsearch.database.index_progress import Progress
 from pgimgsearch.database.sizing import is_too_few
 from pgimgsearch.database.store import StoredModel, count_embeddings, get_model, owns
@@ -29,9 +37,17 @@ LITTLE = 20  # times as many rows in the live table: less than that is put into 
 FEW = 100  # rows that are caught up with while writers wait
 PATIENCE = 86_400.0  # seconds to wait for a moment in which nobody reads the table, as somebody may dump it
 SECONDS_TO_LEAVE = 10.0  # until the server has cleared away a session that wrote beside
+SECONDS_TO_READ = 30.0  # for those who are about to read the former table; longer, and it stays until the next time
 
 NEXT = "select max(c.content_id) from (select content_id from {} where content_id > %s order by content_id limit %s) c"
 COPY = "insert into {} select e.* from {} e where e.content_id > %s and e.content_id <= %s on conflict do nothing"
+
+# Each transaction holds the lock of its own number. Autovacuum's, which may take hours, has no user.
+UNDER_WAY = (
+    "select coalesce(array_agg(l.virtualxid), '{}') from pg_locks l join pg_stat_activity a using (pid) "
+    "where l.locktype = 'virtualxid' and l.granted and l.virtualxid = l.virtualtransaction and a.usesysid is not null "
+    "and a.datname = current_database() and l.pid <> pg_backend_pid()"
+)
 
 CATCH_UP = "select imgsearch._catch_up(m) from imgsearch.model m where m.model_id = %s"
 
@@ -102,7 +118,7 @@ def finish(
         check(connection, model)
         for one in (model, beside):
             drop_leftovers(connection, one)
-        drop_former(connection, model)
+        _drop_former(connection, model)
         _copy(connection, model, beside)
         connection.execute(sql.SQL("vacuum analyze {}").format(beside.table))
         wishing = index.wishing(beside, method) if method is not None else beside
@@ -116,8 +132,9 @@ def finish(
         while _again(connection, CATCH_UP, [model.model_id]) > FEW:
             pass
         _swap(connection, model, built, noted, method)
-        with suppress(pg.LockNotAvailable):  # the new one serves already; db check tells what is left
-            drop_former(connection, model)
+        if _readers_are_gone(connection):  # the new one serves already; db check tells what is left
+            with suppress(pg.LockNotAvailable):
+                _drop_former(connection, model)
         return built
 
 
@@ -217,3 +234,28 @@ def _swap(
         ),
         seconds=PATIENCE,
     )
+
+
+def _readers_are_gone(connection: Connection) -> bool:
+    """Wait for all who may have read the model's row before the swap; False where one of them goes on for too long.
+
+    A search that has read it asks for the former table by name a moment later, and holds no lock on it until then.
+    """
+    before = _under_way(connection)
+    tries = Retrying(
+        retry=retry_if_result(lambda now: not before.isdisjoint(now)), stop=stop_after_delay(SECONDS_TO_READ),
+        wait=wait_fixed(0.1), retry_error_callback=lambda _: before,
+    )  # fmt: skip
+    return before.isdisjoint(tries(_under_way, connection))
+
+
+def _under_way(connection: Connection) -> set[str]:
+    """The transactions of others in this database."""
+    row = connection.execute(UNDER_WAY).fetchone()
+    assert row is not None
+    return set(row[0])
+
+
+def _drop_former(connection: Connection, model: StoredModel) -> None:
+    """The table that another has taken the place of; raises LockNotAvailable where others hold on to it."""
+    patiently(connection, sql.SQL("drop table if exists {}").format(named(f"embeddings_{model.model_id}_old")))

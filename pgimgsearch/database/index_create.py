@@ -119,11 +119,6 @@ def drop_leftovers(connection: Connection, model: StoredModel) -> None:
     bits.drop_functions(connection, model)
 
 
-def drop_former(connection: Connection, model: StoredModel) -> None:
-    """The table that another has taken the place of; raises LockNotAvailable where others hold on to it."""
-    patiently(connection, sql.SQL("drop table if exists {}").format(named(f"embeddings_{model.model_id}_old")))
-
-
 def drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> None:
     """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it.
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,31 @@ def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypa
     assert aside.finish(connection, model, HOW) is not None
     assert found_share(connection, vectors) >= 0.95
     assert aside.finish(connection, model, HOW) is None  # nothing is beside it any more
+
+
+def test_the_former_table_waits_for_those_who_are_about_to_read_it(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, vectors = live(connection), clustered(ALL, DIM)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    swap = aside._swap
+    former = "select to_regclass('imgsearch.embeddings_1_old') is not null"
+    with psycopg.connect(url) as reader, connect(url) as builder, ThreadPoolExecutor(1) as pool:
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+
+        def read_before(*given: Any) -> None:
+            reader.execute("select from imgsearch.model")
+            swap(*given)
+
+        monkeypatch.setattr(aside, "_swap", read_before)
+        built = pool.submit(aside.finish, builder, model, HOW)
+        while connection.execute(former).fetchone() != (True,):
+            assert not built.done()
+        assert len(reader.execute("select * from imgsearch.similar(7)").fetchall()) == 10
+        reader.commit()
+        assert built.result() is not None
+    assert connection.execute(former).fetchone() == (False,)
 
 
 def test_bits_that_find_too_little_give_way_to_the_method_there_is(connection: Connection) -> None:
