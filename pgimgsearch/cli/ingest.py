@@ -148,6 +148,9 @@ def ingest(
                     terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine)
                 )
             return
+        with connect(url) as connection, connection.transaction(force_rollback=True):
+            for source in found:  # that one has no place is said before another has come
+                store.open_collection(connection, collection, source.root, source.default_collection)
         models = opening.open_models(url, wish, found, options, terminal.talk)
         if aside or (aside is None and index_after and not skip_duplicates):
             options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))
@@ -220,6 +223,8 @@ def _check(asked: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"
             )
+    if asked["ray_workers"] is not None and asked["engine"] != "ray":
+        raise UsageError("--ray-workers belongs to --engine ray", hint="threads of this machine are --workers")
     if asked["reduction"] is not None and asked["dim"] is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
 

@@ -150,8 +150,8 @@ def _explain(spec: ModelSpec, error: BaseException) -> ModelError:
         gated = " (it is gated as well)" if spec.gated else ""
         return ModelError(
             f"the weights of {spec.name} could not be downloaded{gated}: {_first_line(error)}",
-            hint="check the network, load a local copy with --weights PATH, or bring a bundle: "
-            f"pgimgsearch models fetch NAME --from DIR{alternative}",
+            hint=f"check the network, load a local copy: pgimgsearch ingest DIR --model {spec.name} --weights PATH; "
+            f"or bring a bundle: pgimgsearch models fetch {spec.name} --from DIR{alternative}",
         )
     return ModelError(
         f"cannot load {spec.name}: {_first_line(error)}",

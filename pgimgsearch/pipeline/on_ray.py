@@ -28,7 +28,7 @@ from pgimgsearch.pipeline.loaded import LoadedModel
 from pgimgsearch.pipeline.opening import Wish
 from pgimgsearch.pipeline.run import Options, Refine, Report
 from pgimgsearch.pipeline.scan import Part, ScannedFile, Source
-from pgimgsearch.pipeline.stages import Stage, Stopwatch, stop_signals
+from pgimgsearch.pipeline.stages import Stopwatch, stop_signals
 
 FILES_A_PART = 500
 RESTARTS, RETRIES = 20, 3  # of a worker; of one part, as a picture that ends every worker would go on for ever
@@ -237,6 +237,4 @@ def _add(counts: Counts, watch: Stopwatch, done: dict[str, Any], stages: dict[st
         for outcome in OUTCOMES:
             counts.add(number, outcome, done[name][outcome])
     for name, stage in stages.items():
-        total = watch.stages.setdefault(name, Stage())
-        total.seconds += stage["seconds"]
-        total.pictures += stage["pictures"]
+        watch.add(name, **stage)

@@ -258,8 +258,9 @@ def _checked(
 ) -> Iterator[ScannedFile]:  # fmt: skip
     """The files until ``stopped`` is set; to prune with a folder that could not be read would remove all of it."""
     for number in itertools.count():
-        with watch.time("scan"):
-            file = next(files, None)
+        start = time.perf_counter()
+        file = next(files, None)
+        watch.add("scan", time.perf_counter() - start, int(file is not None))
         if file is None or stopped.is_set():
             return
         if file.unlisted and planner.remember:

@@ -105,10 +105,14 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self._lock:
-                stage = self.stages.setdefault(name, Stage())
-                stage.seconds += time.perf_counter() - start
-                stage.pictures += pictures
+            self.add(name, time.perf_counter() - start, pictures)
+
+    def add(self, name: str, seconds: float, pictures: int) -> None:
+        """Add what was done to a stage."""
+        with self._lock:
+            stage = self.stages.setdefault(name, Stage())
+            stage.seconds += seconds
+            stage.pictures += pictures
 
 
 @contextmanager

@@ -38,6 +38,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         (["search"], 2, "give one of", "--text"),
         (["ingest", "{photos}", "-m", "palett", "--dry-run"], 5, "unknown model: palett", "palette"),
         (["ingest", "{photos}", "--list", "-", "--prune", "-m", "palette"], 2, "--prune with a list", "removed"),
+        (["ingest", "{photos}", "-m", "palette", "--ray-workers", "2"], 2, "belongs to --engine ray", "--workers"),
+        (["ingest", "{photos}/a", "{photos}/b", "-c", "all", "-m", "palette"], 6, "has its root at", "--collection"),
         (["search", "--id", "1", "--filter", "{oops"], 2, "no JSON", "--filter"),
         (["models", "show", "dinov4"], 5, "unknown model: dinov4", "dinov3"),
         (["models", "remove", "x", "-y"], 5, "unknown model or alias: x", "added"),
@@ -47,8 +49,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
     ],
 )
 def test_bad_input_gets_one_line_and_a_hint(
-    cli: Run, tmp_path: Path, photos: Path, arguments: list[str], code: int, message: str, hint: str
-) -> None:
+    cli: Run, connection: Connection, tmp_path: Path, photos: Path, arguments: list[str], code: int, message: str,
+    hint: str,
+) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
     done = cli(
         "--quiet",
@@ -61,6 +64,7 @@ def test_bad_input_gets_one_line_and_a_hint(
     assert message in lines[0]
     assert len(lines) <= 2
     assert hint in lines[-1]
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(

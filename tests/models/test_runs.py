@@ -100,7 +100,7 @@ def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, cl
     (stages,) = connection.execute("select timings from imgsearch.ingest_run").fetchone() or ({},)
     passes = {name: stage["pictures"] for name, stage in stages.items() if name.startswith("embed")}
     assert passes == {"embed hf:clip+hf:clip@hidden": 12}
-    assert stages["decode"]["pictures"] == 12
+    assert stages["scan"]["pictures"] == stages["decode"]["pictures"] == 12
     rows = connection.execute("select name, dim, has_text from imgsearch.model order by name").fetchall()
     assert rows == [("hf:clip", 24, True), ("hf:clip@hidden", 32, False)]
     assert connection.execute("select count(*) from imgsearch.similar(1, 5, 'hf:clip@hidden')").fetchone() == (5,)
