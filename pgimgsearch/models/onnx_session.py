@@ -32,7 +32,8 @@ class Session:
     def run(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Output -> what it gives for (3, height, width) arrays, in the order of the model's outputs."""
         if self.device == "cpu" and self.fixed_batch is None and lanes.worthwhile(prepared):
-            return lanes.embed(partial(self._run, self._for_one_core), prepared)
+            layer_bytes = lanes.usual_layer_bytes(*prepared[0].shape[1:])
+            return lanes.embed(partial(self._run, self._for_one_core), prepared, layer_bytes)
         return self._run(self._session, prepared)
 
     @cached_property

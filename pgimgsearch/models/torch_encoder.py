@@ -1,7 +1,7 @@
 """What every torch backend shares: the device, the precision, batches, normalised text, and the hash of the weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,9 @@ class TorchEncoder:
         _channels_last(network)
         network.to(self.device)
         height, width = towers.preprocess.size
-        outputs = self.embed([np.zeros((3, height, width), dtype=np.float32)])
+        with _watched(network) as layers:
+            outputs = self.embed([np.zeros((3, height, width), dtype=np.float32)])
+        self._layer_bytes = max(layers, default=lanes.usual_layer_bytes(height, width))
         self.dims: Mapping[str, int] = {name: vectors.shape[1] for name, vectors in outputs.items()}
         output = next(iter(outputs)) if spec.output == "auto" else spec.output
         self.spec = replace(
@@ -82,7 +84,7 @@ class TorchEncoder:
     @in_network_thread
     def _embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         if self.device == "cpu" and lanes.worthwhile(prepared):
-            return lanes.embed(self._forward_on_one_core, prepared, DTYPES[self.dtype].itemsize)
+            return lanes.embed(self._forward_on_one_core, prepared, self._layer_bytes)
         return self.forward(prepared)
 
     def _forward_on_one_core(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
@@ -160,6 +162,25 @@ def _channels_last(network: torch.nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _watched(network: torch.nn.Module) -> Iterator[list[int]]:
+    """The bytes that each layer gives while the block runs; of TorchScript, which does not tell, none."""
+    seen: list[int] = []
+
+    def note(_module: torch.nn.Module, _given: Any, result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            seen.append(result.nbytes)
+
+    layers = list(network.modules())
+    told = not any(isinstance(layer, torch.jit.ScriptModule) for layer in layers)
+    handles = [layer.register_forward_hook(note) for layer in layers if told]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _weights(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, memoryview]]:

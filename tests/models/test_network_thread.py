@@ -1,4 +1,4 @@
-"""Networks compute in one thread, whoever asks."""
+"""Networks compute in one thread, whoever asks, and on a CPU in pieces that fit."""
 
 import _thread
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog, encoder, lanes
 from pgimgsearch.models.network_thread import in_network_thread
 from pgimgsearch.models.torch_encoder import TorchEncoder
 from tests.models.tiny import save, tiny
@@ -27,6 +27,24 @@ def test_every_pass_runs_in_the_same_thread(tmp_path: Path) -> None:
         list(callers.map(lambda _: (loaded.embed([pixels]), loaded.embed_text(["red"])), range(16)))
     assert len(passes) == 1
     assert threading.get_ident() not in passes
+
+
+def test_a_piece_is_as_many_pictures_as_its_widest_layer_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, *tiny("clip-vit-b-32"))
+    loaded = encoder.load(catalog.resolve(f"hf:{tmp_path}"))
+    assert isinstance(loaded, TorchEncoder)
+    network = loaded.towers.network
+    config = network.config.vision_config
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    monkeypatch.setattr(lanes, "PIECE_BYTES", 3 * tokens * config.intermediate_size * 4)
+    monkeypatch.setattr(lanes, "lanes", lambda: 2)
+    sizes: list[int] = []
+    network.vision_model.post_layernorm.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    pixels = np.zeros((3, config.image_size, config.image_size), np.float32)
+    loaded.embed([pixels] * 11)
+    assert sorted(sizes) == [2, 3, 3, 3]
 
 
 def test_errors_come_back_and_calls_may_be_nested() -> None:

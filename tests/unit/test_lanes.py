@@ -15,11 +15,10 @@ from pgimgsearch.models import lanes
 
 @given(
     pictures=st.integers(1, 200),
-    side=st.sampled_from([8, 224, 384, 600]),
     cores=st.integers(2, 8),
-    value_bytes=st.sampled_from([2, 4]),
+    layer_bytes=st.integers(1, 2 * lanes.PIECE_BYTES),
 )
-def test_pieces(pictures: int, side: int, cores: int, value_bytes: int) -> None:
+def test_pieces(pictures: int, cores: int, layer_bytes: int) -> None:
     sizes, names = [], set()
 
     def forward(piece: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -27,17 +26,17 @@ def test_pieces(pictures: int, side: int, cores: int, value_bytes: int) -> None:
         names.add(threading.current_thread().name)
         return {"first": np.array([[p[0, 0, 0]] for p in piece]), "twice": np.array([[2 * p[0, 0, 0]] for p in piece])}
 
-    batch = [np.broadcast_to(np.float32(number), (3, side, side)) for number in range(pictures)]
+    batch = [np.broadcast_to(np.float32(number), (3, 8, 8)) for number in range(pictures)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes, "cores", lambda: cores)
         if not lanes.worthwhile(batch):
             assert pictures < cores
             return
-        answers = lanes.embed(forward, batch, value_bytes)
+        answers = lanes.embed(forward, batch, layer_bytes)
     assert answers["first"].ravel().tolist() == list(range(pictures))
     assert answers["twice"].ravel().tolist() == [2 * number for number in range(pictures)]
-    assert len(sizes) >= cores
     assert min(sizes) >= 1
-    assert max(sizes) == 1 or max(sizes) * side * side * value_bytes <= 4 * lanes.PIXELS
+    assert max(sizes) == 1 or max(sizes) * layer_bytes <= lanes.PIECE_BYTES
+    assert len(sizes) % cores == 0 or max(sizes) == 1  # as many for each core
     assert max(sizes) - min(sizes) <= 1
     assert all(name.startswith("lane") for name in names)
