@@ -66,8 +66,9 @@ def scans(connection: Connection, name: str) -> int:
     [("hnsw-binary", "halfvec"), ("hnsw-binary", "vector"), ("ivfflat", "halfvec"), ("ivfflat", "vector")],
 )
 def test_every_search_goes_through_any_index_and_finds_the_neighbours(
-    connection: Connection, method: str, storage: str
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, method: str, storage: str
 ) -> None:
+    monkeypatch.setitem(recall.FIRST, "ivfflat", 20)  # one list alone finds 0.99 of these, give or take 0.01
     vectors = clustered(ROWS, DIM)
     model = stored(connection, vectors, storage)
     built = index.build(connection, wishing(connection, method), HOW)
@@ -187,7 +188,8 @@ def test_lists_fit_in_the_memory_that_there_is(connection: Connection) -> None:
     assert sizing.memory_for(10_000_000, model, "ivfflat", 512) <= 512
 
 
-def test_one_index_takes_the_place_of_another(connection: Connection) -> None:
+def test_one_index_takes_the_place_of_another(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recall.FIRST, "ivfflat", 20)  # as above: a rebuild measures anew
     stored(connection, clustered(ROWS, DIM))
     left = "select relname from pg_class where relname ~ '^embedding_test_256_.*' and relkind = 'i' order by 1"
     bits = "select count(*) from pg_proc where proname ~ '^_bits_'"
