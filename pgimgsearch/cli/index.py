@@ -93,7 +93,7 @@ def _build(
             return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
     except KeyboardInterrupt as error:
         raise InterruptedRun(
-            f"the index of {model.name} is not built",
+            f"the build of the index of {model.name} was stopped",
             hint="what there is now, and what to do: pgimgsearch index status",
         ) from error
 

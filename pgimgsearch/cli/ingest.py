@@ -142,15 +142,15 @@ def ingest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust, draft), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
+        with connect(url) as connection, connection.transaction(force_rollback=True):
+            for source in found:  # that one has no place is said before another has come
+                store.open_collection(connection, collection, source.root, source.default_collection)
         if dry_run:
             for source in found:
                 ingest_report.tell(
                     terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine)
                 )
             return
-        with connect(url) as connection, connection.transaction(force_rollback=True):
-            for source in found:  # that one has no place is said before another has come
-                store.open_collection(connection, collection, source.root, source.default_collection)
         models = opening.open_models(url, wish, found, options, terminal.talk)
         if aside or (aside is None and index_after and not skip_duplicates):
             options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))

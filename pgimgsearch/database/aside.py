@@ -4,7 +4,7 @@ For much at once: a live graph takes a few hundred rows a second, a build beside
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, LiteralString
 
@@ -42,11 +42,13 @@ SECONDS_TO_READ = 30.0  # for those who are about to read the former table; long
 NEXT = "select max(c.content_id) from (select content_id from {} where content_id > %s order by content_id limit %s) c"
 COPY = "insert into {} select e.* from {} e where e.content_id > %s and e.content_id <= %s on conflict do nothing"
 
-# Each transaction holds the lock of its own number. Autovacuum's, which may take hours, has no user.
+# Each transaction holds the lock of its own number; one without a snapshot will see the swap. Of other roles' sessions
+# this role may see neither that nor the state. Autovacuum's, which may take hours, has no user.
 UNDER_WAY = (
     "select coalesce(array_agg(l.virtualxid), '{}') from pg_locks l join pg_stat_activity a using (pid) "
     "where l.locktype = 'virtualxid' and l.granted and l.virtualxid = l.virtualtransaction and a.usesysid is not null "
-    "and a.datname = current_database() and l.pid <> pg_backend_pid()"
+    "and a.datname = current_database() and l.pid <> pg_backend_pid() "
+    "and (a.backend_xmin is not null or a.state is null)"
 )
 
 CATCH_UP = "select imgsearch._catch_up(m) from imgsearch.model m where m.model_id = %s"
@@ -118,7 +120,11 @@ def finish(
         check(connection, model)
         for one in (model, beside):
             drop_leftovers(connection, one)
-        _drop_former(connection, model)
+        if not drop_former(connection, model):
+            raise BusyError(
+                f"others still read the table of {model.name} from before the last swap",
+                hint=f"nothing is lost; when they are done: pgimgsearch index build {model.name}",
+            )
         _copy(connection, model, beside)
         connection.execute(sql.SQL("vacuum analyze {}").format(beside.table))
         wishing = index.wishing(beside, method) if method is not None else beside
@@ -132,9 +138,8 @@ def finish(
         while _again(connection, CATCH_UP, [model.model_id]) > FEW:
             pass
         _swap(connection, model, built, noted, method)
-        if _readers_are_gone(connection):  # the new one serves already; db check tells what is left
-            with suppress(pg.LockNotAvailable):
-                _drop_former(connection, model)
+        if _readers_are_gone(connection):  # else it stays, until the next ingest
+            drop_former(connection, model)
         return built
 
 
@@ -236,6 +241,16 @@ def _swap(
     )
 
 
+def drop_former(connection: Connection, model: StoredModel, seconds: float = 30) -> bool:
+    """Drop the table that another has taken the place of, if there is one; False where others hold on to it."""
+    former = named(f"embeddings_{model.model_id}_old")
+    try:
+        patiently(connection, sql.SQL("drop table if exists {}").format(former), seconds=seconds)
+    except pg.LockNotAvailable:
+        return False
+    return True
+
+
 def _readers_are_gone(connection: Connection) -> bool:
     """Wait for all who may have read the model's row before the swap; False where one of them goes on for too long.
 
@@ -243,19 +258,14 @@ def _readers_are_gone(connection: Connection) -> bool:
     """
     before = _under_way(connection)
     tries = Retrying(
-        retry=retry_if_result(lambda now: not before.isdisjoint(now)), stop=stop_after_delay(SECONDS_TO_READ),
-        wait=wait_fixed(0.1), retry_error_callback=lambda _: before,
+        retry=retry_if_result(bool), stop=stop_after_delay(SECONDS_TO_READ), wait=wait_fixed(0.1),
+        retry_error_callback=lambda _: True,
     )  # fmt: skip
-    return before.isdisjoint(tries(_under_way, connection))
+    return not tries(lambda: before & _under_way(connection))
 
 
 def _under_way(connection: Connection) -> set[str]:
-    """The transactions of others in this database."""
+    """The transactions of others in this database that may have read something."""
     row = connection.execute(UNDER_WAY).fetchone()
     assert row is not None
     return set(row[0])
-
-
-def _drop_former(connection: Connection, model: StoredModel) -> None:
-    """The table that another has taken the place of; raises LockNotAvailable where others hold on to it."""
-    patiently(connection, sql.SQL("drop table if exists {}").format(named(f"embeddings_{model.model_id}_old")))

@@ -3,8 +3,8 @@
 A pass that all cores share waits at every layer for the slowest, which decodes pictures meanwhile; cores with pieces of
 their own wait for nobody. And while a piece's widest layer stays below 32 MB, malloc hands out the same memory again;
 from there on the system maps and clears it anew for every layer. Larger ones share what a product does once with its
-weights: of 2 to 32 pictures those of some 15 MB were the fastest, which are 3 of MobileNetV2, 4 of ResNet-50 and
-DINOv2, 16 of CLIP B/32. Measured on 2 cores against one pass of 64 pictures over both: CLIP B/32 1.2 times as fast,
+weights: of 2 to 32 pictures the fastest gave 10 to 15 MB there, which are 3 of MobileNetV2, 4 of ResNet-50 and DINOv2,
+16 of CLIP B/32. Measured on 2 cores against one pass of 64 pictures over both: CLIP B/32 1.2 times as fast,
 ResNet-50 2.4 and MobileNetV2 4 times (torch, fp32); int8 on ONNX Runtime 1.3.
 """
 

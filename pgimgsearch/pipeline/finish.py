@@ -35,6 +35,8 @@ def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | N
             if not store.owns(connection, stored):
                 told |= {stored.name: "left"} if missing else {}
                 continue
+            if beside is None:
+                aside.drop_former(connection, stored, seconds=0)
             try:
                 if beside is not None:
                     _take_in(connection, stored, beside, limit, report)

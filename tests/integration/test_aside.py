@@ -151,15 +151,14 @@ def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypa
     assert aside.finish(connection, model, HOW) is None  # nothing is beside it any more
 
 
-def test_the_former_table_waits_for_those_who_are_about_to_read_it(
-    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, vectors = live(connection), clustered(ALL, DIM)
-    aside.begin(connection, model)
-    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+FORMER = "select to_regclass('imgsearch.embeddings_1_old') is not null"
+
+
+@contextmanager
+def reading_before_the_swap(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
+    """A session that has read the model's row when the swap comes."""
     swap = aside._swap
-    former = "select to_regclass('imgsearch.embeddings_1_old') is not null"
-    with psycopg.connect(url) as reader, connect(url) as builder, ThreadPoolExecutor(1) as pool:
+    with psycopg.connect(url) as reader:
         reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
 
         def read_before(*given: Any) -> None:
@@ -167,13 +166,49 @@ def test_the_former_table_waits_for_those_who_are_about_to_read_it(
             swap(*given)
 
         monkeypatch.setattr(aside, "_swap", read_before)
-        built = pool.submit(aside.finish, builder, model, HOW)
-        while connection.execute(former).fetchone() != (True,):
-            assert not built.done()
+        yield reader
+
+
+def test_the_former_table_waits_for_those_who_are_about_to_read_it(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, vectors = live(connection), clustered(ALL, DIM)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    under_way, asked = aside._under_way, threading.Semaphore(0)
+
+    def asking(connection: Connection) -> set[str]:
+        asked.release()
+        return under_way(connection)
+
+    monkeypatch.setattr(aside, "_under_way", asking)
+    with reading_before_the_swap(url, monkeypatch) as reader, psycopg.connect(url) as idle, connect(url) as builder:
+        idle.execute("select from imgsearch.model")  # it will see the swap, so that nobody waits for its end
+        with ThreadPoolExecutor(1) as pool:
+            built = pool.submit(aside.finish, builder, model, HOW)
+            assert all(asked.acquire(timeout=60) for _ in range(3))  # so that it waits
+            assert len(reader.execute("select * from imgsearch.similar(7)").fetchall()) == 10
+            reader.commit()
+            assert built.result() is not None
+        assert connection.execute(FORMER).fetchone() == (False,)
+
+
+def test_who_reads_for_too_long_leaves_the_former_table_to_the_next_ingest(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, vectors = live(connection), clustered(ALL, DIM)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    monkeypatch.setattr(aside, "SECONDS_TO_READ", 0)
+    with reading_before_the_swap(url, monkeypatch) as reader:
+        assert aside.finish(connection, model, HOW) is not None
         assert len(reader.execute("select * from imgsearch.similar(7)").fetchall()) == 10
+        told = [one.mend for one in check(connection) if "_old" in one.what]
+        assert told == ["drop table imgsearch.embeddings_1_old"]
+        assert not aside.drop_former(connection, model, seconds=0)
         reader.commit()
-        assert built.result() is not None
-    assert connection.execute(former).fetchone() == (False,)
+    finish(url, ["test"], remote=False)
+    assert connection.execute(FORMER).fetchone() == (False,)
 
 
 def test_bits_that_find_too_little_give_way_to_the_method_there_is(connection: Connection) -> None:
