@@ -286,8 +286,7 @@ def open_collection(
         if root is not None and root != found[2] and not root.startswith(found[2].rstrip("/") + "/"):
             raise SourceError(
                 f"collection {wanted} has its root at {found[2] or '(none)'}, and {root} is not below it",
-                hint=f"choose another with --collection, or move it: update imgsearch.collection set root = '...' "  # noqa: S608
-                f"where name = '{wanted}'",
+                hint="choose another with --collection; a new one may take the folder above both",
             )
         return found[0], found[1], found[2]
     row = connection.execute(

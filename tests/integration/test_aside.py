@@ -41,6 +41,14 @@ def live(connection: Connection, method: str = "hnsw") -> StoredModel:
     return store.get_model(connection, "test")
 
 
+def loaded_beside(connection: Connection) -> StoredModel:
+    """A live model, beside whose table the other contents lie."""
+    model = live(connection)
+    aside.begin(connection, model)
+    add_vectors(connection, "embeddings_1_aside", clustered(ALL, DIM)[LIVE:], first=LIVE)
+    return model
+
+
 def count(connection: Connection, table: str) -> int:
     row = connection.execute(sql.SQL("select count(*) from {}").format(sql.Identifier("imgsearch", table))).fetchone()
     assert row is not None
@@ -128,9 +136,7 @@ def test_another_table_takes_the_place_of_a_live_one(
 
 
 def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, vectors = live(connection), clustered(ALL, DIM)
-    aside.begin(connection, model)
-    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    model, vectors = loaded_beside(connection), clustered(ALL, DIM)
     for step in ("_copy", "create", "_swap"):
         with monkeypatch.context() as patch:
 
@@ -172,9 +178,7 @@ def reading_before_the_swap(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_the_former_table_waits_for_those_who_are_about_to_read_it(
     url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, vectors = live(connection), clustered(ALL, DIM)
-    aside.begin(connection, model)
-    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    model = loaded_beside(connection)
     under_way, asked = aside._under_way, threading.Semaphore(0)
 
     def asking(connection: Connection) -> set[str]:
@@ -196,9 +200,7 @@ def test_the_former_table_waits_for_those_who_are_about_to_read_it(
 def test_who_reads_for_too_long_leaves_the_former_table_to_the_next_ingest(
     url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, vectors = live(connection), clustered(ALL, DIM)
-    aside.begin(connection, model)
-    add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
+    model = loaded_beside(connection)
     monkeypatch.setattr(aside, "SECONDS_TO_READ", 0)
     with reading_before_the_swap(url, monkeypatch) as reader:
         assert aside.finish(connection, model, HOW) is not None
