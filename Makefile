@@ -45,8 +45,8 @@ bench: $(VENV)/full
 
 # Freeze sql/ as the functions of the newest revision, and list its tables, from a database of its own.
 bundle: $(VENV)/core
-	$(VENV)/bin/python -m pgimgsearch.database.bundles
-	$(VENV)/bin/python -m pgimgsearch.operations.check > migrations/tables.txt
+	$(VENV)/bin/python -m pgimgsearch.database.functions
+	$(VENV)/bin/python -m pgimgsearch.operations.doctor > migrations/tables.txt
 
 clean:
 	rm -rf $(VENV) dist build benchmarks/results

@@ -3,8 +3,10 @@
 import time
 
 from benchmarks.harness import add_images, add_model, add_vectors, copy_vectors, fresh_database, lifelike, report, sized
-from pgimgsearch.database import aside, index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.memory import machine_memory
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import shadow_table as aside
 
 ROWS, NEW, TRIED, DIM = sized(100_000), sized(30_000), sized(3_000), 768
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from pgimgsearch.database import programs
-from pgimgsearch.models.lanes import cores
+from pgimgsearch.database import embedded_programs as programs
+from pgimgsearch.models.runtime.cpu_parallel import cores
 
 CLIENTS, SECONDS = (1, cores(), 16), 8
 SEARCH = "\\set id random(1, {rows})\nselect * from imgsearch.similar(:id);\n"

@@ -19,9 +19,11 @@ from benchmarks.harness import fresh_database, peer_python, report, run_peer
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.duplicates import calibrate
 from pgimgsearch.duplicates.find import find
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register, run, scan
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.sources import source as scan
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KNOWN, SEARCHED, EDITED = 1200, 600, 60  # photos to measure on, photos to search, and those of them that are edited

@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.duplicates.edits import ALL
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import evaluate
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LARGEST = 480  # pixels of the longer side: models see less

@@ -22,10 +22,10 @@ from benchmarks.harness import (
     report,
     run_peer,
 )
-from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.indexing import build as index
 
 ROWS, QUARTER, BATCH, PEER_ROWS, DIM, CUT = 100_000, 25_000, 1_000, 20_000, 768, 0.95
 CHECKED = 4_000  # rows whose pairs are compared with NumPy's

@@ -21,14 +21,15 @@ import psycopg
 from PIL import Image
 
 from benchmarks.harness import add_images, add_vectors, clustered, report, times_ms
-from pgimgsearch.database import index, migrate
+from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.memory import machine_memory
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.indexing import build as index
 from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register
-from pgimgsearch.pipeline.loaded import LoadedModel
 from tests.server import dblink
 from tests.server.conftest import PASSWORD, Serving, programs_with_dblink, start_serving
 

@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 from benchmarks import zoo
 from benchmarks.harness import QUICK, fresh_database, kept_peer, peer_python, report
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement, unit
-from pgimgsearch.models.lanes import cores
+from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import opening, run, scan
-from pgimgsearch.pipeline.decode import decode, register_formats
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.decode import decode, register_formats
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MODEL, PHOTOS, ROUNDS = "clip-vit-b-32", 256, 3

@@ -12,9 +12,9 @@ import numpy as np
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report
-from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
+from pgimgsearch.indexing import build as index
 
 ROWS, DIM, K, QUERIES, ROUNDS = 100_000, 768, 10, 60, 3
 SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01, "ten thousandth": 0.0001}

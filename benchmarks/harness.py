@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.models.lanes import cores
-from pgimgsearch.pipeline.copy_in import copy_block
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.url import database_url
+from pgimgsearch.ingest.write import copy_block
+from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"

@@ -6,9 +6,10 @@ import numpy as np
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
-from pgimgsearch.database import index, sizing
-from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.memory import machine_memory
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing.index_names import index_name
 
 ROWS, DIM = sized(50_000), 768
 

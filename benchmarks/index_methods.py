@@ -28,11 +28,14 @@ from benchmarks.harness import (
     sized,
     vectorscale_programs,
 )
-from pgimgsearch.database import index, programs, recall, store
+from pgimgsearch.database import embedded_programs as programs
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.index_names import index_name
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.models.lanes import cores
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import recall
+from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.models.runtime.cpu_parallel import cores
 
 ROWS, DIM, QUERIES = sized(100_000), 768, 200
 EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200], "ivfflat": [1, 5, 20], "diskann": [40, 100, 200]}

@@ -11,7 +11,9 @@ from PIL import Image
 
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
-from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import source as scan
 
 FILES, EARLY = 20_000, 2_000
 

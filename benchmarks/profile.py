@@ -15,17 +15,20 @@ from tempfile import TemporaryDirectory
 from benchmarks import zoo
 from benchmarks.end_to_end import photos
 from benchmarks.harness import fresh_database, peer_python, report, sized
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import opening, run, scan
-from pgimgsearch.pipeline.decode import register_formats
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.decode import register_formats
 
 MODELS, PHOTOS, RATE = ("clip-vit-b-32", "mobilenetv2"), sized(640), 200
 FRAME = re.compile(r"(?P<function>[^;]+) \((?P<file>[^;()]+?)(?::\d+)?\)$")
 # what an ingest is there for: the bound of end_to_end, which libraries do
-WORK = {"pipeline/decode.py": "decoding", "models/preprocess.py": "preparing", "models/lanes.py": "network",
-        "models/torch_encoder.py": "network", "models/network_thread.py": "network", "models/processor.py": "preparing"}  # fmt: skip
+WORK = {"sources/decode.py": "decoding", "models/preprocess.py": "preparing", "models/runtime/cpu_parallel.py": "network",
+        "models/runtime/torch_encoder.py": "network", "models/runtime/torch_thread.py": "network",
+        "models/hf_processor.py": "preparing"}  # fmt: skip
 WAITING = {"threading.py", "queue.py", "selectors.py", "concurrent/futures/thread.py"}  # innermost; they do not run
 LEAST = 0.002
 

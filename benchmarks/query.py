@@ -14,8 +14,9 @@ from benchmarks.harness import (
     sized,
     times_ms,
 )
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.memory import machine_memory
+from pgimgsearch.indexing import build as index
 
 ROWS, DIM, QUERIES, ROUNDS = sized(100_000), 768, 400, 5
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from benchmarks.clients import throughputs
 from benchmarks.harness import add_images, add_model, add_vectors, fresh_database, lifelike, report, times_ms
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.operations import measure, plan
+from pgimgsearch.indexing import build as index
+from pgimgsearch.operations import plan
+from pgimgsearch.operations import plan_rates as measure
 
 PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
 ROUNDING = 1e-3  # of a similarity in half precision

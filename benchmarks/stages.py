@@ -20,12 +20,12 @@ from benchmarks.end_to_end import DATA
 from benchmarks.harness import report, sized
 from pgimgsearch.models import catalog, encoder
 from pgimgsearch.models.encoder import Encoder, Placement, unit
-from pgimgsearch.models.lanes import cores
 from pgimgsearch.models.preprocess import least_side
 from pgimgsearch.models.reference import REFERENCES, Reference
+from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import scan
-from pgimgsearch.pipeline.decode import decode, register_formats, turn_upright
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.decode import decode, register_formats, turn_upright
 
 MODEL, PHOTOS, LARGE, ROUNDS, BATCH = "timm:mobilenetv2_100", sized(320), sized(80), 3, 32
 WEIGHTS = DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors"

@@ -23,10 +23,12 @@ from PIL import Image
 from benchmarks import zoo
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register, run, scan
-from pgimgsearch.pipeline.finish import finish
+from pgimgsearch.sources import source as scan
 
 IMAGES, CLIENTS, A_SECOND, SECONDS_BEFORE = 50_000, 2, 20, 30
 MAX_LOAD = 0.5

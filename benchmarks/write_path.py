@@ -10,13 +10,13 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.harness import add_model, clustered, fresh_database, report, sized
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.session import Session
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.pipeline.copy_in import Writer
-from pgimgsearch.pipeline.decode import PictureFacts
-from pgimgsearch.pipeline.item import Counts, Item
-from pgimgsearch.pipeline.run import FILES_A_CHUNK
-from pgimgsearch.pipeline.scan import ScannedFile
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.reconnect import Session
+from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.run import FILES_A_CHUNK
+from pgimgsearch.ingest.write import Writer
+from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.source import ScannedFile
 
 ROWS, DIM, ROUNDS = sized(20_000), 768, 5
 

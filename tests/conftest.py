@@ -15,11 +15,13 @@ import pytest
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Evaluation, evaluate
-from pgimgsearch.pipeline import register, run, scan
-from pgimgsearch.pipeline.finish import finish
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import source as scan
 from tests.pictures import photo
 
 ROOT = Path(__file__).parent.parent

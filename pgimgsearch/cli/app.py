@@ -10,20 +10,20 @@ from pgimgsearch import __version__
 from pgimgsearch.cli import (
     calibrate,
     cluster,
-    database,
     demo,
     duplicates,
     evaluate,
     index,
     ingest,
     models,
-    operations,
     plan,
     search,
     serve,
     switch,
-    transfer,
 )
+from pgimgsearch.cli import db as database
+from pgimgsearch.cli import export_import as transfer
+from pgimgsearch.cli import status as operations
 from pgimgsearch.cli.terminal import Group, Terminal, hush_libraries, show_error
 from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.settings import Settings, config_path, default_home, read_config

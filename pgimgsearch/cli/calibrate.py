@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TrustOption, terminal_of
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 
 
 def calibrate(
@@ -34,10 +34,10 @@ def calibrate(
 ) -> None:
     """Measure the thresholds for duplicates on your own images, and what they find and miss."""
     from pgimgsearch.duplicates import calibrate as measuring
-    from pgimgsearch.duplicates import plot as drawing
+    from pgimgsearch.duplicates import calibration_report as drawing
+    from pgimgsearch.embeddings import registry as register
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import register
 
     terminal = terminal_of(context)
     wish = measuring.Wish(precision, similar_precision, copies, sample, compared, collection)

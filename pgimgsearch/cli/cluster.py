@@ -6,9 +6,9 @@ import typer
 from psycopg.rows import dict_row
 
 from pgimgsearch.cli.terminal import CollectionOption, ModelOption, terminal_of
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 
 
 def cluster(

@@ -27,12 +27,14 @@ def demo(
 ) -> None:
     """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
     terminal = terminal_of(context)
-    from pgimgsearch.database import text_cache
-    from pgimgsearch.database.address import database_url
+    from pgimgsearch.database import texts as text_cache
     from pgimgsearch.database.connection import connect
+    from pgimgsearch.database.url import database_url
     from pgimgsearch.demo import contact_sheet, pictures, tour
-    from pgimgsearch.pipeline import register, run, scan
-    from pgimgsearch.pipeline.finish import finish
+    from pgimgsearch.embeddings import registry as register
+    from pgimgsearch.indexing.after_load import finish
+    from pgimgsearch.ingest import run
+    from pgimgsearch.sources import source as scan
 
     sheet.touch()  # fails now rather than at the end
     home = terminal.settings.home / "demo"

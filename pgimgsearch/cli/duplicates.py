@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 import typer
 from psycopg.rows import dict_row
 
-from pgimgsearch.cli.finding import How, find_all, thresholds_told, turns_of
+from pgimgsearch.cli.compare_new import How, find_all, thresholds_told, turns_of
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
 app = typer.Typer(invoke_without_command=True, help="Find, judge and put away duplicates.")
@@ -129,7 +129,7 @@ def forget(context: typer.Context, images: ImagesArgument) -> None:
 @app.command()
 def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The folder that --trash named.")]) -> None:
     """Bring back what --apply moved."""
-    from pgimgsearch.duplicates import away
+    from pgimgsearch.duplicates import trash as away
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
@@ -171,7 +171,8 @@ def _show_groups(
 ) -> None:
     from dataclasses import asdict
 
-    from pgimgsearch.duplicates import away, report
+    from pgimgsearch.duplicates import report
+    from pgimgsearch.duplicates import trash as away
     from pgimgsearch.duplicates.groups import groups
 
     found = groups(connection, question)
@@ -193,7 +194,7 @@ def _show_groups(
 
 
 def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
-    from pgimgsearch.duplicates import away
+    from pgimgsearch.duplicates import trash as away
 
     outcomes = []
     with database_url(terminal.settings) as url, connect(url) as connection:

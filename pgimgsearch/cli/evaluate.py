@@ -14,9 +14,9 @@ from pgimgsearch.cli.terminal import (
     template_of,
     terminal_of,
 )
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
 
@@ -85,9 +85,10 @@ def evaluate(
     trust: TrustOption = False,
 ) -> None:
     """Evaluate, show and keep the figures (HELP is what the user reads)."""
-    from pgimgsearch.evaluation import page, run  # NumPy and Pillow
+    from pgimgsearch.evaluation import report as page  # NumPy and Pillow
+    from pgimgsearch.evaluation import run
     from pgimgsearch.evaluation.context import Wish
-    from pgimgsearch.evaluation.require import check, parse
+    from pgimgsearch.evaluation.requirements import check, parse
 
     terminal = terminal_of(context)
     if history and protocol in {None, *BY_NAME}:

@@ -6,13 +6,17 @@ from typing import Annotated, Literal
 import typer
 
 from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
-from pgimgsearch.database import aside, index, index_status, sizing, store
-from pgimgsearch.database import recall as measuring
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect, has_diskann
-from pgimgsearch.database.index_names import index_name
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import InterruptedRun, RecallError
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing import recall as measuring
+from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.index_names import index_name
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]

@@ -25,16 +25,16 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import InterruptedRun, UsageError
 
 if TYPE_CHECKING:
-    from pgimgsearch.pipeline.loaded import LoadedModel
-    from pgimgsearch.pipeline.run import Options, Refine
-    from pgimgsearch.pipeline.scan import Source
+    from pgimgsearch.embeddings.loaded_model import LoadedModel
+    from pgimgsearch.ingest.run import Options, Refine
+    from pgimgsearch.sources.source import Source
 
 
 def ingest(
@@ -120,11 +120,13 @@ def ingest(
     """Embed pictures and store their vectors. A second run does only what is new."""
     terminal = terminal_of(context)
     _check(context.params)
+    from pgimgsearch.embeddings import open_models as opening
+    from pgimgsearch.ingest import dry_run as preview  # Pillow and NumPy
+    from pgimgsearch.ingest import run
+    from pgimgsearch.ingest.run import Options
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import opening, preview, run  # Pillow and NumPy
-    from pgimgsearch.pipeline.run import Options
-    from pgimgsearch.pipeline.sources import named
+    from pgimgsearch.sources.parse import named
 
     found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
     options = Options(
@@ -156,7 +158,7 @@ def ingest(
             options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))
         bring = run.ingest
         if engine == "ray":
-            from pgimgsearch.pipeline import on_ray
+            from pgimgsearch.ingest import ray as on_ray
 
             bring = partial(on_ray.ingest, wish=wish, workers=ray_workers)
         for source, total in zip(found, totals, strict=True):
@@ -177,7 +179,7 @@ def _beside(
     options: "Options", *, wished: bool | None,
 ) -> frozenset[str]:  # fmt: skip
     """The models whose rows go beside the live table."""
-    from pgimgsearch.pipeline import beside
+    from pgimgsearch.ingest import load_target as beside
 
     files = [min(total, options.limit) if total and options.limit else total for total in totals]
     names: set[str] = set()
@@ -232,7 +234,7 @@ def _check(asked: Mapping[str, Any]) -> None:
 def _query(url: str, query: str) -> "Source":
     from psycopg.rows import dict_row
 
-    from pgimgsearch.pipeline.scan import query_source
+    from pgimgsearch.sources.source import query_source
 
     def rows(text: str) -> Iterator[dict[str, object]]:
         with connect(url) as connection, connection.transaction():
@@ -245,7 +247,8 @@ def _query(url: str, query: str) -> "Source":
 
 def _refinements(caption_from: Path | None, metadata: Path | None, group_by: str | None) -> "Refine":
     """Captions, metadata and groups, in the order in which one may need the other."""
-    from pgimgsearch.pipeline import scan, sidecar
+    from pgimgsearch.sources import sidecar
+    from pgimgsearch.sources import source as scan
 
     captions = sidecar.read_sidecar(caption_from) if caption_from else None
     about = sidecar.read_sidecar(metadata) if metadata else None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from pgimgsearch.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from pgimgsearch.pipeline.loaded import LoadedModel
-    from pgimgsearch.pipeline.run import Report
+    from pgimgsearch.embeddings.loaded_model import LoadedModel
+    from pgimgsearch.ingest.run import Report
 
 LONG = 600  # seconds to go after which one wants to know what would be faster
 ENOUGH, ENOUGH_SECONDS = 64, 10  # files and seconds from which a pace can be told
@@ -50,7 +50,7 @@ INDEXED = {
 
 def build_indexes(terminal: Terminal, url: str, names: list[str]) -> None:
     """What is left to do after the load, and what became of it."""
-    from pgimgsearch.pipeline.finish import finish
+    from pgimgsearch.indexing.after_load import finish
 
     remote = bool(terminal.settings.db)
     with terminal.progress("index", None) as bar:
@@ -80,8 +80,8 @@ def tell(terminal: Terminal, report: "Report") -> None:
 
 def tell_binding(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
     """Which stage the others waited for, and what makes it faster."""
-    from pgimgsearch.models import lanes
-    from pgimgsearch.pipeline.binding import binding
+    from pgimgsearch.ingest.bottleneck import binding
+    from pgimgsearch.models.runtime import cpu_parallel as lanes
 
     device = max((model.encoder.device for model in models), key=lanes.passes)  # that of the heavy ones, if any
     if bound := binding(report.stages, report.seconds, workers, lanes.cores(), device):

@@ -19,11 +19,12 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models import catalog, table
+from pgimgsearch.models import catalog
+from pgimgsearch.models import catalog_table as table
 
 LEAST_COSINE = 0.99999
 COMPARED_PICTURES = 64
@@ -128,10 +129,11 @@ def add(
 ) -> None:
     """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
     terminal = terminal_of(context)
+    from pgimgsearch.embeddings import open_models as opening
+    from pgimgsearch.indexing.after_load import finish
+    from pgimgsearch.ingest import dry_run as preview
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import opening, preview
-    from pgimgsearch.pipeline.finish import finish
 
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
@@ -168,8 +170,8 @@ def fetch(
     terminal = terminal_of(context)
     if to is not None and bundle is not None:
         raise UsageError("--to makes a bundle and --from uses one", hint="leave one of them out")
-    from pgimgsearch.models import bundle as bundles
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.models.weights import offline_bundle as bundles
 
     specs = [catalog.resolve(name, Checkpoint(revision=revision)) for name in names]
     rows = []
@@ -195,12 +197,12 @@ def verify(
 ) -> None:
     """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
     terminal = terminal_of(context)
+    from pgimgsearch.embeddings import registry as register
+    from pgimgsearch.ingest.run import Options
     from pgimgsearch.models.encoder import require
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import register
-    from pgimgsearch.pipeline.run import Options
-    from pgimgsearch.pipeline.sample import sample_pictures
-    from pgimgsearch.pipeline.scan import folder_source
+    from pgimgsearch.sources.sample import sample_pictures
+    from pgimgsearch.sources.source import folder_source
 
     with database_url(terminal.settings) as url, connect(url) as connection:
         _, spec = register.look_up(connection, name, Checkpoint(weights, revision))

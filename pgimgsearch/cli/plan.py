@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli.terminal import DeviceOption, ModelOption, TorchDtypeOption, TrustOption, terminal_of
-from pgimgsearch.database.address import database_url
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -29,8 +29,8 @@ def plan(
 ) -> None:
     """Say what so many images will take: disk, memory, hours; measured on this database and device."""
     from pgimgsearch.models.encoder import Placement
-    from pgimgsearch.operations import measure as measuring
     from pgimgsearch.operations import plan as planning
+    from pgimgsearch.operations import plan_rates as measuring
 
     terminal = terminal_of(context)
     count, remote = parse_count(images), bool(terminal.settings.db)

@@ -20,14 +20,15 @@ from pgimgsearch.cli.terminal import (
     template_of,
     terminal_of,
 )
-from pgimgsearch.database import store, text_cache
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from pgimgsearch.pipeline.loaded import LoadedModel
+    from pgimgsearch.embeddings.loaded_model import LoadedModel
 
 Load = Callable[[], "LoadedModel"]  # only where a vector is missing, as it takes seconds
 MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
@@ -129,7 +130,7 @@ def _ask(
 def _ask_with_picture(
     connection: Connection, path: Path, crop: list[int] | None, model: StoredModel, limits: dict[str, Any], load: Load
 ) -> list[dict[str, Any]]:
-    from pgimgsearch.pipeline.query import embed_picture
+    from pgimgsearch.embeddings.embed_query import embed_picture
 
     vector = embed_picture(load(), path, crop)
     return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
@@ -141,7 +142,7 @@ def _ask_with_text(
     """Through the cache; a role that may not write to it asks with the vector itself."""
     missing = model.has_text and bool(text_cache.missing(connection, model, [text], template))
     if missing and not text_cache.can_write(connection):
-        from pgimgsearch.pipeline.loaded import literal
+        from pgimgsearch.embeddings.loaded_model import literal
 
         vector = load().embed_texts([text], template)[0]
         return _ask(connection, "similar_to", literal(vector), model, limits)
@@ -167,9 +168,9 @@ def _cache_missing(connection: Connection, model: StoredModel, texts: list[str],
 
 
 def _load(connection: Connection, model: StoredModel, device: str, *, trust: bool = False) -> "LoadedModel":
+    from pgimgsearch.embeddings import registry as register
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.pipeline import register
 
     return register.open_model(connection, model.name, Checkpoint(trust=trust), Placement(device))
 

@@ -14,7 +14,7 @@ from pgimgsearch.cli.terminal import (
     TrustOption,
     terminal_of,
 )
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 from pgimgsearch.settings import shared_password
 

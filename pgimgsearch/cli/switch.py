@@ -14,9 +14,9 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import store
-from pgimgsearch.database.address import database_url
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
 
 MaxLoadOption = Annotated[
     float, typer.Option(min=0.01, max=1, help="The share of this machine's cores, or of the device, that it may take.")
@@ -84,9 +84,9 @@ def fill(
     dtype: TorchDtypeOption = "auto",
 ) -> None:
     """Embed all stored images that a model has no vector of, from the files that they came from."""
+    from pgimgsearch.ingest.backfill import fill_stored
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
-    from pgimgsearch.operations.fill import fill_stored
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, terminal.progress(f"fill {name}", None) as bar:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from pgimgsearch.database.bundles import head_revision, known_revisions
+from pgimgsearch.database.functions import head_revision, known_revisions
 from pgimgsearch.errors import (
     DatabaseError,
     DiskFullError,

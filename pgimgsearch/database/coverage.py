@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from psycopg.rows import class_row
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from pgimgsearch.database import programs
+from pgimgsearch.database import embedded_programs as programs
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.errors import DatabaseError, DiskFullError
 

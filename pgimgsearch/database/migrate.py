@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 
-from pgimgsearch.database.bundles import functions_of, head_revision, known_revisions, signatures
 from pgimgsearch.database.connection import (
     Connection,
     check_server,
@@ -22,6 +21,7 @@ from pgimgsearch.database.connection import (
     translated_errors,
     vector_schema,
 )
+from pgimgsearch.database.functions import functions_of, head_revision, known_revisions, signatures
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import package_folder
 

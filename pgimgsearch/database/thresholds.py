@@ -8,7 +8,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 
 
 @dataclass(frozen=True, slots=True)

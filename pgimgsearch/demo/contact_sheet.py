@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgimgsearch.pipeline.thumbnail import data_address
+from pgimgsearch.reports.thumbnail import data_address
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from pgimgsearch.database import thresholds
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.duplicates import measure, trial
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.duplicates import calibration_data as trial
+from pgimgsearch.duplicates import thresholds as measure
+from pgimgsearch.duplicates.calibration_data import Progress
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
-from pgimgsearch.duplicates.measure import Negatives, Similarities, Threshold
-from pgimgsearch.duplicates.trial import Progress
+from pgimgsearch.duplicates.thresholds import Negatives, Similarities, Threshold
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError
-from pgimgsearch.pipeline.loaded import LoadedModel
 
 CHECKED, RARE = 250, 0.02  # of the hardest pairs, whether they are copies that nobody marked; until hardly any is
 LEAST_PICTURES = 20

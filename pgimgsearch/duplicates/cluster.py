@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.duplicates.trial import Progress, pictures
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.duplicates.calibration_data import Progress, pictures
+from pgimgsearch.embeddings.read_vectors import read_vectors
+from pgimgsearch.embeddings.similarity import similarity, unit_rows
 from pgimgsearch.errors import ModelError
-from pgimgsearch.pipeline.copy_out import read_vectors
-from pgimgsearch.pipeline.likeness import similarity, unit_rows
 
 FEW = 20_000  # vectors that are compared with all, which takes seconds
 BLOCK = 500

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg_pool import ConnectionPool
 
-from pgimgsearch.database import store
+from pgimgsearch.concurrency import ordered_map, stop_signals
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
-from pgimgsearch.database.store import StoredModel
-from pgimgsearch.duplicates import remember
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.duplicates import pairs as remember
+from pgimgsearch.embeddings.matmul import CpuProducts, hold, settle_device
+from pgimgsearch.embeddings.read_vectors import read_vectors
+from pgimgsearch.embeddings.similarity import product, similarity, unit_rows
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.products import CpuProducts, hold, settle_device
-from pgimgsearch.pipeline.copy_out import read_vectors
-from pgimgsearch.pipeline.likeness import product, similarity, unit_rows
-from pgimgsearch.pipeline.stages import ordered_map, stop_signals
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
 FEW = 2000  # new contents for which no other way pays

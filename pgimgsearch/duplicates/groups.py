@@ -7,7 +7,7 @@ from typing import Any
 from psycopg.rows import class_row, dict_row
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.pipeline.scan import location_of
+from pgimgsearch.sources.source import location_of
 
 
 @dataclass(frozen=True, slots=True)

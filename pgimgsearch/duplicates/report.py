@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgimgsearch.duplicates.groups import Member
-from pgimgsearch.pipeline.decode import register_formats
-from pgimgsearch.pipeline.page import html_page
-from pgimgsearch.pipeline.scan import is_url
-from pgimgsearch.pipeline.thumbnail import data_address
+from pgimgsearch.reports.html import html_page
+from pgimgsearch.reports.thumbnail import data_address
+from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.source import is_url
 
 GROUPS_A_PAGE = 50
 MEMBERS_SHOWN = 60  # of one group; the others are counted

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.evaluation.notes import Notes
-from pgimgsearch.pipeline.rows import json_row, read_text
+from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.sources.rows import json_row, read_text
 
 PICTURE = ("path", "url", "image", "image_name", "file_name", "filename")
 TEXT = ("caption", "captions", "comment", "text", "sentence", "title")

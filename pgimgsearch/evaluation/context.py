@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
-from pgimgsearch.evaluation import pictures
+from pgimgsearch.evaluation import images as pictures
+from pgimgsearch.evaluation.images import Bringer, Picture
 from pgimgsearch.evaluation.metrics import Curve, Measure
-from pgimgsearch.evaluation.notes import Notes
-from pgimgsearch.evaluation.pictures import Bringer, Picture
 from pgimgsearch.evaluation.ranking import Columns, Progress
+from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.ingest import dry_run as preview
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import preview, register
-from pgimgsearch.pipeline.decode import register_formats
-from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.pipeline.scan import folder_source, list_source
+from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.source import folder_source, list_source
 
 MOST_LACKING = 0.05  # of the pictures; a comparison without more of them says nothing of the whole
 COMPARISONS, LEAST_QUESTIONS = 2_500_000_000, 1000  # some minutes: 50,000 questions to 50,000 answers, or fewer to more

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation.context import Wish
-from pgimgsearch.pipeline.rows import read_text
+from pgimgsearch.sources.rows import read_text
 
 REFERENCES = ("references", "reference", "reference_images")
 QUERIES = ("queries", "query", "query_images", "dev_queries", "test_queries", "final_queries")

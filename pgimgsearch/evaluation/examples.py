@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.evaluation.context import Example, Shown
-from pgimgsearch.evaluation.pictures import Picture
+from pgimgsearch.evaluation.images import Picture
 from pgimgsearch.evaluation.ranking import Columns, Ranked
 
 SHOWN, ANSWERS, MISSED = 6, 6, 2

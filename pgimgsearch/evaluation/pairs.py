@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
-from pgimgsearch.evaluation import examples, pictures
+from pgimgsearch.evaluation import examples
+from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.context import Context, Evaluate, Example, Outcome
+from pgimgsearch.evaluation.images import Picture
 from pgimgsearch.evaluation.metrics import MARGIN, Curve, Predictions, Values, worst_order
-from pgimgsearch.evaluation.names import Names
-from pgimgsearch.evaluation.notes import Notes
-from pgimgsearch.evaluation.pictures import Picture
+from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import SCORES_AT_ONCE, Columns, Vectors, similarities
-from pgimgsearch.pipeline.rows import read_text
+from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.sources.rows import read_text
 
 MOST = 200_000  # pairs held below the threshold, for the curves
 HEADER = {"path", "path_a", "path_b", "image", "image_a", "image_b", "a", "b", "file", "group"}

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.pipeline.likeness import similarity
+from pgimgsearch.embeddings.similarity import similarity
 
 DECIMALS = 6  # of a similarity; beyond, products in float32 depend on the order of summation, and equal vectors differ
 SCORES_AT_ONCE = 1 << 25  # 128 MB

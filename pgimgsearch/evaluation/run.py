@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.evaluation import copies, history, intervals
+from pgimgsearch.evaluation import copy_detection as copies
+from pgimgsearch.evaluation import history, intervals
 from pgimgsearch.evaluation.context import Context, Outcome, Wish
+from pgimgsearch.evaluation.images import Bringer, Tell
 from pgimgsearch.evaluation.intervals import Figure
-from pgimgsearch.evaluation.notes import Notes
-from pgimgsearch.evaluation.pictures import Bringer, Tell
 from pgimgsearch.evaluation.protocols import Protocol
 from pgimgsearch.evaluation.ranking import Progress
+from pgimgsearch.evaluation.warnings import Notes
 
 TIMED = 20  # queries, after one that is not
 WITHOUT_NETWORK = {"palette", "pdq"}  # all of their work is done while a picture is prepared

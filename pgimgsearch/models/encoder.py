@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.network_thread import in_network_thread
+from pgimgsearch.models.runtime.torch_thread import in_network_thread
 from pgimgsearch.models.spec import ModelSpec
 
 # backend -> (module of ours, the package it needs, the extra that brings it)
@@ -92,7 +92,7 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     backend = importlib.import_module(BACKENDS[spec.backend][0])
     encoder: Encoder
     if spec.backend in TORCH_BACKENDS:
-        from pgimgsearch.models.replicas import on_gpus
+        from pgimgsearch.models.runtime.multi_gpu import on_gpus
 
         encoder = on_gpus(lambda device: backend.load(spec, replace(settled, device=device)), settled.device)
     else:
@@ -100,7 +100,7 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     check_outputs(spec, encoder)
     if not exported:
         return encoder
-    from pgimgsearch.models import export
+    from pgimgsearch.models.runtime import onnx_export as export
 
     return export.on_onnx_runtime(encoder, placement)  # type: ignore[arg-type]
 

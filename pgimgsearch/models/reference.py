@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.models import encoder, files
+from pgimgsearch.models import encoder
 from pgimgsearch.models.canary import pictures as drawn
 from pgimgsearch.models.encoder import Encoder, unit
 from pgimgsearch.models.spec import ModelSpec
+from pgimgsearch.models.weights import download as files
 
 Images = Sequence[Image.Image]
 TEXTS = ("a red dress", "A photo of TWO dogs, running!", "ein grünes Fahrrad", "猫")

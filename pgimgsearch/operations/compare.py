@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgimgsearch.database import index_status, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import DriftError, ModelError, UsageError
 from pgimgsearch.evaluation.context import Wish as Asked
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Result, evaluate, images_per_second, query_ms
-from pgimgsearch.operations import neighbours, side_by_side
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.operations import comparison_report as side_by_side
+from pgimgsearch.operations import neighbour_overlap as neighbours
 
 Tell = Callable[[str], None]
 Progress = Callable[[int, int | None], None]

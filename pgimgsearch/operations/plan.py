@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pgimgsearch.database.sizing import (
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.indexing.methods import (  # fmt: skip
     ITEM,
     PAGE,
     PAGE_HEAD,
@@ -13,8 +14,7 @@ from pgimgsearch.database.sizing import (
     method_of,
     suitable,
     vector_bytes,
-)  # fmt: skip
-from pgimgsearch.database.store import StoredModel
+)
 
 ROW_HEAD, KEY = 24, 8
 ENTRY = 20  # of a B-tree over a bigint, with the room it leaves

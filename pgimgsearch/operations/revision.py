@@ -11,7 +11,8 @@ from alembic.operations.ops import DowngradeOps, MigrateOperation, UpgradeOps
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError, rev_id
 
-from pgimgsearch.database import coverage, store
+from pgimgsearch.database import coverage
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.operations.alembic import (

@@ -9,18 +9,26 @@ from pathlib import Path
 import psycopg
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
-from pgimgsearch.database import index, index_status, locks, sizing, store, text_cache
+from pgimgsearch.database import locks
+from pgimgsearch.database import models as store
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.coverage import Coverage
-from pgimgsearch.database.recall import sample_for
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import TEXTS_AT_ONCE, LoadedModel
 from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError, UsageError
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.recall import sample_for
+from pgimgsearch.ingest import run
+from pgimgsearch.ingest.backfill import Progress, fill, still_lacking
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import neighbours, side_by_side
-from pgimgsearch.operations.fill import Progress, fill, still_lacking
-from pgimgsearch.pipeline import opening, register, run
-from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE, LoadedModel
+from pgimgsearch.operations import comparison_report as side_by_side
+from pgimgsearch.operations import neighbour_overlap as neighbours
 
 Tell = Callable[[str], None]
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.models.batches import Batches
+from pgimgsearch.embeddings.loaded_model import TEXTS_AT_ONCE
 from pgimgsearch.models.encoder import Encoder
-from pgimgsearch.pipeline.loaded import TEXTS_AT_ONCE
-from pgimgsearch.server.refusals import Busy
+from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.server.errors import Busy
 
 Kind = Literal["text", "picture"]
 Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)

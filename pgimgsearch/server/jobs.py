@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from fastapi import UploadFile
 
-from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.server.refusals import Busy, Refusal, refusal_of
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.server.errors import Busy, Refusal, refusal_of
 from pgimgsearch.server.service import Service
 
 MOST_JOBS = 8  # unfinished

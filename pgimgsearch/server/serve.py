@@ -11,19 +11,20 @@ from pathlib import Path
 
 import uvicorn
 
-from pgimgsearch.database import store, text_cache
+from pgimgsearch.database import models as store
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import connect
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.lanes import cores
+from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register
-from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.server.http import application
+from pgimgsearch.server.http_api import application
 from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.pg_server import Wire
 from pgimgsearch.server.service import Service
-from pgimgsearch.server.text_cache import TextCache
-from pgimgsearch.server.wire import Wire
+from pgimgsearch.server.text_cache_writer import TextCache
 
 
 @dataclass(frozen=True, slots=True)

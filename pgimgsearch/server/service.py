@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgimgsearch.embeddings.embed_query import Crop, upright
+from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.errors import UsageError
+from pgimgsearch.ingest.run import Options
 from pgimgsearch.models.encoder import SkippedPicture
-from pgimgsearch.pipeline.decode import limit_pixels, register_formats
-from pgimgsearch.pipeline.loaded import LoadedModel, why_not
-from pgimgsearch.pipeline.query import Crop, upright
-from pgimgsearch.pipeline.run import Options
 from pgimgsearch.server.batcher import MOST_WAITING, Batcher
+from pgimgsearch.server.errors import BadPicture, NotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
-from pgimgsearch.server.refusals import BadPicture, NotServed, Refusal
-from pgimgsearch.server.text_cache import TextCache
+from pgimgsearch.server.text_cache_writer import TextCache
+from pgimgsearch.sources.decode import limit_pixels, register_formats
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._picture_answer

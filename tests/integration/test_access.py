@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.indexing import build as index
 
 
 @pytest.fixture

@@ -14,14 +14,20 @@ import pytest
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import aside, index, index_status, locks, store
+from pgimgsearch.database import locks
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.session import Session
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.reconnect import Session
 from pgimgsearch.errors import BusyError, ModelError, RecallError
-from pgimgsearch.operations.check import check
-from pgimgsearch.pipeline import beside, run, scan
-from pgimgsearch.pipeline.finish import finish
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.ingest import load_target as beside
+from pgimgsearch.ingest import run
+from pgimgsearch.operations.doctor import check
+from pgimgsearch.sources import source as scan
 from tests.integration.test_index_methods import found_share
 from tests.pictures import photo
 
@@ -320,7 +326,7 @@ def test_an_ingest_beside_is_seen_at_its_end(
 
 
 def run_model(opened: Connection, name: str) -> Any:
-    from pgimgsearch.pipeline import register
+    from pgimgsearch.embeddings import registry as register
 
     return register.open_model(opened, name)
 

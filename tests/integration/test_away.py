@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.duplicates import away
+from pgimgsearch.duplicates import trash as away
 from pgimgsearch.duplicates.groups import Question, groups
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from tests.pictures import photo

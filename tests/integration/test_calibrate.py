@@ -11,9 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from benchmarks.copies import EDITS  # of other strengths than those that thresholds are measured with
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import source as scan
 from tests.pictures import photo
 
 

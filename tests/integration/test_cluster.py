@@ -10,9 +10,10 @@ import pytest
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import cluster
+from pgimgsearch.indexing import build as index
 from tests.integration.test_duplicate_pairs import fill
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.duplicates import away
+from pgimgsearch.duplicates import trash as away
 from pgimgsearch.duplicates.groups import Question
 from pgimgsearch.duplicates.groups import groups as duplicate_groups
-from pgimgsearch.pipeline.decode import register_formats
+from pgimgsearch.sources.decode import register_formats
 from tests.pictures import photo
 
 

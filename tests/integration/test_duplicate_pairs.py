@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.indexing import build as index
 
 Pairs = set[tuple[int, int]]
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pgimgsearch.database.embedded import Embedded
-from pgimgsearch.database.programs import binaries
+from pgimgsearch.database.embedded_programs import binaries
 from pgimgsearch.errors import DatabaseError
 
 

@@ -20,14 +20,16 @@ from psycopg.types.json import Jsonb
 
 from benchmarks import disc21
 from benchmarks.harness import add_images, add_model, add_vectors
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import InterruptedRun, ModelError, PgImgSearchError, SourceError, UsageError
-from pgimgsearch.evaluation import pictures
+from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.context import Wish
 from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
 from pgimgsearch.evaluation.run import evaluate, summary
-from pgimgsearch.pipeline import run, sidecar
+from pgimgsearch.indexing import build as index
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import sidecar
 from tests import independent
 from tests.conftest import Evaluate, judge_at, values
 from tests.pictures import photo

@@ -8,11 +8,12 @@ import pytest
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, clustered
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import find
+from pgimgsearch.embeddings.matmul import CpuProducts, TorchProducts
 from pgimgsearch.errors import DatabaseError, ModelError, UsageError
-from pgimgsearch.models.products import CpuProducts, TorchProducts
+from pgimgsearch.indexing import build as index
 from tests.integration.test_duplicate_pairs import exact, fill, reported
 
 VECTORS = clustered(1500, 16)

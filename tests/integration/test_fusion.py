@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.indexing import build as index
 
 ROWS, DIM = 2000, 32
 

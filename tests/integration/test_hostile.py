@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.programs import binaries
+from pgimgsearch.database.embedded_programs import binaries
+from pgimgsearch.indexing import build as index
 
 HOSTILE = [
     "'; drop table imgsearch.image; --",

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index, index_status, recall, sizing, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.index_names import SUFFIXES, index_name
-from pgimgsearch.database.store import StoredModel
+from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import ModelError, RecallError
-from pgimgsearch.operations.check import check
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing import recall
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.index_names import SUFFIXES, index_name
+from pgimgsearch.operations.doctor import check
 
 ROWS, DIM, ASKED = 2500, 256, range(1, 400, 40)
 HOW = index.Build(256)

@@ -19,14 +19,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.session import Session
+from pgimgsearch.database.reconnect import Session
+from pgimgsearch.embeddings.loaded_model import as_column, why_not
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.ingest import dry_run as preview
+from pgimgsearch.ingest import run
+from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.plan import Planner
+from pgimgsearch.ingest.write import copy_block, drop_orphans
 from pgimgsearch.models.encoder import unit
-from pgimgsearch.pipeline import preview, run, scan, sidecar
-from pgimgsearch.pipeline.copy_in import copy_block, drop_orphans
-from pgimgsearch.pipeline.item import Counts, Item
-from pgimgsearch.pipeline.loaded import as_column, why_not
-from pgimgsearch.pipeline.plan import Planner
+from pgimgsearch.sources import sidecar
+from pgimgsearch.sources import source as scan
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.pipeline import register
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from benchmarks.harness import add_images, add_vectors, clustered
 from pgimgsearch.cli.plan import parse_count
-from pgimgsearch.database import index, sizing
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import UsageError
-from pgimgsearch.operations import measure, plan
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.operations import plan
+from pgimgsearch.operations import plan_rates as measure
 
 RATES = plan.Rates(2000, 1800, 700, 10_000, 2.0, 50.0, {})
 BIG = 64e9

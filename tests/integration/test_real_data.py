@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from pgimgsearch.database import text_cache
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.pipeline import register, run, scan
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import source as scan
 from tests.conftest import Evaluate, values
 
 TINY = "open_clip:openclip-mbv2-tiny"

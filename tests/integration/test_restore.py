@@ -10,11 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import index, sizing, store, text_cache
+from pgimgsearch.database import models as store
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
-from pgimgsearch.database.programs import binaries
-from pgimgsearch.pipeline import register
+from pgimgsearch.database.embedded_programs import binaries
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
 from tests.conftest import ROOT
 from tests.unit.test_docs import blocks
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index, store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.index_names import index_name
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.index_names import index_name
 
 ROWS, DIM = 3000, 32
 

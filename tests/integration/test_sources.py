@@ -16,8 +16,12 @@ from pyarrow import parquet
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.pipeline import fetch, remote, run, scan, shards
-from pgimgsearch.pipeline.sources import named
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import object_store as remote
+from pgimgsearch.sources import read as fetch
+from pgimgsearch.sources import shards
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.parse import named
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]

@@ -13,9 +13,13 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import coverage, index, locks, store, text_cache
+from pgimgsearch.database import coverage, locks
+from pgimgsearch.database import models as store
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.coverage import Coverage
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import (
     BusyError,
     DatabaseError,
@@ -25,10 +29,14 @@ from pgimgsearch.errors import (
     ModelError,
     UsageError,
 )
+from pgimgsearch.indexing import build as index
+from pgimgsearch.ingest import backfill as fill
+from pgimgsearch.ingest import keep
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import compare, fill, keep, switch
-from pgimgsearch.pipeline import opening, register, scan, sidecar
+from pgimgsearch.operations import compare, switch
+from pgimgsearch.sources import sidecar
+from pgimgsearch.sources import source as scan
 from tests.conftest import judge_at, values
 from tests.pictures import photo
 

@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import text_cache
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.models.backends.palette import COLOURS
-from pgimgsearch.pipeline import register
 
 
 @pytest.fixture

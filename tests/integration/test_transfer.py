@@ -10,11 +10,11 @@ import pytest
 from psycopg import sql
 from pyarrow import parquet
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DriftError, SourceError, UsageError
-from pgimgsearch.operations import transfer
-from pgimgsearch.pipeline import run
+from pgimgsearch.ingest import run
+from pgimgsearch.operations import export_import as transfer
 from tests.conftest import clone
 from tests.pictures import photo
 

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.duplicates.turns import BOTH, MIRRORED, ROTATED, turns_of
+from pgimgsearch.duplicates.transforms import BOTH, MIRRORED, ROTATED, turns_of
 from tests.pictures import photo
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations.fill import fill_stored
 from tests.conftest import ROOT
 from tests.pictures import photo
 

@@ -10,10 +10,14 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import aside, bundles, index, migrate, store
+from pgimgsearch.database import functions as bundles
+from pgimgsearch.database import migrate
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
-from pgimgsearch.operations.check import check, listed
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.operations.doctor import check, listed
 from pgimgsearch.settings import package_folder
 
 # Everything of the catalogs that makes our schema what it is, in a form that two databases share.

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pgimgsearch.cli.app import app
-from pgimgsearch.pipeline.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
 from tests.pictures import photo
 
 KINDS = {

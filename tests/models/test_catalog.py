@@ -9,13 +9,14 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg
 
 from benchmarks import zoo
-from pgimgsearch.models import catalog, encoder, families, table
+from pgimgsearch.models import catalog, encoder, families
+from pgimgsearch.models import catalog_table as table
 from pgimgsearch.models.backends import imagebind
 from pgimgsearch.models.backends import open_clip as open_clip_backend
 from pgimgsearch.models.backends import sscd as sscd_backend
 from pgimgsearch.models.backends import timm as timm_backend
 from pgimgsearch.models.backends import transformers as transformers_backend
-from pgimgsearch.models.processor import preprocess_of
+from pgimgsearch.models.hf_processor import preprocess_of
 from pgimgsearch.models.spec import ModelSpec
 
 ROWS = {spec.name: spec for spec in catalog.CATALOG}
@@ -70,7 +71,7 @@ def test_every_system_has_a_row() -> None:
 
 def test_the_table_of_the_documents_is_that_of_the_catalog() -> None:
     document = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-    assert table.insert(document) == document, "run: python -m pgimgsearch.models.table"
+    assert table.insert(document) == document, "run: python -m pgimgsearch.models.catalog_table"
 
 
 def test_no_row_is_without_a_proof() -> None:

@@ -127,7 +127,7 @@ def test_a_tag_brings_its_activation_and_preprocessing(
     torch.manual_seed(0)
     network = open_clip.create_model("Tiny", force_quick_gelu=True)
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    monkeypatch.setattr("pgimgsearch.models.files.download", lambda _: tmp_path)
+    monkeypatch.setattr("pgimgsearch.models.weights.download.download", lambda _: tmp_path)
     ours = encoder.load(catalog.resolve("open_clip:Tiny/some_tag"), CPU)
     how = open_clip.image_transform(64, is_train=False, mean=tag["mean"], std=tag["std"], resize_mode="squash",
                                     interpolation="bilinear")  # fmt: skip

@@ -66,7 +66,7 @@ def test_fetch_takes_what_is_needed_and_no_more(online: Run, hub: Hub) -> None:
 
 def test_an_interrupted_address_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     from pgimgsearch.errors import ModelError
-    from pgimgsearch.models import files
+    from pgimgsearch.models.weights import download as files
 
     (hub.root / "weights.bin").write_bytes(bytes(range(256)) * 20_000)
     origin = files.Origin(f"{hub.address}/weights.bin")

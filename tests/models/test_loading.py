@@ -77,7 +77,7 @@ def test_what_cannot_be_fetched_is_said(name: str, message: str, hint: str, monk
 def test_a_gated_model_names_the_open_one() -> None:
     from huggingface_hub.errors import GatedRepoError
 
-    from pgimgsearch.models.weights import loading
+    from pgimgsearch.models.weights.load_state import loading
 
     class Answer:
         status_code, headers, text, request = 403, {"x-request-id": "1"}, "", None
@@ -92,7 +92,7 @@ def test_what_a_library_only_warns_of_is_an_error() -> None:
     import logging
     import warnings
 
-    from pgimgsearch.models.weights import loading
+    from pgimgsearch.models.weights.load_state import loading
 
     with (
         pytest.raises(ModelError, match="gave a warning: QuickGELU mismatch"),
@@ -174,7 +174,7 @@ def test_preprocessing_is_said_only_where_the_checkpoint_does_not(tmp_path: Path
 @pytest.mark.parametrize("setting", [{"include_top": True}, {"do_pad": True}, {"do_resize": False}])
 def test_a_processor_that_does_more_or_less_than_ours_is_refused(setting: dict[str, bool]) -> None:
     from benchmarks import zoo
-    from pgimgsearch.models.processor import preprocess_of
+    from pgimgsearch.models.hf_processor import preprocess_of
 
     settings = zoo.processor_of(catalog.resolve("clip-vit-b-32"))
     assert preprocess_of(settings).size == (224, 224)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgimgsearch.models import catalog, encoder, lanes
+from pgimgsearch.models import catalog, encoder
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.network_thread import in_network_thread
-from pgimgsearch.models.torch_encoder import TorchEncoder
+from pgimgsearch.models.runtime import cpu_parallel as lanes
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+from pgimgsearch.models.runtime.torch_thread import in_network_thread
 from tests.models.tiny import save, tiny
 
 

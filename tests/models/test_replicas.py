@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pgimgsearch.models import catalog, encoder, replicas
-from pgimgsearch.models.batches import Batches
+from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models.runtime import multi_gpu as replicas
+from pgimgsearch.models.runtime.batches import Batches
 from tests.models.tiny import save, tiny
 
 

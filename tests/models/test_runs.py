@@ -11,16 +11,19 @@ import psycopg
 import pytest
 import torch
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import DriftError, ModelError
+from pgimgsearch.ingest import run
 from pgimgsearch.models import canary, catalog, encoder, reduction
-from pgimgsearch.models.batches import Batches, find_size
 from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.runtime.batches import Batches, find_size
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import revision
-from pgimgsearch.pipeline import opening, register, run, scan
-from pgimgsearch.pipeline.decode import decode
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.decode import decode
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -233,7 +236,7 @@ def test_an_exported_network_that_is_another_is_refused(
     url: str, connection: Connection, clip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGIMGSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pgimgsearch.models.export.LEAST_COSINE", 1.1)
+    monkeypatch.setattr("pgimgsearch.models.runtime.onnx_export.LEAST_COSINE", 1.1)
     wish = opening.Wish([clip], placement=Placement("cpu", "int8", "onnx"))
     with pytest.raises(ModelError, match="is not the same model: cosine 0"):
         opening.open_models(url, wish, [scan.folder_source(photos)], run.Options())

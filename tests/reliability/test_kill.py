@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgimgsearch.pipeline.item import OUTCOMES
+from pgimgsearch.ingest.item import OUTCOMES
 from tests.pictures import photo
 
 FILES = 3000

@@ -7,11 +7,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import migrate, session
+from pgimgsearch.database import migrate
+from pgimgsearch.database import reconnect as session
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import DatabaseError
-from pgimgsearch.pipeline import register, run, scan
-from pgimgsearch.pipeline.item import OUTCOMES
+from pgimgsearch.ingest import run
+from pgimgsearch.ingest.item import OUTCOMES
+from pgimgsearch.sources import source as scan
 from tests import pictures
 from tests.reliability.mortal import mortal_server
 

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import index
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.indexing import build as index
 
 pytestmark = pytest.mark.slow
 

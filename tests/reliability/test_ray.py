@@ -11,9 +11,14 @@ from psycopg import sql
 
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import UsageError
-from pgimgsearch.pipeline import on_ray, opening, register, run, scan, shards
-from pgimgsearch.pipeline.item import OUTCOMES
+from pgimgsearch.ingest import ray as on_ray
+from pgimgsearch.ingest import run
+from pgimgsearch.ingest.item import OUTCOMES
+from pgimgsearch.sources import shards
+from pgimgsearch.sources import source as scan
 from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.pictures import photo

@@ -14,14 +14,17 @@ import numpy as np
 import psycopg
 import pytest
 
-from pgimgsearch.database import store
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.ingest import backfill as fill
+from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import fill
-from pgimgsearch.pipeline import fetch, register, run, scan
-from pgimgsearch.pipeline.decode import decode
-from pgimgsearch.pipeline.finish import finish
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.sources import read as fetch
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.decode import decode
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import migrate, programs
+from pgimgsearch.database import embedded_programs as programs
+from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.models.backends.palette import COLOURS

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.database.connection import connect
-from pgimgsearch.pipeline import register
-from pgimgsearch.pipeline.loaded import LoadedModel
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.pg_server import Wire
 from pgimgsearch.server.serve import _bound
 from pgimgsearch.server.service import Service
-from pgimgsearch.server.wire import Wire
 from tests.server.conftest import PASSWORD
 
 

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from pgimgsearch.database import text_cache
+from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.programs import binaries
-from pgimgsearch.pipeline import register, run, scan, sidecar
-from pgimgsearch.pipeline.finish import finish
+from pgimgsearch.database.embedded_programs import binaries
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.ingest import run
+from pgimgsearch.sources import sidecar
+from pgimgsearch.sources import source as scan
 from tests.conftest import judge_at
 from tests.pictures import photo
 from tests.server.conftest import PASSWORD, start_serving

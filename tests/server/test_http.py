@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings import registry as register
 from pgimgsearch.models.backends.palette import COLOURS
-from pgimgsearch.pipeline import register
 from pgimgsearch.server.jobs import MOST_JOBS, Jobs
 from tests.server.conftest import PASSWORD, Serving
 from tests.server.held import until

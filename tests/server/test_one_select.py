@@ -286,7 +286,7 @@ def test_a_database_in_another_encoding(
 ) -> None:
     from pgimgsearch.database import migrate
     from pgimgsearch.database.connection import connect
-    from pgimgsearch.pipeline import register
+    from pgimgsearch.embeddings import registry as register
 
     admin.execute("create database latin owner pgimgsearch encoding 'LATIN1' locale 'C' template template0")
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import programs
+from pgimgsearch.database import embedded_programs as programs
 from pgimgsearch.database.connection import Connection
 from tests.server.conftest import Serving, programs_with_dblink
 from tests.server.held import until

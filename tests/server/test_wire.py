@@ -14,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.models import catalog, encoder
-from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.server import protocol, scram
+from pgimgsearch.server import pg_protocol as protocol
+from pgimgsearch.server import scram
 from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.pg_server import Wire
 from pgimgsearch.server.serve import Doors
 from pgimgsearch.server.service import Service
-from pgimgsearch.server.wire import Wire
 from tests.server.conftest import PASSWORD
 from tests.server.held import HeldBack, serving, until
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pgimgsearch.pipeline.binding import binding
-from pgimgsearch.pipeline.stages import Stage
+from pgimgsearch.concurrency import Stage
+from pgimgsearch.ingest.bottleneck import binding
 
 
 @pytest.mark.parametrize(

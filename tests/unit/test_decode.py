@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgimgsearch.pipeline.decode import TooManyPixels, decode, register_formats
+from pgimgsearch.sources.decode import TooManyPixels, decode, register_formats
 
 LIMIT = 10_000_000
 

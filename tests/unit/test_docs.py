@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from pgimgsearch.cli.app import app
-from pgimgsearch.database.bundles import current_functions, signatures
+from pgimgsearch.database.functions import current_functions, signatures
 from pgimgsearch.evaluation.protocols import FIGURES, PROTOCOLS
 
 ROOT = Path(__file__).parents[2]

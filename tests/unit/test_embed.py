@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pgimgsearch.pipeline.embed import embed
-from pgimgsearch.pipeline.item import Item
-from pgimgsearch.pipeline.loaded import LoadedModel
-from pgimgsearch.pipeline.scan import ScannedFile
-from pgimgsearch.pipeline.stages import Stopwatch
+from pgimgsearch.concurrency import Stopwatch
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.ingest.embed import embed
+from pgimgsearch.ingest.item import Item
+from pgimgsearch.sources.source import ScannedFile
 
 PICTURES, BATCH, FITTING = 41, 8, 3
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pgimgsearch.models import lanes
+from pgimgsearch.models.runtime import cpu_parallel as lanes
 
 
 @given(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgimgsearch.duplicates.measure import Negatives, recalls, threshold, upper
+from pgimgsearch.duplicates.thresholds import Negatives, recalls, threshold, upper
 from pgimgsearch.errors import ModelError
 
 NUMBERS = st.lists(st.floats(0, 1), min_size=1, max_size=200)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgimgsearch.operations.pace import Pace
+from pgimgsearch.ingest.throttle import Pace
 
 
 class Machine:
@@ -19,7 +19,7 @@ class Machine:
         self.stopped = threading.Event()
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.cpu)
-        monkeypatch.setattr("pgimgsearch.operations.pace.cores", lambda: cores)
+        monkeypatch.setattr("pgimgsearch.ingest.throttle.cores", lambda: cores)
         monkeypatch.setattr(self.stopped, "wait", self.wait)
 
     def wait(self, seconds: float) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgimgsearch.pipeline.decode import BYTES_A_PIXEL, decode
-from pgimgsearch.pipeline.room import Room
+from pgimgsearch.sources.decode import BYTES_A_PIXEL, decode
+from pgimgsearch.sources.memory_budget import Room
 
 SIZE = 10
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.pipeline import scan, sidecar
-from pgimgsearch.pipeline.scan import ScannedFile
+from pgimgsearch.sources import sidecar
+from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import ScannedFile
 from tests.pictures import photo
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgimgsearch.pipeline.stages import batched, ordered_map, prefetch
+from pgimgsearch.concurrency import batched, ordered_map, prefetch
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 6), st.integers(1, 100))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pgimgsearch.errors import RequirementError, SourceError, UsageError
-from pgimgsearch.evaluation import captions, disc21, pairs, require
-from pgimgsearch.evaluation.names import Names
-from pgimgsearch.evaluation.notes import Notes
+from pgimgsearch.evaluation import captions, disc21, pairs
+from pgimgsearch.evaluation import requirements as require
+from pgimgsearch.evaluation.path_matching import Names
+from pgimgsearch.evaluation.warnings import Notes
 
 COCO = {
     "images": [{"id": 7, "file_name": "000007.jpg"}, {"id": 9, "file_name": "000009.jpg"}],

@@ -6,7 +6,8 @@ import psycopg
 import pytest
 
 from benchmarks.harness import vectorscale_programs
-from pgimgsearch.database import migrate, programs
+from pgimgsearch.database import embedded_programs as programs
+from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded import Embedded
 

@@ -10,12 +10,18 @@ from typer.testing import CliRunner
 
 from benchmarks.harness import add_model, add_vectors, clustered
 from pgimgsearch.cli.app import app
-from pgimgsearch.database import aside, index, index_status, migrate, recall, sizing, store
+from pgimgsearch.database import migrate
+from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.index_names import index_name
 from pgimgsearch.errors import ModelError
-from pgimgsearch.operations.check import check
-from pgimgsearch.pipeline.finish import finish
+from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing import recall
+from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.operations.doctor import check
 from tests.integration.test_index_methods import (
     ASKED,
     DIM,

@@ -12,11 +12,11 @@ import open_clip
 import torch
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
-from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
 VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64  # 1280 / 16 and 1024 / 16
 LAYER_NORM_EPS = 1e-6  # open_clip: 1e-5

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
-from pgimgsearch.models.onnx_session import Session
+from pgimgsearch.models.hf_processor import read_processor
 from pgimgsearch.models.preprocess import to_array
-from pgimgsearch.models.processor import read_processor
+from pgimgsearch.models.runtime.onnx_session import Session
 from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.weights import loading
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import loading
 
 VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
 EXPORTS = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")

@@ -9,11 +9,11 @@ from open_clip.factory import load_checkpoint
 from open_clip.pretrained import get_pretrained_cfg
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
-from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
 SAFE, OTHER = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 

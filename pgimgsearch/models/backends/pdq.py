@@ -5,8 +5,8 @@ import pdqhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.models.algorithm import Algorithm
 from pgimgsearch.models.encoder import Placement, SkippedPicture
+from pgimgsearch.models.runtime.weightless import Algorithm
 from pgimgsearch.models.spec import ModelSpec
 
 LONGEST_SIDE = 512  # the hash sees 64 x 64; a larger picture is only slower

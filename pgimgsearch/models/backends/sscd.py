@@ -9,11 +9,11 @@ import torch
 from torchvision.models import resnet50
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
-from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
 GEM_POWER = 3.0
 SMALLEST = 1e-6

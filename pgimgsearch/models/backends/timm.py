@@ -9,11 +9,11 @@ import timm
 from timm.data import resolve_model_data_config
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec, Preprocess
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
-from pgimgsearch.models.weights import load_strictly, loading, read_state_dict
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
 
 def origin(spec: ModelSpec) -> files.Origin:

@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.utils.logging import disable_progress_bar
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import files
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.processor import preprocess_of
+from pgimgsearch.models.hf_processor import preprocess_of
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
-from pgimgsearch.models.torch_encoder import TorchEncoder, Towers
-from pgimgsearch.models.weights import loading
+from pgimgsearch.models.weights import download as files
+from pgimgsearch.models.weights.load_state import loading
 
 disable_progress_bar()  # of reading local files
 

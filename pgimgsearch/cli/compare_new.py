@@ -1,0 +1,124 @@
+"""What ``duplicates`` does before it answers: compare what is new, and say by which thresholds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pgimgsearch.cli.terminal import Terminal
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.thresholds import calibration_of
+from pgimgsearch.errors import InterruptedRun, UsageError
+
+
+def threshold_of(model: StoredModel, threshold: float | None, kinds: list[str] | None) -> float | None:
+    """The threshold that the SQL function will use: the user's, else the model's own for the kinds wanted."""
+    if threshold is not None:
+        return threshold
+    return model.similar if "similar" in (kinds or []) else model.near
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to compare what is new."""
+
+    method: Any
+    device: str
+    workers: int
+    anew: bool
+
+
+def find_all(
+    terminal: Terminal, url: str, models: list[StoredModel], threshold: float | None, kinds: list[str] | None,
+    turns: Any, how: How,
+) -> None:  # fmt: skip
+    """Compare what is new with each model, the first by the threshold wanted, the others by their own.
+
+    A role that may not write, or not see all, asks without.
+    """
+    from pgimgsearch.duplicates import pairs as remember
+
+    for model in models:
+        cut = threshold_of(model, threshold, kinds) if model is models[0] else model.near
+        with connect(url) as connection:
+            remembers = remember.may_remember(connection)
+            if turns and not remembers:
+                raise UsageError("--invariant has to remember pairs", hint="run it as the owner or a writer")
+            if cut is None or not 0 <= cut <= 1 or not remembers:
+                continue  # SQL says what is wrong
+            if how.anew:
+                remember.forget(connection, model)
+        _find_new(terminal, url, model, cut, how)
+        if turns:
+            _find_turned(terminal, url, model, cut, turns, how)
+
+
+def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how: How) -> None:
+    from pgimgsearch.duplicates import find
+
+    with terminal.progress(f"compare ({model.name})", None) as bar:
+        found = find.find(
+            url, model, cut, method=how.method, device=how.device, workers=how.workers, tell=terminal.talk, progress=bar
+        )
+    if found.compared:
+        terminal.talk(
+            f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
+            f"{found.pairs} remembered at {found.threshold:.4g} or more"
+        )
+    if found.interrupted:
+        raise InterruptedRun(hint="run the same command again to go on")
+
+
+def _find_turned(terminal: Terminal, url: str, stored: StoredModel, cut: float, turns: Any, how: How) -> None:
+    """Compare what was not compared turned yet; needs the model and the files."""
+    from pgimgsearch.duplicates import transforms as turning
+    from pgimgsearch.embeddings import registry as register
+    from pgimgsearch.models.encoder import Placement
+
+    with connect(url) as connection:
+        model = register.open_model(connection, stored.name, placement=Placement(how.device))
+    with terminal.progress(f"compare turned ({stored.name})", None) as bar:
+        found = turning.find_turned(url, model, cut, turns, how.workers, bar)
+    if found.compared or found.unreadable:
+        terminal.talk(
+            f"{found.compared} images compared turned, {found.new_pairs} new pairs; {found.unreadable} files could not "
+            "be read"
+        )
+    if found.interrupted:
+        raise InterruptedRun(hint="run the same command again to go on")
+
+
+def turns_of(text: str | None, models: list[str], agree: str) -> Any:
+    """The ways to turn a picture that --invariant names; nothing without."""
+    from pgimgsearch.duplicates import transforms as turns
+
+    if text is None:
+        return {}
+    wanted = {word.strip() for word in text.split(",")}
+    if not wanted or wanted - {"mirror", "rotate"}:
+        raise UsageError(f"--invariant {text} is not known", hint="mirror, rotate, or mirror,rotate")
+    if len(models) > 1 and agree == "all":
+        raise UsageError("--invariant asks one model, and all shall agree", hint="name one --model, or --agree any")
+    return turns.turns_of("mirror" in wanted, "rotate" in wanted)
+
+
+def thresholds_told(
+    connection: Connection, models: list[StoredModel], threshold: float | None, kinds: list[str] | None
+) -> list[str]:
+    """A line for each model: which threshold is used, and whether anybody measured it."""
+    lines = []
+    for model in models:
+        mine = threshold if model is models[0] else None
+        cut = threshold_of(model, mine, kinds if model is models[0] else None)
+        calibrated = calibration_of(connection, model)
+        if mine is not None:
+            said = "as you say"
+        elif calibrated is None:
+            said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
+        else:
+            said = (
+                f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
+                f"on {calibrated.calibrated_at:%Y-%m-%d}"
+            )
+        if cut is not None:
+            lines.append(f"model {model.name}, threshold {cut:.4g}, {said}")
+    return lines

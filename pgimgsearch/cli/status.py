@@ -1,0 +1,64 @@
+"""``stats`` and ``doctor``: what is there, and whether it is well."""
+
+from typing import Annotated
+
+import typer
+from psycopg.rows import dict_row
+
+from pgimgsearch.cli.terminal import TrustOption, terminal_of
+from pgimgsearch.database import models as store
+from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url
+from pgimgsearch.operations import diagnosis
+
+
+def stats(
+    context: typer.Context,
+    exact: Annotated[bool, typer.Option("--exact", help="Count large tables instead of estimating.")] = False,
+) -> None:
+    """Show what each model covers, the collections and the last runs."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url) as connection:
+        models = store.coverage(connection, exact=exact)
+        cursor = connection.cursor(row_factory=dict_row)
+        collections = cursor.execute(
+            "select c.name, c.root, count(i.image_id) as images from imgsearch.collection c "
+            "left join imgsearch.image i using (collection_id) group by c.collection_id order by c.name"
+        ).fetchall()
+        runs = cursor.execute(
+            "select run_id, source, models, status, started_at, ended_at, counts from imgsearch.ingest_run "
+            "order by run_id desc limit 5"
+        ).fetchall()
+    if terminal.settings.json:
+        terminal.show_one({"models": models, "collections": collections, "runs": runs})
+        return
+    terminal.show(models, ["model", "status", "images", "contents", "embedded", "skipped", "failed", "missing"])
+    terminal.write("")
+    terminal.show(collections, ["name", "root", "images"])
+    terminal.write("")
+    terminal.show(runs, ["run_id", "source", "models", "status", "started_at", "ended_at"])
+
+
+def doctor(
+    context: typer.Context,
+    canary: Annotated[
+        bool,
+        typer.Option(
+            "--canary/--no-canary", envvar="PGIMGSEARCH_DOCTOR_CANARY", help="Load each model and see if it drifted."
+        ),
+    ] = True,
+    trust: TrustOption = False,
+) -> None:
+    """Check the server, the schema, the models and the indexes; each finding names the command that mends it."""
+    terminal = terminal_of(context)
+    with database_url(terminal.settings) as url, connect(url, check=False) as connection:
+        findings = diagnosis.examine(connection)
+        if canary and not any(finding.check == "schema" and finding.state == "bad" for finding in findings):
+            from pgimgsearch.models.spec import Checkpoint
+            from pgimgsearch.operations import canaries
+
+            findings += canaries.examine(connection, Checkpoint(trust=trust))
+    terminal.show([{"check": f.check, "state": f.state, "finding": f.finding, "mend": f.mend} for f in findings],
+                  ["check", "state", "finding", "mend"])  # fmt: skip
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,40 @@
+"""The cache of embedded texts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import sql
+
+from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.models import StoredModel
+
+
+def can_write(connection: Connection) -> bool:
+    """Whether this role may write to the cache of texts; a reader may not."""
+    row = connection.execute("select has_table_privilege('imgsearch.text_embedding', 'insert, update')").fetchone()
+    return row == (True,)
+
+
+def missing(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
+    """Those texts whose vectors are not cached, each once; the others count as used just now, where we may say so."""
+    if can_write(connection):
+        connection.execute(
+            "update imgsearch.text_embedding t set used_at = clock_timestamp() "
+            "where t.model_id = %s and t.key in (select imgsearch.text_key(q, %s) from unnest(%s::text[]) q)",
+            [model.model_id, template, list(texts)],
+        )
+    rows = connection.execute(
+        "select q from unnest(%s::text[]) with ordinality as n (q, number) where not exists (select "
+        "from imgsearch.text_embedding t where t.model_id = %s and t.key = imgsearch.text_key(q, %s)) order by number",
+        [list(texts), model.model_id, template],
+    ).fetchall()
+    return list(dict.fromkeys(row[0] for row in rows))
+
+
+def keep(connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}") -> None:
+    """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32."""
+    connection.execute(
+        sql.SQL("select imgsearch._cache_texts(imgsearch._resolve_model(%s), %s::text[], %s::text[]::{}.vector[], %s)")
+        .format(sql.SQL(vector_schema(connection))),
+        [model.name, list(texts), [str(vector.tolist()) for vector in vectors], template],
+    )  # fmt: skip

@@ -1,0 +1,185 @@
+"""What a calibration looks at: edited copies of a sample of pictures, and pairs of vectors that are no copies."""
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.duplicates.edits import ALL, Edit
+from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.read_vectors import read_vectors
+from pgimgsearch.embeddings.similarity import similarity, unit_rows
+from pgimgsearch.errors import SourceError
+from pgimgsearch.ingest.run import Options
+from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.sources import read as fetch
+from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.source import location_of
+
+HARDEST = 5000  # pairs kept of all that were compared
+ROWS = 2000  # vectors multiplied at once with those of the sample
+SMALL, SAME = (64, 64), 0.99  # pixels to which two files are shrunk, and the correlation from which they show the same
+LARGEST = 1024  # pixels of the longer side before a picture is edited: models see less
+LOCATED = 200  # contents looked up at once
+BINS = 128  # whole steps of a PDQ hash
+
+Progress = Callable[[int, int | None], None]
+Pairs = NDArray[np.int64]  # (n, 2) content_ids
+
+
+def pictures(connection: Connection, model: StoredModel, collection: str | None) -> NDArray[np.int64]:
+    """A content for each different picture that the model has a vector of, in order."""
+    row = connection.execute(
+        "select array_agg(distinct s.stand_in order by s.stand_in) from imgsearch.model m, imgsearch._stand_ins(m, "
+        "array(select i.content_id from imgsearch.image i where %s::text is null "
+        "or i.collection_id = imgsearch._collection_id(%s))) s where m.model_id = %s",
+        [collection, collection, model.model_id],
+    ).fetchone()
+    return np.array(row[0] if row and row[0] else [], np.int64)
+
+
+def edited_similarities(
+    connection: Connection, model: LoadedModel, contents: Sequence[int], wanted: int, progress: Progress
+) -> dict[str, NDArray[np.float64]]:
+    """Edit -> (n,) similarities of edited copies with their originals, of up to ``wanted`` pictures that can be read.
+
+    A copy that the model cannot embed, as it has too little detail for a hash, counts as -1.
+    """
+    options = Options()
+    limit_pixels(options.max_pixels)
+    register_formats()
+    network = Batches(model.encoder, model.batch_size)
+    rows: list[list[float]] = []
+    for content, location in _located(connection, contents):
+        if len(rows) == wanted:
+            break
+        try:
+            original, _ = decode(fetch.read(location, options.max_bytes), options.max_pixels)
+            rows.append(_similarities(model, network, original, Random(content)))  # noqa: S311
+        except (SkippedPicture, OSError, ValueError):  # moved or broken since: another one is taken
+            continue
+        progress(len(rows), wanted)
+    if not rows:
+        raise SourceError(
+            "none of the pictures can be read from where they were ingested",
+            hint="calibrate where the files are, or move the collection's root: imgsearch.collection",
+        )
+    return {edit.name: column for edit, column in zip(ALL, np.array(rows).T, strict=True)}
+
+
+def hardest_pairs(
+    connection: Connection, model: StoredModel, contents: NDArray[np.int64], sample: NDArray[np.int64]
+) -> tuple[Pairs, NDArray[np.float64], NDArray[np.int64]]:
+    """The most similar pairs of which one is in ``sample``, (n, 2) and (n,), most similar first; and the counts of all
+    products in ``BINS`` equal bins from 0 to 1.
+    """
+    chosen = [
+        (ids[wanted], v[wanted]) for ids, v in read_vectors(connection, model) for wanted in [np.isin(ids, sample)]
+    ]
+    ids = np.concatenate([ids for ids, _ in chosen])
+    queries = unit_rows(np.concatenate([v for _, v in chosen]), model.storage)
+    histogram = np.zeros(BINS, np.int64)
+    kept_pairs, kept = np.empty((0, 2), np.int64), np.empty(0)
+    for others, values in read_vectors(connection, model):
+        allowed = np.isin(others, contents)
+        for start in range(0, int(allowed.sum()), ROWS):
+            part = others[allowed][start : start + ROWS]
+            products = queries @ unit_rows(values[allowed][start : start + ROWS], model.storage).T
+            similarities = similarity(products, model.storage)
+            # each pair once, and nothing with itself
+            once = (ids[:, None] < part[None, :]) | ~np.isin(part, ids)[None, :]
+            histogram += np.histogram(similarities[once], BINS, (0, 1))[0]
+            least = kept.min() if len(kept) >= HARDEST else -1.0
+            found = np.nonzero(once & (similarities > least))
+            kept_pairs = np.concatenate([kept_pairs, np.stack([ids[found[0]], part[found[1]]], axis=1)])
+            kept = np.concatenate([kept, similarities[found]])
+            best = np.argsort(-kept, kind="stable")[:HARDEST]
+            kept_pairs, kept = kept_pairs[best], kept[best]
+    return kept_pairs, kept, histogram
+
+
+def are_copies(connection: Connection, pairs: Pairs) -> NDArray[np.bool_]:
+    """Which pairs are copies whatever the model says: a person accepted them, or their pixels are alike when shrunk.
+
+    What a person rejected is none, nor are pictures without contrast, or whose files cannot be read.
+    """
+    small = _shrunk(connection, sorted({int(content) for pair in pairs for content in pair}))
+    return np.array(
+        [verdict == "accepted" or (verdict is None and _same_pixels(small.get(a), small.get(b)))
+         for (a, b), verdict in zip(pairs.tolist(), _verdicts(connection, pairs), strict=True)], bool,
+    )  # fmt: skip
+
+
+def _similarities(model: LoadedModel, network: Batches, original: Image.Image, random: Random) -> list[float]:
+    small = original.copy()
+    small.thumbnail((LARGEST, LARGEST))
+    prepared = [model.encoder.prepare(original)]
+    readable = []
+    for edit in ALL:
+        copy = _prepared(model, edit, small, random)
+        readable.append(copy is not None)
+        prepared += [copy] if copy is not None else []
+    rows = unit_rows(model.storable(network.embed(prepared)), model.stored.storage)
+    similar = iter(similarity(rows[1:] @ rows[0], model.stored.storage).tolist())
+    return [next(similar) if has else -1.0 for has in readable]
+
+
+def _prepared(model: LoadedModel, edit: Edit, image: Image.Image, random: Random) -> NDArray[np.generic] | None:
+    try:
+        return model.encoder.prepare(edit.make(image, random))
+    except SkippedPicture:
+        return None
+
+
+def _located(connection: Connection, contents: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Contents and where a file of each is; few at a time, as the first may be enough."""
+    for start in range(0, len(contents), LOCATED):
+        found = images(connection, contents[start : start + LOCATED])
+        yield from ((content, location) for content, (_, location) in found.items())
+
+
+def images(connection: Connection, contents: Sequence[int]) -> dict[int, tuple[int, str]]:
+    """Content -> an image of it and where its file is, in the order of ``contents``."""
+    rows = connection.execute(
+        "select n.content_id, i.image_id, i.path, l.root from unnest(%s::bigint[]) with ordinality as n (content_id, "
+        "place) cross join lateral (select * from imgsearch.image i where i.content_id = n.content_id "
+        "order by i.image_id limit 1) i "
+        "join imgsearch.collection l on l.collection_id = i.collection_id order by n.place",
+        [[int(content) for content in contents]],
+    ).fetchall()
+    return {content: (image, location_of(path, root)) for content, image, path, root in rows}
+
+
+def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
+    rows = connection.execute(
+        "select v.verdict from unnest(%s::bigint[], %s::bigint[]) with ordinality as p (a, b, place) "
+        "left join imgsearch.content c on c.content_id = p.a left join imgsearch.content d on d.content_id = p.b "
+        "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256) "
+        "and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256) order by p.place",
+        [pairs[:, 0].tolist(), pairs[:, 1].tolist()],
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _shrunk(connection: Connection, contents: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+    """The pixels of files that can be read, shrunk, and around their mean."""
+    options, found = Options(), {}
+    for content, (_, location) in images(connection, contents).items():
+        try:
+            picture, _ = decode(fetch.read(location, options.max_bytes), options.max_pixels)
+        except (OSError, ValueError):  # no evidence then
+            continue
+        pixels = np.asarray(picture.resize(SMALL, Image.Resampling.BOX), np.float64)
+        found[content] = pixels - pixels.mean()
+    return found
+
+
+def _same_pixels(one: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
+    if one is None or other is None or min(one.std(), other.std()) < 1:
+        return False
+    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())) >= SAME

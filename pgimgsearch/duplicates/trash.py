@@ -1,0 +1,263 @@
+"""Copies put away: a plan that a person reads, a trash folder, and an undo file."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from psycopg import errors as pg
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates.groups import Member
+from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.sources.source import is_url
+
+UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One file of a plan: a copy, and the image that is kept for it; digests are of the files' bytes."""
+
+    image_id: int
+    location: str
+    sha256: str
+    bytes: int
+    kind: str
+    keeper_id: int
+    keeper: str
+    keeper_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a file: ``moved`` or ``restored``, or why not."""
+
+    location: str
+    outcome: str
+    to: str = ""
+
+
+def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
+    """What may go: each image but the keepers that is a duplicate of the best of its group by itself.
+
+    A file that a keeper shows too, from another collection, stays.
+    """
+    kept = {os.path.realpath(member.location) for group in groups for member in group if member.keeper}
+    return [
+        Move(
+            member.image_id, member.location, member.sha256, member.bytes, str(member.kind),
+            group[0].image_id, group[0].location, group[0].sha256,
+        )
+        for group in groups
+        for member in group
+        if not member.keeper and member.kind != "linked" and os.path.realpath(member.location) not in kept
+    ]  # fmt: skip
+
+
+def write_plan(path: Path, moves: Sequence[Move]) -> None:
+    """Write a plan, a line for each file; lines may be deleted by hand. An earlier one is not written over."""
+    with path.open("x", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(move)) + "\n" for move in moves)
+
+
+def read_plan(path: Path) -> list[Move]:
+    """Read a plan; raises SourceError where it is none."""
+    moves = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                moves += [Move(**json.loads(line))] if line.strip() else []
+            except (ValueError, TypeError) as error:
+                raise SourceError(
+                    f"{path}, line {number} is no line of a plan",
+                    hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl",
+                ) from error
+    return moves
+
+
+def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterator[Outcome]:
+    """Move copies into the trash folder and drop their images; yields what became of each.
+
+    Nothing is moved whose bytes are not those of the plan, or whose keeper, if it is a file, is not there any more.
+    """
+    with _alone(connection):
+        _check_trash(connection, trash)
+        trash.mkdir(parents=True, exist_ok=True)
+        going = {move.location for move in moves}
+        with (trash / UNDO).open("a", encoding="utf-8") as undo:
+            undo.write("\n")  # a line that a crash tore ends here
+            for move in moves:
+                image = _image(connection, move)
+                problem = (
+                    _problem(move, going) if image else "the database knows it no longer: moved before, or changed"
+                )
+                if problem is not None or image is None:
+                    yield Outcome(move.location, str(problem))
+                    continue
+                to = _free(trash / Path(move.location).relative_to(Path(move.location).anchor))
+                _write_line(undo, {"from": move.location, "to": str(to.relative_to(trash)), "image": image})
+                try:
+                    with connection.transaction():
+                        connection.execute("delete from imgsearch.image where image_id = %s", [move.image_id])
+                        _move(Path(move.location), to)
+                except OSError as error:
+                    yield Outcome(move.location, f"it cannot be moved: {error.strerror}")
+                    continue
+                _drop_orphan(connection, image)
+                yield Outcome(move.location, "moved", str(to))
+
+
+def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
+    """Bring back what a trash folder holds, files and images; the next ingest embeds them again."""
+    path = trash / UNDO
+    if not path.is_file():
+        raise SourceError(f"there is no {path}", hint="name the folder that --trash named")
+    with _alone(connection):
+        for line in reversed(path.read_text("utf-8").split("\n")):  # a name may have been taken twice
+            if line.strip():
+                yield from _undo_line(connection, trash, line)
+
+
+def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outcome]:
+    try:
+        entry = json.loads(line)
+        source, target, image = trash / entry["to"], Path(entry["from"]), entry["image"]
+    except (ValueError, KeyError, TypeError):
+        yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
+        return
+    if source.exists() and target.exists():
+        yield Outcome(entry["from"], "there is a file of that name again", str(source))
+    elif source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with connection.transaction():
+            _restore(connection, image)
+            _move(source, target)
+        yield Outcome(entry["from"], "restored")
+    elif _digest(entry["from"]) == image["sha256"]:
+        _restore(connection, image)  # the file came back, perhaps without its row; a row that is there stays
+    else:
+        yield Outcome(entry["from"], "it is not in the trash any more", str(source))
+
+
+def _check_trash(connection: Connection, trash: Path) -> None:
+    """A trash inside a collection would be ingested as new pictures."""
+    rows = connection.execute("select name, root from imgsearch.collection where root like '/%'").fetchall()
+    here = Path(os.path.realpath(trash))
+    for name, root in rows:
+        inside = here.is_relative_to(os.path.realpath(root)) and here.relative_to(os.path.realpath(root)).parts
+        if inside is not False and not any(part.startswith(".") for part in inside):
+            raise UsageError(
+                f"{trash} is inside of collection {name}, which would take in what is moved there",
+                hint="name a folder elsewhere, or a hidden one, which is left out: --trash ./.trash",
+            )
+
+
+def _problem(move: Move, going: set[str]) -> str | None:
+    """Why a file must stay."""
+    if is_url(move.location):
+        return "it is an address"
+    if move.keeper in going:
+        return "the plan moves its keeper too"
+    found = _digest(move.location)
+    if found is None:
+        return "the file is gone, or has a name that is not UTF-8"
+    if found != move.sha256:
+        return "the file has changed"
+    if not is_url(move.keeper) and _digest(move.keeper) != move.keeper_sha256:
+        return f"its keeper is gone or has changed: {move.keeper}"
+    if not is_url(move.keeper) and Path(move.location).samefile(move.keeper):
+        return "it is its keeper's own file, by another name"
+    return None
+
+
+def _digest(location: str) -> str | None:
+    try:
+        with open(location, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _free(path: Path) -> Path:
+    """A name that is not taken, as nothing is ever written over."""
+    number, free = 1, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return free
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename, or across file systems copy with times and then remove."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source, target)
+
+
+def _write_line(file: Any, entry: dict[str, Any]) -> None:
+    file.write(json.dumps(entry, default=_plain) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else bytes(value).hex()  # type: ignore[call-overload]
+
+
+def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
+    """All that the database knows of an image and its content, to bring it back."""
+    return (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "select i.image_id, i.added_at, l.name as collection, i.path, i.external_id, i.modified_at, i.group_key, "
+            "i.caption, i.metadata, c.content_id, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format "
+            "from imgsearch.image i join imgsearch.collection l using (collection_id) "
+            "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
+            [move.image_id, bytes.fromhex(move.sha256)],
+        )
+        .fetchone()
+    )
+
+
+def _drop_orphan(connection: Connection, image: dict[str, Any]) -> None:
+    with suppress(pg.ForeignKeyViolation):  # another session took it up, or shows it where we may not look
+        connection.execute(
+            "delete from imgsearch.content c where c.content_id = %s "
+            "and not exists (select from imgsearch.image i where i.content_id = c.content_id)",
+            [image["content_id"]],
+        )
+
+
+def _restore(connection: Connection, image: dict[str, Any]) -> None:
+    connection.execute(
+        "with content as ("
+        "  insert into imgsearch.content as c (sha256, pixel_sha256, bytes, width, height, format) values "
+        "  (decode(%(sha256)s, 'hex'), decode(%(pixel_sha256)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
+        "  on conflict (sha256) do update set bytes = c.bytes returning c.content_id) "
+        "insert into imgsearch.image (image_id, added_at, content_id, collection_id, path, external_id, modified_at, "
+        "group_key, caption, metadata) overriding system value select %(image_id)s, %(added_at)s::timestamptz, "
+        "n.content_id, l.collection_id, %(path)s, %(external_id)s, %(modified_at)s::timestamptz, %(group_key)s, "
+        "%(caption)s, %(metadata)s from content n, imgsearch.collection l "
+        "where l.name = %(collection)s on conflict do nothing",
+        image | {"metadata": Jsonb(image["metadata"])},
+    )
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """One at a time, as each reads what is there before it moves it."""
+    key = ["pgimgsearch.duplicates.trash"]
+    if connection.execute("select pg_try_advisory_lock(hashtext(%s))", key).fetchone() != (True,):
+        raise DatabaseError("another command is moving duplicates", hint="wait for it to end")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(hashtext(%s))", key)

@@ -1,0 +1,49 @@
+"""A picture from outside, as a query."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from pgimgsearch.embeddings.loaded_model import LoadedModel, literal, why_not
+from pgimgsearch.errors import SourceError, UsageError
+from pgimgsearch.ingest.run import Options
+from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.sources import read as fetch
+from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+
+Crop = Sequence[int]  # x, y, width, height in pixels of the upright picture
+
+
+def embed_picture(model: LoadedModel, path: Path, crop: Crop | None = None) -> str:
+    """The vector of a picture, or its hash, in the text form that Postgres reads."""
+    options = Options()
+    limit_pixels(options.max_pixels)
+    register_formats()
+    try:
+        image = upright(fetch.read(str(path), options.max_bytes), crop, options.max_pixels)
+        vector = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
+    except UsageError:
+        raise
+    except SkippedPicture as why:
+        raise SourceError(f"{path} has no useful vector: {why}", hint="try another model, for example palette") from why
+    except Exception as error:  # broken bytes raise anything
+        raise SourceError(f"cannot read {path}: {error}", hint="give a picture that an image viewer opens") from error
+    if (reason := why_not(vector)) is not None:
+        raise SourceError(f"{path} has no useful vector: {reason}", hint="try another model")
+    return literal(vector, model.stored.storage)
+
+
+def upright(data: bytes, crop: Crop | None, max_pixels: int) -> Image.Image:
+    """Decode bytes into an upright RGB picture, or a part of it; raises what ``decode`` raises, and UsageError."""
+    image, _ = decode(data, max_pixels)
+    if crop is None:
+        return image
+    left, top, width, height = crop
+    inside = min(left, top) >= 0 and left + width <= image.width and top + height <= image.height
+    if not inside or min(width, height) < 1:
+        raise UsageError(
+            f"the crop {left},{top},{width},{height} is not inside the picture of {image.width} x {image.height}",
+            hint="x, y, width and height, in pixels of the upright picture",
+        )
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,86 @@
+"""A model of the database with its network: what comes out of a forward pass, as it is stored or asked with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.models.encoder import Encoder, cannot_read, unit
+from pgimgsearch.models.reduction import Reduction
+
+TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model of the database, ready to embed. Models that are outputs of one network share their encoder."""
+
+    stored: StoredModel
+    encoder: Encoder
+    batch_size: int
+    reduction: Reduction | None = None
+
+    def vectors(self, outputs: Mapping[str, NDArray[Any]], *, normalize: bool | None = None) -> NDArray[Any]:
+        """(n, dim) float32 of a forward pass, reduced, and to length one as this model or ``normalize`` wants.
+
+        Bits stay bits, 0 or 1.
+        """
+        vectors = outputs[self.stored.output]
+        if self.stored.storage == "bit":
+            return vectors
+        if self.reduction is not None:
+            vectors = self.reduction.apply(vectors)
+        return unit(vectors) if (self.stored.normalize if normalize is None else normalize) else vectors
+
+    def storable(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The same in the type of the column: packed bits (uint8), float16 or float32."""
+        return as_column(self.vectors(outputs), self.stored.storage)
+
+    def embed_texts(self, texts: Sequence[str], template: str = "{}") -> NDArray[np.float32]:
+        """(n, dim) float32, normalised: of each text in each line of ``template``, averaged."""
+        forms = self.text_forms(texts, template)
+        starts = range(0, len(forms), TEXTS_AT_ONCE)
+        parts = [self.encoder.embed_text(forms[start : start + TEXTS_AT_ONCE]) for start in starts]
+        return self.text_vectors(np.concatenate(parts), len(texts))
+
+    def text_forms(self, texts: Sequence[str], template: str) -> list[str]:
+        """Every text in every line of a template, as the encoder reads them; raises ModelError if it reads none."""
+        if not self.stored.has_text:
+            raise cannot_read(self.stored.name)
+        return [line.replace("{}", text) for text in texts for line in template.split("\n")]
+
+    def text_vectors(self, embedded: NDArray[np.float32], texts: int) -> NDArray[np.float32]:
+        """(texts, dim) float32, normalised, of all forms as the encoder embedded them."""
+        vectors = unit(embedded.reshape(texts, -1, embedded.shape[1]).mean(axis=1))
+        return unit(self.reduction.apply(vectors)) if self.reduction is not None else vectors
+
+    def with_batch_size(self, size: int) -> "LoadedModel":
+        """The same in other batches."""
+        return replace(self, batch_size=size)
+
+
+def as_column(vectors: NDArray[Any], storage: str) -> NDArray[Any]:
+    """Vectors in the type of their column: packed bits (uint8), float16 or float32."""
+    if storage == "bit":
+        return np.packbits(vectors, axis=1)
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float16 if storage == "halfvec" else np.float32)
+
+
+def why_not(vector: NDArray[Any]) -> str | None:
+    """Why a vector must not be stored: it has no direction, so it is like nothing or like everything."""
+    if vector.dtype == np.uint8:
+        return None
+    if not np.isfinite(vector).all():
+        return "the vector is not finite"
+    return None if vector.any() else "the vector is zero"
+
+
+def literal(vector: NDArray[Any], storage: str = "vector") -> str:
+    """A vector or a hash in the form that Postgres reads."""
+    if storage == "bit":
+        return "".join(map(str, vector.tolist()))
+    return "[" + ",".join(map(repr, np.asarray(vector).astype(float).tolist())) + "]"

@@ -1,0 +1,170 @@
+"""The pictures of an evaluation: those the database has, and files that are brought into it first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings.read_vectors import read_vectors
+from pgimgsearch.embeddings.similarity import unit_rows
+from pgimgsearch.errors import InterruptedRun, SourceError
+from pgimgsearch.evaluation.ranking import Progress, Vectors
+from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.ingest import dry_run as preview
+from pgimgsearch.ingest import run
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.sources.sidecar import pattern
+from pgimgsearch.sources.source import ScannedFile, Source, location_of
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A stored image; ``path`` is as stored, ``location`` where its file is."""
+
+    image_id: int
+    content_id: int
+    path: str
+    location: str
+    group_key: str | None
+    caption: str | None
+    metadata: Mapping[str, Any]
+
+
+def stored(connection: Connection, collection: str | None) -> list[Picture]:
+    """Images of the database, all or of a collection, in the order in which they came."""
+    rows = connection.execute(
+        "select i.image_id, i.content_id, i.path, l.root, i.group_key, i.caption, i.metadata from imgsearch.image i "
+        "join imgsearch.collection l on l.collection_id = i.collection_id "
+        "where %(collection)s::text is null or l.collection_id = imgsearch._collection_id(%(collection)s) "
+        "order by i.image_id",
+        {"collection": collection},
+    ).fetchall()
+    return [Picture(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Bringer:
+    """Brings files into the database, embedded by all models that are named; what is there is not done again."""
+
+    url: str
+    models: Sequence[str]
+    collection: str | None
+    device: str
+    trust: bool
+    tell: Tell
+    progress: Progress
+
+    def bring(self, source: Source, notes: Notes) -> dict[str, Picture]:
+        """Location -> picture, in the order of the source, with what it says of them now; what fails is noted."""
+        collection = self._embed(source)
+        with connect(self.url) as connection:
+            found = {picture.path: picture for picture in stored(connection, collection)}
+            root = connection.execute("select root from imgsearch.collection where name = %s", [collection]).fetchone()
+            failed = connection.execute(
+                "select path, bytes, modified_at from imgsearch.ingest_failure f "
+                "join imgsearch.collection c using (collection_id) where c.name = %s and f.kind = 'failed'",
+                [collection],
+            ).fetchall()
+        brought: dict[str, Picture] = {}
+        broken = {tuple(row) for row in failed}  # as the file is now; one that was mended since is none
+        for file in source.files(root[0] if root and root[0] else ""):
+            good = file.problem is None and (file.path, file.size, file.modified_at) not in broken
+            if good and file.path in found:
+                known = brought.get(file.location, found[file.path])
+                brought[file.location] = _described(known, file, again=file.location in brought)
+            else:
+                notes.add("files cannot be read as pictures", [file.location])
+        return brought
+
+    def _embed(self, source: Source) -> str:
+        """Embed what the database has not. Returns the collection of the source."""
+        options = run.Options(collection=self.collection)
+        planned = preview.preview(self.url, source, self.models, options)
+        if not any(counts["scanned"] for counts in planned.counts.values()):
+            raise SourceError(f"there are no pictures in {source.label}", hint="give a folder that holds some")
+        if not any(counts["embedded"] for counts in planned.counts.values()):
+            return planned.collection
+        wish = opening.Wish(
+            list(self.models), checkpoint=Checkpoint(trust=self.trust), placement=Placement(self.device)
+        )
+        models = opening.open_models(self.url, wish, [source], options, self.tell)
+        report = run.ingest(self.url, source, models, options, progress=lambda done: self.progress(done, None))
+        if report.status == "interrupted":
+            raise InterruptedRun(hint="run the same command again to go on")
+        for name, counts in report.counts.items():
+            told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
+            self.tell(f"{source.label} into collection {report.collection}, {name}: {told}")
+        return report.collection
+
+
+def _described(picture: Picture, file: ScannedFile, *, again: bool) -> Picture:
+    """A picture as its source describes it: a list may have changed since the picture was embedded.
+
+    Captions of a picture that is listed ``again`` are told beside each other.
+    """
+    caption = file.caption or picture.caption
+    if again and picture.caption and file.caption:
+        caption = f"{picture.caption}\n{file.caption}"
+    return replace(
+        picture, location=file.location, group_key=file.group_key or picture.group_key, caption=caption,
+        metadata={**picture.metadata, **(file.metadata or {})},
+    )  # fmt: skip
+
+
+def holds(value: Any, wanted: Any) -> bool:
+    """Whether JSON holds other JSON, as ``metadata @> filter`` has it."""
+    if isinstance(wanted, Mapping):
+        return isinstance(value, Mapping) and all(
+            key in value and holds(value[key], own) for key, own in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(any(holds(one, own) for one in value) for own in wanted)
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+
+
+def distinct(pictures: Sequence[Picture]) -> list[Picture]:
+    """The first picture of each content: the same bytes again would be an answer that no model can miss."""
+    first: dict[int, Picture] = {}
+    for picture in pictures:
+        first.setdefault(picture.content_id, picture)
+    return list(first.values())
+
+
+def labels(pictures: Sequence[Picture], key: str, root: Path | None = None) -> list[str | None]:
+    """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path.
+
+    What lies in ``root`` itself is in no folder.
+    """
+    if key == "folder":
+        parents = [Path(picture.location).parent for picture in pictures]
+        return [None if parent == root else parent.name for parent in parents]
+    if "(" in key:
+        found = pattern(key)
+        return [match.group(1) if (match := found.search(picture.path)) else None for picture in pictures]
+    values = [picture.metadata.get(key) for picture in pictures]
+    if all(value is None for value in values):
+        known = sorted({key for picture in pictures[:1000] for key in picture.metadata})
+        raise SourceError(
+            f"no picture has the metadata key {key}",
+            hint=f"there are: {', '.join(known)}" if known else "give --key folder, or a pattern such as '(.*)_[0-9]+'",
+        )
+    return [None if value is None else str(value) for value in values]
+
+
+def vectors(connection: Connection, model: StoredModel, pictures: Sequence[Picture]) -> Vectors:
+    """The vectors of a model for distinct pictures, in their order."""
+    place = {picture.content_id: number for number, picture in enumerate(pictures)}
+    rows, present = np.zeros((len(pictures), model.dim), np.float32), np.zeros(len(pictures), bool)
+    for contents, values in read_vectors(connection, model, contents=list(place)):
+        places = [place[content] for content in contents.tolist()]
+        rows[places] = unit_rows(values, model.storage)
+        present[places] = True
+    return Vectors(rows, present, model.storage)

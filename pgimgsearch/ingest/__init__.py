@@ -1,0 +1,1 @@
+"""One ingest run: plan, read, decode, embed and write, each stage bounded and timed."""

@@ -1,0 +1,59 @@
+"""From prepared pictures to vectors that may be stored."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pgimgsearch.concurrency import Stopwatch, batched, ordered_map
+from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
+from pgimgsearch.ingest.item import Item
+from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.models.runtime.cpu_parallel import passes
+
+
+def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
+    """Embed in batches, every network once for all models that are its outputs; order is kept."""
+    networks = [
+        (Batches(models[positions[0]].encoder, models[positions[0]].batch_size), positions)
+        for positions in by_network(models)
+    ]
+    size = min(model.batch_size for model in models)
+    at_once = max(passes(model.encoder.device) for model in models)
+
+    def embedded(batch: list[Item]) -> list[Item]:
+        for number, (network, positions) in enumerate(networks):
+            chosen = [item for item in batch if number in item.prepared]
+            if chosen:
+                name = "+".join(models[position].stored.name for position in positions)
+                with watch.time(f"embed {name}", len(chosen)):
+                    outputs = network.embed([item.prepared[number] for item in chosen])
+                    for position in positions:
+                        _assign(chosen, position, models[position].storable(outputs))
+        for item in batch:
+            item.prepared.clear()
+        return batch
+
+    with ThreadPoolExecutor(at_once, thread_name_prefix="pass") as pool:
+        for batch in ordered_map(pool, embedded, batched(items, size, lambda _: 0, 1), at_once):
+            yield from batch
+
+
+def by_network(models: Sequence[LoadedModel]) -> list[list[int]]:
+    """The positions of models that share a network, network by network."""
+    networks: dict[int, list[int]] = {}
+    for position, model in enumerate(models):
+        networks.setdefault(id(model.encoder), []).append(position)
+    return list(networks.values())
+
+
+def _assign(items: Sequence[Item], position: int, vectors: NDArray[Any]) -> None:
+    for item, vector in zip(items, vectors, strict=True):
+        if position not in item.wanted - item.reused:
+            continue
+        reason = why_not(vector)
+        if reason:
+            item.reasons[position] = reason
+        else:
+            item.vectors[position] = vector

@@ -1,0 +1,90 @@
+"""What travels through the pipeline: one item a file that needs work, and the counts of all files."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.source import ScannedFile
+
+OUTCOMES = ("embedded", "reused", "unchanged", "skipped", "failed")
+
+
+@dataclass(slots=True)
+class Item:
+    """A file on its way. Models go by their position in the run.
+
+    ``wanted`` still need a vector of it, of which ``reused`` have or get one from elsewhere; ``reasons`` are the models
+    that will have none, and why. A ``twin`` is an item further ahead with the same bytes, whose fate is shared.
+    ``failure`` is (class, message), ``refused`` why it is not wanted at all. ``replaces`` is set where the path is
+    stored, perhaps with another content.
+    """
+
+    file: ScannedFile
+    wanted: frozenset[int]
+    replaces: bool = False
+    data: bytes = b""
+    sha256: bytes = b""
+    size: int = 0
+    reused: frozenset[int] = frozenset()
+    picture: PictureFacts | None = None
+    prepared: dict[int, NDArray[Any]] = field(default_factory=dict)
+    vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    twin: "Item | None" = None
+    failure: tuple[str, str] | None = None
+    refused: str | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Record why this file has no vectors."""
+        self.failure = (type(error).__name__, " ".join(str(error).split())[:500] or type(error).__name__)
+        self.data, self.picture = b"", None
+
+    def resolve_twin(self) -> None:
+        """Take over the fate of the item with the same bytes, which is finished by now."""
+        if self.twin is not None:
+            self.failure = self.failure or self.twin.failure
+            self.reasons |= {model: why for model, why in self.twin.reasons.items() if model in self.wanted}
+
+    def outcome(self, model: int) -> str:
+        """How this file ended for a model that wanted it."""
+        if self.failure is not None:
+            return "failed"
+        if self.refused is not None or model in self.reasons:
+            return "skipped"
+        return "embedded" if model in self.vectors else "reused"
+
+
+class Counts:
+    """Files by model and outcome; for each model they add up to the files scanned."""
+
+    def __init__(self, models: list[str]) -> None:
+        self.by_model: dict[str, Counter[str]] = {name: Counter() for name in models}
+        self._names = models
+        self._lock = threading.Lock()
+
+    def add(self, model: int, outcome: str, number: int = 1) -> None:
+        """Count files of one outcome for a model."""
+        with self._lock:
+            self.by_model[self._names[model]][outcome] += number
+
+    def add_item(self, item: Item, number: int = 1) -> None:
+        """Count a finished item, or take it back with -1."""
+        for model in item.wanted:
+            self.add(model, item.outcome(model), number)
+
+    def done(self) -> int:
+        """Files that have an outcome for every model."""
+        with self._lock:
+            return min((sum(counter.values()) for counter in self.by_model.values()), default=0)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Model -> outcome -> files, with ``scanned`` as their sum."""
+        with self._lock:
+            return {
+                name: {"scanned": sum(counter.values())} | {outcome: counter[outcome] for outcome in OUTCOMES}
+                for name, counter in self.by_model.items()
+            }

@@ -1,0 +1,1 @@
+"""How an encoder runs: torch or ONNX Runtime, in batches, on CPUs and GPUs."""

@@ -1,0 +1,268 @@
+"""Embeddings out of one database and into another, as Parquet: images, their attributes, vectors, and their model."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgimgsearch.database import models as store
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import Canary, StoredModel, StoredReduction
+from pgimgsearch.database.reconnect import session
+from pgimgsearch.embeddings.loaded_model import why_not
+from pgimgsearch.errors import DriftError, SourceError, UsageError
+from pgimgsearch.ingest import load_target as beside
+from pgimgsearch.ingest import run_log as books
+from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.write import Writer, drop_orphans
+from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.parquet import libraries
+from pgimgsearch.sources.source import ScannedFile
+
+ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
+FORMAT, KEY = 1, b"pgimgsearch"
+MODEL_FIELDS = (
+    "name", "dim", "storage", "backend", "checkpoint", "revision", "output", "preprocess", "normalize", "logit_scale",
+    "logit_bias", "fingerprint", "full_dim", "has_text", "licence", "near", "similar", "ef_search", "index_wanted",
+)  # fmt: skip
+IMAGES = """
+select l.name as collection, l.root, i.path, i.external_id, i.group_key, i.caption, i.metadata::text as metadata,
+       i.modified_at, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format, e.embedding
+from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using (collection_id)
+join {} e using (content_id)
+where %(collection)s::text is null or l.name = %(collection)s
+order by l.name, i.image_id
+"""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did: ``skipped`` rows had a vector that must not be stored."""
+
+    model: str
+    images: int
+    skipped: int
+
+
+def export(url: str, name: str, target: str, collection: str | None, progress: Progress = lambda _: None) -> int:
+    """Write a model's images and vectors to a Parquet file or address; returns how many. All as of one moment."""
+    pyarrow, parquet = libraries()
+    with connect(url) as connection, connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        model = store.get_model(connection, name)
+        if (
+            collection is not None
+            and not connection.execute("select 1 from imgsearch.collection where name = %s", [collection]).fetchone()
+        ):
+            raise UsageError(f"there is no collection {collection}", hint="see: pgimgsearch stats")
+        schema = _schema(pyarrow, model).with_metadata({KEY: json.dumps(_described(connection, model)).encode()})
+        done = 0
+        with (
+            _written(target) as stream,
+            parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
+            connection.cursor("export", binary=True) as cursor,
+        ):
+            cursor.itersize = ROWS_A_GROUP
+            cursor.execute(sql.SQL(IMAGES).format(model.table), {"collection": collection})
+            while rows := cursor.fetchmany(ROWS_A_GROUP):
+                columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
+                vectors = _parsed(columns.pop(), model)
+                arrays = [pyarrow.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
+                arrays.append(pyarrow.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]))
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+                done += len(rows)
+                progress(done)
+    return done
+
+
+def bring(
+    url: str, places: Sequence[str], progress: Progress = lambda _: None, *, wished: bool | None = False,
+    beginning: Callable[[str], None] = lambda _: None,
+) -> list[Imported]:  # fmt: skip
+    """Bring exported files in, at the pace of COPY; what is there already stays as it is.
+
+    ``wished`` says whether to load beside a live index, until ``finish``; None is where that is worth it. ``beginning``
+    hears of a model where that is done.
+    Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
+    by the name of the model. What was committed before is kept, and the same call goes on.
+    """
+    _, parquet = libraries()
+    total, found = 0, []
+    for place in places:
+        with _opened(place, parquet) as table:
+            described = _description(table, place)
+            with connect(url) as connection:
+                model = _model(connection, described)
+                aside = beside.is_chosen(connection, model, partial(_coming, connection, table, model), wished)
+            if aside:
+                beginning(model.name)
+            images = skipped = 0
+            for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
+                for kept, left in _collection(url, name, model, batches, aside=aside):
+                    images, skipped = images + kept, skipped + left
+                    progress(total + images + skipped)
+        total += images + skipped
+        found.append(Imported(model.name, images, skipped))
+    return found
+
+
+def _collection(
+    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], *, aside: bool
+) -> Iterator[tuple[int, int]]:
+    """Write chunks of one collection; yields for each how many rows were taken and left out."""
+    with ExitStack() as stack:
+        writing = stack.enter_context(session(url))
+        writer, collection_id = None, 0
+        for rows in chunks:
+            if writer is None:
+                collection_id, _, _ = store.open_collection(writing.connection, name, rows[0]["root"], name)
+                books.lock(writing, collection_id, name)
+                there = beside.join(writing, [model], {model.name} if aside else set())
+                writer = Writer(writing, collection_id, None, [there[model.model_id] if aside else model])
+            good = [row for row in rows if why_not(row["embedding"]) is None]
+            writer.write([_item(row) for row in good], Counts([model.name]))
+            yield len(good), len(rows) - len(good)
+        if writer is not None:
+            drop_orphans(writing, writer.replaced)
+
+
+def _coming(connection: Connection, table: Any, model: StoredModel) -> int:
+    """How many rows of an export a model has no vector of, as far as counts tell."""
+    collections = table.read(columns=["collection"]).column("collection").unique().to_pylist()
+    row = connection.execute(
+        sql.SQL(
+            "select count(*) from imgsearch.image i join {} e using (content_id) "
+            "join imgsearch.collection c using (collection_id) where c.name = any(%s)"
+        ).format(model.table),
+        [collections],
+    ).fetchone()
+    assert row is not None
+    return max(0, int(table.metadata.num_rows) - int(row[0]))
+
+
+def _item(row: dict[str, Any]) -> Item:
+    file = ScannedFile(
+        row["path"], row["path"], row["bytes"], row["modified_at"], row["external_id"], row["group_key"],
+        row["caption"], json.loads(row["metadata"]),
+    )  # fmt: skip
+    return Item(
+        file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
+        picture=PictureFacts(row["pixel_sha256"], row["width"], row["height"], row["format"]),
+        vectors={0: row["embedding"]},
+    )  # fmt: skip
+
+
+def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str, Any]]]:
+    """Chunks of rows of one collection each, with their vectors in the type of the column."""
+    try:
+        for batch in table.iter_batches(batch_size=ROWS_A_CHUNK):
+            values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+            width = model.dim // 8 if model.storage == "bit" else model.dim
+            vectors = values.reshape(batch.num_rows, width)
+            names = [name for name in batch.schema.names if name != "embedding"]
+            rows = batch.select(names).to_pylist()
+            for row, vector in zip(rows, vectors, strict=True):
+                row["embedding"] = vector
+            for _, some in groupby(rows, lambda row: row["collection"]):
+                yield list(some)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{place} breaks off: {error}", hint="export it again; what came before is kept") from error
+
+
+def _schema(pyarrow: Any, model: StoredModel) -> Any:
+    kinds = {
+        "collection": pyarrow.string(), "root": pyarrow.string(), "path": pyarrow.string(),
+        "external_id": pyarrow.string(), "group_key": pyarrow.string(), "caption": pyarrow.string(),
+        "metadata": pyarrow.string(), "modified_at": pyarrow.timestamp("us", "UTC"), "sha256": pyarrow.binary(32),
+        "pixel_sha256": pyarrow.binary(32), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
+        "height": pyarrow.int32(), "format": pyarrow.string(),
+    }  # fmt: skip
+    number = {"halfvec": pyarrow.float16(), "vector": pyarrow.float32(), "bit": pyarrow.uint8()}[model.storage]
+    width = model.dim // 8 if model.storage == "bit" else model.dim
+    return pyarrow.schema([*kinds.items(), ("embedding", pyarrow.list_(number, width))])
+
+
+def _parsed(values: list[bytes], model: StoredModel) -> NDArray[Any]:
+    """(n, dim) of what Postgres sends (pgvector: halfvec_send, vector_send; bit_send), each after a head of 4 bytes."""
+    kind = {"halfvec": ">f2", "vector": ">f4", "bit": "u1"}[model.storage]
+    packed = np.frombuffer(b"".join(value[4:] for value in values), kind)
+    return packed.astype(packed.dtype.newbyteorder("=")).reshape(len(values), -1)
+
+
+def _described(connection: Connection, model: StoredModel) -> dict[str, Any]:
+    """What an import needs of a model."""
+    canary, reduction = store.canary_of(connection, model), store.reduction_of(connection, model)
+    kept = asdict(reduction) if reduction else None
+    if kept:
+        kept |= {name: base64.b64encode(kept[name]).decode() for name in ("matrix", "mean")}
+    fields = asdict(model)
+    return {"format": FORMAT, "model": {name: fields[name] for name in MODEL_FIELDS},
+            "canary": asdict(canary) if canary else None, "reduction": kept}  # fmt: skip
+
+
+def _description(table: Any, place: str) -> dict[str, Any]:
+    described = json.loads((table.schema_arrow.metadata or {}).get(KEY, b"{}"))
+    if described.get("format") != FORMAT:
+        raise SourceError(
+            f"{place} is no export of embeddings", hint="make one: pgimgsearch export FILE.parquet --model NAME; "
+            "pictures in Parquet go by: pgimgsearch ingest FILE.parquet --model NAME"
+        )  # fmt: skip
+    return dict(described)
+
+
+def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
+    """The model of an export as it is stored, added where it is new."""
+    from psycopg.types.json import Jsonb
+
+    fields = described["model"]
+    stored = store.find_model(connection, fields["name"])
+    if stored is None:
+        reduction = described["reduction"]
+        if reduction:
+            reduction |= {name: base64.b64decode(reduction[name]) for name in ("matrix", "mean")}
+        stored = store.add_model(
+            connection,
+            fields | {"metric": "hamming" if fields["storage"] == "bit" else "cosine",
+                      "index_wanted": Jsonb(fields["index_wanted"])},
+            Canary(**described["canary"]) if described["canary"] else None,
+            StoredReduction(**reduction) if reduction else None,
+        )  # fmt: skip
+    if (stored.fingerprint, stored.dim, stored.storage) != (fields["fingerprint"], fields["dim"], fields["storage"]):
+        raise DriftError(
+            f"model {stored.name} is here with other weights, preprocessing or storage than in the export",
+            hint="vectors of both cannot be compared; import into another database, or remove the model here: "
+            f"pgimgsearch models remove {stored.name}",
+        )
+    return stored
+
+
+@contextmanager
+def _written(target: str) -> Iterator[Any]:
+    try:
+        with fsspec.open(target, "wb") as stream:
+            yield stream
+    except (OSError, ImportError) as error:
+        raise SourceError(f"cannot write {target}: {error}", hint="name a file in a folder that exists") from error
+
+
+@contextmanager
+def _opened(place: str, parquet: Any) -> Iterator[Any]:
+    with ExitStack() as stack:
+        try:
+            table = stack.enter_context(parquet.ParquetFile(stack.enter_context(fsspec.open(place, "rb"))))
+        except (OSError, ImportError, ValueError) as error:
+            raise SourceError(
+                f"cannot read {place}: {error}", hint="name a Parquet file that pgimgsearch export made"
+            ) from error
+        yield table

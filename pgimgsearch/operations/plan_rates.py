@@ -1,0 +1,164 @@
+"""Rates for a plan, measured on this database and device."""
+
+import time
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from pgimgsearch.database import models as store
+from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.memory import MEGABYTE
+from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings import registry as register
+from pgimgsearch.errors import ModelError
+from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing import status as index_status
+from pgimgsearch.indexing.ddl import OPERATOR_CLASSES
+from pgimgsearch.ingest.run import Options
+from pgimgsearch.models import catalog
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.operations.plan import GIGABYTE, Rates, table_row_bytes
+
+IMAGE_ROWS = 700.0  # bytes of content and image with their indexes, where too few are stored to measure
+MEASURABLE = 10_000  # rows; of fewer, a table's size says little
+TRIAL_ROWS = 10_000
+INGESTED = 200  # images of a run that says how fast it goes
+TIMED_BATCHES = 3
+
+RANDOM_BITS = (
+    "(select string_agg((random() < 0.5)::int::text, '') from generate_series(1, {dim}) where n > 0)::bit({dim})"
+)
+RANDOM_VECTOR = "(select array_agg(random() - 0.5) from generate_series(1, {dim}) where n > 0)::{kind}({dim})"
+TRIAL_TABLE = "create unlogged table imgsearch.plan_trial as select {} as embedding from generate_series(1, {}) n"
+TRIAL_INDEX = "create index on imgsearch.plan_trial using hnsw (embedding {}) with (m = {}, ef_construction = {})"
+
+
+def measure(
+    connection: Connection, model: StoredModel, *, remote: bool, network: Placement | None, trust: bool = False
+) -> Rates:
+    """Measure on this database; with ``network`` also how fast the model is there, which loads it."""
+    sources: dict[str, str] = {}
+    table_row, index_row = _row_bytes(connection, model, sources)
+    image_row = _image_bytes(connection, sources)
+    trial = trial_build(connection, model, sizing.memory_limit(connection, remote=remote))
+    if trial is not None:
+        sources["index build"] = f"a trial with {TRIAL_ROWS} random vectors, {trial:.1f} s"
+    speed = _ingested(connection, model, sources) if network is None else _timed(connection, model, network, trust)
+    if network is not None:
+        sources["embedding"] = "the network alone, just now"
+    return Rates(table_row, index_row, image_row, TRIAL_ROWS if trial else 0, trial or 0.0, speed, sources)
+
+
+def declared(connection: Connection, name: str) -> StoredModel:
+    """The stored model of a name, or one as the catalog says, which is not stored by this."""
+    stored = store.find_model(connection, name)
+    if stored is not None:
+        return stored
+    spec = catalog.resolve(name)
+    if not spec.dim:
+        raise ModelError(
+            f"only loading {name} tells how many dimensions it has", hint=f"run: pgimgsearch models add {name}"
+        )
+    return StoredModel(
+        model_id=0, name=spec.name, slug="", dim=spec.dim, storage=spec.storage, backend=spec.backend,
+        checkpoint=spec.checkpoint, revision=spec.revision, weights=None, output=spec.output, preprocess={},
+        normalize=spec.normalize, logit_scale=None, logit_bias=None, fingerprint=None, full_dim=None,
+        has_text=spec.text, licence=spec.licence, index_method="none", index_parameters={},
+        index_wanted=store.PLAIN_INDEX, ef_search=100, near=spec.near, similar=None,
+        status="building", partitions=1,
+    )  # fmt: skip
+
+
+def server_memory(connection: Connection, *, remote: bool, gigabytes: float | None) -> float:
+    """Bytes of memory of the database's server: as told, else this machine's; of one elsewhere, by its settings."""
+    if gigabytes is not None:
+        return gigabytes * GIGABYTE
+    return 4.0 * sizing.memory_limit(connection, remote=remote) * MEGABYTE
+
+
+def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -> float | None:
+    """Seconds to index random vectors, in a table that is rolled back: of a graph, what they hold matters little.
+
+    None where no graph is wanted, or this role may not make a table.
+    """
+    method = sizing.method_of(model)
+    if method not in {"hnsw", "hnsw-binary"}:
+        return None
+    kind = sizing.indexed_as(model, method)
+    schema, dim = vector_schema(connection), sql.Literal(model.dim)
+    values = sql.SQL(RANDOM_BITS if kind == "bit" else RANDOM_VECTOR).format(dim=dim, kind=sql.SQL(f"{schema}.{kind}"))
+    wanted = [sql.Literal(model.index_wanted[key]) for key in ("m", "ef_construction")]
+    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{OPERATOR_CLASSES[kind]}"), *wanted)
+    memory = sizing.memory_for(TRIAL_ROWS, model, method, memory_limit)
+    with connection.transaction(force_rollback=True):
+        try:
+            connection.execute(sql.SQL(TRIAL_TABLE).format(values, sql.Literal(TRIAL_ROWS)))
+        except pg.InsufficientPrivilege:
+            return None
+        connection.execute("alter table imgsearch.plan_trial set (parallel_workers = 2)")  # as a large one has
+        connection.execute("select set_config('maintenance_work_mem', %s, true)", [f"{memory}MB"])
+        start = time.perf_counter()
+        connection.execute(statement)
+        return time.perf_counter() - start
+
+
+def _row_bytes(connection: Connection, model: StoredModel, sources: dict[str, str]) -> tuple[float, float]:
+    """Bytes of a row in the table and in the index: as they are stored, where there are enough, else by layout."""
+    rows = store.count_embeddings(connection, model) if model.model_id else 0
+    method = sizing.method_of(model)
+    by_layout = 0.0 if method == "none" else sizing.index_row_bytes(model, method)
+    if rows < MEASURABLE:
+        sources["disk"] = "the layout of pages, as too few vectors are stored to measure"
+        return table_row_bytes(model), by_layout
+    sizes = next(row for row in index_status.status(connection) if row["model"] == model.name)
+    sources["disk"] = f"{rows} stored vectors"
+    stored_index, as_wanted = sizes["index_bytes"] / rows, sizes["method"] == method != "none"
+    return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index if as_wanted else by_layout
+
+
+def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:
+    """Bytes of an image beside its vectors: its rows in image and content, with their indexes."""
+    row = connection.execute(
+        "select (select count(*) from imgsearch.image), (select sum(pg_total_relation_size(r::regclass)) "
+        "from unnest(array['imgsearch.image', 'imgsearch.content']) r)"
+    ).fetchone()
+    if row is None or row[0] < MEASURABLE:
+        return IMAGE_ROWS
+    sources["images"] = f"{row[0]} stored images"
+    return float(row[1]) / float(row[0])
+
+
+def _ingested(connection: Connection, model: StoredModel, sources: dict[str, str]) -> float | None:
+    """Images a second from end to end, in the last run that embedded a few hundred."""
+    row = connection.execute(
+        "select (counts -> %(name)s ->> 'embedded')::float / extract(epoch from ended_at - started_at)::float, "
+        "placement -> %(name)s ->> 'device', run_id from imgsearch.ingest_run where ended_at > started_at "
+        "and collection_id is not null and (counts -> %(name)s ->> 'embedded')::int >= %(least)s "
+        "order by run_id desc limit 1",
+        {"name": model.name, "least": INGESTED},
+    ).fetchone()
+    if row is None:
+        sources["embedding"] = "not measured: ingest a few hundred images, or --measure"
+        return None
+    sources["embedding"] = f"ingest run {row[2]}, from end to end, on {row[1]}"
+    return float(row[0])
+
+
+def _timed(connection: Connection, model: StoredModel, network: Placement, trust: bool) -> float:
+    from PIL import Image
+
+    _, spec = register.look_up(connection, model.name, Checkpoint(trust=trust))
+    encoder = register.Loader(network).load(spec)
+    pictures = [Image.effect_noise((640, 480), 40).convert("RGB")] * spec.batch_size
+    cores = Options().workers
+    encoder.embed([encoder.prepare(picture) for picture in pictures])  # warms up
+    start = time.perf_counter()
+    prepared = [encoder.prepare(picture) for picture in pictures]
+    preparing = (time.perf_counter() - start) / len(pictures) / cores
+    start = time.perf_counter()
+    for _ in range(TIMED_BATCHES):
+        encoder.embed(prepared)
+    forward = (time.perf_counter() - start) / len(pictures) / TIMED_BATCHES
+    seconds = max(preparing, forward) if encoder.device != "cpu" else preparing + forward  # a GPU has cores beside it
+    return 1 / seconds

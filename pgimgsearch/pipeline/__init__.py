@@ -1,1 +1,0 @@
-"""From a source to the database: scan, plan, read, decode, embed, copy in; each stage bounded and timed."""

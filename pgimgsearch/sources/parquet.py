@@ -1,0 +1,69 @@
+"""Parquet of images: a row a picture, its bytes in one column, what is said of it in the others."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import fsspec
+
+from pgimgsearch.errors import ModelError
+from pgimgsearch.sources.source import ScannedFile
+
+ROWS_AT_ONCE = 64
+PICTURES = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "data", "content")  # columns, by their usual names
+NAMES = ("path", "__key__", "key", "file_name", "filename")
+
+
+def libraries() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, or the command that installs them."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ModelError(
+            "Parquet needs the package pyarrow, which is not installed", hint="run: pip install 'pgimgsearch[parquet]'"
+        ) from error
+    return pyarrow, parquet
+
+
+def rows(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+    """Pictures by their names, or the number of their row, each with the other columns."""
+    _, parquet = libraries()
+    with fsspec.open(location, "rb") as stream, parquet.ParquetFile(stream) as table:
+        schema = table.schema_arrow
+        column = _column(schema, PICTURES, _holds_bytes)
+        if column is None:
+            raise ValueError(f"no column holds the bytes of pictures: {', '.join(schema.names)}")
+        named = _column(schema, NAMES, lambda _: True)
+        others = [name for name in schema.names if name == column or not _holds_bytes(schema.field(name).type)]
+        number = 0
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=others):
+            for row in batch.to_pylist():
+                yield _row(row, column, named, number)
+                number += 1
+
+
+def _row(row: dict[str, Any], column: str, named: str | None, number: int) -> tuple[ScannedFile, dict[str, Any]]:
+    picture: Any = row.pop(column)
+    inner = None
+    if isinstance(picture, dict):
+        picture, inner = picture.get("bytes"), picture.get("path")
+    given = row.pop(named) if named else None
+    name = str(next((one for one in (given, inner) if one is not None), f"{number:08}"))
+    about = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+    if not picture:
+        return ScannedFile(name, "", 0, problem=ValueError("the row holds no bytes")), about
+    return ScannedFile(name, "", len(picture), data=picture), about
+
+
+def _column(schema: Any, usual: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+    return next((name for name in usual if name in schema.names and fits(schema.field(name).type)), None)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Binary, or a struct with bytes in it, as the hub's datasets have."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))

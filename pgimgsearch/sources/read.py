@@ -1,0 +1,87 @@
+"""Bytes of a file or of an address, with a limit; transient failures of the network are tried again."""
+
+import os
+import urllib.request
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
+
+from pgimgsearch.sources import object_store as remote
+from pgimgsearch.sources import webdataset
+from pgimgsearch.sources.source import ScannedFile, is_url
+
+TIMEOUT = 30.0
+
+
+class TooManyBytes(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """The file is larger than the limit; it was not read."""
+
+
+class EmptyFile(ValueError):  # noqa: N818
+    """The file holds nothing."""
+
+
+def read(location: str, max_bytes: int) -> bytes:
+    """Read a file, an address or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
+    if webdataset.is_member(location):
+        data = webdataset.read_member(location, max_bytes + 1)
+    elif location.startswith(("http://", "https://")):
+        data = _download(location, max_bytes)
+    elif is_url(location):
+        data = remote.read(location, max_bytes + 1)
+    else:
+        data = _read_file(location, max_bytes)
+    return checked(data, max_bytes)
+
+
+def checked(data: bytes, max_bytes: int) -> bytes:
+    """The bytes, unless there are none or too many."""
+    if not data:
+        raise EmptyFile("the file is empty")
+    return _limited(data, max_bytes)
+
+
+def content(file: ScannedFile, max_bytes: int) -> bytes:
+    """The bytes of a scanned file: what its source has read of it, else from where it lies."""
+    return read(file.location, max_bytes) if file.data is None else checked(file.data, max_bytes)
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    with Path(path).open("rb") as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise TooManyBytes(_over(max_bytes))
+        return _limited(file.read(max_bytes + 1), max_bytes)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, HTTPError):
+        return error.code in {408, 425, 429, 500, 502, 503, 504}
+    return isinstance(error, URLError | TimeoutError | ConnectionError)
+
+
+@retry(
+    retry=retry_if_exception(_is_transient),
+    stop=stop_after_attempt(3),
+    wait=wait_exponential(multiplier=0.5, max=4),
+    reraise=True,
+)
+def _download(url: str, max_bytes: int) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (http only)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            data: bytes = answer.read(max_bytes + 1)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
+    return _limited(data, max_bytes)
+
+
+def _limited(data: bytes, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise TooManyBytes(_over(max_bytes))
+    return data
+
+
+def _over(max_bytes: int) -> str:
+    return f"over the limit of {max_bytes / 1e6:g} MB"

@@ -1,0 +1,52 @@
+"""A fair sample of a source's pictures, for what has to be fitted or checked before a run."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgimgsearch.ingest.run import Options
+from pgimgsearch.models.encoder import Encoder, SkippedPicture
+from pgimgsearch.sources import read as fetch
+from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.source import ScannedFile, Source
+
+SEED = 20
+MOST_STREAMED = 256 << 20  # bytes of a shard's beginning, as all of it has to be read to draw from all of it
+
+
+def sample_pictures(sources: Sequence[Source], count: int, options: Options) -> Iterator[Image.Image]:
+    """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
+    limit_pixels(options.max_pixels)
+    register_formats()
+    chosen: list[ScannedFile] = []
+    streamed = 0
+    generator = random.Random(SEED)  # noqa: S311  (a sample, no secret)
+    listed = (file for source in sources for file in source.files(source.root or ""))
+    for number, file in enumerate(listed):  # a reservoir: one pass, whatever the size
+        if number < count:
+            chosen.append(file)
+        elif (place := generator.randint(0, number)) < count:
+            chosen[place] = file
+        streamed += len(file.data or b"")
+        if streamed > MOST_STREAMED:
+            break
+    generator.shuffle(chosen)
+    for file in chosen:
+        try:
+            yield decode(fetch.content(file, options.max_bytes), options.max_pixels)[0]
+        except Exception:  # noqa: S112  (the run that follows reads it again, and records why it fails)
+            continue
+
+
+def prepared_sample(
+    encoder: Encoder, sources: Sequence[Source], count: int, options: Options
+) -> Iterator[NDArray[Any]]:
+    """The same, prepared for a model; those that it skips are left out."""
+    for picture in sample_pictures(sources, count, options):
+        try:
+            yield encoder.prepare(picture)
+        except SkippedPicture:
+            continue

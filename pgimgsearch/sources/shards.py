@@ -1,0 +1,98 @@
+"""Shards: many pictures in one file, read once from its beginning, as tars (webdataset) or Parquet.
+
+A picture's path is that of its shard and its name in it: ``shards/0001.tar/000017.jpg``.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from pgimgsearch.errors import PgImgSearchError, SourceError
+from pgimgsearch.sources import parquet, webdataset
+from pgimgsearch.sources.object_store import filesystem, is_transient
+from pgimgsearch.sources.rows import split
+from pgimgsearch.sources.source import ScannedFile, Source, is_url
+
+READERS: dict[str, Callable[[str], Iterator[tuple[ScannedFile, dict[str, Any]]]]] = {
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), webdataset.samples), ".parquet": parquet.rows,
+}  # fmt: skip
+TRIES, SECONDS_BETWEEN = 4, 1.0
+
+
+def is_shard(location: str) -> bool:
+    """Whether a source is one file with many pictures, by its name."""
+    return location.lower().endswith(tuple(READERS))
+
+
+def folder_of(location: str) -> str:
+    """The folder or the prefix that a shard lies in."""
+    return (location if is_url(location) else os.path.abspath(location)).rpartition("/")[0]  # noqa: PTH100
+
+
+def shard_source(locations: Sequence[str]) -> Source:
+    """The pictures of shards that lie in one folder or below one prefix, one shard after the other."""
+    folder = folder_of(locations[0])
+    parts = [Shard(f"{folder}/{location.rpartition('/')[2]}") for location in locations]
+    for shard in parts:
+        if is_url(shard.location):
+            filesystem(shard.location)
+        elif not os.path.isfile(shard.location):  # noqa: PTH113
+            raise SourceError(f"there is no shard {shard.location}", hint="give a file that exists")
+    label = parts[0].location if len(parts) == 1 else f"{parts[0].location} and {len(parts) - 1} more"
+
+    def files(root: str) -> Iterator[ScannedFile]:
+        return chain.from_iterable(shard(root) for shard in parts)
+
+    return Source(label, folder.rpartition("/")[2] or "shards", folder, files, parts=parts, whole=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard; called with a root, it gives its pictures."""
+
+    location: str
+
+    def path(self, root: str) -> str:
+        """Its own path as it is stored, where it fails as a whole."""
+        return self.location.removeprefix(root.rstrip("/") + "/") if root else self.location
+
+    def __call__(self, root: str) -> Iterator[ScannedFile]:
+        """All pictures. A shard that breaks is told as a file; a store that fails is tried again from there."""
+        reader = next(READERS[ending] for ending in READERS if self.location.lower().endswith(ending))
+        name, done, seen = self.path(root), 0, set[str]()
+        for attempt in range(1, TRIES + 1):
+            try:
+                for number, (file, about) in enumerate(reader(self.location)):
+                    if number >= done:
+                        done += 1
+                        unique = file.path if file.path not in seen else f"{number:08}-{file.path}"
+                        seen.add(unique)
+                        yield _placed(replace(file, path=unique), about, name, self.location)
+            except PgImgSearchError:
+                raise
+            except Exception as error:  # whatever a store's or a format's library raises
+                if is_url(self.location) and is_transient(error) and attempt < TRIES:
+                    time.sleep(SECONDS_BETWEEN * attempt)
+                    continue
+                yield ScannedFile(name, self.location, problem=error, unlisted=True)
+            return
+
+
+def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: str) -> ScannedFile:
+    """A picture below its shard with what is said of it; what Postgres could not store fails it by name."""
+    inner = webdataset.inside(file.path)
+    placed = replace(file, path=f"{name}/{inner}", location=f"{location}/{inner}")
+    try:
+        own, rest = split({key: value for key, value in about.items() if key not in {"path", "url"}})
+        rest |= {"url": about["url"]} if about.get("url") else {}
+        told = json.dumps([own, rest], allow_nan=False, ensure_ascii=False)
+        told.encode()
+        if "\\u0000" in told:
+            raise ValueError("it holds a NUL character")
+    except (TypeError, ValueError, SourceError) as error:
+        return replace(placed, problem=ValueError(f"what is said of it cannot be stored: {error}"), data=None)
+    return replace(placed, metadata=rest or None, **own)

@@ -1,0 +1,123 @@
+"""WebDataset tars: members that share a name up to its first dot are a sample, of pictures and what is said of them."""
+
+import json
+import os
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+
+from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.object_store import again
+from pgimgsearch.sources.source import ScannedFile
+
+MOST_BYTES, MOST_TEXT, SAMPLE_BYTES = 256 << 20, 1 << 20, 64 << 20  # of a picture, a text, and of what waits for texts
+
+
+class _Strict(tarfile.TarInfo):
+    """A broken header in the middle is the end to tarfile, and would lose the rest without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Strict":
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"the tar breaks off: {error}") from error
+
+
+def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+    """Pictures by their names in the tar, each with what its sample says: .json, .txt as caption, .cls as class."""
+    pictures: list[ScannedFile] = []
+    about: dict[str, bytes] = {}
+    current, waiting = None, 0
+    try:
+        with (
+            fsspec.open(location, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Strict) as tar,
+        ):
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                if not member.isfile() or base.startswith("."):
+                    continue
+                key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
+                if key != current or waiting > SAMPLE_BYTES:
+                    yield from _told(pictures, about)
+                    pictures, about, current, waiting = [], {}, key, 0
+                if f".{ending}" in register_formats():
+                    pictures.append(_member(tar, member))
+                    waiting += member.size
+                elif ending in {"txt", "json", "cls"} and member.size <= MOST_TEXT:
+                    about[ending] = _content(tar, member)
+    except (tarfile.TarError, EOFError, zlib.error):
+        yield from _told(pictures, about)  # what was read before it broke off
+        raise
+    yield from _told(pictures, about)
+
+
+def is_member(location: str) -> bool:
+    """Whether a location is that of a picture in a plain tar, which can be read by itself."""
+    shard, inside, _ = location.partition(".tar/")
+    return bool(inside) and not location.startswith(("http://", "https://")) and not os.path.isdir(f"{shard}.tar")  # noqa: PTH112
+
+
+@again
+def read_member(location: str, most: int) -> bytes:
+    """At most ``most`` bytes of one picture; raises FileNotFoundError where there is no such one."""
+    shard, _, name = location.partition(".tar/")
+    members = _members(f"{shard}.tar")
+    if name not in members:
+        raise FileNotFoundError(f"{shard}.tar holds no {name}")
+    offset, size = members[name]
+    with fsspec.open(f"{shard}.tar", "rb") as file:
+        file.seek(offset)
+        data: bytes = file.read(min(size, most))
+    return data
+
+
+def inside(name: str) -> str:
+    """A name as it is stored below its shard: no way leads out, and bytes that are no UTF-8 are written as escapes."""
+    readable = os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", "\\0")
+    return posixpath.normpath(f"/{readable}").lstrip("/")
+
+
+@lru_cache(maxsize=8)
+def _members(shard: str) -> dict[str, tuple[int, int]]:
+    """Name -> offset and size."""
+    with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Strict) as tar:
+        return {inside(member.name): (member.offset_data, member.size) for member in tar if member.isfile()}
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> ScannedFile:
+    modified = datetime.fromtimestamp(int(member.mtime), UTC) if 0 <= member.mtime < 1 << 33 else None
+    if member.size > MOST_BYTES:
+        problem = ValueError(f"over the limit of {MOST_BYTES / 1e6:g} MB")
+        return ScannedFile(member.name, "", member.size, modified, problem=problem)
+    return ScannedFile(member.name, "", member.size, modified, data=_content(tar, member))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    assert content is not None, "a regular file"
+    return content.read()
+
+
+def _told(pictures: list[ScannedFile], about: dict[str, bytes]) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+    """The pictures with what was said of them; a text that cannot be read is told so, as it would be lost."""
+    said: dict[str, Any] = {}
+    for ending, content in about.items():
+        try:
+            text = content.decode()
+            if ending == "json":
+                read = json.loads(text)
+                said = {**(read if isinstance(read, dict) else {"metadata": text}), **said}
+            else:
+                said[{"txt": "caption", "cls": "class"}[ending]] = text.strip()
+        except ValueError as error:
+            said["metadata"] = f"the .{ending}: {error}"  # no JSON, so it fails where it is split
+    for picture in pictures:
+        yield picture, said
