@@ -131,7 +131,7 @@ def _ours(stack: ExitStack, placement: Placement, weights: str, folder: Path, fi
     url, connection = stack.enter_context(fresh_database())
     source = scan.files_source(folder, files)
     wish = opening.Wish([MODEL], checkpoint=Checkpoint(weights), placement=placement)
-    (model,) = opening.open_models(url, wish, [source], run.Options(), lambda _: None)
+    (model,) = opening.open_models(url, wish, [source], tell=lambda _: None)
     return Ours(model, url, connection, source)
 
 

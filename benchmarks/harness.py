@@ -23,7 +23,7 @@ from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.url import database_url
-from pgimgsearch.ingest.write import copy_block
+from pgimgsearch.embeddings.binary_copy import encode_rows
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.settings import Settings
 
@@ -118,7 +118,7 @@ def copy_vectors(
         part = vectors[start : start + batch].astype(np.float16)
         with connection.cursor().copy(f"copy load_{table} from stdin (format binary)") as copy:  # type: ignore[arg-type]
             copy.write(
-                copy_block(
+                encode_rows(
                     np.arange(first + start + 1, first + start + len(part) + 1, dtype=np.int32), part, vectors.shape[1]
                 )
             )

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS
+from pgimgsearch.models.backend import backends
+from pgimgsearch.models.load import load
 
 NAMES = [
     "pdq", "palette", "mobilenetv2", "resnet50", "efficientnet-b4", "efficientnet-b7", "sscd-disc-mixup", "vit-s-16",
@@ -64,12 +66,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def _measure(name: str, device: str, folder: Path) -> list[dict[str, Any]]:
     """One model in every run; each twice where an export has to be made first, which is not measured."""
-    from pgimgsearch.models import catalog, encoder
+    from pgimgsearch.models import catalog
 
     spec = catalog.resolve(name)
     weights = ""
     runs = [("numpy", "fp32")]
-    if spec.backend in encoder.TORCH_BACKENDS:
+    if backends()[spec.backend].on_torch:
         runs = CPU_RUNS if device == "cpu" else GPU_RUNS
         if spec.parameters > LARGE:
             runs = [run for run in runs if run[0] == "torch"]
@@ -91,12 +93,12 @@ def _measure(name: str, device: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def _child(name: str, weights: str, device: str, runtime: str, dtype: str) -> dict[str, Any]:
-    from pgimgsearch.models import canary, catalog, encoder
+    from pgimgsearch.models import canary, catalog
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
 
     spec = catalog.resolve(name, Checkpoint(weights or None))
-    loaded = encoder.load(spec, Placement(device, dtype, "onnx" if runtime == "onnx" else "torch"))
+    loaded = load(spec, Placement(device, dtype, "onnx" if runtime == "onnx" else "torch"))
     batch = min(spec.batch_size, 8) if device == "cpu" else spec.batch_size
     pictures = canary.pictures()
     if runtime == "numpy":  # the work of these is done in ``prepare``

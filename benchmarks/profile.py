@@ -101,7 +101,7 @@ def ingest(model: str, weights: str, folder: str) -> None:
     with fresh_database() as (url, _):
         source = scan.folder_source(Path(folder))
         wish = opening.Wish([model], checkpoint=Checkpoint(weights), placement=Placement("cpu", "fp32"))
-        models = opening.open_models(url, wish, [source], run.Options(), lambda _: None)
+        models = opening.open_models(url, wish, [source], tell=lambda _: None)
         print(json.dumps("ready"), flush=True)
         sys.stdin.readline()
         run.ingest(url, source, models, run.Options())

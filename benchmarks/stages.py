@@ -1,6 +1,6 @@
 """Stages: what decoding, preparing and the network take alone, on all cores, over plain libraries on the same photos.
 
-Decoding over a bare Pillow, whole and at reduced scale (``--draft``), with what that does to the vectors; preparing by
+Decoding over a bare Pillow; preparing by
 timm's own transform; the network by runtime and precision, over torch in fp32 with the whole batch at once. MobileNetV2
 with its published weights, photos as they are and enlarged to what cameras make. Needs PGIMGSEARCH_TEST_DATA.
 """
@@ -18,9 +18,9 @@ from PIL import Image
 
 from benchmarks.end_to_end import DATA
 from benchmarks.harness import report, sized
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Encoder, Placement, unit
-from pgimgsearch.models.preprocess import least_side
+from pgimgsearch.models.load import load
 from pgimgsearch.models.reference import REFERENCES, Reference
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
@@ -42,9 +42,9 @@ def main() -> dict[str, object]:
     photos = [path.read_bytes() for path in found[:: max(1, len(found) // PHOTOS)][:PHOTOS]]
     spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
     with ThreadPoolExecutor(cores()) as pool:
-        ours = encoder.load(spec, Placement("cpu", "fp32"))
-        rows = [*decoding(pool, photos, ours), *decoding(pool, [camera(data) for data in photos[:LARGE]], ours)]
-        pictures = [decode(data, 10**8)[0] for data in photos]
+        ours = load(spec, Placement("cpu", "fp32"))
+        rows = [*decoding(pool, photos), *decoding(pool, [camera(data) for data in photos[:LARGE]])]
+        pictures = [decode(data)[0] for data in photos]
         timm = REFERENCES["timm"](spec)
         rows += preparing(pool, pictures, ours, timm)
         rows += networks([ours.prepare(picture) for picture in pictures], timm)
@@ -61,21 +61,11 @@ def camera(data: bytes) -> bytes:
     return large.getvalue()
 
 
-def decoding(pool: ThreadPoolExecutor, data: list[bytes], ours: Encoder) -> Iterable[dict[str, Any]]:
+def decoding(pool: ThreadPoolExecutor, data: list[bytes]) -> Iterable[dict[str, Any]]:
     """Ours hashes the pixels too, and applies profiles, orientation and transparency."""
-    least = least_side(ours.preprocess | {"draft": True})
-    plain, own, draft = in_turns(
-        lambda: list(pool.map(bare, data)),
-        lambda: list(pool.map(lambda one: decode(one, 10**8)[0], data)),
-        lambda: list(pool.map(lambda one: decode(one, 10**8, least)[0], data)),
-    )
+    plain, own = in_turns(lambda: list(pool.map(bare, data)), lambda: list(pool.map(lambda one: decode(one)[0], data)))
     size = f"{len(data)} photos of {np.mean([bare(one).width * bare(one).height for one in data[:20]]) / 1e6:.1f} MP"
-    whole, reduced = (vectors(ours, [decode(one, 10**8, which)[0] for one in data]) for which in (None, least))
-    cosines = (whole * reduced).sum(1)
     yield row(f"ours: decoding, {size}", len(data), own, plain, "Pillow")
-    yield row(f"--draft: decoding, {size}", len(data), draft, plain, "Pillow") | {
-        "least cosine": float(cosines.min()), "mean cosine": float(cosines.mean())
-    }  # fmt: skip
 
 
 def bare(data: bytes) -> Image.Image:
@@ -97,7 +87,7 @@ def preparing(
 def networks(prepared: list[NDArray[Any]], timm: Reference) -> Iterable[dict[str, Any]]:
     """Passes of full batches, each runtime over the network as timm makes it."""
     spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
-    loaded = {run: encoder.load(spec, Placement("cpu", run[1], run[0])) for run in RUNS}
+    loaded = {run: load(spec, Placement("cpu", run[1], run[0])) for run in RUNS}
     batches = [prepared[first : first + BATCH] for first in range(0, len(prepared), BATCH)]
 
     @torch.inference_mode()
@@ -113,11 +103,6 @@ def networks(prepared: list[NDArray[Any]], timm: Reference) -> Iterable[dict[str
     for run, seconds in zip(RUNS, own, strict=True):
         cosine = float((unit(np.asarray(embed(run), dtype=np.float32)) * true).sum(1).min())
         yield row(f"ours: {' '.join(run)}", len(prepared), seconds, plain, "timm, fp32") | {"least cosine": cosine}
-
-
-def vectors(ours: Encoder, pictures: list[Image.Image]) -> NDArray[np.float32]:
-    """Their unit vectors."""
-    return unit(next(iter(ours.embed([ours.prepare(picture) for picture in pictures]).values())))
 
 
 def in_turns(*works: Work) -> list[float]:

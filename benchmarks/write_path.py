@@ -15,7 +15,7 @@ from pgimgsearch.database.reconnect import Session
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.run import FILES_A_CHUNK
 from pgimgsearch.ingest.write import Writer
-from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.source import ScannedFile
 
 ROWS, DIM, ROUNDS = sized(20_000), 768, 5
@@ -27,7 +27,7 @@ def items(vectors: np.ndarray, turn: int) -> list[Item]:
     for number, vector in enumerate(vectors):
         digest = hashlib.sha256(f"{turn} {number}".encode()).digest()
         item = Item(ScannedFile(f"folder/{turn}/{number:06}.jpg", "", 1000), frozenset([0]), sha256=digest, size=1000)
-        item.picture = PictureFacts(digest, 640, 480, "JPEG")
+        item.picture = ImageFacts(digest, 640, 480, "JPEG")
         item.vectors[0] = vector
         made.append(item)
     return made

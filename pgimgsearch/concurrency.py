@@ -1,14 +1,12 @@
-"""The joints between stages: bounded, ordered, and quick to stop."""
+"""Bounded and ordered concurrency: prefetching, mapping in a pool, batching, and signals that stop a run."""
 
 import queue
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -81,38 +79,6 @@ def batched(items: Iterable[T], count: int, weight: Callable[[T], int], limit: i
         total += weight(item)
     if batch:
         yield batch
-
-
-@dataclass(slots=True)
-class Stage:
-    """What a stage did: busy seconds, summed over its threads, and pictures that went through."""
-
-    seconds: float = 0.0
-    pictures: int = 0
-
-
-class Stopwatch:
-    """The stages of a run by name."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, Stage] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def time(self, name: str, pictures: int = 1) -> Iterator[None]:
-        """Add the time of a block to a stage, and the pictures it worked on."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - start, pictures)
-
-    def add(self, name: str, seconds: float, pictures: int) -> None:
-        """Add what was done to a stage."""
-        with self._lock:
-            stage = self.stages.setdefault(name, Stage())
-            stage.seconds += seconds
-            stage.pictures += pictures
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pgimgsearch.cli.terminal import (
     AsideOption,
     DeviceOption,
     DimOption,
-    DraftOption,
     DtypeOption,
     PreprocessOption,
     ReductionOption,
@@ -62,7 +61,6 @@ def ingest(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
-    draft: DraftOption = None,
     trust: TrustOption = False,
     list_file: Annotated[
         str | None,
@@ -126,13 +124,14 @@ def ingest(
     from pgimgsearch.ingest.run import Options
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.sources.limits import ImageLimits
     from pgimgsearch.sources.parse import named
 
     found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
     options = Options(
         collection=collection, workers=workers or Options().workers, limit=limit, prune=prune,
         retry_failed=retry_failed, skip_duplicates=skip_duplicates,
-        max_pixels=int(max_megapixels * 1e6), max_bytes=int(max_megabytes * 1e6),
+        limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
     with database_url(terminal.settings) as url:
         if from_sql:
@@ -142,7 +141,7 @@ def ingest(
             names = _all_models(connection) if all_models else model or _default_model(connection)
         wish = opening.Wish(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
-            Checkpoint(weights, revision, preprocess, trust, draft), Placement(device, dtype, runtime), batch_size,
+            Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
         with connect(url) as connection, connection.transaction(force_rollback=True):
             for source in found:  # that one has no place is said before another has come
@@ -153,7 +152,7 @@ def ingest(
                     terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine)
                 )
             return
-        models = opening.open_models(url, wish, found, options, terminal.talk)
+        models = opening.open_models(url, wish, found, options.limits, terminal.talk)
         if aside or (aside is None and index_after and not skip_duplicates):
             options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))
         bring = run.ingest
@@ -220,7 +219,7 @@ def _check(asked: Mapping[str, Any]) -> None:
         )
     if asked["all_models"] and (asked["model"] or asked["output"]):
         raise UsageError("--all-models names every model and output already", hint="leave --model and --output out")
-    for option in ("weights", "revision", "preprocess", "draft", "dim"):
+    for option in ("weights", "revision", "preprocess", "dim"):
         if asked[option] is not None and len(asked["model"] or []) != 1:
             raise UsageError(
                 f"--{option} belongs to exactly one --model", hint="add the others with: pgimgsearch models add"

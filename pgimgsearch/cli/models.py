@@ -9,7 +9,6 @@ import typer
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
-    DraftOption,
     Group,
     PreprocessOption,
     ReductionOption,
@@ -115,7 +114,6 @@ def add(
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
-    draft: DraftOption = None,
     trust: TrustOption = False,
     output: Annotated[str | None, typer.Option(help="Another output than the main one: NAME@OUTPUT.")] = None,
     dim: DimOption = None,
@@ -137,7 +135,7 @@ def add(
 
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
-    checkpoint = Checkpoint(weights, revision, preprocess, trust, draft)
+    checkpoint = Checkpoint(weights, revision, preprocess, trust)
     wish = opening.Wish(
         [name], (output,) if output else (), dim, reduction, checkpoint, Placement(device, dtype),
         called=stored_name, normalize=normalize,
@@ -198,9 +196,10 @@ def verify(
     """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
     terminal = terminal_of(context)
     from pgimgsearch.embeddings import registry as register
-    from pgimgsearch.ingest.run import Options
-    from pgimgsearch.models.encoder import require
+    from pgimgsearch.models.backend import backends
+    from pgimgsearch.models.load import require
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.sources.limits import DEFAULT_LIMITS
     from pgimgsearch.sources.sample import sample_pictures
     from pgimgsearch.sources.source import folder_source
 
@@ -211,16 +210,14 @@ def verify(
     if images is not None:
         source = folder_source(images)
         source.count()  # raises where there are none
-        pictures = list(sample_pictures([source], COMPARED_PICTURES, Options()))
+        pictures = list(sample_pictures([source], COMPARED_PICTURES, DEFAULT_LIMITS))
     from pgimgsearch.models import reference
 
     found = reference.compare(spec, pictures)
     if found is None:
         raise ModelError(
             f"no library here has a reference for {spec.name}",
-            hint="its published arithmetic is rebuilt in the tests"
-            if spec.backend in {"imagebind", "sscd"}
-            else "it is what it is: there is nothing to compare it with",
+            hint=backends()[spec.backend].no_reference,
         )
     good = all(cosine >= LEAST_COSINE for cosine in found.cosines.values()) and found.grey_levels <= 1.0
     terminal.show_one({"model": spec.name, "reference": found.how, "pictures": found.pictures,

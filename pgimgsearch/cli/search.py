@@ -142,7 +142,7 @@ def _ask_with_text(
     """Through the cache; a role that may not write to it asks with the vector itself."""
     missing = model.has_text and bool(text_cache.missing(connection, model, [text], template))
     if missing and not text_cache.can_write(connection):
-        from pgimgsearch.embeddings.loaded_model import literal
+        from pgimgsearch.embeddings.binary_copy import literal
 
         vector = load().embed_texts([text], template)[0]
         return _ask(connection, "similar_to", literal(vector), model, limits)

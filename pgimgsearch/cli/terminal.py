@@ -39,10 +39,6 @@ RevisionOption = Annotated[str | None, typer.Option(help="A commit or tag of the
 PreprocessOption = Annotated[
     str | None, typer.Option(help="How pictures are prepared, where a checkpoint does not say: imagenet, clip, siglip.")
 ]
-DraftOption = Annotated[
-    bool | None,
-    typer.Option("--draft/--no-draft", help="Decode large JPEGs at reduced scale: faster. Default: as it is stored."),
-]
 TrustOption = Annotated[bool, typer.Option("--trust", help="Load TorchScript, which runs the code it holds.")]
 DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to so many dimensions: NAME@DIM.")]
 ReductionOption = Annotated[

@@ -1,5 +1,6 @@
 """What the database holds: models, collections and coverage. Statements here, never glued."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import BusyError, ModelError, SourceError
 
 PLAIN_INDEX = {"method": "hnsw", "m": 16, "ef_construction": 64}  # as a model is added; pgvector's own numbers
-COPY_DETECTORS = {"pdq"}  # made to tell copies from look-alikes, so the first of them answers for duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,12 @@ def add_model(
     canary: Canary | None = None,
     reduction: StoredReduction | None = None,
     *,
-    claim: bool = True,
+    aliases: Iterable[str] = (),
 ) -> StoredModel:
-    """Insert a model row with what belongs to it and make its table and view; see ``claim_aliases``."""
+    """Insert a model row with what belongs to it, and make its table and view.
+
+    The model becomes each of ``aliases`` that means nothing yet.
+    """
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(hashtext('pgimgsearch.add_model'))")
         present = find_model(connection, fields["name"])
@@ -137,15 +140,13 @@ def add_model(
                 [row[0], reduction.kind, reduction.matrix, reduction.mean, reduction.recall],
             )
         added = get_model(connection, fields["name"])
-        if claim:
-            claim_aliases(connection, added)
+        claim_aliases(connection, added, aliases)
     return added
 
 
-def claim_aliases(connection: Connection, model: StoredModel) -> None:
-    """Give a model the aliases that nobody has yet and that it is made for."""
-    wanted = {"default": True, "text": model.has_text, "duplicates": model.backend in COPY_DETECTORS}
-    for alias in [alias for alias, fits in wanted.items() if fits]:
+def claim_aliases(connection: Connection, model: StoredModel, aliases: Iterable[str]) -> None:
+    """Point those of some aliases at a model that mean nothing yet."""
+    for alias in aliases:
         connection.execute(
             "select imgsearch.set_alias(%s, %s) where not exists (select from imgsearch.alias where alias = %s)",
             [alias, model.name, alias],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgimgsearch.reports.thumbnail import data_address
+from pgimgsearch.reports.thumbnail import data_url
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -57,5 +57,5 @@ def _section(section: Section) -> str:
 def _tile(tile: Tile) -> str:
     kind = ' class="query"' if tile.query else ""
     caption = html.escape(tile.caption)
-    picture = f'<img alt="{caption}" src="{data_address(tile.path)}">'
+    picture = f'<img alt="{caption}" src="{data_url(tile.path)}">'
     return f"<figure{kind}>{picture}<figcaption>{caption}</figcaption></figure>"

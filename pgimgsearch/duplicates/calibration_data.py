@@ -14,11 +14,9 @@ from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
 from pgimgsearch.errors import SourceError
-from pgimgsearch.ingest.run import Options
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.models.runtime.batches import Batches
-from pgimgsearch.sources import read as fetch
-from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.open_image import open_image
 from pgimgsearch.sources.source import location_of
 
 HARDEST = 5000  # pairs kept of all that were compared
@@ -50,17 +48,13 @@ def edited_similarities(
 
     A copy that the model cannot embed, as it has too little detail for a hash, counts as -1.
     """
-    options = Options()
-    limit_pixels(options.max_pixels)
-    register_formats()
     network = Batches(model.encoder, model.batch_size)
     rows: list[list[float]] = []
     for content, location in _located(connection, contents):
         if len(rows) == wanted:
             break
         try:
-            original, _ = decode(fetch.read(location, options.max_bytes), options.max_pixels)
-            rows.append(_similarities(model, network, original, Random(content)))  # noqa: S311
+            rows.append(_similarities(model, network, open_image(location), Random(content)))  # noqa: S311
         except (SkippedPicture, OSError, ValueError):  # moved or broken since: another one is taken
             continue
         progress(len(rows), wanted)
@@ -168,10 +162,10 @@ def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
 
 def _shrunk(connection: Connection, contents: Sequence[int]) -> dict[int, NDArray[np.float64]]:
     """The pixels of files that can be read, shrunk, and around their mean."""
-    options, found = Options(), {}
+    found = {}
     for content, (_, location) in images(connection, contents).items():
         try:
-            picture, _ = decode(fetch.read(location, options.max_bytes), options.max_pixels)
+            picture = open_image(location)
         except (OSError, ValueError):  # no evidence then
             continue
         pixels = np.asarray(picture.resize(SMALL, Image.Resampling.BOX), np.float64)

@@ -14,7 +14,7 @@ from pgimgsearch.duplicates import thresholds as measure
 from pgimgsearch.duplicates.calibrate import Calibration
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
 from pgimgsearch.reports.html import figure, html_page
-from pgimgsearch.reports.thumbnail import data_address
+from pgimgsearch.reports.thumbnail import data_url
 
 HARDEST_SHOWN = 20
 
@@ -85,7 +85,7 @@ def _hardest(connection: Connection, found: Calibration) -> str:
         f"<section><h2>{similarity:.4f} <small><code>pgimgsearch duplicates accept {images[a][0]} {images[b][0]}</code>"
         '</small></h2><div class="row">'
         + "".join(
-            f'<figure><img loading="lazy" alt="" src="{data_address(Path(location))}">'
+            f'<figure><img loading="lazy" alt="" src="{data_url(Path(location))}">'
             f"<figcaption>{html.escape(location)}</figcaption></figure>"
             for _, location in (images[a], images[b])
         )

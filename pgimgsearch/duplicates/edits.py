@@ -8,6 +8,8 @@ from random import Random
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from PIL.Image import Resampling, Transpose
 
+from pgimgsearch.sources.decode import decode
+
 Make = Callable[[Image.Image, Random], Image.Image]
 
 
@@ -42,7 +44,7 @@ def recoded(kind: str, quality: int) -> Make:
     def make(image: Image.Image, _: Random) -> Image.Image:
         out = io.BytesIO()
         image.save(out, kind, quality=quality)
-        return Image.open(out).convert("RGB")
+        return decode(out.getvalue())[0]
 
     return make
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pgimgsearch.duplicates.groups import Member
 from pgimgsearch.reports.html import html_page
-from pgimgsearch.reports.thumbnail import data_address
-from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.source import is_url
 
 GROUPS_A_PAGE = 50
@@ -18,7 +17,6 @@ def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list
     """Write ``path`` and, beyond 50 groups, ``path-2`` and so on beside it. Returns all of them."""
     count = max(1, -(-len(groups) // GROUPS_A_PAGE))
     paths = [path if n == 0 else path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(count)]
-    register_formats()
     spare = sum(m.bytes for group in groups for m in group if not m.keeper and m.kind != "linked")
     number_of = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
     title = f"{number_of} of duplicates, {spare / 1e6:.3g} MB beside the keepers"
@@ -61,7 +59,7 @@ def _figure(member: Member) -> str:
     badge = "keep" if member.keeper else f"{member.kind}{f', {member.turned}' if member.turned else ''}"
     gone = "" if is_url(member.location) or Path(member.location).exists() else "<br>the file is gone"
     facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
-    picture = data_address(member.location)
+    picture = data_url(member.location)
     return (
         f'<figure{" class=keep" if member.keeper else ""}><img loading="lazy" alt="{html.escape(member.path)}" '
         f'src="{picture}"><figcaption><b>{html.escape(badge)}</b> {html.escape(said)}<br>{html.escape(facts)}<br>'

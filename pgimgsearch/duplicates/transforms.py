@@ -13,12 +13,11 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.duplicates.calibration_data import images
 from pgimgsearch.duplicates.find import Progress
 from pgimgsearch.duplicates.pairs import begin, locked, patient
-from pgimgsearch.embeddings.loaded_model import LoadedModel, literal, why_not
-from pgimgsearch.ingest.run import Options
+from pgimgsearch.embeddings.binary_copy import literal
+from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.models.runtime.batches import Batches
-from pgimgsearch.sources import read as fetch
-from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.open_image import open_image
 
 BLOCK = 64  # pictures whose copies are compared at once
 
@@ -55,8 +54,6 @@ def find_turned(
     It goes down to the threshold to which pairs are remembered, so that no later run has to ask again. What cannot be
     read now is counted, and tried again the next time.
     """
-    limit_pixels(Options().max_pixels)
-    register_formats()
     network = Batches(model.encoder, model.batch_size)
     compared = new_pairs = read = 0
     with (
@@ -95,12 +92,11 @@ def _preparing(
     model: LoadedModel, turns: dict[str, Transpose]
 ) -> Callable[[tuple[int, str]], tuple[int, Prepared | None]]:
     """Read a file and prepare it in every turn; nothing where that fails."""
-    options = Options()
 
     def prepare(file: tuple[int, str]) -> tuple[int, Prepared | None]:
         content, location = file
         try:
-            picture, _ = decode(fetch.read(location, options.max_bytes), options.max_pixels)
+            picture = open_image(location)
             return content, {turn: model.encoder.prepare(picture.transpose(how)) for turn, how in turns.items()}
         except (OSError, ValueError, SkippedPicture):
             return content, None

@@ -5,23 +5,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from pgimgsearch.embeddings.loaded_model import LoadedModel, literal, why_not
+from pgimgsearch.embeddings.binary_copy import literal
+from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.ingest.run import Options
 from pgimgsearch.models.encoder import SkippedPicture
-from pgimgsearch.sources import read as fetch
-from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
+from pgimgsearch.sources.open_image import open_image
 
 Crop = Sequence[int]  # x, y, width, height in pixels of the upright picture
 
 
 def embed_picture(model: LoadedModel, path: Path, crop: Crop | None = None) -> str:
     """The vector of a picture, or its hash, in the text form that Postgres reads."""
-    options = Options()
-    limit_pixels(options.max_pixels)
-    register_formats()
     try:
-        image = upright(fetch.read(str(path), options.max_bytes), crop, options.max_pixels)
+        image = cropped(open_image(str(path)), crop)
         vector = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
     except UsageError:
         raise
@@ -34,9 +30,8 @@ def embed_picture(model: LoadedModel, path: Path, crop: Crop | None = None) -> s
     return literal(vector, model.stored.storage)
 
 
-def upright(data: bytes, crop: Crop | None, max_pixels: int) -> Image.Image:
-    """Decode bytes into an upright RGB picture, or a part of it; raises what ``decode`` raises, and UsageError."""
-    image, _ = decode(data, max_pixels)
+def cropped(image: Image.Image, crop: Crop | None) -> Image.Image:
+    """A part of an upright image, or all of it; raises UsageError for a crop that is not inside."""
     if crop is None:
         return image
     left, top, width, height = crop

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings.binary_copy import as_column
 from pgimgsearch.models.encoder import Encoder, cannot_read, unit
 from pgimgsearch.models.reduction import Reduction
 
@@ -62,14 +63,6 @@ class LoadedModel:
         return replace(self, batch_size=size)
 
 
-def as_column(vectors: NDArray[Any], storage: str) -> NDArray[Any]:
-    """Vectors in the type of their column: packed bits (uint8), float16 or float32."""
-    if storage == "bit":
-        return np.packbits(vectors, axis=1)
-    with np.errstate(over="ignore"):
-        return vectors.astype(np.float16 if storage == "halfvec" else np.float32)
-
-
 def why_not(vector: NDArray[Any]) -> str | None:
     """Why a vector must not be stored: it has no direction, so it is like nothing or like everything."""
     if vector.dtype == np.uint8:
@@ -77,10 +70,3 @@ def why_not(vector: NDArray[Any]) -> str | None:
     if not np.isfinite(vector).all():
         return "the vector is not finite"
     return None if vector.any() else "the vector is zero"
-
-
-def literal(vector: NDArray[Any], storage: str = "vector") -> str:
-    """A vector or a hash in the form that Postgres reads."""
-    if storage == "bit":
-        return "".join(map(str, vector.tolist()))
-    return "[" + ",".join(map(repr, np.asarray(vector).astype(float).tolist())) + "]"

@@ -12,12 +12,12 @@ from pgimgsearch.embeddings import registry as register
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import Loader, main_output
 from pgimgsearch.errors import ModelError, SourceError, UsageError
-from pgimgsearch.ingest.run import Options
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.reduction import Kind, check_dim
 from pgimgsearch.models.runtime.batches import find_size
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
+from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 from pgimgsearch.sources.sample import prepared_sample
 from pgimgsearch.sources.source import Source
 
@@ -57,7 +57,7 @@ class Found:
 
 
 def open_models(
-    url: str, wish: Wish, sources: Sequence[Source], options: Options, tell: Tell = print
+    url: str, wish: Wish, sources: Sequence[Source], limits: ImageLimits = DEFAULT_LIMITS, tell: Tell = print
 ) -> list[LoadedModel]:
     """Open every model wished for, and store those that are new. Each is opened once, whatever names it goes by.
 
@@ -65,7 +65,7 @@ def open_models(
     stored, and ModelError where an exported one is not the same on these pictures.
     """
     with connect(url) as connection:
-        opener = Opener(url, connection, wish, sources, options, tell)
+        opener = Opener(url, connection, wish, sources, limits, tell)
         found = [opener.find(name, output) for name in wish.names for output in wish.outputs or (None,)]
         opener.check_exported([one.encoder for one in found])
         opened = {model.stored.model_id: model for model in map(opener.store, found)}
@@ -84,7 +84,7 @@ def open_models(
 def add(url: str, wish: Wish, tell: Tell) -> LoadedModel:
     """Store a model without pictures at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
     with connect(url) as connection:
-        opener = Opener(url, connection, wish, [], Options(), tell)
+        opener = Opener(url, connection, wish, [], DEFAULT_LIMITS, tell)
         return opener.store(opener.find(wish.names[0], wish.outputs[0] if wish.outputs else None))
 
 
@@ -98,10 +98,10 @@ class Opener:
     """Opens the models of one wish over one connection."""
 
     def __init__(
-        self, url: str, connection: Connection, wish: Wish, sources: Sequence[Source], options: Options, tell: Tell
+        self, url: str, connection: Connection, wish: Wish, sources: Sequence[Source], limits: ImageLimits, tell: Tell
     ) -> None:
         self.url, self.connection, self.wish = url, connection, wish
-        self.sources, self.options, self.tell = sources, options, tell
+        self.sources, self.limits, self.tell = sources, limits, tell
         self.loader = Loader(wish.placement)
         self.told: set[str] = set()
 
@@ -146,7 +146,7 @@ class Opener:
     def check_exported(self, encoders: Sequence[Encoder]) -> None:
         """Compare what was exported with what it came from, on the user's own pictures."""
         for encoder in {id(encoder): encoder for encoder in encoders if hasattr(encoder, "check")}.values():
-            sample = prepared_sample(encoder, self.sources, TRIED_PICTURES, self.options)
+            sample = prepared_sample(encoder, self.sources, TRIED_PICTURES, self.limits)
             pictures = list(islice(sample, CHECKED_PICTURES))
             if not pictures:
                 raise SourceError(
@@ -167,7 +167,7 @@ class Opener:
         vectors = None if found.base is None else reduce.stored_sample(self.connection, found.base)
         if self.sources and (vectors is None or len(vectors) < needed):
             batch_size = self.wish.batch_size or found.spec.batch_size
-            sample = reduce.embedded_sample(found.encoder, output, batch_size, self.sources, dim, self.options)
+            sample = reduce.embedded_sample(found.encoder, output, batch_size, self.sources, dim, self.limits)
             vectors = sample if vectors is None or len(sample) > len(vectors) else vectors
         if vectors is None:
             raise ModelError(

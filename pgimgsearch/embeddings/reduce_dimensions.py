@@ -11,14 +11,14 @@ from pgimgsearch.concurrency import batched
 from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings.binary_copy import encode_rows
 from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.errors import ModelError
-from pgimgsearch.ingest.run import Options
-from pgimgsearch.ingest.write import copy_block
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
 from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.sources.limits import ImageLimits
 from pgimgsearch.sources.sample import prepared_sample
 from pgimgsearch.sources.source import Source
 
@@ -39,11 +39,11 @@ def stored_sample(connection: Connection, model: StoredModel) -> NDArray[np.floa
 
 
 def embedded_sample(
-    encoder: Encoder, output: str, batch_size: int, sources: Sequence[Source], dim: int, options: Options
+    encoder: Encoder, output: str, batch_size: int, sources: Sequence[Source], dim: int, limits: ImageLimits
 ) -> NDArray[np.float32]:
     """Vectors of a sample of pictures: (n, dim)."""
     network = Batches(encoder, batch_size)
-    pictures = prepared_sample(encoder, sources, sample_size(dim), options)
+    pictures = prepared_sample(encoder, sources, sample_size(dim), limits)
     vectors = [network.embed(batch)[output] for batch in batched(pictures, batch_size, lambda _: 0, 1)]
     if not vectors:
         raise ModelError("there are no pictures to fit on", hint="give a folder that holds some")
@@ -89,7 +89,7 @@ def fill(connection: Connection, reader: Connection, base: StoredModel, reduced:
             rows = reduced.storable({base.output: vectors})
             good = [number for number, row in enumerate(rows) if why_not(row) is None]
             with connection.cursor().copy("copy filling from stdin (format binary)") as copy:
-                copy.write(copy_block(content_ids[good], rows[good], reduced.stored.dim))
+                copy.write(encode_rows(content_ids[good], rows[good], reduced.stored.dim))
             total += len(good)
         # what was removed meanwhile is left out
         insert = (

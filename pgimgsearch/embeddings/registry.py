@@ -13,8 +13,10 @@ from pgimgsearch.database.models import Canary, StoredModel, StoredReduction
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder
+from pgimgsearch.models.backend import backends
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.fingerprint import digest, fingerprint
+from pgimgsearch.models.load import load
 from pgimgsearch.models.reduction import Reduction
 from pgimgsearch.models.spec import DEFAULT_BATCH_SIZE, Checkpoint, ModelSpec, preprocess_from
 
@@ -29,10 +31,10 @@ class Loader:
         self._loaded: dict[tuple[Any, ...], Encoder] = {}
 
     def load(self, spec: ModelSpec) -> Encoder:
-        """The encoder of a spec; raises ModelError (see ``encoder.load``)."""
+        """The encoder of a spec; raises ModelError (see ``load.load``)."""
         found = self._loaded.get(_network(spec, spec.revision))
         if found is None:
-            found = encoder.load(spec, self.placement)
+            found = load(spec, self.placement)
             for revision in (spec.revision, found.spec.revision):  # what was asked for, and what that was
                 self._loaded[_network(spec, revision)] = found
         encoder.check_outputs(spec, found)
@@ -54,12 +56,11 @@ def spec_of(stored: StoredModel) -> ModelSpec:
             declared, name=stored.name, revision=stored.revision or known.revision,
             storage=storage, normalize=stored.normalize,  # type: ignore[arg-type]
         )  # fmt: skip
-    says_nothing = stored.backend in catalog.SAY_NO_PREPROCESSING and stored.fingerprint is not None
+    says_nothing = backends()[stored.backend].needs_preprocessing and stored.fingerprint is not None
     return ModelSpec(
         name=stored.name, backend=stored.backend, checkpoint=stored.checkpoint, output=stored.output,
         dim=stored.full_dim or stored.dim, revision=stored.revision, weights=stored.weights,
         preprocess=preprocess_from(stored.preprocess) if says_nothing else None,
-        draft=stored.preprocess.get("draft", False),
         storage=stored.storage, text=stored.has_text, normalize=stored.normalize,  # type: ignore[arg-type]
         licence=stored.licence or "", near=stored.near or 1.0,
         batch_size=known.batch_size if known else DEFAULT_BATCH_SIZE,
@@ -134,12 +135,22 @@ def add_model(
     connection: Connection, spec: ModelSpec, loaded: Encoder, name: str | None = None, *,
     normalize: bool = True, claim: bool = True,
 ) -> LoadedModel:  # fmt: skip
-    """Store a loaded model, under another name if one is given; see ``store.claim_aliases``."""
+    """Store a loaded model, under another name if one is given.
+
+    With ``claim`` it becomes those of default, text and duplicates that it is made for and that mean nothing yet.
+    """
     output = main_output(spec, loaded)
+    aliases = suitable_aliases(spec.backend, has_text=encoder.reads_text(loaded, output)) if claim else []
     own = ({"name": name} if name else {}) | {"normalize": spec.normalize and normalize}
-    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output), claim=claim)
+    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output), aliases=aliases)
     check_fingerprint(stored, loaded, None)  # another session may have been first
     return LoadedModel(stored, loaded, spec.batch_size)
+
+
+def suitable_aliases(backend: str, *, has_text: bool) -> list[str]:
+    """The aliases that a model can serve."""
+    fits = {"default": True, "text": has_text, "duplicates": backends()[backend].made_for_copies}
+    return [alias for alias, suitable in fits.items() if suitable]
 
 
 def add_reduced(
@@ -152,7 +163,8 @@ def add_reduced(
         "fingerprint": _fingerprint(loaded, output, reduction),
     }  # fmt: skip
     kept = StoredReduction(reduction.kind, reduction.matrix.tobytes(), reduction.mean.tobytes(), recall)
-    stored = store.add_model(connection, fields, _canary(loaded, output), kept)
+    aliases = suitable_aliases(spec.backend, has_text=fields["has_text"])
+    stored = store.add_model(connection, fields, _canary(loaded, output), kept, aliases=aliases)
     return LoadedModel(stored, loaded, spec.batch_size, _reduction(connection, stored))
 
 
@@ -161,9 +173,9 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     if _fingerprint(loaded, stored.output, reduction) == stored.fingerprint:
         return
     changed = [
-        f"{key} is {loaded.preprocess.get(key, False)!r}, was {stored.preprocess.get(key, False)!r}"
+        f"{key} is {loaded.preprocess.get(key)!r}, was {stored.preprocess.get(key)!r}"
         for key in {**stored.preprocess, **loaded.preprocess}
-        if _comparable(loaded.preprocess.get(key, False)) != _comparable(stored.preprocess.get(key, False))
+        if _comparable(loaded.preprocess.get(key)) != _comparable(stored.preprocess.get(key))
     ]
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(
@@ -199,20 +211,19 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
 
 def _network(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
     """What makes two specs the same network."""
-    return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess, spec.draft
+    return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess
 
 
 def _again(stored: StoredModel, loaded: Encoder) -> str:
     """The command that adds a model anew, beside the one that is stored."""
     base = stored.name.partition("@")[0]
-    prefixes = {backend: prefix for prefix, backend in catalog.PREFIXES.items()}
+    prefix = backends()[stored.backend].prefix or stored.backend
     rows = (
         spec.name for spec in catalog.CATALOG if (spec.backend, spec.checkpoint) == (stored.backend, stored.checkpoint)
     )
-    named = next(rows, f"{prefixes.get(stored.backend, stored.backend)}:{stored.checkpoint}")
+    named = next(rows, f"{prefix}:{stored.checkpoint}")
     options = [f"--weights {loaded.spec.weights}" if loaded.spec.weights else "",
-               "--preprocess NAME" if stored.backend in catalog.SAY_NO_PREPROCESSING else "",
-               "--draft" if loaded.preprocess.get("draft") else "",
+               "--preprocess NAME" if backends()[stored.backend].needs_preprocessing else "",
                f"--dim {stored.dim}" if stored.full_dim else "", f"--as {base}-2"]  # fmt: skip
     return " ".join(["pgimgsearch models add", named, *filter(None, options)])
 

@@ -14,8 +14,7 @@ from pgimgsearch.evaluation.metrics import Curve
 from pgimgsearch.evaluation.protocols import FIGURES
 from pgimgsearch.evaluation.run import Evaluation, Result, differences
 from pgimgsearch.reports.html import figure, html_page
-from pgimgsearch.reports.thumbnail import data_address
-from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.reports.thumbnail import data_url
 
 STYLE = """
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; }
@@ -39,7 +38,6 @@ def check(path: Path) -> None:
 
 def write(found: Evaluation, path: Path) -> None:
     """Write the page."""
-    register_formats()
     drawn = _curves(found.results)
     body = (
         f"<p>{html.escape(found.protocol.what)}. Source: {html.escape(found.protocol.source)}.</p>"
@@ -147,7 +145,7 @@ def _figure(what: Shown, kind: str, badge: str, said: str) -> str:
             f'<figure class="{kind}"><div class="text">{html.escape(what.text)}</div>'
             f"<figcaption><b>{badge}</b> {said}</figcaption></figure>"
         )
-    picture = data_address(what.location)
+    picture = data_url(what.location)
     return (
         f'<figure class="{kind}"><img loading="lazy" alt="{html.escape(what.text)}" src="{picture}">'
         f"<figcaption><b>{badge}</b> {said}<br>{html.escape(what.text)}</figcaption></figure>"

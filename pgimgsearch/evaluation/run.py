@@ -21,9 +21,9 @@ from pgimgsearch.evaluation.intervals import Figure
 from pgimgsearch.evaluation.protocols import Protocol
 from pgimgsearch.evaluation.ranking import Progress
 from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.models.backend import backends
 
 TIMED = 20  # queries, after one that is not
-WITHOUT_NETWORK = {"palette", "pdq"}  # all of their work is done while a picture is prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _check_options(protocol: Protocol, wish: Wish) -> None:
 
 def images_per_second(connection: Connection, model: StoredModel) -> float | None:
     """Pictures a second through the network, in the last run of a hundred, or of some; outputs of one share it."""
-    if model.backend in WITHOUT_NETWORK:
+    if not backends()[model.backend].has_weights:
         return None
     row = connection.execute(
         "select (t.value ->> 'pictures')::float / nullif((t.value ->> 'seconds')::float, 0) "

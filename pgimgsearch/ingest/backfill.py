@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from psycopg import sql
 from psycopg.rows import class_row
 
-from pgimgsearch.concurrency import Stopwatch, ordered_map, prefetch, stop_signals
+from pgimgsearch.concurrency import ordered_map, prefetch, stop_signals
 from pgimgsearch.database import coverage, locks
 from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
@@ -29,13 +29,15 @@ from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.keep import Keeper, Lacking
 from pgimgsearch.ingest.plan import digest
-from pgimgsearch.ingest.run import Options, prepare
+from pgimgsearch.ingest.run import prepare
+from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.ingest.throttle import Pace
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.runtime.cpu_parallel import passes
+from pgimgsearch.models.runtime.cpu_parallel import cores, passes
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources import read as fetch
-from pgimgsearch.sources.decode import limit_pixels, register_formats
+from pgimgsearch.sources.decode import limit_pixels
+from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 from pgimgsearch.sources.source import location_of
 
 CHUNK, SECONDS_A_CHUNK = 500, 2.0
@@ -65,7 +67,7 @@ def fill_stored(
             )
         with locks.alone(connection, locks.FILL, stored.model_id, f"another session fills {stored.name}"):
             wish = opening.Wish([stored.name], checkpoint=checkpoint, placement=placement)
-            (model,) = opening.open_models(url, wish, [], Options(), tell)
+            (model,) = opening.open_models(url, wish, [], tell=tell)
             return stored.name, fill(url, model, progress, max_load=max_load)
 
 
@@ -79,12 +81,11 @@ def fill(
     InterruptedRun on Ctrl-C or SIGTERM: what is finished is kept, and the same call goes on from there.
     """
     given_up = set() if given_up is None else given_up
-    register_formats()
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
         for connection in (reader, writer):
             connection.execute("set statement_timeout = 0")  # to count many images takes its time
-        pool = stack.enter_context(ThreadPoolExecutor(Options().workers, thread_name_prefix="decode"))
+        pool = stack.enter_context(ThreadPoolExecutor(cores(), thread_name_prefix="decode"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
@@ -188,8 +189,8 @@ def _embedded(
     pool: ThreadPoolExecutor, page: list[Lacking], model: LoadedModel, watch: Stopwatch
 ) -> Generator[Lacking, None, None]:
     """Read and decode in a pool, embed in batches; in order."""
-    limit_pixels(max(*(one.pixels for one in page), Options().max_pixels))
-    read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * Options().workers)
+    limit_pixels(max(*(one.pixels for one in page), DEFAULT_LIMITS.max_pixels))
+    read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * cores())
     waiting: deque[Lacking] = deque()
     with closing(prefetch(read, 2 * model.batch_size, "prepare")) as ready:
 
@@ -205,13 +206,14 @@ def _embedded(
 def _read(one: Lacking, model: LoadedModel) -> Lacking:
     """Prepare the first of its files that still has the bytes that were ingested; they were within the limits then."""
     item = one.item
+    limits = ImageLimits(max(one.pixels, DEFAULT_LIMITS.max_pixels), max(one.bytes, DEFAULT_LIMITS.max_bytes))
     for path, root in zip(one.paths, one.roots, strict=True):
         item.failure = None
         try:
-            item.data = fetch.read(location_of(path, root), max(one.bytes, Options().max_bytes))
+            item.data = fetch.read_bytes(location_of(path, root), limits.max_bytes)
             if digest(item).sha256 != one.sha256:
                 raise ValueError("the file has other bytes than those that were ingested")
-            prepare(item, [model], max(one.pixels, Options().max_pixels))
+            prepare(item, [model], limits)
         except Exception as error:  # a broken or vanished file never stops a run; perhaps a copy of it is there
             item.fail(error)
         if item.failure is None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pgimgsearch.concurrency import Stage
+from pgimgsearch.ingest.stopwatch import Stage
 from pgimgsearch.models.runtime.cpu_parallel import passes
 
 POOLED = {"read", "decode"}  # these run in all workers, the others one at a time
@@ -46,7 +46,7 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
     if stage in POOLED and workers < cores:
         return f"--workers {cores}"
     if stage == "decode":
-        return "more cores, or --draft where most pictures are large JPEGs"
+        return "more cores"
     if stage == "scan":
         return "a faster disk or store: listing or reading the source takes long; for shards, --engine ray"
     if stage == "read":

@@ -6,9 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pgimgsearch.concurrency import Stopwatch, batched, ordered_map
+from pgimgsearch.concurrency import batched, ordered_map
 from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.ingest.item import Item
+from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.models.runtime.cpu_parallel import passes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.source import ScannedFile
 
 OUTCOMES = ("embedded", "reused", "unchanged", "skipped", "failed")
@@ -30,7 +30,7 @@ class Item:
     sha256: bytes = b""
     size: int = 0
     reused: frozenset[int] = frozenset()
-    picture: PictureFacts | None = None
+    picture: ImageFacts | None = None
     prepared: dict[int, NDArray[Any]] = field(default_factory=dict)
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)

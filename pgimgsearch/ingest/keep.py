@@ -7,11 +7,12 @@ import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgimgsearch.concurrency import Stopwatch
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.embeddings.binary_copy import encode_rows
 from pgimgsearch.ingest.item import Counts, Item
-from pgimgsearch.ingest.write import again_on_deadlock, copy_block
+from pgimgsearch.ingest.stopwatch import Stopwatch
+from pgimgsearch.ingest.write import again_on_deadlock
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.sources.source import ScannedFile
 
@@ -79,7 +80,7 @@ class Keeper:
         with self.connection.transaction():
             if good:
                 contents = np.array([one.content_id for one in good], np.int64)
-                block = copy_block(contents, np.stack([one.item.vectors[0] for one in good]), self.model.dim)
+                block = encode_rows(contents, np.stack([one.item.vectors[0] for one in good]), self.model.dim)
                 with self.connection.cursor().copy("copy filled from stdin (format binary)") as copy:
                     copy.write(block)
                 self.connection.execute(sql.SQL(ADD_EMBEDDINGS).format(self.model.table))

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from pgimgsearch.concurrency import Stopwatch, stop_signals
+from pgimgsearch.concurrency import stop_signals
 from pgimgsearch.database import models as store
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings import open_models as opening
@@ -30,6 +30,7 @@ from pgimgsearch.ingest import run
 from pgimgsearch.ingest import run_log as books
 from pgimgsearch.ingest.item import OUTCOMES, Counts
 from pgimgsearch.ingest.run import Options, Refine, Report
+from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.ingest.write import drop_orphans, orphans
 from pgimgsearch.sources.source import Part, ScannedFile, Source
 

@@ -1,7 +1,6 @@
 """One ingest run: the stages joined by bounded queues, each timed, and its books kept in the database."""
 
 import itertools
-import math
 import threading
 import time
 import warnings
@@ -11,9 +10,8 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import psycopg
-from PIL.Image import Image
 
-from pgimgsearch.concurrency import Stage, Stopwatch, batched, ordered_map, prefetch, stop_signals
+from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals
 from pgimgsearch.database import models as store
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import session
@@ -25,12 +23,13 @@ from pgimgsearch.ingest.embed import by_network, embed
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner, digest
 from pgimgsearch.ingest.skip_duplicates import Door
+from pgimgsearch.ingest.stopwatch import Stage, Stopwatch
 from pgimgsearch.ingest.write import Writer, drop_orphans
 from pgimgsearch.models.encoder import SkippedPicture
-from pgimgsearch.models.preprocess import least_side
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.sources import read as fetch
-from pgimgsearch.sources.decode import PictureFacts, decode, limit_pixels, register_formats
+from pgimgsearch.sources.decode import decode, limit_pixels
+from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 from pgimgsearch.sources.memory_budget import room
 from pgimgsearch.sources.source import ScannedFile, Source
 
@@ -51,8 +50,7 @@ class Options:
     prune: bool = False
     retry_failed: bool = False
     skip_duplicates: bool = False
-    max_pixels: int = 100_000_000
-    max_bytes: int = 256 << 20
+    limits: ImageLimits = DEFAULT_LIMITS
     aside: frozenset[str] = frozenset()  # the models whose rows go beside the live table, until ``finish``
 
 
@@ -176,15 +174,14 @@ def _stages(
     options: Options, watch: Stopwatch,
 ) -> Generator[Item, None, None]:  # fmt: skip
     """Plan, read and decode in one thread with a pool, embed in a second; this generator runs in a third."""
-    limit_pixels(options.max_pixels)
-    register_formats()
+    limit_pixels(options.limits.max_pixels)
 
     def read(item: Item) -> Item:
         if item.failure is None:
             with watch.time("read"):
                 file, item.file = item.file, replace(item.file, data=None)  # the bytes go on in the item alone
                 try:
-                    item.data = fetch.content(file, options.max_bytes)
+                    item.data = fetch.content(file, options.limits.max_bytes)
                     digest(item)
                 except Exception as error:  # a broken or vanished file never stops a run
                     item.fail(error)
@@ -193,7 +190,7 @@ def _stages(
     def decoded(item: Item) -> Item:
         if item.data:
             with watch.time("decode"):
-                prepare(item, models, options.max_pixels)
+                prepare(item, models, options.limits)
         return item
 
     ahead = options.workers * 2
@@ -205,32 +202,27 @@ def _stages(
     yield from prefetch(embed(ready, models, watch), FILES_IN_QUEUE, "embed")
 
 
-def prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int) -> None:
-    """Decode once for each scale, prepare for every network that is wanted, and let the pixels go."""
+def prepare(item: Item, models: Sequence[LoadedModel], limits: ImageLimits) -> None:
+    """Decode once, prepare for every network that is wanted, and let the pixels go."""
     try:
         with room().share() as take:
-            _prepare(item, models, max_pixels, take)
+            _prepare(item, models, limits, take)
     except Exception as error:  # hostile bytes raise anything; MemoryError included
         item.prepared.clear()
         item.fail(error)
     item.data = b""
 
 
-def _prepare(item: Item, models: Sequence[LoadedModel], max_pixels: int, take: Callable[[int], None]) -> None:
-    decoded: dict[int | None, tuple[Image, PictureFacts]] = {}
+def _prepare(item: Item, models: Sequence[LoadedModel], limits: ImageLimits, reserve: Callable[[int], None]) -> None:
+    image, item.picture = decode(item.data, limits, reserve)
     for number, positions in enumerate(by_network(models)):
         wanted = [position for position in positions if position in item.wanted - item.reused]
         if not wanted:
             continue
-        encoder = models[wanted[0]].encoder
-        least = least_side(encoder.preprocess)
-        if least not in decoded:
-            decoded[least] = decode(item.data, max_pixels, least, take)
         try:
-            item.prepared[number] = encoder.prepare(decoded[least][0])
+            item.prepared[number] = models[wanted[0]].encoder.prepare(image)
         except SkippedPicture as why:
             item.reasons |= dict.fromkeys(wanted, str(why))
-    item.picture = decoded[max(decoded, key=lambda least: least or math.inf)][1]  # of the whole, where it is known
 
 
 def _write(writer: Writer, planner: Planner, door: Door | None, items: list[Item], watch: Stopwatch) -> None:

@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 from psycopg.types.json import Jsonb
 
-from pgimgsearch.concurrency import Stopwatch
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import BusyError
 from pgimgsearch.ingest.item import Counts
+from pgimgsearch.ingest.stopwatch import Stopwatch
 
 SECONDS_TO_LEAVE = 3.0  # until the server has cleared away the run before
 

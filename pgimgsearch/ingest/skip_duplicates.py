@@ -11,7 +11,7 @@ from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings.loaded_model import literal
+from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
 from pgimgsearch.errors import ModelError

@@ -1,12 +1,10 @@
 """Into the database: a chunk is staged by binary COPY and upserted, in one transaction."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -15,12 +13,11 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
+from pgimgsearch.embeddings.binary_copy import encode_rows
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.ingest import run_log as books
 from pgimgsearch.ingest.item import Counts, Item
 
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
-COPY_TRAILER = struct.pack(">h", -1)
 ORPHANS_AT_ONCE = 1000
 COLUMNS = {
     "ordinal": "int4", "path": "text", "external_id": "text", "group_key": "text", "caption": "text",
@@ -157,7 +154,7 @@ class Writer:
                     statement = sql.SQL("copy {} (ordinal, embedding) from stdin (format binary)").format(staging)
                     with cursor.copy(statement) as copy:
                         copy.write(
-                            copy_block(np.array(ordinals, np.int32), np.stack(vectors), self.models[position].dim)
+                            encode_rows(np.array(ordinals, np.int32), np.stack(vectors), self.models[position].dim)
                         )
 
     def _upsert(self, count: int, *, replacing: bool) -> None:
@@ -239,23 +236,3 @@ def _row(ordinal: int, item: Item) -> tuple[Any, ...]:
         picture and picture.pixel_sha256, item.size, picture and picture.width, picture and picture.height,
         picture and picture.format,
     )  # fmt: skip
-
-
-def copy_block(keys: NDArray[Any], vectors: NDArray[Any], dim: int) -> bytes:
-    """Rows of (key, vector) in the binary format of COPY, made in one piece.
-
-    ``keys`` are int32 for int4, int64 for int8; ``vectors`` is (n, dim) float16 for halfvec,
-    (n, dim) float32 for vector, (n, dim / 8) uint8 for bit.
-    (PostgreSQL: sql-copy, "Binary Format"; pgvector: halfvec_recv, vector_recv; bit_recv.)
-    """
-    bits = vectors.dtype == np.uint8
-    head = [("dim", ">i4")] if bits else [("dim", ">i2"), ("unused", ">i2")]
-    width = vectors.shape[1]
-    row = np.dtype(
-        [("fields", ">i2"), ("length_1", ">i4"), ("key", keys.dtype.newbyteorder(">")), ("length_2", ">i4"), *head,
-         ("values", vectors.dtype.newbyteorder(">"), (width,))]
-    )  # fmt: skip
-    rows = np.zeros(len(keys), dtype=row)
-    rows["fields"], rows["length_1"], rows["key"] = 2, keys.itemsize, keys
-    rows["length_2"], rows["dim"], rows["values"] = 4 + width * vectors.itemsize, dim, vectors
-    return COPY_HEADER + rows.tobytes() + COPY_TRAILER

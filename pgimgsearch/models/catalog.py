@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import families
+from pgimgsearch.models.backend import backends, prefixes
 from pgimgsearch.models.families import PREPROCESS
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 
@@ -13,10 +14,7 @@ CATALOG: tuple[ModelSpec, ...] = (
     *families.SELF_SUPERVISED, *families.TEXT_AND_IMAGE, *families.SUPERVISED, *families.COPIES_AND_COLOURS,
 )  # fmt: skip
 PLAIN = Checkpoint()
-SAY_NO_PREPROCESSING = {"onnx", "imagebind", "sscd"}  # their checkpoints do not carry it
-READ_ALL_PIXELS = {"pdq", "palette"}
 SYNONYMS = {"dinov3-vitl16": "dinov3"}
-PREFIXES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "onnx": "onnx"}
 
 
 def names() -> list[str]:
@@ -40,7 +38,7 @@ def resolve(name: str, checkpoint: Checkpoint = PLAIN) -> ModelSpec:
     if not at or "/" in output:  # no output, but a path that holds the sign
         base, output = name, ""
     prefix, _, rest = base.partition(":")
-    spec = _prefixed(base, PREFIXES[prefix], rest) if rest and prefix in PREFIXES else find(base)
+    spec = _prefixed(base, prefixes()[prefix], rest) if rest and prefix in prefixes() else find(base)
     if spec is None:
         raise _unknown(base)
     if output.isdigit():
@@ -62,31 +60,29 @@ def with_checkpoint(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
             raise ModelError(f"there is no checkpoint at {path}", hint="give the file or folder that holds the weights")
         spec = replace(spec, weights=str(path))
     if checkpoint.preprocess is not None:
-        if spec.backend not in SAY_NO_PREPROCESSING:
+        if not backends()[spec.backend].needs_preprocessing:
             raise ModelError(f"{spec.name} says itself how its pictures are prepared", hint="leave --preprocess out")
         if checkpoint.preprocess not in PREPROCESS:
             raise ModelError(f"unknown preprocessing: {checkpoint.preprocess}", hint=f"known: {', '.join(PREPROCESS)}")
         spec = replace(spec, preprocess=PREPROCESS[checkpoint.preprocess])
-    if checkpoint.draft and spec.backend in READ_ALL_PIXELS:
-        raise ModelError(f"{spec.name} is made of all pixels", hint="leave --draft out")
-    draft = spec.draft if checkpoint.draft is None else checkpoint.draft
-    return replace(spec, revision=checkpoint.revision or spec.revision, trust=checkpoint.trust, draft=draft)
+    return replace(spec, revision=checkpoint.revision or spec.revision, trust=checkpoint.trust)
 
 
 def _prefixed(name: str, backend: str, rest: str) -> ModelSpec:
     """A model outside the table; a path after the prefix is a local checkpoint."""
-    if rest.startswith(("/", "./", "../", "~")) or (backend == "onnx" and rest.endswith(".onnx")):
+    suffix = backends()[backend].file_suffix
+    if rest.startswith(("/", "./", "../", "~")) or (suffix and rest.endswith(suffix)):
         path = Path(rest).expanduser().resolve()
-        short = path.stem if path.suffix == ".onnx" else path.name
+        short = path.stem if path.suffix == suffix else path.name
         return with_checkpoint(ModelSpec(f"{name.partition(':')[0]}:{short}", backend, short), Checkpoint(str(path)))
     return ModelSpec(name, backend, rest)
 
 
 def _unknown(name: str) -> ModelError:
     near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.4)
-    prefixes = ", ".join(f"{prefix}:NAME" for prefix in PREFIXES)
+    known = ", ".join(f"{prefix}:NAME" for prefix in prefixes())
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
     return ModelError(
         f"unknown model: {name}",
-        hint=f'{suggestion}see "pgimgsearch models list --all"; any other model goes by prefix: {prefixes}',
+        hint=f'{suggestion}see "pgimgsearch models list --all"; any other model goes by prefix: {known}',
     )

@@ -1,31 +1,15 @@
 """The one thing the rest of the program knows of a model: an Encoder, loaded on demand."""
 
-import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.runtime.torch_thread import in_network_thread
+from pgimgsearch.errors import ModelError
 from pgimgsearch.models.spec import ModelSpec
-
-# backend -> (module of ours, the package it needs, the extra that brings it)
-BACKENDS = {
-    "timm": ("pgimgsearch.models.backends.timm", "timm", ""),
-    "open_clip": ("pgimgsearch.models.backends.open_clip", "open_clip", ""),
-    "transformers": ("pgimgsearch.models.backends.transformers", "transformers", ""),
-    "imagebind": ("pgimgsearch.models.backends.imagebind", "open_clip", ""),
-    "sscd": ("pgimgsearch.models.backends.sscd", "torchvision", ""),
-    "onnx": ("pgimgsearch.models.backends.onnx", "onnxruntime", "[onnx]"),
-    "pdq": ("pgimgsearch.models.backends.pdq", "pdqhash", ""),
-    "palette": ("pgimgsearch.models.backends.palette", "numpy", ""),
-}
-TORCH_BACKENDS = {"timm", "open_clip", "transformers", "imagebind", "sscd"}
 
 
 class SkippedPicture(Exception):  # noqa: N818  (a verdict on one picture, not an error)
@@ -77,40 +61,6 @@ class Encoder(Protocol):
         """(n, dim) float32, normalised; raises ModelError for a model without a text tower."""
 
 
-@in_network_thread
-def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
-    """Load a model. Raises ModelError when a package, the weights or the network is missing."""
-    placement = placement or Placement()
-    require(spec)
-    if placement.dtype == "int8" and placement.runtime != "onnx" and spec.backend in TORCH_BACKENDS:
-        raise UsageError("int8 runs on ONNX Runtime only", hint="add --runtime onnx")
-    exported = placement.runtime == "onnx" and spec.backend in TORCH_BACKENDS
-    if exported:
-        _require("onnxruntime", spec, "[onnx]")
-        _require("onnxscript", spec, "[onnx]")
-    settled = replace(placement, dtype="fp32", device="cpu") if exported else placement
-    backend = importlib.import_module(BACKENDS[spec.backend][0])
-    encoder: Encoder
-    if spec.backend in TORCH_BACKENDS:
-        from pgimgsearch.models.runtime.multi_gpu import on_gpus
-
-        encoder = on_gpus(lambda device: backend.load(spec, replace(settled, device=device)), settled.device)
-    else:
-        encoder = backend.load(spec, settled)
-    check_outputs(spec, encoder)
-    if not exported:
-        return encoder
-    from pgimgsearch.models.runtime import onnx_export as export
-
-    return export.on_onnx_runtime(encoder, placement)  # type: ignore[arg-type]
-
-
-def require(spec: ModelSpec) -> None:
-    """Raise ModelError with the command that installs what a model's backend needs."""
-    _, package, extra = BACKENDS[spec.backend]
-    _require(package, spec, extra)
-
-
 def cannot_read(name: str) -> ModelError:
     """The error of a model without a text tower, with models that have one."""
     from pgimgsearch.models.catalog import CATALOG
@@ -146,12 +96,3 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         scaled = np.divide(vectors, lengths, out=vectors.astype(np.float64), where=lengths != 0)
     return np.asarray(scaled, dtype=np.float32)
-
-
-def _require(package: str, spec: ModelSpec, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        command = f"'pgimgsearch{extra}'" if extra else "pgimgsearch (this host has only requirements-core.txt)"
-        raise ModelError(
-            f"model {spec.name} needs the package {package}, which is not installed",
-            hint=f"run: pip install {command}",
-        )

@@ -1,9 +1,7 @@
 """Pictures into tensors, by the arithmetic of torchvision's eval transforms but without torch."""
 
 import math
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +37,6 @@ def _grey_levels(how: Preprocess) -> list[NDArray[np.float32]]:
 
 def _standard(values: NDArray[np.float32], mean: float, std: float) -> NDArray[np.float32]:
     return (values / np.float32(255.0) - np.float32(mean)) / np.float32(std)
-
-
-def least_side(preprocess: Mapping[str, Any]) -> int | None:
-    """The pixels that both sides of a picture must keep when it is decoded; None where it is decoded whole.
-
-    Twice what is wanted: from there on the filter that resizes leaves nothing of how it was reduced before.
-    """
-    return 2 * max(preprocess["resize_to"], *preprocess["size"]) if preprocess.get("draft") else None
 
 
 def resize(image: Image.Image, how: Preprocess) -> Image.Image:

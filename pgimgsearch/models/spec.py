@@ -16,7 +16,6 @@ class Preprocess:
     to ``resize_to``); the centre is cropped to ``size``. ``mean`` and ``std`` are of values in 0..1. ``centre`` is how
     half a pixel of the crop's offset is dealt with: torchvision rounds it, transformers cuts it off. ``whole`` is
     whether pixels are whole grey levels again after they were resized; DINOv3's own processor resizes fractions.
-    ``draft`` is whether a JPEG may come at reduced scale, of at least twice the size that is wanted.
     """
 
     size: tuple[int, int]
@@ -27,11 +26,10 @@ class Preprocess:
     std: tuple[float, float, float]
     centre: Literal["round", "floor"] = "round"
     whole: bool = True
-    draft: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON; without ``draft`` where it is not wanted, as fingerprints are made of them."""
-        return {name: value for name, value in asdict(self).items() if name != "draft" or value}
+        """The fields, ready for JSON."""
+        return asdict(self)
 
 
 def preprocess_from(stored: Mapping[str, Any]) -> Preprocess:
@@ -48,7 +46,7 @@ class ModelSpec:
     file or folder to load instead of a download. ``output`` is what is taken of a forward pass, ``dim`` its
     dimension (0 where only loading tells), and ``also`` the model's other outputs with theirs: ``NAME@OUTPUT``.
     ``size`` is the side of the input in pixels, ``parameters`` their number in millions, as the model's card says.
-    ``preprocess`` is given where the checkpoint does not carry it, and ``draft`` belongs to it. ``near`` is the
+    ``preprocess`` is given where the checkpoint does not carry it. ``near`` is the
     similarity from which two pictures count as near-duplicates. ``proof`` is how the row is known to be
     right (docs/models.md).
     """
@@ -64,7 +62,6 @@ class ModelSpec:
     revision: str | None = None
     weights: str | None = None
     preprocess: Preprocess | None = None
-    draft: bool = False
     trust: bool = False
     storage: Storage = "halfvec"
     text: bool = False
@@ -89,12 +86,10 @@ class Checkpoint:
     """What the user says of a model's weights beyond its name; see ``catalog.resolve``.
 
     ``weights`` is a local file or folder, ``revision`` a commit or tag of the hub's repository, ``preprocess`` a name
-    of ``families.PREPROCESS``, ``trust`` the leave to run TorchScript and ``draft`` that to decode at reduced scale,
-    where None is as it is.
+    of ``families.PREPROCESS``, ``trust`` the leave to run TorchScript.
     """
 
     weights: str | None = None
     revision: str | None = None
     preprocess: str | None = None
     trust: bool = False
-    draft: bool | None = None

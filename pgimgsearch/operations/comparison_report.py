@@ -8,8 +8,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import UsageError
 from pgimgsearch.operations.neighbour_overlap import Seen, overlap
 from pgimgsearch.reports.html import html_page
-from pgimgsearch.reports.thumbnail import data_address
-from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.source import location_of
 
 SHOWN = 12  # images; that is up to 252 pictures, of about 10 kB each
@@ -34,7 +33,6 @@ def write(
     figures: Sequence[Sequence[str]] = (),
 ) -> None:  # fmt: skip
     """Write the page; ``figures`` are rows of a table, the first its head."""
-    register_formats()
     worst = sorted(seen, key=lambda image: (image.share, image.image_id))[:SHOWN]
     wanted = {one for image in worst for one in (image.image_id, *image.one, *image.other)}
     rows = connection.execute(
@@ -82,7 +80,7 @@ def _section(image: Seen, names: tuple[str, str], pictures: dict[int, tuple[str,
 def _picture(name: str, location: str) -> tuple[str, str]:
     """Its name, and the picture itself; addresses of the web are left as they are."""
     web = location.startswith(("http://", "https://"))
-    return name, location if web else data_address(location, 160)
+    return name, location if web else data_url(location, 160)
 
 
 def _figure(picture: tuple[str, str], kind: str, badge: str) -> str:

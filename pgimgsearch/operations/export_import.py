@@ -19,12 +19,13 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import Canary, StoredModel, StoredReduction
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings.loaded_model import why_not
+from pgimgsearch.embeddings.registry import suitable_aliases
 from pgimgsearch.errors import DriftError, SourceError, UsageError
 from pgimgsearch.ingest import load_target as beside
 from pgimgsearch.ingest import run_log as books
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.write import Writer, drop_orphans
-from pgimgsearch.sources.decode import PictureFacts
+from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.parquet import libraries
 from pgimgsearch.sources.source import ScannedFile
 
@@ -158,7 +159,7 @@ def _item(row: dict[str, Any]) -> Item:
     )  # fmt: skip
     return Item(
         file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
-        picture=PictureFacts(row["pixel_sha256"], row["width"], row["height"], row["format"]),
+        picture=ImageFacts(row["pixel_sha256"], row["width"], row["height"], row["format"]),
         vectors={0: row["embedding"]},
     )  # fmt: skip
 
@@ -237,6 +238,7 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
                       "index_wanted": Jsonb(fields["index_wanted"])},
             Canary(**described["canary"]) if described["canary"] else None,
             StoredReduction(**reduction) if reduction else None,
+            aliases=suitable_aliases(fields["backend"], has_text=fields["has_text"]),
         )  # fmt: skip
     if (stored.fingerprint, stored.dim, stored.storage) != (fields["fingerprint"], fields["dim"], fields["storage"]):
         raise DriftError(

@@ -14,9 +14,9 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.indexing import methods as sizing
 from pgimgsearch.indexing import status as index_status
 from pgimgsearch.indexing.ddl import OPERATOR_CLASSES
-from pgimgsearch.ingest.run import Options
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations.plan import GIGABYTE, Rates, table_row_bytes
 
@@ -151,11 +151,10 @@ def _timed(connection: Connection, model: StoredModel, network: Placement, trust
     _, spec = register.look_up(connection, model.name, Checkpoint(trust=trust))
     encoder = register.Loader(network).load(spec)
     pictures = [Image.effect_noise((640, 480), 40).convert("RGB")] * spec.batch_size
-    cores = Options().workers
     encoder.embed([encoder.prepare(picture) for picture in pictures])  # warms up
     start = time.perf_counter()
     prepared = [encoder.prepare(picture) for picture in pictures]
-    preparing = (time.perf_counter() - start) / len(pictures) / cores
+    preparing = (time.perf_counter() - start) / len(pictures) / cores()
     start = time.perf_counter()
     for _ in range(TIMED_BATCHES):
         encoder.embed(prepared)

@@ -98,10 +98,5 @@ def _fields(stored: store.StoredModel) -> dict[str, Any]:
             hint=f"it goes by commands: pgimgsearch models add {stored.name.rpartition('@')[0]} --dim {stored.dim}, "
             f"pgimgsearch models remove {stored.name}",
         )
-    if stored.preprocess.get("draft"):
-        raise ModelError(
-            f"{stored.name} takes pictures at reduced scale, which a migration does not hold",
-            hint=f"it goes by commands: pgimgsearch models add NAME --draft, pgimgsearch models remove {stored.name}",
-        )
     same = {name: getattr(stored, name) for name in FIELDS if name != "unit_length"}
     return same | {"unit_length": stored.normalize}

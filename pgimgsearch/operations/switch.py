@@ -23,7 +23,6 @@ from pgimgsearch.indexing import build as index
 from pgimgsearch.indexing import methods as sizing
 from pgimgsearch.indexing import status as index_status
 from pgimgsearch.indexing.recall import sample_for
-from pgimgsearch.ingest import run
 from pgimgsearch.ingest.backfill import Progress, fill, still_lacking
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
@@ -147,7 +146,7 @@ def _check(connection: Connection, wish: Wish) -> None:
 def _open(url: str, wish: Wish, tell: Tell) -> LoadedModel:
     """The model that takes over, loaded, its fingerprint and canary checked; where it is new, it is added unnoticed."""
     wanted = opening.Wish([wish.target], checkpoint=wish.checkpoint, placement=wish.placement, claim=False)
-    (model,) = opening.open_models(url, wanted, [], run.Options(), tell)
+    (model,) = opening.open_models(url, wanted, [], tell=tell)
     if wish.alias == "text" and not model.stored.has_text:
         raise cannot_read(model.stored.name)
     return model

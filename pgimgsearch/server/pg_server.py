@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-from pgimgsearch.embeddings.loaded_model import literal
+from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import requests as questions
 from pgimgsearch.server import scram

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.embeddings.embed_query import Crop, upright
+from pgimgsearch.embeddings.embed_query import Crop, cropped
 from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
 from pgimgsearch.errors import UsageError
-from pgimgsearch.ingest.run import Options
 from pgimgsearch.models.encoder import SkippedPicture
 from pgimgsearch.server.batcher import MOST_WAITING, Batcher
 from pgimgsearch.server.errors import BadPicture, NotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
-from pgimgsearch.sources.decode import limit_pixels, register_formats
+from pgimgsearch.sources.decode import decode, limit_pixels
+from pgimgsearch.sources.limits import DEFAULT_LIMITS
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._picture_answer
@@ -40,9 +40,7 @@ class Service:
                 watch = metrics.watcher(model.stored.name)
                 self._batchers[id(model.encoder)] = Batcher(model.encoder, model.batch_size, watch, most_waiting)
         self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._max_pixels = Options().max_pixels
-        limit_pixels(self._max_pixels)
-        register_formats()
+        limit_pixels(DEFAULT_LIMITS.max_pixels)
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
     def find(self, name: str, fingerprint: str | None = None) -> LoadedModel:
@@ -99,7 +97,7 @@ class Service:
             raise BadPicture(f"the picture has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
-            return model.encoder.prepare(upright(data, crop, self._max_pixels))
+            return model.encoder.prepare(cropped(decode(data)[0], crop))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
         except SkippedPicture as why:

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
+
 # EXIF tag 0x0112 (CIPA DC-008): what turns the stored pixels upright
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 BYTES_A_PIXEL = 16  # as it is decoded, turned, converted and hashed: four of Pillow's pixels
-ON_ITS_SIDE = {5, 6, 7, 8}  # orientations that swap width and height
 PROGRAMS = {"EPS", "WMF"}  # read by running what the file says, in Ghostscript or in the system
 NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but cannot read them
 
@@ -27,11 +28,8 @@ class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFacts:
-    """What is stored of a picture; sizes are of the upright pixels.
-
-    Of one that came at reduced scale, ``pixel_sha256`` stands for the bytes of the file: the pixels are not known.
-    """
+class ImageFacts:
+    """What is stored of a picture; sizes are of the upright pixels."""
 
     pixel_sha256: bytes
     width: int
@@ -51,18 +49,27 @@ def register_formats() -> frozenset[str]:
 
 
 def decode(
-    data: bytes, max_pixels: int, least: int | None = None, take: Callable[[int], None] = lambda _: None
-) -> tuple[Image.Image, PictureFacts]:
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
+) -> tuple[Image.Image, ImageFacts]:
     """Decode the first frame into an upright RGB picture, transparency laid on white.
 
-    With ``least`` a JPEG comes at a half, a quarter or an eighth, as long as no side has fewer pixels than that.
-    ``take`` is told the bytes that it takes, before they are taken.
+    ``reserve`` is called with the bytes that decoding needs, before they are allocated.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
     try:
-        return _decode(data, max_pixels, least, take)
+        return _decode(data, limits, reserve)
     except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
         raise TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack.")) from error
+
+
+def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode into an upright RGB image of at most ``side`` pixels; raises like ``decode``."""
+    with _open(data, limits) as image:
+        image.draft("RGB", (side, side))
+        image.load()
+        image.thumbnail((side, side))
+        upright = turn_upright(image)
+        return on_white(upright.convert("RGBA")) if upright.has_transparency_data else to_rgb(upright)
 
 
 def limit_pixels(max_pixels: int) -> None:
@@ -70,36 +77,31 @@ def limit_pixels(max_pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
 
 
-def _decode(
-    data: bytes, max_pixels: int, least: int | None, take: Callable[[int], None]
-) -> tuple[Image.Image, PictureFacts]:
-    with _open(data) as image:
-        if image.width * image.height > max_pixels:
-            raise TooManyPixels(f"{image.width} x {image.height} is over the limit of {max_pixels / 1e6:g} megapixels")
-        kind, size = image.format or "unknown", image.size
-        if least is not None:
-            image.draft(None, (least, least))
-        reduced = image.size != size
-        take(image.width * image.height * BYTES_A_PIXEL)
+def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, ImageFacts]:
+    with _open(data, limits) as image:
+        kind = image.format or "unknown"
+        reserve(image.width * image.height * BYTES_A_PIXEL)
         image.load()
-        upright, on_its_side = turn_upright(image), orientation_of(image) in ON_ITS_SIDE
+        upright = turn_upright(image)
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
         full = upright.convert("RGBA") if clear else to_rgb(upright)
     rgb = on_white(full) if clear else full
-    if reduced:
-        width, height = size[::-1] if on_its_side else size
-        return rgb, PictureFacts(hashlib.sha256(b"bytes " + data).digest(), width, height, kind)
     digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
     digest.update(full.tobytes())
-    return rgb, PictureFacts(digest.digest(), rgb.width, rgb.height, kind)
+    return rgb, ImageFacts(digest.digest(), rgb.width, rgb.height, kind)
 
 
-def _open(data: bytes) -> Image.Image:
-    Image.init()
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    register_formats()
     try:
-        return Image.open(io.BytesIO(data), formats=sorted(Image.OPEN.keys() - PROGRAMS))
+        image = Image.open(io.BytesIO(data), formats=sorted(Image.OPEN.keys() - PROGRAMS))
     except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
-        raise UnidentifiedImageError("the bytes are no picture that can be read") from error
+        raise UnidentifiedImageError("the bytes are not an image that can be read") from error
+    if image.width * image.height > limits.max_pixels:
+        image.close()
+        size = f"{image.width} x {image.height}"
+        raise TooManyPixels(f"{size} is over the limit of {limits.max_pixels / 1e6:g} megapixels")
+    return image
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

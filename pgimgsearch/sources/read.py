@@ -22,7 +22,7 @@ class EmptyFile(ValueError):  # noqa: N818
     """The file holds nothing."""
 
 
-def read(location: str, max_bytes: int) -> bytes:
+def read_bytes(location: str, max_bytes: int) -> bytes:
     """Read a file, an address or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
     if webdataset.is_member(location):
         data = webdataset.read_member(location, max_bytes + 1)
@@ -44,7 +44,7 @@ def checked(data: bytes, max_bytes: int) -> bytes:
 
 def content(file: ScannedFile, max_bytes: int) -> bytes:
     """The bytes of a scanned file: what its source has read of it, else from where it lies."""
-    return read(file.location, max_bytes) if file.data is None else checked(file.data, max_bytes)
+    return read_bytes(file.location, max_bytes) if file.data is None else checked(file.data, max_bytes)
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:

@@ -20,16 +20,18 @@ from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings.loaded_model import as_column, why_not
+from pgimgsearch.embeddings.binary_copy import as_column, encode_rows
+from pgimgsearch.embeddings.loaded_model import why_not
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from pgimgsearch.ingest import dry_run as preview
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
-from pgimgsearch.ingest.write import copy_block, drop_orphans
+from pgimgsearch.ingest.write import drop_orphans
 from pgimgsearch.models.encoder import unit
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.limits import ImageLimits
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]
@@ -105,7 +107,7 @@ def test_failures_are_recorded_and_retried_when_asked(ingest: Ingest, photos: Pa
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "gone.png").symlink_to("nowhere")
     photo(photos / "huge.png", seed=50, size=(2000, 1000))
-    assert counts(ingest(photos, max_pixels=1_000_000)) == ZERO | {"embedded": 12, "failed": 4}
+    assert counts(ingest(photos, limits=ImageLimits(max_pixels=1_000_000))) == ZERO | {"embedded": 12, "failed": 4}
     failures = connection.execute(
         "select path, error_class, attempts from imgsearch.ingest_failure order by path"
     ).fetchall()
@@ -423,7 +425,7 @@ def test_copy_blocks_mean_what_postgres_reads(connection: Connection, storage: s
     vectors = as_column(raw.astype(np.uint8) if storage == "bit" else raw, storage)
     connection.execute(f"create temporary table t (ordinal int4, embedding {storage}({dim}))")  # type: ignore[call-overload]
     with connection.cursor().copy("copy t from stdin (format binary)") as copy:
-        copy.write(copy_block(np.arange(40, dtype=np.int32), vectors, dim))
+        copy.write(encode_rows(np.arange(40, dtype=np.int32), vectors, dim))
     for ordinal, text in connection.execute("select ordinal, embedding::text from t").fetchall():
         read = [float(c) for c in text] if storage == "bit" else json.loads(text)
         expected = raw[ordinal] if storage == "bit" else vectors[ordinal].astype(np.float64)

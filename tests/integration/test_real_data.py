@@ -14,6 +14,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.embeddings import registry as register
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.limits import ImageLimits
 from tests.conftest import Evaluate, values
 
 TINY = "open_clip:openclip-mbv2-tiny"
@@ -117,7 +118,7 @@ def searcher(url: str, data: Path, folder: Path, paths: set[str]) -> Callable[[s
 def test_every_odd_file_is_embedded_upright_or_recorded(
     data: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
-    report = ingest(data / "odd", "palette", "pdq", max_pixels=50_000_000)
+    report = ingest(data / "odd", "palette", "pdq", limits=ImageLimits(max_pixels=50_000_000))
     with (data / "odd" / "manifest.csv").open() as file:
         manifest = {row["name"]: row for row in csv.DictReader(file)}
     stored = {

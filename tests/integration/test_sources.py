@@ -207,7 +207,7 @@ def test_a_shard_below_a_collection_is_part_of_it(
     paths = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
     assert paths == (["a/1.tar/x.png", "b/1.tar/x.png", "first.png"],)
     root = stored(connection, "select root from imgsearch.collection")[0]
-    assert fetch.read(scan.location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
+    assert fetch.read_bytes(scan.location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
 
 
 def test_what_names_not_everything_cannot_prune(ingest: Ingest, tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -319,11 +319,11 @@ def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]
     """As ``models fill`` does, which goes by stored paths."""
     (tmp_path / "a.tar").write_bytes(tar_of({f"in/{name}": data for name, data in pictures.items()}))
     for name, data in pictures.items():
-        assert fetch.read(f"{tmp_path}/a.tar/in/{name}", 1 << 20) == data
+        assert fetch.read_bytes(f"{tmp_path}/a.tar/in/{name}", 1 << 20) == data
     with pytest.raises(fetch.TooManyBytes):
-        fetch.read(f"{tmp_path}/a.tar/in/0000.png", 10)
+        fetch.read_bytes(f"{tmp_path}/a.tar/in/0000.png", 10)
     with pytest.raises(FileNotFoundError, match=r"holds no other\.png"):
-        fetch.read(f"{tmp_path}/a.tar/other.png", 10)
+        fetch.read_bytes(f"{tmp_path}/a.tar/other.png", 10)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg
 
 from benchmarks import zoo
-from pgimgsearch.models import catalog, encoder, families
+from pgimgsearch.models import catalog, families
 from pgimgsearch.models import catalog_table as table
+from pgimgsearch.models.backend import backends
 from pgimgsearch.models.backends import imagebind
 from pgimgsearch.models.backends import open_clip as open_clip_backend
 from pgimgsearch.models.backends import sscd as sscd_backend
@@ -20,7 +21,7 @@ from pgimgsearch.models.hf_processor import preprocess_of
 from pgimgsearch.models.spec import ModelSpec
 
 ROWS = {spec.name: spec for spec in catalog.CATALOG}
-NETWORKS = [spec for spec in catalog.CATALOG if spec.backend in encoder.TORCH_BACKENDS]
+NETWORKS = [spec for spec in catalog.CATALOG if backends()[spec.backend].on_torch]
 # Names of weights that published checkpoints of a family hold: of its stem, its last layer and its end.
 KEYS = {
     "dinov3": ("cls_token", "reg_token", "patch_embed.proj.weight", "blocks.{last}.attn.qkv.weight", "norm.weight"),

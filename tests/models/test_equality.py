@@ -14,8 +14,10 @@ import transformers as hf
 from PIL import Image
 
 from benchmarks import zoo
-from pgimgsearch.models import catalog, encoder, reference
+from pgimgsearch.models import catalog, reference
+from pgimgsearch.models.backend import backend_module
 from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 from tests.models.tiny import OPEN_CLIP, SMALL, VISION, describe, save, settle, tiny
 
@@ -34,8 +36,8 @@ def shown(request: pytest.FixtureRequest) -> list[Image.Image]:
 
 def equal(spec: ModelSpec, pictures: list[Image.Image], outputs: set[str], least: float = LEAST) -> Any:
     """Compare a model with its reference, whose outputs must be those; returns ours."""
-    ours = encoder.load(spec, CPU)
-    found = reference.compare_loaded(ours, reference.REFERENCES[spec.backend](spec), pictures, reference.TEXTS)
+    ours = load(spec, CPU)
+    found = reference.compare_loaded(ours, backend_module(spec.backend).reference(spec), pictures, reference.TEXTS)
     assert found.cosines.keys() == outputs
     assert min(found.cosines.values()) >= least, found
     assert found.grey_levels <= 1.0, found
@@ -123,12 +125,12 @@ def test_a_tag_brings_its_activation_and_preprocessing(
            "interpolation": "bilinear", "resize_mode": "squash"}  # fmt: skip
     (tmp_path / "Tiny.json").write_text(json.dumps(OPEN_CLIP["vit"]))
     open_clip.add_model_config(tmp_path / "Tiny.json")
-    monkeypatch.setattr("pgimgsearch.models.backends.open_clip.get_pretrained_cfg", lambda *_: tag)
+    monkeypatch.setattr("open_clip.pretrained.get_pretrained_cfg", lambda *_: tag)
     torch.manual_seed(0)
     network = open_clip.create_model("Tiny", force_quick_gelu=True)
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     monkeypatch.setattr("pgimgsearch.models.weights.download.download", lambda _: tmp_path)
-    ours = encoder.load(catalog.resolve("open_clip:Tiny/some_tag"), CPU)
+    ours = load(catalog.resolve("open_clip:Tiny/some_tag"), CPU)
     how = open_clip.image_transform(64, is_train=False, mean=tag["mean"], std=tag["std"], resize_mode="squash",
                                     interpolation="bilinear")  # fmt: skip
     pixels = torch.stack([how(picture) for picture in pictures])
@@ -156,7 +158,7 @@ def test_imagebind_equals_its_own_arithmetic_rebuilt(
     """Both towers of one checkpoint, against the published arithmetic written out on ImageBind's own weights."""
     path, state = imagebind_weights
     spec = replace(catalog.resolve("imagebind-huge", Checkpoint(path)), dim=48)
-    ours = encoder.load(spec, CPU)
+    ours = load(spec, CPU)
     from torchvision import transforms
 
     how = transforms.Compose([
@@ -221,7 +223,7 @@ def test_sscd_equals_its_own_arithmetic_rebuilt(prefix: str, shown: list[Image.I
     network = models.resnet50(num_classes=512)
     settle(network)
     torch.save({prefix + name: tensor for name, tensor in network.state_dict().items()}, tmp_path / "sscd.pt")
-    ours = encoder.load(catalog.resolve("sscd-disc-mixup", Checkpoint(str(tmp_path / "sscd.pt"))), CPU)
+    ours = load(catalog.resolve("sscd-disc-mixup", Checkpoint(str(tmp_path / "sscd.pt"))), CPU)
     how = transforms.Compose([
         transforms.Resize([320, 320]), transforms.ToTensor(),
         transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
@@ -251,9 +253,9 @@ def test_real_weights_on_onnx_runtime_are_those_of_torch(data: Path, real_pictur
     import onnxruntime
 
     path = data / "weights" / "mobilenetv2_100_features_1280.onnx"
-    ours = encoder.load(catalog.resolve(f"onnx:{path}", Checkpoint(preprocess="imagenet")), CPU)
+    ours = load(catalog.resolve(f"onnx:{path}", Checkpoint(preprocess="imagenet")), CPU)
     torch_weights = Checkpoint(str(data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"))
-    other = encoder.load(catalog.resolve("mobilenetv2", torch_weights), CPU)
+    other = load(catalog.resolve("mobilenetv2", torch_weights), CPU)
     prepared = [ours.prepare(picture) for picture in real_pictures]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (by_hand,) = session.run(["features"], {"pixel_values": np.stack(prepared)})
@@ -267,6 +269,6 @@ def test_canonical_vector_of_real_weights(data: Path) -> None:
     from pgimgsearch.models.canary import pictures as drawn
 
     path = data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
-    ours = encoder.load(catalog.resolve("mobilenetv2", Checkpoint(str(path))), CPU)
+    ours = load(catalog.resolve("mobilenetv2", Checkpoint(str(path))), CPU)
     vector = unit(ours.embed([ours.prepare(drawn()[0])])["pool"])[0]
     assert vector[:6] == pytest.approx(CANONICAL, abs=1e-4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog
+from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint
 from tests.models.tiny import save, tiny
 
@@ -19,13 +20,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state.pop("conv1.weight")
     torch.save(state, tmp_path / "less.pt")
     with pytest.raises(ModelError, match=r"conv1\.weight is missing"):
-        encoder.load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "less.pt"))))
+        load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "less.pt"))))
     with pytest.raises(ModelError, match=r"instead of|not expected|missing"):
         torch.save(timm.create_model("resnet34", num_classes=0).state_dict(), tmp_path / "other.pt")
-        encoder.load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "other.pt"))))
+        load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "other.pt"))))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(ModelError, match="cannot read the checkpoint"):
-        encoder.load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "cut.safetensors"))))
+        load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "cut.safetensors"))))
 
 
 class Evil:
@@ -38,7 +39,7 @@ class Evil:
 def test_no_code_of_a_checkpoint_runs(tmp_path: Path) -> None:
     torch.save({"weight": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ModelError, match="cannot read the checkpoint"):
-        encoder.load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "evil.pt"))))
+        load(catalog.resolve("timm:resnet18", Checkpoint(str(tmp_path / "evil.pt"))))
     assert not Path("/tmp/pgimgsearch-was-here").exists()
 
 
@@ -50,7 +51,7 @@ def test_a_truncated_repository_is_refused(tmp_path: Path) -> None:
     state.pop("visual_projection.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"visual_projection\.weight is missing"):
-        encoder.load(catalog.resolve(f"hf:{tmp_path}"))
+        load(catalog.resolve(f"hf:{tmp_path}"))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_what_cannot_be_fetched_is_said(name: str, message: str, hint: str, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # as without a network
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=message) as raised:
-        encoder.load(catalog.resolve(name))
+        load(catalog.resolve(name))
     assert hint in str(raised.value.hint)
 
 
@@ -113,10 +114,10 @@ def test_weights_that_nothing_asked_for_are_refused_but_a_classifiers_head_is_le
     save(tmp_path, *tiny("dinov2-base"))
     state = load_file(tmp_path / "model.safetensors")
     save_file(state | {"classifier.weight": torch.zeros(3, 64)}, tmp_path / "model.safetensors", {"format": "pt"})
-    assert encoder.load(catalog.resolve(f"hf:{tmp_path}")).dims == {"cls": 32, "mean": 32}
+    assert load(catalog.resolve(f"hf:{tmp_path}")).dims == {"cls": 32, "mean": 32}
     save_file(state | {"encoder.layer.7.norm1.bias": torch.zeros(32)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"encoder\.layer\.7.* is not expected"):
-        encoder.load(catalog.resolve(f"hf:{tmp_path}"))
+        load(catalog.resolve(f"hf:{tmp_path}"))
 
 
 def test_imagebind_without_its_towers_is_refused(tmp_path: Path) -> None:
@@ -125,11 +126,11 @@ def test_imagebind_without_its_towers_is_refused(tmp_path: Path) -> None:
     state = zoo.imagebind_shapes("cpu", width=160, layers=1, text_width=128, text_layers=1, dim=48, grid=4, patch=56)
     torch.save({"modality_trunks.audio.x": torch.zeros(1)}, tmp_path / "audio.pth")
     with pytest.raises(ModelError, match="no ImageBind image tower"):
-        encoder.load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "audio.pth"))))
+        load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "audio.pth"))))
     state.pop("modality_trunks.text.blocks.0.norm_2.weight")
     torch.save(state, tmp_path / "less.pth")
     with pytest.raises(ModelError, match=r"transformer\.resblocks\.0\.ln_2\.weight is missing"):
-        encoder.load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "less.pth"))))
+        load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "less.pth"))))
 
 
 def test_torchscript_is_code_and_loaded_only_on_trust(tmp_path: Path) -> None:
@@ -140,9 +141,9 @@ def test_torchscript_is_code_and_loaded_only_on_trust(tmp_path: Path) -> None:
     path = str(tmp_path / "sscd.torchscript.pt")
     torch.jit.trace(network, torch.zeros(1, 3, 320, 320)).save(path)
     with pytest.raises(ModelError, match="is TorchScript") as raised:
-        encoder.load(catalog.resolve("sscd-disc-mixup", Checkpoint(path)))
+        load(catalog.resolve("sscd-disc-mixup", Checkpoint(path)))
     assert "--trust" in str(raised.value.hint)
-    assert encoder.load(catalog.resolve("sscd-disc-mixup", Checkpoint(path, trust=True))).dims == {"descriptor": 512}
+    assert load(catalog.resolve("sscd-disc-mixup", Checkpoint(path, trust=True))).dims == {"descriptor": 512}
 
 
 def test_a_path_with_an_at_sign_names_no_output(tmp_path: Path) -> None:

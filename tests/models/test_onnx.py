@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import zoo
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import load as models_load
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
 
@@ -47,7 +48,7 @@ def export(
 
 
 def load(path: Path, checkpoint: Checkpoint = IMAGENET) -> encoder.Encoder:
-    return encoder.load(catalog.resolve(f"onnx:{path}", checkpoint), Placement("cpu"))
+    return models_load.load(catalog.resolve(f"onnx:{path}", checkpoint), Placement("cpu"))
 
 
 @pytest.mark.parametrize(("shape", "output"), [((12,), "vector"), ((6, 12), "cls"), ((12, 1, 1), "vector")])
@@ -103,7 +104,7 @@ def test_preprocessing_is_read_or_asked_for(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     loaded = load(path, Checkpoint())
     assert (loaded.preprocess["resize"], loaded.preprocess["mean"]) == ("squash", (0.5, 0.5, 0.5))
-    by_folder = encoder.load(catalog.resolve(f"onnx:{tmp_path}"), Placement("cpu"))  # in the layout of the hub
+    by_folder = models_load.load(catalog.resolve(f"onnx:{tmp_path}"), Placement("cpu"))  # in the layout of the hub
     assert by_folder.fingerprint("vector") == loaded.fingerprint("vector")
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read"):
@@ -118,7 +119,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="2 ONNX files"):
         export(tmp_path / "two" / "a.onnx", (8,))
         export(tmp_path / "two" / "b.onnx", (8,))
-        encoder.load(catalog.resolve(f"onnx:{tmp_path / 'two'}", IMAGENET), Placement("cpu"))
+        models_load.load(catalog.resolve(f"onnx:{tmp_path / 'two'}", IMAGENET), Placement("cpu"))
 
 
 def test_the_catalogs_export_is_loaded_by_its_class_token(tmp_path: Path, pictures: list[Image.Image]) -> None:
@@ -137,7 +138,7 @@ def test_the_catalogs_export_is_loaded_by_its_class_token(tmp_path: Path, pictur
     torch.onnx.export(Tokens().eval(), (example,), str(tmp_path / "m.onnx"), dynamo=True, verbose=False, output_names=["output"],
                       input_names=["input"], dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))  # fmt: skip
     spec = catalog.resolve("dinov2-vits14-onnx", Checkpoint(str(tmp_path / "m.onnx")))
-    loaded = encoder.load(spec, Placement("cpu"))
+    loaded = models_load.load(spec, Placement("cpu"))
     prepared = [loaded.prepare(picture) for picture in pictures]
     with torch.inference_mode():
         expected = network(pixel_values=torch.from_numpy(np.stack(prepared))).pooler_output.numpy()

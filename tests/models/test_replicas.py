@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog
+from pgimgsearch.models import load as models_load
 from pgimgsearch.models.runtime import multi_gpu as replicas
 from pgimgsearch.models.runtime.batches import Batches
 from tests.models.tiny import save, tiny
@@ -17,7 +18,7 @@ class Placed:
     """An encoder that says it is on a GPU, and counts what it is given."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.loaded: Any = encoder.load(catalog.resolve(f"hf:{folder}"))
+        self.loaded: Any = models_load.load(catalog.resolve(f"hf:{folder}"))
         self.device = "cuda" if device == "auto" else device
         self.sizes: list[int] = []
 

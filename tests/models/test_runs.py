@@ -11,19 +11,17 @@ import psycopg
 import pytest
 import torch
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.embeddings import open_models as opening
 from pgimgsearch.embeddings import registry as register
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.ingest import run
-from pgimgsearch.models import canary, catalog, encoder, reduction
+from pgimgsearch.models import canary, catalog, reduction
 from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime.batches import Batches, find_size
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import revision
 from pgimgsearch.sources import source as scan
-from pgimgsearch.sources.decode import decode
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -52,48 +50,6 @@ def many(tmp_path: Path) -> Path:
         photo(tmp_path / "many" / f"{number:02}.png", seed=number)
     (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
     return tmp_path / "many"
-
-
-def test_a_draft_is_another_model_whose_vectors_are_those_of_reduced_photos(
-    cli: Run, connection: Connection, url: str, clip: str, tmp_path: Path
-) -> None:
-    """Beside the whole one in the same run; known by its fingerprint, and loaded as it was added from then on."""
-    for number in range(4):
-        photo(tmp_path / "large" / f"{number}.jpg", seed=number, size=(1200, 900))
-    photo(tmp_path / "large" / "small.png", seed=9)
-    assert cli("models", "add", clip).returncode == 0
-    refused = cli("ingest", str(tmp_path / "large"), "--model", "hf:clip", "--draft")
-    assert refused.returncode != 0
-    assert "draft is True, was False" in refused.stderr
-    assert "--draft --as hf:clip-2" in refused.stderr
-    assert cli("models", "add", clip, "--draft", "--as", "reduced").returncode == 0
-    done = cli("--json", "ingest", str(tmp_path / "large"), "--model", "hf:clip", "--model", "reduced")
-    assert [row["embedded"] for row in json.loads(done.stdout)] == [5, 5], done.stderr
-    with connect(url) as opened:
-        model = register.open_model(opened, "reduced")
-        assert model.encoder.preprocess["draft"]
-    rows = connection.execute(
-        "select i.path, c.width, c.pixel_sha256, imgsearch.embedding(image_id, 'reduced')::real[], "
-        "imgsearch.embedding(image_id, 'hf:clip')::real[] from imgsearch.image i join imgsearch.content c using (content_id)"
-    ).fetchall()
-    for path, width, pixels, reduced, whole in rows:
-        data = (tmp_path / "large" / path).read_bytes()
-        image, facts = decode(data, 10**8)
-        assert (width, pixels) == (facts.width, facts.pixel_sha256)  # of the whole, which the other model had decoded
-        if path.endswith(".jpg"):
-            image = decode(data, 10**8, least=128)[0]
-            assert image.size == (300, 225)
-            assert not np.array_equal(reduced, whole)
-        expected = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
-        assert np.dot(reduced, expected) > 0.9995 * np.linalg.norm(reduced)
-        assert np.dot(reduced, whole) > 0.99
-    assert cli("models", "add", "pdq", "--draft").returncode != 0
-    assert cli("models", "add", "reduced", "--no-draft", "--as", "again").returncode == 0
-    with connect(url) as opened:
-        known = {model.name: model.fingerprint for model in store.models(opened)}
-        assert known["again"] == known["hf:clip"] != known["reduced"]
-        with pytest.raises(ModelError, match="at reduced scale, which a migration does not hold"):
-            revision.adding(opened, "reduced")
 
 
 def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
@@ -239,7 +195,7 @@ def test_an_exported_network_that_is_another_is_refused(
     monkeypatch.setattr("pgimgsearch.models.runtime.onnx_export.LEAST_COSINE", 1.1)
     wish = opening.Wish([clip], placement=Placement("cpu", "int8", "onnx"))
     with pytest.raises(ModelError, match="is not the same model: cosine 0"):
-        opening.open_models(url, wish, [scan.folder_source(photos)], run.Options())
+        opening.open_models(url, wish, [scan.folder_source(photos)])
     for table in ("image", "model", "alias"):
         assert connection.execute(f"select count(*) from imgsearch.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
@@ -250,7 +206,7 @@ def test_half_precision_stays_within_its_tolerance(dtype: str, tmp_path: Path) -
     for family in ("clip-vit-b-32", "dinov2-base", "siglip-b-16-224", "dinov3-hf"):
         save(tmp_path / family, *tiny(family))
         spec = catalog.resolve(f"hf:{tmp_path / family}")
-        full, half = encoder.load(spec, Placement("cpu", "fp32")), encoder.load(spec, Placement("cpu", dtype))
+        full, half = load(spec, Placement("cpu", "fp32")), load(spec, Placement("cpu", dtype))
         assert half.dtype == dtype
         assert full.fingerprint(full.spec.output) == half.fingerprint(half.spec.output)
         distance = canary.drift(canary.vectors(full, full.spec.output), canary.vectors(half, half.spec.output))
@@ -387,7 +343,7 @@ def test_derived_models_keep_licence_and_threshold(
     with connect(url) as opened:
         register.add_model(opened, row, register.Loader(Placement("cpu")).load(row))
     for wish in (opening.Wish(["clip-vit-b-32"], ("hidden",)), opening.Wish(["clip-vit-b-32"], dim=8)):
-        opening.open_models(url, wish, [scan.folder_source(many)], run.Options(), lambda _: None)
+        opening.open_models(url, wish, [scan.folder_source(many)], tell=lambda _: None)
     rows = connection.execute("select name, licence, near from imgsearch.model order by name").fetchall()
     assert [row[0] for row in rows] == ["clip-vit-b-32", "clip-vit-b-32@8", "clip-vit-b-32@hidden"]
     assert all(row[1] == "MIT" and row[2] == pytest.approx(0.96) for row in rows)

@@ -22,9 +22,8 @@ from pgimgsearch.indexing.after_load import finish
 from pgimgsearch.ingest import backfill as fill
 from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import read as fetch
 from pgimgsearch.sources import source as scan
-from pgimgsearch.sources.decode import decode
+from pgimgsearch.sources.open_image import open_image
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -186,9 +185,7 @@ def compare(connection: Connection, folder: Path, model: LoadedModel) -> None:
     assert len(rows) == PICTURES + LATE
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
-        prepared = [
-            model.encoder.prepare(decode(fetch.read(str(folder / path), 1 << 20), 1_000_000)[0]) for path, _ in part
-        ]
+        prepared = [model.encoder.prepare(open_image(str(folder / path))) for path, _ in part]
         expected = model.vectors(model.encoder.embed(prepared))
         stored = np.array([[float(value) for value in text.strip("[]").split(",")] for _, text in part])
         np.testing.assert_allclose((stored * expected).sum(1), 1, atol=2e-3)

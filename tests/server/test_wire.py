@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog
+from pgimgsearch.models.load import load
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import scram
 from pgimgsearch.server.metrics import Metrics
@@ -35,7 +36,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     spec = catalog.resolve("palette", catalog.PLAIN)
-    loaded = encoder.load(spec)
+    loaded = load(spec)
     Stored.output = spec.output
     made = Service([LoadedModel(Stored(), loaded, 8)], {"text": "palette"}, None, Metrics(), 1)  # type: ignore[arg-type]
     yield made

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pgimgsearch.concurrency import Stage
 from pgimgsearch.ingest.bottleneck import binding
+from pgimgsearch.ingest.stopwatch import Stage
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from pgimgsearch.ingest.bottleneck import binding
         ({"decode": 30.0, "embed clip": 95.0, "write": 3.0}, 2, "cpu", "embed", 0.95, "int8"),
         ({"decode": 30.0, "embed clip": 190.0, "write": 3.0}, 2, "cuda", "embed", 0.95, "GPU"),
         ({"decode": 390.0, "embed clip": 40.0, "write": 3.0}, 4, "cuda", "decode", 0.975, "--workers 8"),
-        ({"decode": 780.0, "embed clip": 40.0, "write": 3.0}, 8, "cuda", "decode", 0.975, "--draft"),
+        ({"decode": 780.0, "embed clip": 40.0, "write": 3.0}, 8, "cuda", "decode", 0.975, "more cores"),
         ({"read": 380.0, "decode": 80.0, "embed clip": 40.0}, 4, "cpu", "read", 0.95, "--workers 8"),
         ({"decode": 30.0, "embed clip": 40.0, "write": 90.0}, 2, "cuda", "write", 0.9, "--aside"),
         ({"decode": 30.0, "embed clip": 92.0, "embed dino": 96.0}, 2, "cuda", "embed", 0.94, "GPU"),

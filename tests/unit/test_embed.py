@@ -7,10 +7,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pgimgsearch.concurrency import Stopwatch
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Item
+from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.sources.source import ScannedFile
 
 PICTURES, BATCH, FITTING = 41, 8, 3

@@ -5,15 +5,17 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import catalog
+from pgimgsearch.models.backend import backends
 from pgimgsearch.models.backends import palette
 from pgimgsearch.models.encoder import SkippedPicture, unit
+from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 
 
 @pytest.mark.parametrize("spec", catalog.CATALOG, ids=lambda spec: spec.name)
 def test_every_row_is_whole(spec: ModelSpec) -> None:
-    assert spec.backend in encoder.BACKENDS
+    assert spec.backend in backends()
     assert spec.dim > 0
     assert spec.good_for
     assert spec.licence != ModelSpec("x", "x", "x").licence
@@ -40,7 +42,7 @@ def test_prefixes_reach_other_models_and_folders(tmp_path: object) -> None:
 
 
 def test_pdq_knows_copies_and_skips_flat_pictures() -> None:
-    pdq = encoder.load(catalog.resolve("pdq"))
+    pdq = load(catalog.resolve("pdq"))
     noise = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
     other = Image.fromarray(noise[::-1].copy()).resize((640, 480), Image.Resampling.BICUBIC)
@@ -54,7 +56,7 @@ def test_pdq_knows_copies_and_skips_flat_pictures() -> None:
 
 @pytest.mark.parametrize("name", palette.COLOURS)
 def test_palette_finds_each_colour_by_its_name(name: str) -> None:
-    model = encoder.load(catalog.resolve("palette"))
+    model = load(catalog.resolve("palette"))
     names = list(palette.COLOURS)
     swatches = [model.prepare(Image.new("RGB", (80, 80), palette.COLOURS[other])) for other in names]
     similarities = unit(model.embed(swatches)["histogram"]) @ model.embed_text([name])[0]
@@ -62,7 +64,7 @@ def test_palette_finds_each_colour_by_its_name(name: str) -> None:
 
 
 def test_palette_reads_phrases_and_says_what_it_cannot_read() -> None:
-    model = encoder.load(catalog.resolve("palette"))
+    model = load(catalog.resolve("palette"))
     both = Image.new("RGB", (80, 80), palette.COLOURS["navy"])
     both.paste(palette.COLOURS["gold"], (0, 0, 40, 80))
     half = unit(model.embed([model.prepare(both)])["histogram"])[0]

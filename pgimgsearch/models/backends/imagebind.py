@@ -3,20 +3,26 @@
 Its own package cannot be installed from a registry; its state dict is renamed for open_clip's network instead.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import open_clip
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import REBUILT, Backend
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+
+BACKEND = Backend(package="open_clip", on_torch=True, needs_preprocessing=True, no_reference=REBUILT)
 
 VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64  # 1280 / 16 and 1024 / 16
 LAYER_NORM_EPS = 1e-6  # open_clip: 1e-5
@@ -33,13 +39,13 @@ RENAMED = {
 }
 
 RESHAPED: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "modality_preprocessors.vision.cls_token": ("visual.class_embedding", torch.flatten),
+    "modality_preprocessors.vision.cls_token": ("visual.class_embedding", lambda token: token.flatten()),
     # a still picture is a film of two equal frames: their kernels add up
     "modality_preprocessors.vision.rgbt_stem.proj.1.weight": ("visual.conv1.weight", lambda kernel: kernel.sum(2)),
     "modality_preprocessors.vision.pos_embedding_helper.pos_embed": ("visual.positional_embedding", lambda p: p[0]),
-    "modality_heads.vision.2.weight": ("visual.proj", torch.t),
+    "modality_heads.vision.2.weight": ("visual.proj", lambda weight: weight.t()),
     "modality_preprocessors.text.pos_embed": ("positional_embedding", lambda positions: positions[0]),
-    "modality_heads.text.proj.1.weight": ("text_projection", torch.t),
+    "modality_heads.text.proj.1.weight": ("text_projection", lambda weight: weight.t()),
     "modality_postprocessors.text.1.log_logit_scale": ("logit_scale", lambda scale: scale.reshape(())),
 }
 
@@ -51,6 +57,10 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load both towers of a checkpoint; those of sound, depth, heat and motion are left out."""
+    import open_clip
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
         state = translate(read_state_dict(path))
@@ -100,6 +110,9 @@ def _translate(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
 
 def create(state: Mapping[str, torch.Tensor], device: str = "cpu") -> Any:
     """open_clip's network in the sizes that the weights have."""
+    import open_clip
+    import torch
+
     width, _, patch, _ = state["visual.conv1.weight"].shape
     grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
     length, text_width = state["positional_embedding"].shape

@@ -1,24 +1,31 @@
 """ONNX exports: ``onnx:FILE``, ``onnx:REPOSITORY``; an image tower whose output is a vector or tokens."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
 from pgimgsearch.models.hf_processor import read_processor
 from pgimgsearch.models.preprocess import to_array
-from pgimgsearch.models.runtime.onnx_session import Session
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import loading
+
+if TYPE_CHECKING:
+    pass
+
+BACKEND = Backend(package="onnxruntime", extra="onnx", prefix="onnx", file_suffix=".onnx", needs_preprocessing=True)
 
 VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
 EXPORTS = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
@@ -35,6 +42,8 @@ class OnnxEncoder:
     logit_bias: float | None = None
 
     def __init__(self, spec: ModelSpec, path: Path, how: Preprocess, placement: Placement) -> None:
+        from pgimgsearch.models.runtime.onnx_session import Session
+
         self.session = Session(path, placement.device)
         self.device, inputs = self.session.device, self.session.inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -45,7 +54,7 @@ class OnnxEncoder:
             raise UsageError(
                 f"{spec.name} was exported in {self.dtype}", hint="leave --dtype out, or take another export"
             )
-        self._how = replace(_at_size(how, sides, path), draft=spec.draft)
+        self._how = _at_size(how, sides, path)
         self.preprocess = self._how.as_dict()
         self._digest = "onnx " + " ".join(files.sha256_of(part) for part in _parts(path))
         probe = np.zeros((3, *self._how.size), dtype=np.float32)

@@ -1,19 +1,24 @@
 """Models of OpenCLIP: ``open_clip:ARCHITECTURE/TAG``, or a local folder or file."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import open_clip
-import torch
-from open_clip.factory import load_checkpoint
-from open_clip.pretrained import get_pretrained_cfg
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+    from pgimgsearch.models.reference import Reference
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+
+BACKEND = Backend(package="open_clip", prefix="open_clip", on_torch=True)
 
 SAFE, OTHER = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 
@@ -30,6 +35,8 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def companions(spec: ModelSpec) -> list[files.Origin]:
     """Other repositories that an architecture needs: its tokenizer's, and that of its text tower's configuration."""
+    import open_clip
+
     text = open_clip.get_model_config(spec.checkpoint.partition("/")[0])["text_cfg"]
     named = [text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")]
     describing = ("*.json", "*.txt", "*.model")
@@ -38,6 +45,11 @@ def companions(spec: ModelSpec) -> list[files.Origin]:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load both towers; the activation comes from the tag's own config, where the library only warns."""
+    import open_clip
+    from open_clip.factory import load_checkpoint
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+
     architecture, _, tag = spec.checkpoint.partition("/")
     with loading(spec):
         path = files.local(spec)
@@ -70,6 +82,9 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
 def config_of(architecture: str, tag: str) -> dict[str, Any]:
     """What the library knows of a pair; raises ModelError with the pairs there are."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
     if architecture not in open_clip.list_models():
         raise ModelError(
             f"open_clip has no architecture {architecture}",
@@ -84,6 +99,9 @@ def config_of(architecture: str, tag: str) -> dict[str, Any]:
 
 def create(architecture: str, tag: str, device: str = "cpu") -> Any:
     """A network without weights, with the activation and the preprocessing of its tag; none is the library's."""
+    import open_clip
+    import torch
+
     known = architecture in open_clip.list_models()
     config = config_of(architecture, tag) if tag or not known else {}
     own = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
@@ -96,6 +114,8 @@ def create(architecture: str, tag: str, device: str = "cpu") -> Any:
 
 def preprocess_of(network: Any) -> Preprocess:
     """What open_clip's own eval transform of this network does."""
+    import open_clip
+
     config = open_clip.get_model_preprocess_cfg(network)
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -109,3 +129,28 @@ def preprocess_of(network: Any) -> Preprocess:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
+
+
+def reference(spec: ModelSpec) -> Reference:
+    import open_clip
+    import torch
+
+    from pgimgsearch.models.reference import Reference
+
+    architecture, _, tag = spec.checkpoint.partition("/")
+    path = Path(spec.weights) if spec.weights else None
+    if path is not None and path.is_dir():
+        architecture, source, quick = f"local-dir:{path}", None, False
+    else:
+        source = str(path) if path else tag
+        quick = bool(config_of(architecture, tag).get("quick_gelu")) if tag else False
+    network, _, transform = open_clip.create_model_and_transforms(
+        architecture, pretrained=source, force_quick_gelu=quick
+    )
+    network.eval()
+    tokenizer = open_clip.get_tokenizer(architecture)
+    return Reference(
+        "open_clip's encode_image, encode_text and its eval transform",
+        lambda p: torch.stack([transform(x) for x in p]), lambda pixels: {"projection": network.encode_image(pixels)},
+        lambda of: network.encode_text(tokenizer(list(of))),
+    )  # fmt: skip

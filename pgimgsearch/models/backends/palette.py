@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.fingerprint import digest
 from pgimgsearch.models.runtime.weightless import Algorithm
 from pgimgsearch.models.spec import ModelSpec
+
+BACKEND = Backend(package="numpy", has_weights=False)
 
 # sRGB anchors; the names are those people use for products, and their order is the vector's.
 COLOURS = {

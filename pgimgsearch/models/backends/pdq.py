@@ -1,13 +1,15 @@
 """PDQ, a perceptual hash of 256 bits with a quality (Meta, https://github.com/facebook/ThreatExchange)."""
 
 import numpy as np
-import pdqhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement, SkippedPicture
 from pgimgsearch.models.runtime.weightless import Algorithm
 from pgimgsearch.models.spec import ModelSpec
+
+BACKEND = Backend(package="pdqhash", has_weights=False, made_for_copies=True)
 
 LONGEST_SIDE = 512  # the hash sees 64 x 64; a larger picture is only slower
 LOWEST_QUALITY = 50  # the paper discards 49 and less: flat pictures match everything
@@ -18,6 +20,8 @@ class Pdq(Algorithm):
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """The 256 bits of a picture; raises SkippedPicture where its quality is too low."""
+        import pdqhash
+
         small = image.copy()
         small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BILINEAR)
         bits, quality = pdqhash.compute(np.ascontiguousarray(small))

@@ -1,31 +1,28 @@
 """SSCD, a copy detector: ResNet-50 with GeM pooling and a linear layer (Pizzi et al., arXiv 2202.10261)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
-import torch
-from torchvision.models import resnet50
-
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import REBUILT, Backend
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
+if TYPE_CHECKING:
+    import torch
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+
+BACKEND = Backend(package="torchvision", on_torch=True, needs_preprocessing=True, no_reference=REBUILT)
+
 GEM_POWER = 3.0
 SMALLEST = 1e-6
-
-
-class GeneralizedMean(torch.nn.Module):
-    """The p-mean over height and width: (n, c, h, w) to (n, c, 1, 1)."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Pool."""
-        powered = maps.clamp(min=SMALLEST).pow(GEM_POWER)
-        return powered.mean(dim=(2, 3), keepdim=True).pow(1 / GEM_POWER)
 
 
 def origin(spec: ModelSpec) -> files.Origin:
@@ -35,6 +32,8 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load the state dict in torchvision's layout; TorchScript, which is code, only where the user trusts it."""
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
         if _is_torchscript(path):
@@ -49,9 +48,23 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
 def create(dim: int) -> Any:
     """The network without weights."""
+    from torchvision.models import resnet50
+
     network = resnet50(weights=None, num_classes=dim)
-    network.avgpool = GeneralizedMean()
+    network.avgpool = _generalized_mean()
     return network
+
+
+def _generalized_mean() -> torch.nn.Module:
+    """The p-mean over height and width: (n, c, h, w) to (n, c, 1, 1)."""
+    import torch
+
+    class GeneralizedMean(torch.nn.Module):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            powered = maps.clamp(min=SMALLEST).pow(GEM_POWER)
+            return powered.mean(dim=(2, 3), keepdim=True).pow(1 / GEM_POWER)
+
+    return GeneralizedMean()
 
 
 def descriptor(network: Any) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
@@ -67,6 +80,8 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _trusted(spec: ModelSpec, path: Path) -> Any:
+    import torch
+
     if not spec.trust:
         raise ModelError(
             f"{path} is TorchScript: loading it runs the code it holds",

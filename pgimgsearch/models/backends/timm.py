@@ -1,23 +1,31 @@
 """Models of timm: ``timm:ARCHITECTURE.TAG``, or a local file or folder."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path
-from typing import Any
-
-import timm
-from timm.data import resolve_model_data_config
+from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement
-from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import load_strictly, loading, read_state_dict
 
+if TYPE_CHECKING:
+    from pgimgsearch.models.reference import Reference
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+
+
+BACKEND = Backend(package="timm", prefix="timm", on_torch=True)
+
 
 def origin(spec: ModelSpec) -> files.Origin:
     """Where the weights of a timm tag are."""
+    import timm
+
     if not timm.is_model(spec.checkpoint):
         raise ModelError(
             f"timm has no model {spec.checkpoint}",
@@ -35,6 +43,10 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load without the classifier; a checkpoint may hold one, which is left out."""
+    import timm
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
         architecture, weights, config = spec.checkpoint, path, None
@@ -57,6 +69,8 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
 def create(architecture: str, config: dict[str, Any] | None = None) -> tuple[Any, str]:
     """A network without classifier and without weights, and what its vector is."""
+    import timm
+
     # timm averages the patches of DINOv3's transformers by default; their paper's vector is the class token
     dinov3 = "dinov3" in architecture and architecture.startswith("vit")
     pooling = {"global_pool": "token"} if dinov3 else {}
@@ -66,6 +80,8 @@ def create(architecture: str, config: dict[str, Any] | None = None) -> tuple[Any
 
 def preprocess_of(network: object) -> Preprocess:
     """What timm's own eval transform of this network does."""
+    from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(network)
     _, height, width = config["input_size"]
     if config["crop_mode"] not in {"center", "squash"} or (height != width and config["crop_mode"] == "center"):
@@ -91,3 +107,26 @@ def _described(folder: Path, otherwise: str) -> tuple[str, dict[str, Any] | None
     known = {"input_size", "test_input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "classifier"}
     own = {key: value for key, value in config.get("pretrained_cfg", {}).items() if key in known}
     return config.get("architecture", otherwise), own or None
+
+
+def reference(spec: ModelSpec) -> Reference:
+    import timm
+    import torch
+
+    from pgimgsearch.models.reference import Reference
+
+    path = files.local(spec) or files.download(origin(spec))
+    file = files.first(path, ("model.safetensors", "pytorch_model.bin")) if path.is_dir() else path
+    network = timm.create_model(
+        spec.checkpoint, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)}
+    ).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+
+    def embed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = network.forward_features(pixels)
+        if "dinov3" in spec.checkpoint and features.ndim == 3:  # the paper's vector is the class token
+            return {"cls": features[:, 0]}
+        name = "cls" if getattr(network, "global_pool", None) == "token" else "pool"
+        return {name: network.forward_head(features, pre_logits=True)}
+
+    return Reference("timm's model and its eval transform", lambda p: torch.stack([transform(x) for x in p]), embed)

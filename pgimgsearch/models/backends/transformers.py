@@ -1,19 +1,27 @@
 """Models of transformers: ``hf:REPOSITORY``, or a local folder in the same layout."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.hf_processor import preprocess_of
-from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import loading
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from pgimgsearch.models.reference import Reference
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+
+BACKEND = Backend(package="transformers", prefix="hf", on_torch=True)
+
 
 disable_progress_bar()  # of reading local files
 
@@ -31,6 +39,11 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load a dual encoder or a vision model from a folder in the layout of the hub."""
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+
     with loading(spec):
         folder = files.local(spec) or files.download(origin(spec))
         if not folder.is_dir():
@@ -120,3 +133,49 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
         return {"input_ids": tokens["input_ids"]}  # it attends to its padding, as it did in training
 
     return siglip
+
+
+def reference(spec: ModelSpec) -> Reference:
+    import torch
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from pgimgsearch.models.reference import Reference
+
+    folder = files.local(spec) or files.download(origin(spec))
+    network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    kind = network.config.model_type
+
+    def embed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if kind in DUAL:
+            found = {"projection": network.get_image_features(pixel_values=pixels).pooler_output}
+            hidden = network.vision_model(pixel_values=pixels).pooler_output
+            return found | ({"hidden": hidden} if kind == "clip" else {})
+        answer = network(pixel_values=pixels)
+        if answer.last_hidden_state.ndim == 4:
+            return {"pool": answer.pooler_output.flatten(1)}
+        pooled = answer.pooler_output if kind.startswith("dinov") else answer.last_hidden_state[:, 0]
+        return {"cls": pooled, "mean": answer.last_hidden_state.mean(1)}
+
+    def texts(of: Sequence[str]) -> torch.Tensor:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if kind == "clip":
+            tokens = tokenizer(list(of), padding=True, truncation=True, return_tensors="pt")
+        else:  # as the model cards of SigLIP and SigLIP 2 say
+            lowered = [text.lower() for text in of] if kind == "siglip2" or _is_siglip2(tokenizer) else list(of)
+            length = min(64, network.config.text_config.max_position_embeddings)
+            tokens = tokenizer(lowered, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = {
+            name: tokens[name] for name in ("input_ids", "attention_mask") if kind == "clip" or name == "input_ids"
+        }
+        return torch.as_tensor(network.get_text_features(**tokens).pooler_output)
+
+    return Reference(
+        "transformers' model and its processor",
+        lambda p: processor(images=list(p), return_tensors="pt")["pixel_values"], embed,
+        texts if kind in DUAL else None,
+    )  # fmt: skip
+
+
+def _is_siglip2(tokenizer: Any) -> bool:
+    return "gemma" in type(tokenizer).__name__.lower()

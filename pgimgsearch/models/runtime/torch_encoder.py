@@ -50,7 +50,7 @@ class TorchEncoder:
         self.towers = towers
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.reads_text = towers.text is not None
-        self._how = replace(towers.preprocess, draft=spec.draft)
+        self._how = towers.preprocess
         self.preprocess = self._how.as_dict()
         network = towers.network.eval()
         for parameter in network.parameters():  # TorchScript has no method for all of them

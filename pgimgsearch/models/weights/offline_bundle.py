@@ -3,7 +3,6 @@
 A bundle is a folder in the layout of the hub's cache, with a manifest of every file's size and SHA-256.
 """
 
-import importlib
 import json
 import re
 import shutil
@@ -11,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import encoder
+from pgimgsearch.models.backend import backend_module, backends
+from pgimgsearch.models.load import require
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import loading
@@ -28,9 +28,9 @@ def fetch(spec: ModelSpec, to: Path | None = None) -> dict[str, Any]:
     if spec.weights is not None:
         raise ModelError(f"{spec.name} is on this machine: there is nothing to fetch", hint=f"copy {spec.weights}")
     entry: dict[str, Any] = {"checkpoint": spec.checkpoint, "revision": None, "files": {}, "refs": {}}
-    if spec.backend not in {"pdq", "palette"}:
-        encoder.require(spec)
-        backend = importlib.import_module(encoder.BACKENDS[spec.backend][0])
+    if backends()[spec.backend].has_weights:
+        require(spec)
+        backend = backend_module(spec.backend)
         with loading(spec):
             origins = [backend.origin(spec), *(backend.companions(spec) if hasattr(backend, "companions") else ())]
             places = [files.download(origin, to) for origin in origins]

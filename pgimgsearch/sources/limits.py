@@ -1,0 +1,14 @@
+"""Bounds on one image file: what exceeds them is refused before it is read or decoded."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The most pixels and bytes that one image may have."""
+
+    max_pixels: int = 100_000_000
+    max_bytes: int = 256 << 20
+
+
+DEFAULT_LIMITS = ImageLimits()
