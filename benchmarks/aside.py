@@ -3,10 +3,11 @@
 import time
 
 from benchmarks.harness import add_images, add_model, add_vectors, copy_vectors, fresh_database, lifelike, report, sized
-from pgimgsearch.database import models as store
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.indexing.embedding_table import shadow_table
+from pgimgsearch.indexing.shadow_table import complete_load, create_shadow
 
 ROWS, NEW, TRIED, DIM = sized(100_000), sized(30_000), sized(3_000), 768
 
@@ -18,18 +19,18 @@ def main() -> dict[str, object]:
         model = add_model(connection, "bench", DIM)
         vectors = lifelike(ROWS + TRIED + NEW, DIM)
         add_vectors(connection, model.table_name, vectors[:ROWS])
-        wish = index.Build(machine_memory() // 4)
-        index.build(connection, model, wish)
-        model = store.get_model(connection, "bench")
+        request = BuildOptions(machine_memory() // 4)
+        build_index(connection, model, request)
+        model = get_model(connection, "bench")
         start = time.perf_counter()
         copy_vectors(connection, model.table_name, vectors[ROWS : ROWS + TRIED], first=ROWS)
         live = (time.perf_counter() - start) / TRIED * NEW
         start = time.perf_counter()
-        aside.begin(connection, model)
-        beside = aside.find(connection, model)
+        create_shadow(connection, model)
+        beside = shadow_table(connection, model)
         assert beside is not None
         copy_vectors(connection, beside.table_name, vectors[ROWS + TRIED :], first=ROWS + TRIED)
-        built = aside.finish(connection, model, wish)
+        built = complete_load(connection, model, request)
         taken = time.perf_counter() - start
         assert built is not None
     return report(

@@ -19,11 +19,11 @@ from benchmarks.harness import fresh_database, peer_python, report, run_peer
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.duplicates import calibrate
 from pgimgsearch.duplicates.find import find
-from pgimgsearch.embeddings import registry as register
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import folder_source
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KNOWN, SEARCHED, EDITED = 1200, 600, 60  # photos to measure on, photos to search, and those of them that are edited
@@ -94,8 +94,8 @@ def ours(connection: Connection, model: str, arguments: str = "") -> Pairs:
 
 def measure(url: str, model: LoadedModel, precision: float) -> None:
     with connect(url) as connection:
-        wish = calibrate.Wish(precision=precision, collection="known", sample=50)
-        found = calibrate.calibrate(connection, model, wish, lambda *_: None)
+        request = calibrate.CalibrationRequest(precision=precision, collection="known", sample=50)
+        found = calibrate.calibrate(connection, model, request, lambda *_: None)
         calibrate.store(connection, model.stored, found)
         assert found.near is not None
     find(url, model.stored, found.near.value)
@@ -109,9 +109,9 @@ def main() -> dict[str, object]:
         folder = Path(name)
         make(folder)
         network = "timm:mobilenetv2_100"
-        models = [register.open_model(connection, "pdq"), register.open_model(connection, network, Checkpoint(weights))]
+        models = [open_model(connection, "pdq"), open_model(connection, network, Checkpoint(weights))]
         for part in ("known", "searched"):
-            run.ingest(url, scan.folder_source(folder / part), models, run.Options(collection=part))
+            run.ingest(url, folder_source(folder / part), models, run.Options(collection=part))
         rows.append(judged("pdq, 31 bits, its default", ours(connection, "pdq")))
         measure(url, models[0], 0.9)
         measure(url, models[1], 0.8)

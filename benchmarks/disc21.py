@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.duplicates.edits import ALL
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.evaluation.context import EvaluationRequest
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import evaluate
 from pgimgsearch.models.spec import Checkpoint
@@ -87,19 +87,19 @@ def main() -> None:
         weights = DATA / "weights"
         mobilenet = Checkpoint(str(weights / "mobilenetv2_100_backbone_timm.safetensors"))
         names = [
-            register.open_model(connection, "timm:mobilenetv2_100", mobilenet).stored.name,
-            register.open_model(connection, f"open_clip:{weights / 'openclip-mbv2-tiny'}").stored.name,
-            register.open_model(connection, "pdq").stored.name,
+            open_model(connection, "timm:mobilenetv2_100", mobilenet).stored.name,
+            open_model(connection, f"open_clip:{weights / 'openclip-mbv2-tiny'}").stored.name,
+            open_model(connection, "pdq").stored.name,
         ]
         protocol = BY_NAME["copy-detection"]
-        wishes = {
-            "plain": Wish(models=names, data=folder),
-            "score norm": Wish(models=names, data=folder, score_norm=2),
-            "score norm, whitened": Wish(models=names[:2], data=folder, score_norm=2, whiten=128),
+        requests = {
+            "plain": EvaluationRequest(models=names, data=folder),
+            "score norm": EvaluationRequest(models=names, data=folder, score_norm=2),
+            "score norm, whitened": EvaluationRequest(models=names[:2], data=folder, score_norm=2, whiten=128),
         }
         rows = []
-        for how, wish in wishes.items():
-            found = evaluate(url, protocol, wish, device="cpu", trust=False, tell=print, progress=lambda _, __: None)
+        for how, request in requests.items():
+            found = evaluate(url, protocol, request, device="cpu", trust=False, tell=print, progress=lambda _, __: None)
             for line in found.notes.told():
                 print(line)
             rows += [

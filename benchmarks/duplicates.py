@@ -25,7 +25,7 @@ from benchmarks.harness import (
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 ROWS, QUARTER, BATCH, PEER_ROWS, DIM, CUT = 100_000, 25_000, 1_000, 20_000, 768, 0.95
 CHECKED = 4_000  # rows whose pairs are compared with NumPy's
@@ -106,7 +106,7 @@ def recall(connection: Connection, model: StoredModel, vectors: NDArray[np.float
 def fill(connection: Connection, name: str, vectors: NDArray[np.float32]) -> StoredModel:
     model = add_model(connection, name, DIM)
     add_vectors(connection, model.table_name, vectors)
-    index.build(connection, model, index.Build(machine_memory() // 4))
+    build_index(connection, model, BuildOptions(machine_memory() // 4))
     return model
 
 

@@ -25,9 +25,9 @@ from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.embeddings import registry as register
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.indexing import build as index
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
 from tests.server import dblink
@@ -54,7 +54,7 @@ def main() -> list[dict[str, Any]]:
             made = [sys.executable, "-m", "benchmarks.models", "--write", name, str(Path(folder) / "weights")]
             weights = subprocess.run(made, check=True, capture_output=True, text=True).stdout.split()[-1]
             with connect(url) as connection:
-                model = register.open_model(connection, name, Checkpoint(weights))
+                model = open_model(connection, name, Checkpoint(weights))
                 _fill(connection, model)
                 serving = start_serving(url, Path(folder), "--model", name)
                 try:
@@ -71,7 +71,7 @@ def main() -> list[dict[str, Any]]:
 def _fill(connection: Connection, model: LoadedModel) -> None:
     add_images(connection, ROWS)
     add_vectors(connection, model.stored.table_name, clustered(ROWS, model.stored.dim))
-    index.build(connection, model.stored, index.Build(machine_memory() // 4))
+    build_index(connection, model.stored, BuildOptions(machine_memory() // 4))
 
 
 def _latency(connection: Connection, model: LoadedModel) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _texts(serving: Serving, model: LoadedModel) -> dict[str, Any]:
 
 
 def _pictures(serving: Serving, model: LoadedModel) -> dict[str, Any]:
-    file = _jpeg(canary.pictures()[0])
+    file = _jpeg(canary.images()[0])
     secret = {"Authorization": f"Bearer {PASSWORD}"}
 
     def client() -> Callable[[], None]:
@@ -127,7 +127,7 @@ def _pictures(serving: Serving, model: LoadedModel) -> dict[str, Any]:
 
         return ask
 
-    prepared = [model.encoder.prepare(canary.pictures()[0]) for _ in range(BATCH)]
+    prepared = [model.encoder.prepare(canary.images()[0]) for _ in range(BATCH)]
     return _pace("Pictures: 32 clients of the embedder", client, lambda: model.encoder.embed(prepared), "images/s")
 
 

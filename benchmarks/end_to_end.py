@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from benchmarks import zoo
 from benchmarks.harness import QUICK, fresh_database, kept_peer, peer_python, report
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.embeddings import open_models as opening
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.decode import decode, register_formats
+from pgimgsearch.sources.source import Source, files_source, list_images
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MODEL, PHOTOS, ROUNDS = "clip-vit-b-32", 256, 3
@@ -56,7 +56,7 @@ class Ours:
     model: LoadedModel
     url: str
     connection: Connection
-    source: scan.Source
+    source: Source
     bounds: list[float] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
     report: run.Report | None = None
@@ -92,7 +92,7 @@ def bound(model: LoadedModel, data: list[bytes]) -> float:
 
 def photos(folder: Path, number: int) -> list[Path]:
     """So many photos of clothing/ in one folder, every class among them."""
-    found = scan.walk(DATA / "clothing")
+    found = list_images(DATA / "clothing")
     chosen = found[:: len(found) // number][:number]
     return [Path(shutil.copy(path, folder / f"{place:05}{path.suffix}")) for place, path in enumerate(chosen)]
 
@@ -129,9 +129,9 @@ def main() -> dict[str, object]:
 
 def _ours(stack: ExitStack, placement: Placement, weights: str, folder: Path, files: list[Path]) -> Ours:
     url, connection = stack.enter_context(fresh_database())
-    source = scan.files_source(folder, files)
-    wish = opening.Wish([MODEL], checkpoint=Checkpoint(weights), placement=placement)
-    (model,) = opening.open_models(url, wish, [source], tell=lambda _: None)
+    source = files_source(folder, files)
+    request = ModelRequest([MODEL], checkpoint=Checkpoint(weights), placement=placement)
+    (model,) = open_models(url, request, [source], tell=lambda _: None)
     return Ours(model, url, connection, source)
 
 

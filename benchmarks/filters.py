@@ -14,14 +14,14 @@ from psycopg import sql
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 ROWS, DIM, K, QUERIES, ROUNDS = 100_000, 768, 10, 60, 3
 SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01, "ten thousandth": 0.0001}
 RECALL, MARGIN = 0.99, 1e-3
 EFFORTS = [(40, 10), (100, 10), (100, 40), (200, 40), (400, 40), (800, 40)]  # ef_search, rows before the last sort
 
-COLUMNS = "i.image_id, 1 - n.distance as similarity, c.name, i.path, i.external_id, i.group_key, i.caption, i.metadata"
+COLUMNS = "i.image_id, 1 - n.distance as similarity, c.name, i.path, i.key, i.group_key, i.caption, i.metadata"
 INDEXED = """
 select {columns} from (
     select i.image_id, e.embedding <=> q.embedding as distance
@@ -60,7 +60,7 @@ def main() -> dict[str, object]:
         model = add_model(connection, "bench", DIM)
         vectors = clustered(ROWS, DIM)
         add_vectors(connection, model.table_name, vectors)
-        index.build(connection, model, index.Build(machine_memory() // 4))
+        build_index(connection, model, BuildOptions(machine_memory() // 4))
         ids = rng.integers(1, ROWS, QUERIES).tolist()
         for name, share in SHARES.items():
             told = json.dumps({name: 1})

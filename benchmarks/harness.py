@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, insert_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.embeddings.binary_copy import encode_rows
 from pgimgsearch.models.runtime.cpu_parallel import cores
@@ -79,7 +78,7 @@ def lifelike(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:
 
 def add_model(connection: Connection, name: str, dim: int, storage: str = "halfvec") -> StoredModel:
     """A stored model without an encoder."""
-    return store.add_model(
+    return insert_model(
         connection,
         {"name": name, "dim": dim, "storage": storage, "backend": "timm", "checkpoint": name, "output": "pool",
          "preprocess": {}, "fingerprint": name, "has_text": False, "near": 0.95},
@@ -90,7 +89,7 @@ def add_images(connection: Connection, rows: int) -> None:
     """So many images, each with a content of its own; content_id = image_id = 1 .. rows on a fresh database."""
     connection.execute("insert into imgsearch.collection (name) values ('bench')")
     connection.execute(
-        "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) "
+        "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) "
         "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, %s) n order by n",
         [rows],
     )

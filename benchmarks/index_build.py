@@ -3,13 +3,13 @@
 import time
 
 import numpy as np
+from pgimgsearch.indexing.index_names import index_name
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import methods as sizing
-from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
+from pgimgsearch.indexing.methods import build_memory
 
 ROWS, DIM = sized(50_000), 768
 
@@ -29,16 +29,16 @@ def main() -> dict[str, object]:
 
         def default() -> float:
             connection.execute("drop index if exists plain_hnsw")
-            memory = sizing.memory_for(ROWS, model, "hnsw", machine_memory() // 4) * 2  # a vector takes twice a halfvec
+            memory = build_memory(ROWS, model, "hnsw", machine_memory() // 4) * 2  # a vector takes twice a halfvec
             connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
             start = time.perf_counter()
             connection.execute("create index plain_hnsw on plain using hnsw (embedding vector_cosine_ops)")
             return time.perf_counter() - start
 
         def ours() -> float:
-            index.drop(connection, model)
+            drop_index(connection, model)
             start = time.perf_counter()
-            index.build(connection, model, index.Build(machine_memory() // 4))
+            build_index(connection, model, BuildOptions(machine_memory() // 4))
             return time.perf_counter() - start
 
         taken = [(default(), ours())]

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import psycopg
+from pgimgsearch.indexing.index_names import index_name
 
 from benchmarks.harness import (
     add_images,
@@ -29,12 +30,11 @@ from benchmarks.harness import (
     vectorscale_programs,
 )
 from pgimgsearch.database import embedded_programs as programs
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import recall
-from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
+from pgimgsearch.indexing.recall import measure_recall
 from pgimgsearch.models.runtime.cpu_parallel import cores
 
 ROWS, DIM, QUERIES = sized(100_000), 768, 200
@@ -81,14 +81,14 @@ def ours(connection: Connection, storage: str, vectors: Any, methods: tuple[str,
     add_vectors(connection, model.table_name, vectors)
     for method in methods:
         connection.execute("select imgsearch.set_index(%s, %s)", [model.name, method])
-        index.drop(connection, model)
-        wish = index.Build(machine_memory() // 4)
+        drop_index(connection, model)
+        request = BuildOptions(machine_memory() // 4)
         start = time.perf_counter()
-        built = index.build(connection, store.get_model(connection, model.name), wish)
+        built = build_index(connection, get_model(connection, model.name), request)
         seconds = time.perf_counter() - start  # with the measurement of recall
         assert built is not None
-        model = store.get_model(connection, model.name)
-        found = recall.measured(connection, model, EFFORTS[method], sample=QUERIES)
+        model = get_model(connection, model.name)
+        found = measure_recall(connection, model, EFFORTS[method], sample=QUERIES)
         size = connection.execute("select pg_relation_size(%s)", [f"imgsearch.{index_name(model)}"]).fetchone()
         assert size is not None
         yield {

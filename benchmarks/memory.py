@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import folder_source
 
 FILES, EARLY = 20_000, 2_000
 
@@ -44,12 +44,12 @@ def main() -> dict[str, object]:
         folder = Path(name)
         make_pictures(folder)
         with connect(url) as connection:
-            models = [register.open_model(connection, m) for m in ("palette", "pdq")]
+            models = [open_model(connection, m) for m in ("palette", "pdq")]
 
         def note(done: int) -> None:
             seen[done] = resident_megabytes()
 
-        run.ingest(url, scan.folder_source(folder), models, run.Options(), progress=note)
+        run.ingest(url, folder_source(folder), models, run.Options(), progress=note)
     early = max(megabytes for done, megabytes in seen.items() if done <= EARLY)
     late = max(megabytes for done, megabytes in seen.items() if done > FILES - EARLY)
     row = {f"at {EARLY} images, MB": early, f"at {FILES} images, MB": late}

@@ -100,7 +100,7 @@ def _child(name: str, weights: str, device: str, runtime: str, dtype: str) -> di
     spec = catalog.resolve(name, Checkpoint(weights or None))
     loaded = load(spec, Placement(device, dtype, "onnx" if runtime == "onnx" else "torch"))
     batch = min(spec.batch_size, 8) if device == "cpu" else spec.batch_size
-    pictures = canary.pictures()
+    pictures = canary.images()
     if runtime == "numpy":  # the work of these is done in ``prepare``
         rate = _rate(lambda: [loaded.prepare(picture) for picture in pictures], len(pictures))
     else:

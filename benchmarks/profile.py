@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 from benchmarks import zoo
 from benchmarks.end_to_end import photos
 from benchmarks.harness import fresh_database, peer_python, report, sized
-from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.source import folder_source
 
 MODELS, PHOTOS, RATE = ("clip-vit-b-32", "mobilenetv2"), sized(640), 200
 FRAME = re.compile(r"(?P<function>[^;]+) \((?P<file>[^;()]+?)(?::\d+)?\)$")
@@ -99,9 +99,9 @@ def ingest(model: str, weights: str, folder: str) -> None:
     """Load, say so, and ingest when told to."""
     register_formats()
     with fresh_database() as (url, _):
-        source = scan.folder_source(Path(folder))
-        wish = opening.Wish([model], checkpoint=Checkpoint(weights), placement=Placement("cpu", "fp32"))
-        models = opening.open_models(url, wish, [source], tell=lambda _: None)
+        source = folder_source(Path(folder))
+        request = ModelRequest([model], checkpoint=Checkpoint(weights), placement=Placement("cpu", "fp32"))
+        models = open_models(url, request, [source], tell=lambda _: None)
         print(json.dumps("ready"), flush=True)
         sys.stdin.readline()
         run.ingest(url, source, models, run.Options())

@@ -14,14 +14,14 @@ from benchmarks.harness import (
     sized,
     times_ms,
 )
-from pgimgsearch.database import models as store
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 ROWS, DIM, QUERIES, ROUNDS = sized(100_000), 768, 400, 5
 
 BY_HAND = """
-select i.image_id, 1 - (e.embedding <=> q.embedding) as similarity, c.name, i.path, i.external_id, i.group_key,
+select i.image_id, 1 - (e.embedding <=> q.embedding) as similarity, c.name, i.path, i.key, i.group_key,
        i.caption, i.metadata
 from {table} e join imgsearch.image i using (content_id) join imgsearch.collection c using (collection_id),
      (select embedding from {table} where content_id = (select content_id from imgsearch.image where image_id = %s)) q
@@ -38,8 +38,8 @@ def main() -> dict[str, object]:
         add_images(connection, ROWS)
         model = add_model(connection, "bench", DIM)
         add_vectors(connection, model.table_name, clustered(ROWS, DIM))
-        index.build(connection, model, index.Build(machine_memory() // 4))
-        model = store.get_model(connection, "bench")
+        build_index(connection, model, BuildOptions(machine_memory() // 4))
+        model = get_model(connection, "bench")
         connection.execute(sql.SQL("set hnsw.ef_search = {}").format(sql.Literal(model.ef_search)))
         ids = np.random.default_rng(3).integers(1, ROWS, QUERIES).tolist()
         by_hand = sql.SQL(BY_HAND).format(table=model.table)  # type: ignore[arg-type]

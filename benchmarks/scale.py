@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from benchmarks.clients import throughputs
 from benchmarks.harness import add_images, add_model, add_vectors, fresh_database, lifelike, report, times_ms
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 from pgimgsearch.operations import plan
-from pgimgsearch.operations import plan_rates as measure
+from pgimgsearch.operations.plan_rates import measure_rates
 
 PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
 ROUNDING = 1e-3  # of a similarity in half precision
@@ -32,13 +32,13 @@ def main(rows: int = ROWS) -> dict[str, object]:
         kept: list[NDArray[np.float16]] = []
         found = []
         for size in (PART, rows):
-            index.drop(connection, model)  # of the size before; a live one takes a few hundred rows a second
+            drop_index(connection, model)  # of the size before; a live one takes a few hundred rows a second
             while len(kept) * PART < size:
                 vectors = lifelike(PART, DIM, seed=len(kept))
                 add_vectors(connection, model.table_name, vectors, first=len(kept) * PART)
                 kept.append(vectors.astype(np.float16))
             found.append(_measured(url, connection, "hnsw", kept))
-        index.drop(connection, model)
+        drop_index(connection, model)
         found.append(_measured(url, connection, "hnsw-binary", kept))
     ratio = found[1]["similar() p50, ms"] / found[0]["similar() p50, ms"]
     return report("Scale: a query at the larger size over one at 100,000", found, ratio, "below 3")
@@ -47,10 +47,10 @@ def main(rows: int = ROWS) -> dict[str, object]:
 def _measured(url: str, connection: Connection, method: str, kept: list[NDArray[np.float16]]) -> dict[str, Any]:
     size = len(kept) * PART
     connection.execute("select imgsearch.set_index('bench', %s)", [method])
-    model = store.get_model(connection, "bench")
-    estimate = plan.build_seconds(size, measure.measure(connection, model, remote=False, network=None))
+    model = get_model(connection, "bench")
+    estimate = plan.build_seconds(size, measure_rates(connection, model, remote=False, network=None))
     start = time.perf_counter()
-    built = index.build(connection, model, index.Build(machine_memory() // 4))
+    built = build_index(connection, model, BuildOptions(machine_memory() // 4))
     taken = time.perf_counter() - start  # with the measurement of recall, which the estimate leaves out
     assert built is not None
     ids = np.random.default_rng(3).integers(1, size, QUERIES).tolist()

@@ -24,8 +24,8 @@ from pgimgsearch.models.load import load
 from pgimgsearch.models.reference import REFERENCES, Reference
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.decode import decode, register_formats, turn_upright
+from pgimgsearch.sources.source import list_images
 
 MODEL, PHOTOS, LARGE, ROUNDS, BATCH = "timm:mobilenetv2_100", sized(320), sized(80), 3, 32
 WEIGHTS = DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
@@ -38,7 +38,7 @@ Work = Callable[[], Any]
 def main() -> dict[str, object]:
     """One kind of work after the other in turns; the ratio is the slowest of ours to its plain library."""
     register_formats()
-    found = scan.walk(DATA / "clothing")
+    found = list_images(DATA / "clothing")
     photos = [path.read_bytes() for path in found[:: max(1, len(found) // PHOTOS)][:PHOTOS]]
     spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
     with ThreadPoolExecutor(cores()) as pool:

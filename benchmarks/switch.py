@@ -23,12 +23,12 @@ from PIL import Image
 from benchmarks import zoo
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import folder_source
 
 IMAGES, CLIENTS, A_SECOND, SECONDS_BEFORE = 50_000, 2, 20, 30
 MAX_LOAD = 0.5
@@ -42,9 +42,9 @@ def main(images: int = IMAGES) -> dict[str, Any]:
         draw(Path(folder) / "photos", images)
         (old, _), (new, _) = MODELS
         with connect(url) as own:
-            model = register.open_model(own, old, Checkpoint(weights[old]))
-        run.ingest(url, scan.folder_source(Path(folder) / "photos"), [model], run.Options())
-        finish(url, [model.stored.name], remote=False)
+            model = open_model(own, old, Checkpoint(weights[old]))
+        run.ingest(url, folder_source(Path(folder) / "photos"), [model], run.Options())
+        after_load(url, [model.stored.name], remote=False)
         with asked(url, images) as answers:
             time.sleep(SECONDS_BEFORE)
             begun = time.time()

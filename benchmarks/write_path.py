@@ -63,7 +63,7 @@ def bare_rows(connection: Connection, made: list[Item], first_id: int) -> float:
 # table -> columns, types, and the row of an item
 BARE: dict[str, tuple[str, str, Callable[[int, Item], tuple[object, ...]]]] = {
     "content": (
-        "content_id, sha256, pixel_sha256, bytes, width, height, format",
+        "content_id, sha256, pixel_hash, bytes, width, height, format",
         "int8 bytea bytea int8 int4 int4 text",
         lambda number, item: (number, item.sha256, item.sha256, item.size, 640, 480, "JPEG"),
     ),

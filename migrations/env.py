@@ -2,24 +2,17 @@
 
 from alembic import context
 
-from pgimgsearch.database.migrate import BASE, plan_functions
-
-config = context.config
-attributes = config.attributes
-target = attributes["target"]
-before, after = plan_functions(attributes["start"], None if target == BASE else target, attributes["vector"])
-
+attributes = context.config.attributes
+options = {"version_table_schema": "imgsearch", "transaction_per_migration": False}
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", version_table_schema="imgsearch", transaction_per_migration=False)
+    context.configure(dialect_name="postgresql", **options)
 else:
-    context.configure(
-        connection=attributes["connection"], version_table_schema="imgsearch", transaction_per_migration=False
-    )
+    context.configure(connection=attributes["connection"], **options)
 
 run_sql = attributes["run_sql"]
 with context.begin_transaction():
     if context.is_offline_mode():
         run_sql("create schema if not exists imgsearch")
-    run_sql(before)
+    run_sql(attributes["before"])
     context.run_migrations()
-    run_sql(after)
+    run_sql(attributes["after"])

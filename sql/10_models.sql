@@ -1,4 +1,4 @@
--- Models: names and aliases, their typed tables, and who may read them.
+-- Models: names, what is stored of them, and the vectors of single images.
 
 -- The model behind a name or an alias; raises PI001 when there is none.
 create or replace function imgsearch._resolve_model(model text) returns imgsearch.model
@@ -18,7 +18,7 @@ begin
         select string_agg(m.name, ', ' order by m.name) into known from imgsearch.model m;
         raise exception 'unknown model or alias: %', coalesce(_resolve_model.model, 'null') using
             errcode = 'PI001',
-            hint = case when known is null then 'no model was added yet: run "pgimgsearch ingest DIR --model NAME"'
+            hint = case when known is null then 'no model has been added yet: run "pgimgsearch ingest DIR --model NAME"'
                         else 'known models: ' || known || '; add one with "pgimgsearch models add NAME"' end;
     end if;
     return found_model;
@@ -32,252 +32,12 @@ begin
         or exists (select from imgsearch.image i where i.content_id = visible.content_id);
 end $$;
 
--- Make an empty table of a model's vectors, in one piece or in hash partitions, whose indexes are built one by one. Of
--- those who call it, as of create_embeddings, the search path has the vector extension.
-create or replace function imgsearch._make_table(m imgsearch.model, table_name text, parts_name text) returns void
-language plpgsql volatile as $$
-declare
-    part text;
-begin
-    execute format('create table %s (
-            content_id bigint primary key references imgsearch.content on delete cascade,
-            embedding %s(%s) not null
-        ) %s', table_name, m.storage, m.dim,
-        case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
-    for number in 0 .. m.partitions - 1 loop
-        exit when m.partitions = 1;
-        part := format('imgsearch.%s_%s', parts_name, lpad(number::text, 2, '0'));
-        execute format('create table %s partition of %s for values with (modulus %s, remainder %s)
-                        with (toast_tuple_target = 8160)', part, table_name, m.partitions, number);
-        execute format('alter table %s enable row level security', part);  -- with no policy: read it by the whole
-    end loop;
-    execute format('alter table %s alter embedding set storage external', table_name);
-end $$;
-
--- Lay a model's empty table out in so many hash partitions, or with 1 in one piece; raises PI009 where it has rows.
-create or replace function imgsearch.partition_embeddings(model text, partitions integer) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
-set client_min_messages = warning as $$
-declare
-    m imgsearch.model := imgsearch._resolve_model(partition_embeddings.model);
-    table_name text := 'embedding_' || m.slug || '_' || m.dim;
-    former text := 'embeddings_' || m.model_id || '_old';
-    filled boolean;
-begin
-    if partition_embeddings.partitions between 1 and 64 is not true then
-        raise exception 'partitions must be 1 to 64, not %', coalesce(partition_embeddings.partitions::text, 'null')
-            using errcode = 'PI008', hint = 'as many as make each of them some 10 million rows';
-    end if;
-    if m.partitions = partition_embeddings.partitions then return; end if;
-    lock table imgsearch.content in share row exclusive mode;  -- first, as those who write take them in this order
-    execute format('lock table imgsearch.%I in access exclusive mode', table_name);
-    execute format('select exists (select from imgsearch.%I)', table_name) into filled;
-    if filled then
-        raise exception 'model % has vectors already', m.name using errcode = 'PI009',
-            hint = format('this copies them: pgimgsearch index partition %s %s', m.name, partition_embeddings.partitions);
-    end if;
-    execute format('alter table imgsearch.%I rename to %I', table_name, former);
-    execute format('alter index imgsearch.%I rename to %I', table_name || '_pkey', former || '_pkey');
-    update imgsearch.model x
-    set partitions = partition_embeddings.partitions, index_method = 'none', index_parameters = '{}'
-    where x.model_id = m.model_id;
-    perform imgsearch.create_embeddings(m.model_id);
-    execute format('drop table imgsearch.%I', former);
-end $$;
-
--- Register a model row's table and view, with the owner and grants of imgsearch.image, and put back what is missing of
--- them. Returns the table.
-create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
-set client_min_messages = warning as $$
-declare
-    m imgsearch.model;
-    owner name;
-    table_name text;
-    view_name text;
-    part regclass;
-    privilege record;
-begin
-    select x.* into strict m from imgsearch.model x where x.model_id = create_embeddings.model_id;
-    table_name := format('imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
-    view_name := format('imgsearch.%I', 'images_' || m.slug);
-    if to_regclass(table_name) is null then
-        perform imgsearch._make_table(m, table_name, format('embeddings_%s_%s', m.model_id, m.partitions));
-    end if;
-    if not exists (select from pg_constraint k where k.conrelid = table_name::regclass
-                   and k.confrelid = 'imgsearch.content'::regclass) then
-        execute format('delete from %s e where not exists (select from imgsearch.content c
-                        where c.content_id = e.content_id)', table_name);
-        execute format('alter table %s add foreign key (content_id) references imgsearch.content on delete cascade',
-                       table_name);
-    end if;
-    execute format('alter table %s enable row level security', table_name);
-    execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
-        drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
-    execute format('create policy read on %s for select using (
-        (select not row_security_active(''imgsearch.image'')) or imgsearch.visible(content_id))', table_name);
-    execute format('create policy add on %s for insert with check (true)', table_name);
-    execute format('create policy change on %s for update using (true)', table_name);
-    execute format('create policy remove on %s for delete using (true)', table_name);
-    execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name);
-    execute format('create or replace view %s with (security_invoker) as
-        select i.image_id, i.content_id, i.collection_id, i.path, i.external_id, i.modified_at, i.group_key,
-               i.caption, i.metadata, i.added_at, i.updated_at, e.embedding
-        from imgsearch.image i join %s e using (content_id)', view_name, table_name);
-    update imgsearch.model x set embeddings = table_name::regclass, images = view_name::regclass
-    where x.model_id = m.model_id;
-
-    select pg_get_userbyid(c.relowner) into owner from pg_class c where c.oid = 'imgsearch.image'::regclass;
-    for privilege in
-        select case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as grantee,
-               string_agg(distinct a.privilege_type, ', ') as privileges
-        from pg_class c, aclexplode(c.relacl) a
-        where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner
-            and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-        group by 1
-    loop
-        execute format('grant %s on %s to %s', privilege.privileges, table_name, privilege.grantee);
-        if privilege.privileges like '%SELECT%' then
-            execute format('grant select on %s to %s', view_name, privilege.grantee);
-        end if;
-    end loop;
-    if owner <> current_user then
-        for part in select t.relid from pg_partition_tree(table_name) t where t.isleaf loop
-            execute format('alter table %s owner to %I', part, owner);
-        end loop;
-        execute format('alter table %s owner to %I', table_name, owner);
-        execute format('alter view %s owner to %I', view_name, owner);
-    end if;
-    return table_name::regclass;
-end $$;
-
--- Drop a model with its table, view, index and cached text. Waits for its locks in short tries.
-create or replace function imgsearch.drop_model(model text) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '2s' as $$
-declare
-    m imgsearch.model := imgsearch._resolve_model(drop_model.model);
-    aliases text;
-    bits regprocedure;
-begin
-    select string_agg(a.alias, ', ' order by a.alias) into aliases from imgsearch.alias a where a.model_id = m.model_id;
-    if aliases is not null then
-        raise exception 'model % is in use by alias %', m.name, aliases using
-            errcode = 'PI009', hint = 'move the alias first: pgimgsearch models alias ' || split_part(aliases, ',', 1)
-                || ' OTHER; or select imgsearch.set_alias(''' || split_part(aliases, ',', 1)
-                || ''', ''another model''), or drop it with null';
-    end if;
-    for attempt in 1 .. 10 loop
-        begin
-            -- by name: of a table that somebody dropped, regclass is a number
-            execute format('drop view if exists imgsearch.%I', 'images_' || m.slug);
-            execute format('drop table if exists imgsearch.%I', 'embedding_' || m.slug || '_' || m.dim);
-            execute format('drop table if exists imgsearch.embeddings_%1$s_aside, imgsearch.embeddings_%1$s_old', m.model_id);
-            for bits in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'imgsearch'::regnamespace
-                            and p.proname ~ format('^_bits_%s_[0-9]+$', m.model_id) loop
-                execute format('drop function %s', bits);
-            end loop;
-            exit;
-        exception when lock_not_available then
-            if attempt = 10 then raise; end if;
-            perform pg_sleep(0.2 * attempt);
-        end;
-    end loop;
-    delete from imgsearch.model x where x.model_id = m.model_id;
-end $$;
-
--- Point an alias at a model, or drop it with null; every change is kept in alias_history.
-create or replace function imgsearch.set_alias(alias text, model text) returns void
-language plpgsql volatile as $$
-declare
-    m imgsearch.model;
-begin
-    perform pg_advisory_xact_lock(hashtext('pgimgsearch.alias'));
-    if coalesce(btrim(set_alias.alias), '') = '' or set_alias.alias <> btrim(set_alias.alias) then
-        raise exception 'an alias is a word, not "%"', coalesce(set_alias.alias, 'null') using errcode = 'PI008',
-            hint = 'for example default, text, duplicates or one of your own';
-    end if;
-    if set_alias.model is null then
-        delete from imgsearch.alias a where a.alias = set_alias.alias;
-        if not found then return; end if;
-    else
-        m := imgsearch._resolve_model(set_alias.model);
-        if exists (select from imgsearch.model x where x.name = set_alias.alias) then
-            raise exception 'alias % is the name of a model', set_alias.alias using errcode = 'PI009',
-                hint = 'choose another alias';
-        end if;
-        if set_alias.alias = 'text' and not m.has_text then
-            raise exception 'model % cannot read text', m.name using errcode = 'PI007',
-                hint = 'point the alias text at a model that can';
-        end if;
-        insert into imgsearch.alias as a (alias, model_id) values (set_alias.alias, m.model_id)
-        on conflict on constraint alias_pkey do update set model_id = excluded.model_id;
-    end if;
-    insert into imgsearch.alias_history (alias, model_name) values (set_alias.alias, m.name);
-end $$;
-
--- Point an alias at a model that has all stored images; raises PI015 where it misses more than allow_missing.
-create or replace function imgsearch.switch_alias(alias text, model text, allow_missing bigint default 0) returns void
-language plpgsql volatile as $$
-declare
-    m imgsearch.model := imgsearch._resolve_model(switch_alias.model);
-    covered record;
-begin
-    select * into covered from imgsearch._covered(m);
-    if covered.missing > switch_alias.allow_missing then
-        raise exception 'model % misses % of % contents; alias % stays', m.name, covered.missing, covered.contents,
-            switch_alias.alias using errcode = 'PI015', hint = format('embed them: pgimgsearch models fill %s; '
-                'imgsearch.ingest_failure says why some cannot be; or allow it: allow_missing => %s', m.name,
-                covered.missing);
-    end if;
-    update imgsearch.model x set status = 'ready' where x.model_id = m.model_id and x.status <> 'ready';
-    perform imgsearch.set_alias(switch_alias.alias, m.name);
-end $$;
-
--- Point an alias at the model that it meant before, and again to go forth. Returns the name of the model it means then.
-create or replace function imgsearch.rollback_alias(alias text) returns text
-language plpgsql volatile as $$
-declare
-    now_means text;
-    meant text;
-    answers boolean;
-begin
-    perform pg_advisory_xact_lock(hashtext('pgimgsearch.alias'));
-    select m.name into now_means
-    from imgsearch.alias a join imgsearch.model m on m.model_id = a.model_id where a.alias = rollback_alias.alias;
-    select h.model_name into meant from imgsearch.alias_history h
-    where h.alias = rollback_alias.alias and h.model_name is distinct from now_means and h.model_name is not null
-    order by h.history_id desc limit 1;
-    if meant is null and rollback_alias.alias = 'duplicates' and now_means is not null then
-        perform imgsearch.set_alias('duplicates', null);  -- it followed default before
-        return (imgsearch._resolve_model('duplicates')).name;
-    end if;
-    if meant is null then
-        raise exception 'alias % meant no other model before', coalesce(rollback_alias.alias, 'null')
-            using errcode = 'PI009', hint = 'see imgsearch.alias_history; pgimgsearch models alias points it anywhere';
-    end if;
-    if exists (select from imgsearch.model m where m.name = meant) then
-        execute format('select exists (select from %s) or not exists (select from imgsearch.image)',
-                       (imgsearch._resolve_model(meant)).embeddings) into answers;
-    end if;
-    if not answers then
-        raise exception 'the model % that alias % meant before has no vectors any more', meant, rollback_alias.alias
-            using errcode = 'PI009', hint = format('embed them again: pgimgsearch models fill %s', meant);
-    end if;
-    if answers is null then
-        raise exception 'the model % that alias % meant before was removed', meant, rollback_alias.alias
-            using errcode = 'PI009', hint = format('bring it back: pgimgsearch models switch %s --to %s',
-                                                   rollback_alias.alias, meant);
-    end if;
-    perform imgsearch.set_alias(rollback_alias.alias, meant);
-    return meant;
-end $$;
-
--- Declare a model and make its empty table; whoever loads it first says what its weights are. Returns its model_id, also
--- where it is there already; raises PI002 where that is another one by the same name.
+-- Declare a model and create its empty table; the first load completes its row. Returns its model_id, also where the model
+-- exists; raises PI002 where another model has that name.
 create or replace function imgsearch.add_model(
     name text, dim integer, backend text, checkpoint text, output text, storage text default 'halfvec',
     revision text default null, has_text boolean default false, near double precision default null,
-    licence text default null, unit_length boolean default true
+    licence text default null, normalized boolean default true
 ) returns integer
 language plpgsql volatile as $$
 declare
@@ -289,10 +49,10 @@ begin
     if found then
         if (present.dim, present.storage, present.backend, present.checkpoint, present.normalize)
             is distinct from (add_model.dim, add_model.storage, add_model.backend, add_model.checkpoint,
-                              add_model.unit_length)
+                              add_model.normalized)
             or 'auto' not in (add_model.output, present.output) and add_model.output <> present.output
             or present.fingerprint is null and add_model.revision <> present.revision then
-            raise exception 'model % is there already, as %', present.name, concat_ws(', ', present.dim || ' dimensions',
+            raise exception 'model % already exists, as %', present.name, concat_ws(', ', present.dim || ' dimensions',
                     present.storage, present.backend, present.checkpoint, present.output, present.revision)
                 using errcode = 'PI002', hint = 'add this one under another name';
         end if;
@@ -306,27 +66,58 @@ begin
     values (add_model.name, imgsearch._slug(add_model.name), add_model.dim, add_model.backend, add_model.checkpoint,
             add_model.output, add_model.storage, case add_model.storage when 'bit' then 'hamming' else 'cosine' end,
             add_model.revision, add_model.has_text, add_model.near, add_model.licence,
-            add_model.unit_length, '{}')
+            add_model.normalized, '{}')
     returning model_id into result;
     perform imgsearch.create_embeddings(result);
     return result;
 end $$;
 
--- A model's name as part of a table's name, taken by no other: [a-z0-9_], with a hash tail where it is long or taken.
+-- A model's name as part of the names of its tables: [a-z0-9_], unique, with a hash where it is long or taken. Tables,
+-- partitions and indexes add up to 36 characters, and Postgres cuts names at 63.
 create or replace function imgsearch._slug(name text) returns text
 language plpgsql stable as $$
 declare
     result text := trim(both '_' from regexp_replace(lower(_slug.name), '[^a-z0-9]+', '_', 'g'));
 begin
-    if length(result) > 36 or exists (select from imgsearch.model m where m.slug = result) then
-        result := left(result, 27) || '_' || left(md5(_slug.name), 8);
+    if length(result) > 27 or exists (select from imgsearch.model m where m.slug = result) then
+        result := left(result, 18) || '_' || left(md5(_slug.name), 8);
     end if;
     return result;
 end $$;
 
--- Record how a model's index shall look; "pgimgsearch index build" makes it so, beside the traffic. none drops it there.
--- hnsw is a graph of the vectors, hnsw-binary one of their bits, whose answers are measured anew, ivfflat is of lists, and
--- diskann the graph of pgvectorscale.
+-- Drop a model with its table, view, index and cached texts. Takes its locks in short attempts.
+create or replace function imgsearch.drop_model(model text) returns void
+language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '2s' as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(drop_model.model);
+    aliases text;
+begin
+    select string_agg(a.alias, ', ' order by a.alias) into aliases from imgsearch.alias a where a.model_id = m.model_id;
+    if aliases is not null then
+        raise exception 'model % is in use by alias %', m.name, aliases using
+            errcode = 'PI009', hint = 'move the alias first: pgimgsearch models alias ' || split_part(aliases, ',', 1)
+                || ' OTHER; or select imgsearch.set_alias(''' || split_part(aliases, ',', 1)
+                || ''', ''another model''), or drop it with null';
+    end if;
+    for attempt in 1 .. 10 loop
+        begin
+            -- by name, as the regclass of a table that somebody dropped is a number
+            execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
+            execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
+                           imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
+            m.index_state := '{}';
+            perform imgsearch._drop_bits_functions(m);
+            exit;
+        exception when lock_not_available then
+            if attempt = 10 then raise; end if;
+            perform pg_sleep(0.2 * attempt);
+        end;
+    end loop;
+    delete from imgsearch.model x where x.model_id = m.model_id;
+end $$;
+
+-- Record which index a model should have; "pgimgsearch index build" builds it while searches go on, or drops it for none.
+-- hnsw is a graph of the vectors, hnsw-binary a graph of their bits, whose candidates are ranked again by the vectors.
 create or replace function imgsearch.set_index(
     model text, method text default 'hnsw', m integer default 16, ef_construction integer default 64
 ) returns void
@@ -334,13 +125,13 @@ language plpgsql volatile as $$
 declare
     found_model imgsearch.model := imgsearch._resolve_model(set_index.model);
 begin
-    if coalesce(set_index.method, '') not in ('hnsw', 'hnsw-binary', 'ivfflat', 'diskann', 'none') then
+    if coalesce(set_index.method, '') not in ('hnsw', 'hnsw-binary', 'none') then
         raise exception 'unknown index method: %', coalesce(set_index.method, 'null') using errcode = 'PI008',
-            hint = 'hnsw, hnsw-binary, ivfflat, diskann or none';
+            hint = 'hnsw, hnsw-binary or none';
     end if;
-    if set_index.method in ('hnsw-binary', 'diskann') and found_model.storage = 'bit' then
+    if set_index.method = 'hnsw-binary' and found_model.storage = 'bit' then
         raise exception 'model % stores bits already', found_model.name using errcode = 'PI008',
-            hint = 'its method is hnsw';
+            hint = 'choose the method hnsw';
     end if;
     if (set_index.m between 2 and 100 and set_index.ef_construction between 4 and 1000
         and set_index.ef_construction >= 2 * set_index.m) is not true then
@@ -348,12 +139,12 @@ begin
             hint = 'the defaults are 16 and 64';
     end if;
     update imgsearch.model x
-    set index_wanted = jsonb_build_object('method', set_index.method, 'm', set_index.m,
+    set index_spec = jsonb_build_object('method', set_index.method, 'm', set_index.m,
                                           'ef_construction', set_index.ef_construction)
     where x.model_id = found_model.model_id;
 end $$;
 
--- An image's stored vector, for hand-written SQL; raises PI004 or PI003 when there is none.
+-- An image's stored vector, for SQL of your own; raises PI004 or PI003 where there is none.
 create or replace function imgsearch.embedding(image_id bigint, model text default 'default')
 returns @vector@.vector
 language plpgsql stable parallel safe as $$
@@ -361,7 +152,7 @@ begin
     return imgsearch._stored_vector(image_id, imgsearch._resolve_model(model));
 end $$;
 
--- An image's stored hash; raises PI004 or PI003 when there is none.
+-- An image's stored hash; raises PI004 or PI003 where there is none.
 create or replace function imgsearch.embedding_bits(image_id bigint, model text default 'default')
 returns bit varying
 language plpgsql stable parallel safe as $$
@@ -369,7 +160,7 @@ begin
     return imgsearch._stored_bits(image_id, imgsearch._resolve_model(model));
 end $$;
 
--- The vector that a model stores of an image; raises PI002, PI003 or PI004.
+-- The vector of an image that a model has stored; raises PI002, PI003 or PI004.
 create or replace function imgsearch._stored_vector(image_id bigint, m imgsearch.model) returns @vector@.vector
 language plpgsql stable parallel safe as $$
 declare
@@ -387,7 +178,7 @@ begin
     return result;
 end $$;
 
--- The hash that a model stores of an image; raises PI002, PI003 or PI004.
+-- The hash of an image that a model has stored; raises PI002, PI003 or PI004.
 create or replace function imgsearch._stored_bits(image_id bigint, m imgsearch.model) returns bit varying
 language plpgsql stable parallel safe as $$
 declare
@@ -426,4 +217,16 @@ begin
     raise exception 'image % has no embedding of model %', _raise_not_embedded.image_id, _raise_not_embedded.model using
         errcode = 'PI003', hint = format('run "pgimgsearch ingest DIR --model %s"; imgsearch.ingest_failure says '
             'whether it was skipped', _raise_not_embedded.model);
+end $$;
+
+-- Raise PI007 for a model without a text tower.
+create or replace function imgsearch._check_reads_text(m imgsearch.model) returns void
+language plpgsql stable parallel safe as $$
+declare
+    able text;
+begin
+    if m.has_text then return; end if;
+    select string_agg(x.name, ', ' order by x.name) into able from imgsearch.model x where x.has_text;
+    raise exception 'model % cannot read text', m.name using errcode = 'PI007',
+        hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
 end $$;

@@ -1,5 +1,5 @@
--- The embedder: a program ("pgimgsearch serve") that holds the models. It is asked through dblink for the vectors of
--- new texts and new pictures; what is stored or cached needs neither.
+-- The embedder: "pgimgsearch serve", which holds the models. SQL asks it through dblink for the vectors of new texts and new
+-- images; what is stored or cached needs neither.
 
 -- The schema of dblink, quoted, where an embedder is connected; else null.
 create or replace function imgsearch._dblink() returns text
@@ -14,8 +14,8 @@ create or replace function imgsearch._embedder_timeout() returns interval
 language sql stable parallel safe
 return coalesce(nullif(current_setting('imgsearch.embedder_timeout', true), ''), '30s')::interval;
 
--- Ask the embedder: its answers in their order. Sends and polls, so that a cancel and a statement timeout work, over a
--- connection that the session keeps. Raises PI010 to PI014, or what the embedder raises.
+-- Ask the embedder: its answers in order. Sends and polls, so that a cancel and a statement timeout work, over a connection
+-- that the session keeps. Raises PI010 to PI014, or what the embedder raises.
 create or replace function imgsearch._ask_embedder(message jsonb) returns text[]
 language plpgsql stable parallel unsafe as $$
 declare
@@ -49,7 +49,7 @@ begin
             end if;
             execute format('select %s.dblink_send_query($1, $2)', schema) into sent using name, message::text;
             if sent <> 1 then
-                raise exception 'the question could not be sent' using errcode = '08006';
+                raise exception 'the request could not be sent' using errcode = '08006';
             end if;
             pause := 0.0005;
             loop
@@ -58,7 +58,7 @@ begin
                 if clock_timestamp() > deadline then
                     raise exception 'the embedder did not answer within %', imgsearch._embedder_timeout()
                         using errcode = 'PI013',
-                        hint = 'see whether it is overloaded, or raise the setting imgsearch.embedder_timeout';
+                        hint = 'check whether it is overloaded, or raise the setting imgsearch.embedder_timeout';
                 end if;
                 perform pg_sleep(pause);
                 pause := least(pause * 1.1, 0.002);
@@ -69,7 +69,7 @@ begin
             return answers;
         exception when others or query_canceled then
             get stacked diagnostics state = returned_sqlstate, said = message_text, detail = pg_exception_detail;
-            begin  -- an answer that comes later must not be taken for that of the next question
+            begin  -- a late answer must not be taken for that of the next request
                 execute format('select %s.dblink_disconnect($1)', schema) using name;
             exception when others then null;
             end;
@@ -81,12 +81,12 @@ begin
                          then 'give its password: pgimgsearch db connect-embedder HOST PORT --password-file FILE'
                          else 'is "pgimgsearch serve" running where "pgimgsearch db connect-embedder" says?' end;
             end if;
-            kept := false;  -- a kept connection was dead: once more over a new one
+            kept := false;  -- a kept connection was dead: try again over a new one
         end;
     end loop;
 end $$;
 
--- What the embedder holds, and whether that is what made the stored vectors; raises PI010 or PI013.
+-- The models that the embedder serves, and whether they are those that made the stored vectors; raises PI010 or PI013.
 create or replace function imgsearch.embedder_status()
 returns table (model text, serves boolean, device text, problem text)
 language plpgsql stable parallel unsafe as $$
@@ -104,28 +104,28 @@ begin
         order by m.name;
 end $$;
 
--- Ask the embedder for the vector or the hash of a picture's bytes, in its text form.
-create or replace function imgsearch._picture_answer(bytes bytea, crop integer[], m imgsearch.model) returns text
+-- Ask the embedder for the vector or the hash of an image file, in text form.
+create or replace function imgsearch._ask_for_image(bytes bytea, crop integer[], m imgsearch.model) returns text
 language plpgsql stable parallel unsafe as $$
 begin
     if bytes is null or octet_length(bytes) = 0 then
-        raise exception 'there is no picture in these bytes' using errcode = 'PI014',
-            hint = 'bring the content of an image file';
+        raise exception 'there are no bytes of an image' using errcode = 'PI014',
+            hint = 'pass the content of an image file';
     end if;
     if octet_length(bytes) > 67108864 then
-        raise exception 'the picture has % bytes, 64 MB is the limit', octet_length(bytes) using errcode = 'PI014',
-            hint = 'make it smaller; models look at a few hundred pixels';
+        raise exception 'the image has % bytes, 64 MB is the limit', octet_length(bytes) using errcode = 'PI014',
+            hint = 'make it smaller; models use a few hundred pixels';
     end if;
     if crop is not null and (cardinality(crop) <> 4 or array_position(crop, null) is not null) then
-        raise exception 'crop is % and has to be {x, y, width, height}', crop using errcode = 'PI008',
-            hint = 'pixels of the upright picture, for example crop => ''{10, 20, 300, 200}''';
+        raise exception 'crop is %, not {x, y, width, height}', crop using errcode = 'PI008',
+            hint = 'pixels of the upright image, for example crop => ''{10, 20, 300, 200}''';
     end if;
     return (imgsearch._ask_embedder(jsonb_build_object(
-        'ask', 'picture', 'model', m.name, 'fingerprint', m.fingerprint, 'crop', to_jsonb(crop),
+        'ask', 'image', 'model', m.name, 'fingerprint', m.fingerprint, 'crop', to_jsonb(crop),
         'bytes', translate(encode(bytes, 'base64'), E'\n', ''))))[1];
 end $$;
 
--- The vector of a picture that is not in the database, through the embedder; crop is {x, y, width, height}.
+-- The vector of an image that is not in the database, through the embedder; crop is {x, y, width, height}.
 create or replace function imgsearch.image_vector(
     bytes bytea, model text default 'default', crop integer[] default null
 ) returns @vector@.vector
@@ -137,10 +137,10 @@ begin
         raise exception 'model % makes bits, not a vector', m.name using errcode = 'PI002',
             hint = 'use imgsearch.similar_to_image()';
     end if;
-    return imgsearch._picture_answer(bytes, crop, m)::@vector@.vector;
+    return imgsearch._ask_for_image(bytes, crop, m)::@vector@.vector;
 end $$;
 
--- Make the way to the embedder: a foreign server, a user mapping with the password, and its use for all readers.
+-- Connect the embedder: a foreign server, a user mapping with the password, and usage for all readers.
 create or replace function imgsearch.connect_embedder(
     host text, port integer, password text, sslmode text default 'prefer'
 ) returns void
@@ -162,7 +162,7 @@ begin
     begin
         execute format('create user mapping for public server imgsearch_embedder options (
             user ''pgimgsearch'', password %L)', password);
-    exception when others then  -- anew, as the context of the error would show the password
+    exception when others then  -- raised again, as the error's context would show the password
         raise exception '%', sqlerrm using errcode = sqlstate;
     end;
     for reader in
@@ -175,7 +175,7 @@ begin
     end loop;
 end $$;
 
--- Let a role use the embedder, where one is connected and the caller may.
+-- Grant a role the use of the embedder, where one is connected and the caller may grant it.
 create or replace function imgsearch._grant_embedder(role_name name) returns void
 language plpgsql volatile as $$
 declare

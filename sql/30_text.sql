@@ -1,11 +1,11 @@
--- Text: queries are embedded once, by a command or by the embedder, cached, and searched for in SQL.
+-- Text: queries are embedded once, by a command or by the embedder, cached, and searched with in SQL.
 
 -- The cache key of a query in a template.
 create or replace function imgsearch.text_key(query text, template text default '{}') returns bytea
 language sql immutable parallel safe
 return sha256(convert_to(template || chr(31) || btrim(query), 'UTF8'));
 
--- As a shell takes it.
+-- A value quoted for a shell.
 create or replace function imgsearch._shell_quoted(value text) returns text
 language sql immutable parallel safe
 return '''' || replace(value, '''', '''\''''') || '''';
@@ -20,13 +20,8 @@ declare
     found @vector@.vector[];
     missing text[];
     answers text[];
-    able text;
 begin
-    if not m.has_text then
-        select string_agg(x.name, ', ' order by x.name) into able from imgsearch.model x where x.has_text;
-        raise exception 'model % cannot read text', m.name using errcode = 'PI007',
-            hint = 'models that can: ' || coalesce(able, 'none yet; add one, for example clip-vit-b-32');
-    end if;
+    perform imgsearch._check_reads_text(m);
     perform imgsearch._check_text(q, template) from unnest(queries) q;
     select array_agg(btrim(n.query) order by n.number), array_agg(t.embedding order by n.number),
            array_agg(distinct btrim(n.query)) filter (where t.key is null)
@@ -55,7 +50,7 @@ create or replace function imgsearch._check_text(query text, template text) retu
 language plpgsql immutable parallel safe as $$
 begin
     if query is null or btrim(query) = '' then
-        raise exception 'the text is empty' using errcode = 'PI008', hint = 'give the words to look for';
+        raise exception 'the text is empty' using errcode = 'PI008', hint = 'give the words to search for';
     end if;
     if length(query) > 10000 then
         raise exception 'the text has % characters, 10000 is the limit', length(query) using errcode = 'PI008',
@@ -76,7 +71,7 @@ begin
     return (imgsearch._text_vectors(array[query], imgsearch._resolve_model(model), template))[1];
 end $$;
 
--- Keep the vector of a text; the least recently used leave beyond imgsearch.text_cache_limit (100,000) a model.
+-- Cache the vector of a text; beyond imgsearch.text_cache_limit (100,000) a model, the least recently used are evicted.
 create or replace function imgsearch.cache_text(
     query text, embedding @vector@.vector, model text default 'text', template text default '{}'
 ) returns void
@@ -86,14 +81,14 @@ begin
                                    array[cache_text.embedding], cache_text.template);
 end $$;
 
--- Keep the vectors of texts in a template. Raises PI002 and PI008 for what cannot be one.
+-- Cache the vectors of texts in a template. Raises PI002 and PI008 for vectors and texts that are not valid.
 create or replace function imgsearch._cache_texts(
     m imgsearch.model, queries text[], embeddings @vector@.vector[], template text
 ) returns void
 language plpgsql volatile as $$
 declare
     given record;
-    begun timestamptz := clock_timestamp();
+    started timestamptz := clock_timestamp();
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
 begin
@@ -101,16 +96,16 @@ begin
         if @vector@.vector_dims(given.embedding) is distinct from m.dim then
             raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
                 coalesce(@vector@.vector_dims(given.embedding)::text, 'null') using errcode = 'PI002',
-                hint = 'bring a vector of the same model';
+                hint = 'use a vector of the same model';
         end if;
         if @vector@.vector_norm(given.embedding) = 0 then
-            raise exception 'a zero vector is like nothing' using errcode = 'PI002', hint = 'bring the vector of a text';
+            raise exception 'a zero vector is similar to nothing' using errcode = 'PI002', hint = 'use the vector of a text';
         end if;
         perform imgsearch._check_text(given.query, _cache_texts.template);
     end loop;
     insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding, used_at)
     select distinct on (2) m.model_id, imgsearch.text_key(n.query, _cache_texts.template), btrim(n.query),
-           _cache_texts.template, n.embedding, begun + n.number * interval '1 microsecond'
+           _cache_texts.template, n.embedding, started + n.number * interval '1 microsecond'
     from unnest(queries, embeddings) with ordinality n (query, embedding, number)
     order by 2, n.number desc
     on conflict on constraint text_embedding_pkey
@@ -121,7 +116,7 @@ begin
         order by o.used_at desc, o.key offset cache_limit);
 end $$;
 
--- Text to image, in one SELECT.
+-- Images that match a text.
 create or replace function imgsearch.search_text(
     query text, k integer default 10, model text default 'text', filter jsonb default null,
     collection text default null, among bigint[] default null, min_similarity double precision default null,
@@ -131,11 +126,11 @@ create or replace function imgsearch.search_text(
 language plpgsql stable parallel unsafe as $$
 begin
     return query select * from imgsearch._search(imgsearch._resolve_model(model),
-        imgsearch.text_vector(query, model, template), null, null, k, filter, collection,
-        among, min_similarity, exact, after, collapse, ef_search);
+        imgsearch.text_vector(query, model, template), null,
+        row(k, filter, collection, among, min_similarity, exact, after, collapse, ef_search, null, null, null)::imgsearch._request);
 end $$;
 
--- Images like one image and like a text at once: "like this, but in blue". The image itself is never an answer.
+-- Images like an image and a text together: "like this, but in blue". The image itself is never a result.
 create or replace function imgsearch.search_mixed(
     image_id bigint, query text, text_weight double precision default 0.5, k integer default 10,
     model text default 'text', filter jsonb default null, collection text default null, among bigint[] default null,
@@ -155,6 +150,6 @@ begin
         array[@vector@.l2_normalize(imgsearch._stored_vector(image_id, m)),
               @vector@.l2_normalize(imgsearch.text_vector(query, model, template))],
         array[1 - text_weight, text_weight]);
-    return query select * from imgsearch._search(m, mixed, null, image_id, k, filter, collection,
-        among, min_similarity, exact, after, collapse, ef_search);
+    return query select * from imgsearch._search(m, mixed, null,
+        row(k, filter, collection, among, min_similarity, exact, after, collapse, ef_search, image_id, null, null)::imgsearch._request);
 end $$;

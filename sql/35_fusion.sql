@@ -1,4 +1,4 @@
--- Several questions at once: vectors and words, several models, several pictures of one thing.
+-- Fused searches: vectors and words, or several models.
 
 -- The weighted mean of vectors; every weight is 1 where none are given.
 create or replace function imgsearch._mean(vectors @vector@.vector[], weights double precision[] default null)
@@ -14,7 +14,7 @@ return (select array_agg(mean order by number)::real[]::@vector@.vector
 create or replace function imgsearch._matches(ids bigint[], scores double precision[])
 returns setof imgsearch.match
 language sql stable as $$
-    select i.image_id, s.score, c.name, i.path, i.external_id, i.group_key, i.caption, i.metadata
+    select i.image_id, s.score, c.name, i.key, i.path, i.group_key, i.caption, i.metadata
     from unnest(ids, scores) as s (id, score)
     join imgsearch.image i on i.image_id = s.id
     join imgsearch.collection c on c.collection_id = i.collection_id
@@ -59,7 +59,7 @@ create or replace function imgsearch.search_hybrid(
 language plpgsql stable parallel unsafe as $$
 declare
     depth integer := imgsearch._depth(k);
-    collection_id integer := imgsearch._collection_id(collection);
+    request imgsearch._request := imgsearch._restrictions(filter, collection, among);
     ids bigint[] := '{}';
     words bigint[] := '{}';
 begin
@@ -74,10 +74,10 @@ begin
     if text_weight > 0 then
         execute format(
             'select coalesce(array_agg(w.image_id), ''{}'') from (
-                 select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $5) q
+                 select i.image_id from imgsearch.image i, websearch_to_tsquery(''simple'', $2) q
                  where i.search @@ q and %s order by ts_rank_cd(i.search, q) desc, i.image_id limit %s) w',
-            imgsearch._condition(filter, collection_id, among), depth)
-            into words using filter, collection_id, among, null::text, query;
+            imgsearch._condition(request), depth)
+            into words using request, query;
     end if;
     return query select * from imgsearch._fuse(
         ids || words, array_fill(1, array[cardinality(ids)]) || array_fill(2, array[cardinality(words)]),
@@ -86,7 +86,7 @@ begin
         array[1 - text_weight, text_weight], k);
 end $$;
 
--- Images like this one to several models, whose answers are fused; similarity is the fused score, 1 at most.
+-- Images that several models find like this one, fused; similarity is the fused score, 1 at most.
 create or replace function imgsearch.similar_fused(
     image_id bigint, models text[], weights double precision[] default null, k integer default 10,
     filter jsonb default null, collection text default null, among bigint[] default null,

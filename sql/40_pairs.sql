@@ -1,26 +1,26 @@
--- Pairs of contents that are alike: found through the index or exactly, and remembered.
+-- Pairs of similar contents: found through the index or exactly, and stored.
 
--- What a model's distance is divided by, to be 1 - similarity.
+-- The number that turns a model's distance into 1 - similarity.
 create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
 language sql immutable parallel safe as $$
     select case m.storage when 'bit' then m.dim else 1 end
 $$;
 
--- For each of some contents the one that stands for all of equal pixels: the first that the model has a vector of.
-create or replace function imgsearch._stand_ins(m imgsearch.model, contents bigint[])
-returns table (content_id bigint, stand_in bigint)
+-- For each of some contents, the representative of all contents with equal pixels: the first that has a vector.
+create or replace function imgsearch._representatives(m imgsearch.model, contents bigint[])
+returns table (content_id bigint, representative_id bigint)
 language plpgsql stable parallel safe as $$
 begin
     return query execute format(
         'select q.content_id, min(c.content_id)
          from unnest($1) x join imgsearch.content q on q.content_id = x
-         join imgsearch.content c on c.pixel_sha256 = q.pixel_sha256
+         join imgsearch.content c on c.pixel_hash = q.pixel_hash
          join %s e on e.content_id = c.content_id group by q.content_id', m.embeddings) using contents;
 end $$;
 
--- Pairs at least as similar as cut of which one is asked, and the other in scope (null: any). May tell a pair twice.
--- With vectors, in the text form of the column, those are compared instead of the stored ones of what is asked.
--- Through the index: what has only answers above cut is asked again for more of them, and exactly beyond 256.
+-- Pairs with a similarity of at least cut, one of asked and one in scope (null: any); may return a pair twice. vectors, in
+-- the text form of the column, replace the stored vectors of asked. Through the index: contents whose neighbours are all
+-- above cut are asked again for more of them, and exactly beyond 256.
 create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
@@ -37,25 +37,25 @@ declare
                                    else format('@vector@.%s(%s)', m.storage, m.dim) end) end;
     scale integer := imgsearch._distance_scale(m);
     distance text := format('a.embedding %s e.embedding', imgsearch._operator(m));
-    -- not where reading the scope takes no longer than a scan of the index, nor where rows are hidden from that
+    -- unless reading the scope is as fast as a scan of the index, or row-level security hides rows from that
     through_index boolean := m.index_method <> 'none' and coalesce(cardinality(scope) > 5000, true)
         and not row_security_active('imgsearch.image');
     wanted integer := 16;
-    effort bigint;
+    ef bigint;
     ones bigint[];
     others bigint[];
     distances double precision[];
     settings text[];
 begin
     while through_index and cardinality(asked) > 0 and wanted <= 256 loop
-        effort := imgsearch._effort(m, case m.index_method when 'hnsw' then 64 else m.ef_search end, wanted);
-        settings := imgsearch._set_scan(m, effort);
+        ef := imgsearch._ef_for(m, case m.index_method when 'hnsw' then 64 else m.ef_search end, wanted);
+        settings := imgsearch._push_scan_settings(ef);
         execute format(
             'select array_agg(a.content_id), array_agg(n.content_id), array_agg(n.distance)
              from %s a cross join lateral (%s) n where n.distance <= $2', source,
-            imgsearch._nearest(m, 'a.embedding', wanted, effort))
+            imgsearch._nearest(m, 'a.embedding', wanted, ef))
             into ones, others, distances using asked, (1 - cut) * scale, all_asked, vectors;
-        perform imgsearch._put_settings(settings);
+        perform imgsearch._pop_scan_settings(settings);
         return query
             select least(n.a, n.b), greatest(n.a, n.b), least(1 - n.d / scale, 1)
             from unnest(ones, others, distances) as n (a, b, d)
@@ -73,7 +73,7 @@ begin
     end if;
 end $$;
 
--- Contents in scope (null: all) that no scan with this cut has compared with the others yet.
+-- Contents in scope (null: all) that no scan down to this cut has compared with the others yet.
 create or replace function imgsearch._unscanned(m imgsearch.model, cut double precision, scope bigint[] default null)
 returns bigint[]
 language plpgsql stable parallel safe as $$
@@ -85,40 +85,40 @@ begin
          where ($1 is null or e.content_id = any($1)) and not exists (
              select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
              where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6
-                 -- its pairs are those of the content that stands for it, which the caller has to see
-                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.stand_in)))', m.embeddings)
+                 -- its pairs are those of its representative, which the caller must be able to see
+                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.representative_id)))', m.embeddings)
         into result using scope, m.model_id, cut;
     return coalesce(result, '{}');
 end $$;
 
--- All pairs at least as similar as cut, of contents in scope (null: all): those remembered, and those of contents that
--- were not scanned yet, which are found now. May tell a pair twice.
+-- All pairs with a similarity of at least cut, of contents in scope (null: all): the stored ones, and those of contents
+-- that were not scanned yet, which are found now. May return a pair twice.
 create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
-returns table (content_a bigint, content_b bigint, similarity double precision, turned text)
+returns table (content_a bigint, content_b bigint, similarity double precision, transform text)
 language plpgsql stable parallel unsafe as $$
 begin
     return query
-        select p.content_a, p.content_b, p.similarity, p.turned from imgsearch.duplicate_pair p
+        select p.content_a, p.content_b, p.similarity, p.transform from imgsearch.duplicate_pair p
         where p.model_id = m.model_id and p.similarity >= cut;
     return query
         select p.*, null::text from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope) p;
 end $$;
 
--- Begin or go on with a scan. A lower threshold than before starts anew, a higher one changes nothing.
--- Returns the threshold down to which pairs are remembered. Raises PI008 where rows are hidden from the caller, who would
--- mark as compared with all what was compared with some.
+-- Start or continue a scan. A lower threshold than before starts over, a higher one changes nothing. Returns the threshold
+-- down to which pairs are stored. Raises PI008 where row-level security hides images from the caller, who would mark
+-- contents as compared with all others when they were not.
 create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
 language plpgsql volatile as $$
 declare
-    remembered double precision;
+    stored double precision;
 begin
     if row_security_active('imgsearch.image') then
-        raise exception 'pairs are remembered for all, and row-level security hides images from %', current_user using
-            errcode = 'PI008', hint = 'let the owner of the tables run it; imgsearch.duplicates() answers without';
+        raise exception 'pairs are stored for everyone, and row-level security hides images from %', current_user using
+            errcode = 'PI008', hint = 'run it as the owner of the tables; imgsearch.duplicates() needs no scan';
     end if;
-    select s.threshold into remembered from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
-    if remembered <= cut + 1e-6 then
-        return remembered;
+    select s.threshold into stored from imgsearch.duplicate_scan s where s.model_id = m.model_id for update;
+    if stored <= cut + 1e-6 then
+        return stored;
     end if;
     delete from imgsearch.duplicate_scanned d where d.model_id = m.model_id;
     insert into imgsearch.duplicate_scan (model_id, threshold) values (m.model_id, cut)
@@ -126,63 +126,63 @@ begin
     return cut;
 end $$;
 
--- Remember pairs, and that contents were compared with all others. Of contents with equal pixels only one is remembered,
--- with which the mark of the others goes. Returns the number of pairs that are new.
-create or replace function imgsearch._remember(
+-- Store pairs, and mark contents as compared with all others. Of contents with equal pixels only the representative is
+-- stored. Returns the number of new pairs.
+create or replace function imgsearch._store_pairs(
     m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[],
-    turned text default null
+    transform text default null
 ) returns bigint
 language plpgsql volatile as $$
 declare
     new_pairs bigint;
 begin
     with shown as materialized (
-        select * from imgsearch._stand_ins(m, array(select unnest(ones) union select unnest(others)))),
+        select * from imgsearch._representatives(m, array(select unnest(ones) union select unnest(others)))),
     pair as (
-        select least(a.stand_in, b.stand_in) as a, greatest(a.stand_in, b.stand_in) as b, max(p.similarity) as similarity
+        select least(a.representative_id, b.representative_id) as a, greatest(a.representative_id, b.representative_id) as b, max(p.similarity) as similarity
         from unnest(ones, others, similarities) as p (one, other, similarity)
         join shown a on a.content_id = p.one join shown b on b.content_id = p.other
-        where a.stand_in <> b.stand_in
+        where a.representative_id <> b.representative_id
         group by 1, 2)
-    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, turned)
-    select m.model_id, p.a, p.b, p.similarity, _remember.turned from pair p order by p.a, p.b
-    on conflict on constraint duplicate_pair_pkey do update  -- a low threshold may have met the same two, not turned
-        set similarity = excluded.similarity, turned = excluded.turned
+    insert into imgsearch.duplicate_pair (model_id, content_a, content_b, similarity, transform)
+    select m.model_id, p.a, p.b, p.similarity, _store_pairs.transform from pair p order by p.a, p.b
+    on conflict on constraint duplicate_pair_pkey do update  -- a low threshold may have found the same pair without a transform
+        set similarity = excluded.similarity, transform = excluded.transform
         where excluded.similarity > duplicate_pair.similarity + 1e-3;
     get diagnostics new_pairs = row_count;
-    insert into imgsearch.duplicate_scanned (model_id, content_id, stand_in)
-    select m.model_id, s.content_id, s.stand_in from imgsearch._stand_ins(m, scanned) s order by 1, 2
+    insert into imgsearch.duplicate_scanned (model_id, content_id, representative_id)
+    select m.model_id, s.content_id, s.representative_id from imgsearch._representatives(m, scanned) s order by 1, 2
     on conflict do nothing;
     return new_pairs;
 end $$;
 
--- Compare contents with all others through the index, and remember what is found. Returns the number of new pairs.
+-- Compare contents with all others through the index, and store the pairs. Returns the number of new ones.
 create or replace function imgsearch._scan(m imgsearch.model, cut double precision, contents bigint[]) returns bigint
 language plpgsql volatile as $$
 declare
     asked bigint[] := array(
-        select s.content_id from imgsearch._stand_ins(m, contents) s where s.content_id = s.stand_in);
+        select s.content_id from imgsearch._representatives(m, contents) s where s.content_id = s.representative_id);
     ones bigint[];
     others bigint[];
     similarities double precision[];
 begin
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
     from imgsearch._pairs(m, cut, asked) p;
-    return imgsearch._remember(m, contents, ones, others, similarities);
+    return imgsearch._store_pairs(m, contents, ones, others, similarities);
 end $$;
 
--- Contents that were compared with all others, but not turned in all of these ways; those that stand for others alone.
-create or replace function imgsearch._unturned(m imgsearch.model, turns text[]) returns bigint[]
+-- Representatives that were compared with all others, but not under all of these transforms.
+create or replace function imgsearch._not_yet_transformed(m imgsearch.model, transforms text[]) returns bigint[]
 language sql stable parallel safe as $$
     select coalesce(array_agg(d.content_id order by d.content_id), '{}')
     from imgsearch.duplicate_scanned d
-    where d.model_id = m.model_id and d.stand_in = d.content_id and not d.turns @> _unturned.turns
+    where d.model_id = m.model_id and d.representative_id = d.content_id and not d.transforms @> _not_yet_transformed.transforms
 $$;
 
--- Compare turned contents, by their vectors in text form, with all others, and remember what is found and how it was
--- turned. Returns the number of new pairs.
-create or replace function imgsearch._scan_turned(
-    m imgsearch.model, cut double precision, turn text, contents bigint[], vectors text[]
+-- Compare transformed contents, by their vectors in text form, with all others, and store the pairs with the transform.
+-- Returns the number of new ones.
+create or replace function imgsearch._scan_transformed(
+    m imgsearch.model, cut double precision, transform text, contents bigint[], vectors text[]
 ) returns bigint
 language plpgsql volatile as $$
 declare
@@ -192,7 +192,7 @@ declare
 begin
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
     from imgsearch._pairs(m, cut, contents, null, vectors) p;
-    update imgsearch.duplicate_scanned d set turns = array_append(d.turns, turn)
-    where d.model_id = m.model_id and d.content_id = any(contents) and turn <> all(d.turns);
-    return imgsearch._remember(m, '{}', ones, others, similarities, turn);
+    update imgsearch.duplicate_scanned d set transforms = array_append(d.transforms, _scan_transformed.transform)
+    where d.model_id = m.model_id and d.content_id = any(contents) and _scan_transformed.transform <> all(d.transforms);
+    return imgsearch._store_pairs(m, '{}', ones, others, similarities, _scan_transformed.transform);
 end $$;

@@ -1,4 +1,4 @@
--- Groups: products instead of pictures. Images of one group_key are one thing; an image without one stands for itself.
+-- Groups: products instead of images. Images with one group_key are one thing; an image without one is a group by itself.
 
 -- The groups nearest to one or several vectors, each shown by its nearest image. similarity is that of this image to the
 -- nearest of the vectors (best), or the mean over the group's images of that to the vectors' mean (mean), which is never
@@ -11,13 +11,15 @@ create or replace function imgsearch._similar_groups(
 language plpgsql stable parallel unsafe as $$
 declare
     depth integer := imgsearch._depth(k);
-    collection_id integer := imgsearch._collection_id(collection);
+    request imgsearch._request := imgsearch._restrictions(filter, collection, among);
+    page imgsearch._request := row(depth, filter, collection, among, null, false, null, false, ef_search, null, null,
+                                   null)::imgsearch._request;
     compared @vector@.vector[] := case aggregate when 'mean' then array[imgsearch._mean(queries)] else queries end;
     score text := format('1 - (e.embedding OPERATOR(@vector@.<=>) %s::@vector@.%s)',
-                         case aggregate when 'mean' then '($5)[1]' else 'q.vector' end, m.storage);
+                         case aggregate when 'mean' then '($2)[1]' else 'q.vector' end, m.storage);
     found imgsearch.match[];
     answers imgsearch.match[];
-    unseen double precision;  -- no image that was not found is nearer than this
+    unseen double precision;  -- no image that was not found is more similar than this
     complete boolean;
     narrowed text := '';
     images bigint[];
@@ -33,15 +35,15 @@ begin
             unseen := -1;
             complete := true;
             for place in 1 .. cardinality(compared) loop
-                answers := array(select s from imgsearch._search(m, compared[place], null, null, depth, filter, collection,
-                                                               among, null, false, null, false, ef_search) s);
+                page.k := depth;
+                answers := array(select s from imgsearch._search(m, compared[place], null, page) s);
                 found := found || answers;
                 if cardinality(answers) = depth then
                     complete := false;
                     unseen := greatest(unseen, answers[depth].similarity);
                 end if;
             end loop;
-            narrowed := ' and (i.group_key = any($6) or i.group_key is null and i.image_id = any($7))';
+            narrowed := ' and (i.group_key = any($3) or i.group_key is null and i.image_id = any($4))';
         end if;
         execute format(
             case aggregate when 'best' then
@@ -50,7 +52,7 @@ begin
                             row_number() over (partition by i.group_key, case when i.group_key is null then i.image_id end
                                                order by x.similarity desc, i.image_id) as place
                      from imgsearch.image i join %s e on e.content_id = i.content_id
-                     cross join lateral (select max(least(%s, 1)) as similarity from unnest($5) as q (vector)) x
+                     cross join lateral (select max(least(%s, 1)) as similarity from unnest($2) as q (vector)) x
                      where %s and %s%s order by place, 2 desc, 1 limit %s) g where g.place = 1'
             else
                 'select array_agg(g.image_id), array_agg(g.similarity) from (
@@ -60,11 +62,11 @@ begin
                      where %3$s and %4$s%5$s
                      group by i.group_key, case when i.group_key is null then i.image_id end
                      order by 2 desc, 1 limit %6$s) g'
-            end, m.embeddings, score, imgsearch._condition(filter, collection_id, among),
-            case when own_group is not null then 'i.group_key is distinct from $8' else 'i.image_id is distinct from $9' end,
+            end, m.embeddings, score, imgsearch._condition(request),
+            case when own_group is not null then 'i.group_key is distinct from $5' else 'i.image_id is distinct from $6' end,
             narrowed, k)
             into images, similarities
-            using filter, collection_id, among, null::text, compared,
+            using request, compared,
                   array(select f.group_key from unnest(found) f where f.group_key is not null),
                   array(select f.image_id from unnest(found) f where f.group_key is null), own_group, own_image;
         exit when exact or complete
@@ -82,7 +84,7 @@ language plpgsql immutable parallel safe as $$
 begin
     if m.storage = 'bit' then
         raise exception 'model % makes hashes, and groups are compared by vectors', m.name using errcode = 'PI002',
-            hint = 'name a model of vectors, for example model => ''palette''';
+            hint = 'name a model that stores vectors, for example model => ''palette''';
     end if;
 end $$;
 

@@ -1,4 +1,4 @@
--- Labels: by words (zero-shot), or by what the nearest images are labelled.
+-- Labels: by words (zero-shot), or by the labels of the nearest images.
 
 -- How well labels in a template fit an image, with the model's own temperature: a softmax over the labels (CLIP), or
 -- for each label by itself (SigLIP, which has a bias). Raises PI007 for a model that was not trained for either.
@@ -18,7 +18,7 @@ begin
     end if;
     if m.logit_scale is null and m.has_text then
         raise exception 'model % has no temperature, so no probabilities', m.name using errcode = 'PI007',
-            hint = 'use a model like clip-vit-b-32 or siglip2-b-16-224; or compare imgsearch.text_vector() yourself';
+            hint = 'use a model like clip-vit-b-32 or siglip2-b-16-224; or compare imgsearch.text_vector() in SQL of your own';
     end if;
     vectors := imgsearch._text_vectors(classify.labels, m, classify.template);
     return query
@@ -36,7 +36,7 @@ begin
         from weighed w order by 2 desc, w.number;
 end $$;
 
--- What the nearest images say under a metadata key: each votes with its similarity, only images that have the key.
+-- The label of the nearest images under a metadata key: each votes with its similarity, only images that have the key.
 create or replace function imgsearch.predict_label(
     image_id bigint, key text, k integer default 10, model text default 'default', filter jsonb default null,
     collection text default null, among bigint[] default null, exact boolean default false
@@ -55,7 +55,8 @@ begin
               from imgsearch._search(
                   m, case when m.storage <> 'bit' then imgsearch._stored_vector(predict_label.image_id, m) end,
                   case m.storage when 'bit' then imgsearch._stored_bits(predict_label.image_id, m) end,
-                  predict_label.image_id, predict_label.k, predict_label.filter, predict_label.collection,
-                  predict_label.among, null, predict_label.exact, null, false, null, predict_label.key) s) v
+                  row(predict_label.k, predict_label.filter, predict_label.collection, predict_label.among, null,
+                      predict_label.exact, null, false, null, predict_label.image_id, predict_label.key,
+                      null)::imgsearch._request) s) v
         group by v.label order by 2 desc, 3 desc, 1;
 end $$;

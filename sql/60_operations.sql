@@ -1,4 +1,4 @@
--- Operations: what is embedded, what is missing, and who may use it.
+-- Operations: what is embedded, what is missing, how well an index works, and who has access.
 
 -- What each model covers. Without exact, large counts come from the planner's statistics.
 -- missing = contents - embedded - skipped; failed counts files that could not be read for any model.
@@ -17,29 +17,29 @@ begin
         status := m.status;
         select count(*) into failed from imgsearch.ingest_failure f
         where f.kind = 'failed' and (f.model_id is null or f.model_id = m.model_id);
-        if not exists (select from pg_class c where c.oid = m.embeddings) then  -- somebody has dropped it
+        if not exists (select from pg_class c where c.oid = m.embeddings) then  -- it was dropped
             contents := imgsearch._count('imgsearch.content', coverage.exact);
             embedded := 0; skipped := 0; missing := contents;
         elsif coverage.exact or small then
             select c.contents, c.embedded, c.skipped, c.missing into contents, embedded, skipped, missing
-            from imgsearch._covered(m) c;
+            from imgsearch._coverage(m) c;
         else
             contents := imgsearch._count('imgsearch.content', false);
             embedded := imgsearch._count(m.embeddings, false);
-            select count(*) into skipped from imgsearch._skips(m.model_id);
+            select count(*) into skipped from imgsearch._skipped_contents(m.model_id);
             missing := greatest(contents - embedded - skipped, 0);
         end if;
         return next;
     end loop;
 end $$;
 
--- What a model covers of the contents that images show, counted.
-create or replace function imgsearch._covered(m imgsearch.model)
+-- What a model covers of the contents that images show, counted exactly.
+create or replace function imgsearch._coverage(m imgsearch.model)
 returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
-        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
+        with skips as materialized (select s as content_id from imgsearch._skipped_contents($1) s)
         select count(*), count(e.content_id), count(*) filter (where e.content_id is null and s.content_id is not null),
                count(*) filter (where e.content_id is null and s.content_id is null)
         from imgsearch.content c
@@ -49,12 +49,12 @@ begin
         using m.model_id;
 end $$;
 
--- Contents that images show and a model has neither a vector of nor a reason to skip, in order; at most so many.
-create or replace function imgsearch._lacking(m imgsearch.model, after bigint, most integer) returns setof bigint
+-- Contents that images show and a model has neither a vector of nor a reason to skip, in order, at most so many.
+create or replace function imgsearch._missing_contents(m imgsearch.model, after bigint, most integer) returns setof bigint
 language plpgsql stable parallel safe as $$
 begin
     return query execute format('
-        with skips as materialized (select s as content_id from imgsearch._skips($1) s)
+        with skips as materialized (select s as content_id from imgsearch._skipped_contents($1) s)
         select c.content_id from imgsearch.content c
         where c.content_id > $2
             and not exists (select from %s e where e.content_id = c.content_id and e.content_id > $2)
@@ -63,25 +63,25 @@ begin
         order by c.content_id limit $3', m.embeddings) using m.model_id, after, most;
 end $$;
 
--- Contents in which a model found too little: said of a file that still has the bytes it had then.
-create or replace function imgsearch._skips(model_id integer) returns setof bigint
+-- Contents that a model skipped; a file counts while it has the bytes that it had then.
+create or replace function imgsearch._skipped_contents(model_id integer) returns setof bigint
 language sql stable parallel safe as $$
     select distinct i.content_id
     from imgsearch.ingest_failure f
-    join imgsearch.image i on i.collection_id = f.collection_id and i.path = f.path
+    join imgsearch.image i on i.collection_id = f.collection_id and i.key = f.key
     join imgsearch.content c on c.content_id = i.content_id
-    where f.model_id = _skips.model_id and f.kind = 'skipped' and f.bytes = c.bytes
+    where f.model_id = _skipped_contents.model_id and f.kind = 'skipped' and f.bytes = c.bytes
         and f.modified_at is not distinct from i.modified_at
 $$;
 
--- Rows of a table as the planner knows them, of all its partitions.
+-- Rows of a table with its partitions, by the planner's statistics.
 create or replace function imgsearch._estimated(relation regclass) returns bigint
 language sql stable parallel safe as $$
     select coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint from pg_class c
     where c.relkind = 'r' and (c.oid = relation or c.oid in (select t.relid from pg_partition_tree(relation) t))
 $$;
 
--- Rows of a table: counted when asked for or when small, else estimated by the planner.
+-- Rows of a table: counted where exact or small, else by the planner's statistics.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint
 language plpgsql stable parallel safe as $$
 declare
@@ -94,7 +94,7 @@ begin
     return result;
 end $$;
 
--- Give a role what an application needs: 'reader' searches, 'writer' ingests as well.
+-- Grant a role what an application needs: 'reader' searches, 'writer' ingests as well.
 create or replace function imgsearch.grant_access(role_name name, access text default 'reader') returns void
 language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp as $$
 declare
@@ -126,8 +126,8 @@ begin
     end if;
 end $$;
 
--- The share of the k true neighbours that a model's index finds, for stored vectors drawn at random. Counted by
--- distance, so that ties and copies do not depress it. null without an index or vectors.
+-- The share of the k true neighbours that a model's index finds, for a random sample of stored vectors. Counted by
+-- distance, so that ties and copies do not lower it. Null without an index or vectors.
 create or replace function imgsearch.recall(
     model text default 'default', k integer default 10, sample integer default 100, ef_search integer default null
 ) returns double precision
@@ -137,14 +137,14 @@ declare
 begin
     if coalesce(recall.ef_search, 1) not between 1 and 1000 then
         raise exception 'ef_search must be 1 to 1000, not %', recall.ef_search using errcode = 'PI008',
-            hint = 'leave it out for the value that the model has';
+            hint = 'leave it out to use the model''s own value';
     end if;
-    return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._drawn(m, recall.sample),
+    return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._sample_contents(m, recall.sample),
                                                          array[coalesce(recall.ef_search, m.ef_search)]) r);
 end $$;
 
--- Stored contents of a model, drawn at random.
-create or replace function imgsearch._drawn(m imgsearch.model, sample integer) returns bigint[]
+-- A random sample of a model's stored contents.
+create or replace function imgsearch._sample_contents(m imgsearch.model, sample integer) returns bigint[]
 language plpgsql volatile as $$
 declare
     stored double precision := greatest(imgsearch._estimated(m.embeddings), 1);
@@ -154,7 +154,7 @@ begin
         raise exception 'sample must be 1 to 10000, not %', coalesce(sample::text, 'null') using errcode = 'PI008',
             hint = 'give the number of queries, for example sample => 100';
     end if;
-    -- twice as many as wanted, by blocks and rows, so that a large table is not read whole
+    -- sampled at twice the rate, so that a large table is not read whole
     execute format('select array_agg(d.content_id) from (
                         select e.content_id from %s e tablesample bernoulli (%s) order by random() limit %s) d',
                    m.embeddings, least(100, 200 * sample / stored)::numeric, sample) into result;
@@ -165,7 +165,7 @@ begin
     return result;
 end $$;
 
--- For each ef_search, and each of the contents as a query: the recall of the index, and the milliseconds it took.
+-- For each ef_search and each content as a query: the recall of the index, and its time in milliseconds.
 create or replace function imgsearch._recalls(m imgsearch.model, k integer, contents bigint[], efs integer[])
 returns table (ef_search integer, recall double precision, milliseconds double precision)
 language plpgsql volatile as $$
@@ -174,7 +174,7 @@ declare
     operand text := case m.storage when 'bit' then format('$1::bit(%s)', m.dim)
                                    else format('$1::@vector@.%s', m.storage) end;
     distance text := format('e.embedding %s %s', imgsearch._operator(m), operand);
-    effort bigint;
+    ef bigint;
     margin double precision := case m.storage when 'bit' then 0 else 1e-3 end;
     query text;
     true_count bigint;
@@ -201,15 +201,15 @@ begin
         true_counts := true_counts || true_count;
         true_distances := true_distances || true_distance;
     end loop;
-    settings := imgsearch._set_scan(m, 40);
+    settings := imgsearch._push_scan_settings(40);
     foreach ef_search in array efs loop
-        effort := imgsearch._effort(m, ef_search, _recalls.k + 1);
-        perform imgsearch._set_scan(m, effort);
+        ef := imgsearch._ef_for(m, ef_search, _recalls.k + 1);
+        perform imgsearch._push_scan_settings(ef);
         for number in 1 .. coalesce(cardinality(contents), 0) loop
             continue when true_counts[number] = 0;
             started := clock_timestamp();
             execute format('select array_agg(n.distance) from (%s) n where n.content_id <> $2',
-                           imgsearch._nearest(m, operand, _recalls.k + 1, effort))
+                           imgsearch._nearest(m, operand, _recalls.k + 1, ef))
                 into found using queries[number], contents[number];
             milliseconds := 1000 * extract(epoch from clock_timestamp() - started);
             recall := least((select count(*) from unnest(found) d where d <= true_distances[number] + margin),
@@ -217,5 +217,5 @@ begin
             return next;
         end loop;
     end loop;
-    perform imgsearch._put_settings(settings);
+    perform imgsearch._pop_scan_settings(settings);
 end $$;

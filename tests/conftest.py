@@ -15,13 +15,13 @@ import pytest
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.evaluation.context import EvaluationRequest
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Evaluation, evaluate
-from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import Source, folder_source
 from tests.pictures import photo
 
 ROOT = Path(__file__).parent.parent
@@ -104,10 +104,10 @@ def ingest(url: str) -> Callable[..., run.Report]:
 
     def ingest_folder(folder: Path, *names: str, refine: Any = lambda files: files, **options: Any) -> run.Report:
         with connect(url) as opened:
-            models = [register.open_model(opened, name) for name in names or ("palette",)]
-        source = folder if isinstance(folder, scan.Source) else scan.folder_source(folder)
+            models = [open_model(opened, name) for name in names or ("palette",)]
+        source = folder if isinstance(folder, Source) else folder_source(folder)
         report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine)
-        finish(url, [model.stored.name for model in models], remote=False)
+        after_load(url, [model.stored.name for model in models], remote=False)
         return report
 
     return ingest_folder
@@ -120,10 +120,10 @@ def judge(url: str) -> Evaluate:
     return partial(judge_at, url)
 
 
-def judge_at(url: str, protocol: str, *models: str, **wish: Any) -> Evaluation:
+def judge_at(url: str, protocol: str, *models: str, **request: Any) -> Evaluation:
     """Evaluate in silence."""
     return evaluate(
-        url, BY_NAME[protocol], Wish(models=models, **wish), device="cpu", trust=False, tell=lambda _: None,
+        url, BY_NAME[protocol], EvaluationRequest(models=models, **request), device="cpu", trust=False, tell=lambda _: None,
         progress=lambda _, __: None,
     )  # fmt: skip
 

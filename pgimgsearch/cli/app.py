@@ -1,8 +1,9 @@
 """The command line, assembled."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,21 +11,21 @@ from pgimgsearch import __version__
 from pgimgsearch.cli import (
     calibrate,
     cluster,
+    db,
     demo,
     duplicates,
     evaluate,
+    export_import,
     index,
     ingest,
     models,
     plan,
     search,
     serve,
+    status,
     switch,
 )
-from pgimgsearch.cli import db as database
-from pgimgsearch.cli import export_import as transfer
-from pgimgsearch.cli import status as operations
-from pgimgsearch.cli.terminal import Group, Terminal, hush_libraries, show_error
+from pgimgsearch.cli.terminal import Group, Terminal, show_error, silence_libraries
 from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.settings import Settings, config_path, default_home, read_config
 
@@ -33,19 +34,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Image search inside Postgres: embed pictures into pgvector columns, then ask in SQL.",
 )
 app.command()(demo.demo)
-app.command()(ingest.ingest)
+app.command(help=ingest.HELP)(ingest.ingest)
 app.command()(search.search)
 app.command("embed-text")(search.embed_text)
-app.command()(operations.stats)
-app.command()(operations.doctor)
+app.command()(status.stats)
+app.command()(status.doctor)
 app.command()(serve.serve)
 app.command()(plan.plan)
 app.command()(cluster.cluster)
-app.command()(transfer.export)
-app.command("import")(transfer.bring)
+app.command()(export_import.export)
+app.command("import")(export_import.import_)
 app.command(help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(duplicates.app, name="duplicates")
 models.app.command("calibrate")(calibrate.calibrate)
@@ -54,8 +54,11 @@ models.app.command("fill")(switch.fill)
 models.app.command("rollback")(switch.rollback)
 models.app.command("compare")(switch.compare)
 app.add_typer(models.app, name="models")
-app.add_typer(database.app, name="db")
+app.add_typer(db.app, name="db")
 app.add_typer(index.app, name="index")
+
+GLOBAL_FLAGS = {"--json", "--quiet", "-q", "--debug", "--version"}
+GLOBAL_OPTIONS = {"--db", "--home"}  # each with a value
 
 
 def _version(wanted: bool) -> None:
@@ -68,18 +71,22 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     db: Annotated[
-        str | None, typer.Option(help="A Postgres 15+ with pgvector 0.8+; without it, the embedded one.")
+        str | None, typer.Option(help="Connect to this Postgres, with pgvector. Default: the embedded one.")
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="The folder of the embedded Postgres.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk, only results.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    home: Annotated[Path | None, typer.Option(help="The folder of the embedded Postgres and its data.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
     version: Annotated[  # noqa: ARG001  (its callback does the work)
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Image search inside Postgres."""
-    hush_libraries()
+    """Image search inside Postgres: embed images into pgvector columns, then search them in SQL.
+
+    These options may stand before or after the command. Every option can also be set by a variable,
+    PGIMGSEARCH_COMMAND_OPTION, for example PGIMGSEARCH_INGEST_MODEL, or in the config file.
+    """
+    silence_libraries()
     context.obj = Terminal(
         Settings(db=db, home=(home or default_home()).absolute(), json=json, quiet=quiet, debug=debug)
     )
@@ -91,4 +98,31 @@ def main() -> None:
         defaults = read_config(config_path())
     except PgImgSearchError as error:
         sys.exit(show_error(error))
-    typer.main.get_command(app).main(auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
+    command = typer.main.get_command(app)
+    _hide_variables(command)
+    command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
+
+
+def global_options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with those of the program before the command, where the parser expects them."""
+    moved: list[str] = []
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            kept += [argument, *rest]
+        elif argument in GLOBAL_FLAGS or argument.partition("=")[0] in GLOBAL_OPTIONS:
+            moved.append(argument)
+            if argument in GLOBAL_OPTIONS:
+                moved += [value for value in [next(rest, None)] if value is not None]
+        else:
+            kept.append(argument)
+    return moved + kept
+
+
+def _hide_variables(command: Any) -> None:
+    """Keep environment variables out of help, line by line: the text of the program explains them once."""
+    for parameter in command.params:
+        parameter.show_envvar = False
+    for child in getattr(command, "commands", {}).values():
+        _hide_variables(child)

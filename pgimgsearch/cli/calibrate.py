@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TrustOption, terminal_of
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 
 
@@ -35,17 +35,17 @@ def calibrate(
     """Measure the thresholds for duplicates on your own images, and what they find and miss."""
     from pgimgsearch.duplicates import calibrate as measuring
     from pgimgsearch.duplicates import calibration_report as drawing
-    from pgimgsearch.embeddings import registry as register
+    from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
 
     terminal = terminal_of(context)
-    wish = measuring.Wish(precision, similar_precision, copies, sample, compared, collection)
+    request = measuring.CalibrationRequest(precision, similar_precision, copies, sample, compared, collection)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, name)
-        model = register.open_model(connection, stored.name, Checkpoint(trust=trust), Placement(device))
-        with terminal.progress("edit and embed", sample) as bar:
-            found = measuring.calibrate(connection, model, wish, bar)
+        stored = get_model(connection, name)
+        model = open_model(connection, stored.name, Checkpoint(trust=trust), Placement(device))
+        with terminal.report("edit and embed", sample) as reporter:
+            found = measuring.calibrate(connection, model, request, reporter)
         if plot is not None:
             plot.write_bytes(drawing.png(found, stored.name))
         if html is not None:
@@ -64,8 +64,8 @@ def calibrate(
     near, similar = summary["recall"]["near"], summary["recall"]["similar"]
     terminal.show([{"edit": edit, "near": near[edit], "similar": similar[edit]} for edit in near],
                   ["edit", "near", "similar"])  # fmt: skip
-    terminal.talk(
+    terminal.notify(
         f"{stored.name}: {found.images} pictures, {found.edited} of them edited, {found.compared} compared with all; "
         f"{found.negatives.copies} pairs left out as copies; copies expected: {copies:.0%} of the images"
     )
-    terminal.talk("nothing was changed" if dry_run else f"duplicates are near from {summary['near']['value']:.4g} on")
+    terminal.notify("nothing was changed" if dry_run else f"duplicates are near from {summary['near']['value']:.4g} on")

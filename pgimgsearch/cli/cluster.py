@@ -6,8 +6,8 @@ import typer
 from psycopg.rows import dict_row
 
 from pgimgsearch.cli.terminal import CollectionOption, ModelOption, terminal_of
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 
 
@@ -23,9 +23,9 @@ def cluster(
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
-        with terminal.progress("neighbours", None) as bar:
-            found = clustering.cluster(connection, stored, neighbours, least, collection, bar)
+        stored = get_model(connection, model)
+        with terminal.report("neighbours", None) as reporter:
+            found = clustering.cluster(connection, stored, neighbours, least, collection, reporter)
         clustering.save(connection, stored, found)
         rows = (
             connection.cursor(row_factory=dict_row)
@@ -38,4 +38,4 @@ def cluster(
         )
     terminal.show(rows, ["cluster", "images", "image_id", "typical"])
     alone = int((found.labels == -1).sum())
-    terminal.talk(f"{stored.name}: {len(found.labels)} pictures in {len(rows)} groups, {alone} like no others")
+    terminal.notify(f"{stored.name}: {len(found.labels)} pictures in {len(rows)} groups, {alone} like no others")

@@ -29,38 +29,36 @@ class How:
 
 def find_all(
     terminal: Terminal, url: str, models: list[StoredModel], threshold: float | None, kinds: list[str] | None,
-    turns: Any, how: How,
+    transforms: Any, how: How,
 ) -> None:  # fmt: skip
     """Compare what is new with each model, the first by the threshold wanted, the others by their own.
 
     A role that may not write, or not see all, asks without.
     """
-    from pgimgsearch.duplicates import pairs as remember
+    from pgimgsearch.duplicates.pairs import can_store_pairs, delete_pairs
 
     for model in models:
         cut = threshold_of(model, threshold, kinds) if model is models[0] else model.near
         with connect(url) as connection:
-            remembers = remember.may_remember(connection)
-            if turns and not remembers:
-                raise UsageError("--invariant has to remember pairs", hint="run it as the owner or a writer")
+            remembers = can_store_pairs(connection)
+            if transforms and not remembers:
+                raise UsageError("--transformed has to remember pairs", hint="run it as the owner or a writer")
             if cut is None or not 0 <= cut <= 1 or not remembers:
                 continue  # SQL says what is wrong
             if how.anew:
-                remember.forget(connection, model)
+                delete_pairs(connection, model)
         _find_new(terminal, url, model, cut, how)
-        if turns:
-            _find_turned(terminal, url, model, cut, turns, how)
+        if transforms:
+            _find_turned(terminal, url, model, cut, transforms, how)
 
 
 def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how: How) -> None:
     from pgimgsearch.duplicates import find
 
-    with terminal.progress(f"compare ({model.name})", None) as bar:
-        found = find.find(
-            url, model, cut, method=how.method, device=how.device, workers=how.workers, tell=terminal.talk, progress=bar
-        )
+    with terminal.report(f"compare ({model.name})", None) as reporter:
+        found = find.find(url, model, cut, method=how.method, device=how.device, workers=how.workers, reporter=reporter)
     if found.compared:
-        terminal.talk(
+        terminal.notify(
             f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
             f"{found.pairs} remembered at {found.threshold:.4g} or more"
         )
@@ -68,37 +66,37 @@ def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how:
         raise InterruptedRun(hint="run the same command again to go on")
 
 
-def _find_turned(terminal: Terminal, url: str, stored: StoredModel, cut: float, turns: Any, how: How) -> None:
-    """Compare what was not compared turned yet; needs the model and the files."""
-    from pgimgsearch.duplicates import transforms as turning
-    from pgimgsearch.embeddings import registry as register
+def _find_turned(terminal: Terminal, url: str, stored: StoredModel, cut: float, transforms: Any, how: How) -> None:
+    """Compare contents under transforms that were not applied yet; needs the model and the files."""
+    from pgimgsearch.duplicates.transforms import find_transformed
+    from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.models.encoder import Placement
 
     with connect(url) as connection:
-        model = register.open_model(connection, stored.name, placement=Placement(how.device))
-    with terminal.progress(f"compare turned ({stored.name})", None) as bar:
-        found = turning.find_turned(url, model, cut, turns, how.workers, bar)
+        model = open_model(connection, stored.name, placement=Placement(how.device))
+    with terminal.report(f"compare transformed ({stored.name})", None) as reporter:
+        found = find_transformed(url, model, cut, transforms, how.workers, reporter)
     if found.compared or found.unreadable:
-        terminal.talk(
-            f"{found.compared} images compared turned, {found.new_pairs} new pairs; {found.unreadable} files could not "
-            "be read"
+        terminal.notify(
+            f"{found.compared} images compared under transforms, {found.new_pairs} new pairs; "
+            f"{found.unreadable} files could not be read"
         )
     if found.interrupted:
         raise InterruptedRun(hint="run the same command again to go on")
 
 
 def turns_of(text: str | None, models: list[str], agree: str) -> Any:
-    """The ways to turn a picture that --invariant names; nothing without."""
-    from pgimgsearch.duplicates import transforms as turns
+    """The transforms that --transformed names; none without it."""
+    from pgimgsearch.duplicates.transforms import transforms_of
 
     if text is None:
         return {}
     wanted = {word.strip() for word in text.split(",")}
     if not wanted or wanted - {"mirror", "rotate"}:
-        raise UsageError(f"--invariant {text} is not known", hint="mirror, rotate, or mirror,rotate")
+        raise UsageError(f"--transformed {text} is not known", hint="mirror, rotate, or mirror,rotate")
     if len(models) > 1 and agree == "all":
-        raise UsageError("--invariant asks one model, and all shall agree", hint="name one --model, or --agree any")
-    return turns.turns_of("mirror" in wanted, "rotate" in wanted)
+        raise UsageError("--transformed asks one model, and all shall agree", hint="name one --model, or --agree any")
+    return transforms_of("mirror" in wanted, "rotate" in wanted)
 
 
 def thresholds_told(

@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,13 @@ import typer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgimgsearch.cli.terminal import Group, PasswordFileOption, terminal_of
-from pgimgsearch.database import functions as bundles
-from pgimgsearch.database import models as store
-from pgimgsearch.database.connection import check_server, connect, current_revision, pgvector_version
+from pgimgsearch.database.connection import connect, current_revision, pgvector_version
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.embedded_programs import binaries
+from pgimgsearch.database.functions import head_revision
+from pgimgsearch.database.models import list_models
 from pgimgsearch.database.url import database_url
-from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
+from pgimgsearch.errors import DatabaseError, UsageError
 from pgimgsearch.settings import shared_password
 
 app = typer.Typer(
@@ -58,7 +57,7 @@ def downgrade(
         before, after = migrate.downgrade(url, revision)
     terminal.show_one({"before": before, "after": after})
     if not terminal.settings.db:
-        terminal.talk("the embedded database is upgraded again by the next command of this release")
+        terminal.notify("the embedded database is upgraded again by the next command of this release")
 
 
 @app.command()
@@ -73,28 +72,11 @@ def status(context: typer.Context) -> None:
             "postgres": f"{connection.info.server_version // 10000}.{connection.info.server_version % 10000}",
             "pgvector": ".".join(map(str, version)) if version else None,
             "revision": revision,
-            "newest": bundles.head_revision(),
+            "newest": head_revision(),
         }
-        if revision == bundles.head_revision():
-            shown["models"] = len(store.models(connection))
+        if revision == head_revision():
+            shown["models"] = len(list_models(connection))
     terminal.show_one(shown)
-
-
-@app.command()
-def check(context: typer.Context) -> None:
-    """Say where database, catalog of models and this release differ, and what mends it; ends with 4 if they do."""
-    from pgimgsearch.operations import doctor as checking
-
-    terminal = terminal_of(context)
-    with database_url(terminal.settings) as url, connect(url, check=False) as connection:
-        check_server(connection)
-        found = checking.check(connection)
-    if not found:
-        terminal.talk("database, catalog and code agree")
-    if found or terminal.settings.json:
-        terminal.show([asdict(one) for one in found], ["where", "what", "mend"])
-    if found:
-        raise typer.Exit(SchemaError.exit_code)
 
 
 @app.command()
@@ -107,12 +89,12 @@ def revision(
         list[str] | None, typer.Option(help="ALIAS=MODEL: point an alias at a model that is filled.")
     ] = None,
     set_index: Annotated[
-        list[str] | None, typer.Option(help="MODEL=M,EF_CONSTRUCTION: wish for another index.")
+        list[str] | None, typer.Option(help="MODEL=M,EF_CONSTRUCTION: request for another index.")
     ] = None,
     config: Annotated[Path, typer.Option(help="The project's Alembic configuration.")] = Path("alembic.ini"),
 ) -> None:
     """Write a revision into your project's own Alembic environment (docs/operations.md)."""
-    from pgimgsearch.operations import revision as revisions
+    from pgimgsearch.operations.revision import add_operation, drop_operations, index_operation, switch_operation, write
 
     terminal = terminal_of(context)
     pairs = [text.partition("=") for text in switch or []]
@@ -125,16 +107,16 @@ def revision(
         raise UsageError("there is nothing to write", hint="name --add-model, --set-index, --switch or --drop-model")
     with database_url(terminal.settings) as url, connect(url) as connection:
         operations = [
-            *[revisions.adding(connection, name) for name in add_model or []],
-            *[revisions.wishing(connection, one[1], int(one[2]), int(one[3])) for one in indexes if one],
-            *[revisions.switching(connection, alias, model) for alias, _, model in pairs],
+            *[add_operation(connection, name) for name in add_model or []],
+            *[index_operation(connection, one[1], int(one[2]), int(one[3])) for one in indexes if one],
+            *[switch_operation(connection, alias, model) for alias, _, model in pairs],
             *[
                 one
                 for name in drop_model or []
-                for one in revisions.dropping(connection, name, {alias for alias, _, _ in pairs})
+                for one in drop_operations(connection, name, {alias for alias, _, _ in pairs})
             ],
         ]
-    terminal.write(str(revisions.write(config, message, operations)))
+    terminal.write(str(write(config, message, operations)))
 
 
 @app.command("sql")
@@ -157,7 +139,7 @@ def grant(
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
-    terminal.talk(f"{role} is a {access} now")
+    terminal.notify(f"{role} is a {access} now")
 
 
 @app.command("connect-embedder")
@@ -181,7 +163,7 @@ def connect_embedder(
             "select imgsearch.connect_embedder(%s, %s, %s, %s)", [host, port, shared_password(file), sslmode]
         )
         held = connection.execute("select model from imgsearch.embedder_status() where serves").fetchall()
-    terminal.talk(f"connected; it serves {', '.join(row[0] for row in held) or 'none of the models here'}")
+    terminal.notify(f"connected; it serves {', '.join(row[0] for row in held) or 'none of the models here'}")
 
 
 @app.command()
@@ -204,7 +186,7 @@ def stop(context: typer.Context) -> None:
     """Stop the embedded Postgres."""
     terminal = terminal_of(context)
     was_running = _embedded(terminal.settings.db, terminal.settings.home).stop()
-    terminal.talk("stopped" if was_running else "it was not running")
+    terminal.notify("stopped" if was_running else "it was not running")
 
 
 @app.command("url")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgimgsearch.cli.terminal import Terminal, terminal_of
+from pgimgsearch.database.texts import cache_texts
 from pgimgsearch.errors import InterruptedRun
 
 if TYPE_CHECKING:
@@ -26,43 +27,43 @@ def demo(
     sheet: Annotated[Path, typer.Option(help="Where to write the contact sheet.")] = Path("contact-sheet.html"),
 ) -> None:
     """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
+    from pgimgsearch.embeddings.registry import open_model
+    from pgimgsearch.sources.source import folder_source
+
     terminal = terminal_of(context)
-    from pgimgsearch.database import texts as text_cache
     from pgimgsearch.database.connection import connect
     from pgimgsearch.database.url import database_url
     from pgimgsearch.demo import contact_sheet, pictures, tour
-    from pgimgsearch.embeddings import registry as register
-    from pgimgsearch.indexing.after_load import finish
+    from pgimgsearch.indexing.after_load import after_load
     from pgimgsearch.ingest import run
-    from pgimgsearch.sources import source as scan
 
     sheet.touch()  # fails now rather than at the end
     home = terminal.settings.home / "demo"
     shutil.rmtree(home / "pictures", ignore_errors=True)
     if folder is None:
         drawn, copies = pictures.make(home / "pictures", PICTURES)
-        terminal.talk(f"drew {drawn} pictures, {copies} of them near-copies of others")
-    source = scan.folder_source(folder or home / "pictures")
+        terminal.notify(f"drew {drawn} pictures, {copies} of them near-copies of others")
+    source = folder_source(folder or home / "pictures")
     total = source.count()
     with database_url(replace(terminal.settings, db=None, home=home)) as url:
         with connect(url) as connection:
             connection.execute("truncate imgsearch.image, imgsearch.content, imgsearch.collection cascade")
-            models = [register.open_model(connection, name) for name in MODELS]
-            text_cache.keep(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
-        with terminal.progress("ingest", total) as bar:
-            report = run.ingest(url, source, models, run.Options(), progress=lambda done: bar(done, None))
-        finish(url, [model.stored.name for model in models], remote=False)
+            models = [open_model(connection, name) for name in MODELS]
+            cache_texts(connection, models[0].stored, TEXTS, models[0].encoder.embed_text(TEXTS))
+        with terminal.report("ingest", total) as reporter:
+            report = run.ingest(url, source, models, run.Options(), reporter=reporter)
+        after_load(url, [model.stored.name for model in models], remote=False)
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]
-        terminal.talk(f"ingested {counts['embedded']} pictures with {' and '.join(MODELS)} in {report.seconds:.1f} s")
+        terminal.notify(f"ingested {counts['embedded']} pictures with {' and '.join(MODELS)} in {report.seconds:.1f} s")
         with connect(url) as connection:
             answers = tour.ask(connection, TEXTS)
             sections = tour.sections(connection, answers)
     _print(terminal, answers)
     contact_sheet.write(sheet, "pgimgsearch: pictures and SQL", sections)
-    terminal.talk(f"\ncontact sheet: {sheet.resolve()} (open it in a browser)")
-    terminal.talk(
+    terminal.notify(f"\ncontact sheet: {sheet.resolve()} (open it in a browser)")
+    terminal.notify(
         "next, with your own photos and a strong model:\n"
         "  pgimgsearch ingest ./photos --model dinov3\n"
         "  pgimgsearch search ./photos/one.jpg\n"

@@ -8,14 +8,14 @@ from psycopg.rows import dict_row
 
 from pgimgsearch.cli.compare_new import How, find_all, thresholds_told, turns_of
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
 app = typer.Typer(invoke_without_command=True, help="Find, judge and put away duplicates.")
 
-PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "turned", "path_a", "path_b"]
+PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "transform", "path_a", "path_b"]
 GROUP_COLUMNS = ["group_id", "image_id", "keeper", "similarity", "kind", "path", "width", "height", "bytes", "reason",
                  "minimum", "median"]  # fmt: skip
 OF_COLUMNS = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
@@ -57,7 +57,7 @@ def duplicates(
     plan: Annotated[Path | None, typer.Option(help="Write what --apply would move; moves nothing.")] = None,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
-    invariant: Annotated[
+    transformed: Annotated[
         str | None, typer.Option(help="Find copies that are mirrored, rotated or both: mirror,rotate. Reads the files.")
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Forget the pairs that are remembered first.")] = False,
@@ -82,25 +82,25 @@ def duplicates(
     if apply is not None and trash is not None:
         _apply(terminal, apply, trash)
         return
-    from pgimgsearch.duplicates.groups import Question
+    from pgimgsearch.duplicates.groups import GroupRequest
 
     names = model or ["duplicates"]
-    turns = turns_of(invariant, names, agree)
-    question = Question(
+    transforms = turns_of(transformed, names, agree)
+    question = GroupRequest(
         model=names[0], threshold=threshold, collection=collection, kinds=kind, also=names[1:], agree=agree,
-        invariant=bool(turns), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
+        transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
         after=None if pairs else _number(after),
     )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
-        models = [store.get_model(connection, name) for name in names]
+        models = [get_model(connection, name) for name in names]
         told = thresholds_told(connection, models, threshold, kind)
         for line in told:
-            terminal.talk(line)
+            terminal.notify(line)
         if of is not None:
             terminal.show(_copies_of(connection, of, question), OF_COLUMNS)
             return
         if find and kind != ["identical"]:
-            find_all(terminal, url, models if agree == "any" else models[:1], threshold, kind, turns,
+            find_all(terminal, url, models if agree == "any" else models[:1], threshold, kind, transforms,
                      How(method, device, workers, anew))  # fmt: skip
         if pairs:
             _show_pairs(terminal, connection, question, after)
@@ -137,7 +137,7 @@ def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The
     terminal.show([{"outcome": o.outcome, "location": o.location, "from": o.to} for o in outcomes],
                   ["outcome", "location"])  # fmt: skip
     restored = sum(outcome.outcome == "restored" for outcome in outcomes)
-    terminal.talk(
+    terminal.notify(
         f"{restored} brought back; their vectors come with the next pgimgsearch ingest, for each model"
         if outcomes
         else "nothing to bring back"
@@ -174,18 +174,19 @@ def _show_groups(
     from pgimgsearch.duplicates import report
     from pgimgsearch.duplicates import trash as away
     from pgimgsearch.duplicates.groups import groups
+    from pgimgsearch.duplicates.trash import write_plan
 
     found = groups(connection, question)
     if html is not None:
         pages = report.write(html, found, f"Found by {told}. Nothing was changed.")
-        terminal.talk(f"written: {', '.join(map(str, pages[:3]))}{' ...' if len(pages) > 3 else ''}")
+        terminal.notify(f"written: {', '.join(map(str, pages[:3]))}{' ...' if len(pages) > 3 else ''}")
     if plan is not None:
         if plan.exists():
             raise UsageError(f"{plan} exists", hint="apply or remove it first, or choose another name")
         moves = away.plan(found)
-        away.write_plan(plan, moves)
+        write_plan(plan, moves)
         terminal.show([asdict(move) for move in moves], PLAN_COLUMNS)
-        terminal.talk(
+        terminal.notify(
             f"{len(moves)} files, {sum(move.bytes for move in moves) / 1e6:.3g} MB, would move; nothing has. "
             f"Read {plan}, delete lines as you like, then: pgimgsearch duplicates --apply {plan} --trash FOLDER"
         )
@@ -195,16 +196,17 @@ def _show_groups(
 
 def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
     from pgimgsearch.duplicates import trash as away
+    from pgimgsearch.duplicates.trash import read_plan
 
     outcomes = []
     with database_url(terminal.settings) as url, connect(url) as connection:
-        moves = away.read_plan(plan)
+        moves = read_plan(plan)
         try:
             for outcome in away.apply(connection, moves, trash):
                 outcomes.append(outcome)
         finally:
             moved = sum(outcome.outcome == "moved" for outcome in outcomes)
-            terminal.talk(f"{moved} of {len(moves)} moved; to bring them back: pgimgsearch duplicates undo {trash}")
+            terminal.notify(f"{moved} of {len(moves)} moved; to bring them back: pgimgsearch duplicates undo {trash}")
     terminal.show([{"outcome": o.outcome, "location": o.location, "to": o.to} for o in outcomes],
                   ["outcome", "location"])  # fmt: skip
     if moved < len(outcomes):
@@ -221,7 +223,7 @@ def _judge(context: typer.Context, images: list[int], verdict: str | None) -> No
         connection.cursor().executemany(
             "select imgsearch.judge_duplicates(%s, %s, %s)", [(a, b, verdict) for a, b in pairs]
         )
-    terminal.talk(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} {verdict or 'forgotten'}")
+    terminal.notify(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} {verdict or 'forgotten'}")
 
 
 def _check_together(given: set[str]) -> None:

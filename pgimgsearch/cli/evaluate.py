@@ -10,12 +10,12 @@ from pgimgsearch.cli.terminal import (
     TemplateOption,
     Terminal,
     TrustOption,
-    json_filter,
-    template_of,
+    join_templates,
+    parse_filter,
     terminal_of,
 )
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import find_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
@@ -87,7 +87,7 @@ def evaluate(
     """Evaluate, show and keep the figures (HELP is what the user reads)."""
     from pgimgsearch.evaluation import report as page  # NumPy and Pillow
     from pgimgsearch.evaluation import run
-    from pgimgsearch.evaluation.context import Wish
+    from pgimgsearch.evaluation.context import EvaluationRequest
     from pgimgsearch.evaluation.requirements import check, parse
 
     terminal = terminal_of(context)
@@ -100,17 +100,17 @@ def evaluate(
     if html is not None:
         page.check(html)
     names = tuple(model or (() if predictions else asked.models))
-    wish = Wish(
-        names, data, collection, json_filter(filter_json), limit, sample, key, min_images, template_of(template),
+    request = EvaluationRequest(
+        names, data, collection, parse_filter(filter_json), limit, sample, key, min_images, join_templates(template),
         captions, split, truth, references, queries, background, limit_references, score_norm, whiten, count,
     )  # fmt: skip
     named = (predictions.name,) if predictions else names
-    required = parse(require or [], named, run.figures_of(asked, wish))
-    with database_url(terminal.settings) as url, terminal.progress(asked.name, None) as bar:
+    required = parse(require or [], named, run.figures_of(asked, request))
+    with database_url(terminal.settings) as url, terminal.report(asked.name, None) as reporter:
         if predictions is not None:
-            found = run.evaluate_file(url, asked, wish, predictions, terminal.talk)
+            found = run.evaluate_file(url, asked, request, predictions, reporter)
         else:
-            found = run.evaluate(url, asked, wish, device=device, trust=trust, tell=terminal.talk, progress=bar)
+            found = run.evaluate(url, asked, request, device=device, trust=trust, reporter=reporter)
     _show(terminal, found)
     if html is not None:
         page.write(found, html)
@@ -140,12 +140,14 @@ def _show(terminal: Terminal, found: "Evaluation") -> None:
     ]
     columns = ["figure", *(model["model"] for model in models)]
     terminal.show(rows, columns, columns)
-    terminal.talk(f"{found.protocol.name} ({found.protocol.source}), {models[0]['questions']} questions; 95% intervals")
+    terminal.notify(
+        f"{found.protocol.name} ({found.protocol.source}), {models[0]['questions']} questions; 95% intervals"
+    )
     for line in differences(found):
-        terminal.talk(line)
+        terminal.notify(line)
     for model in models:
         if model["before"] is not None:
-            terminal.talk(_told_before(model))
+            terminal.notify(_told_before(model))
 
 
 def _figure(model: dict[str, Any], name: str) -> str:
@@ -167,11 +169,11 @@ def _told_before(model: dict[str, Any]) -> str:
 
 
 def _show_history(terminal: Terminal, protocol: str | None, models: list[str]) -> None:
-    from pgimgsearch.evaluation.history import recent
+    from pgimgsearch.evaluation.history import recent_runs
 
     with database_url(terminal.settings) as url, connect(url) as connection:
-        named = [found.name if (found := store.find_model(connection, name)) else name for name in models]
-        rows = recent(connection, protocol, named, 50)
+        named = [found.name if (found := find_model(connection, name)) else name for name in models]
+        rows = recent_runs(connection, protocol, named, 50)
     if not terminal.settings.json:
         rows = [
             row | {"figures": ", ".join(f"{name} {_plain(own['value'])}" for name, own in row["figures"].items())}

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from pgimgsearch.cli import ingest_report
-from pgimgsearch.cli.ingest_report import BESIDE
-from pgimgsearch.cli.terminal import AsideOption, ModelOption, terminal_of
+from pgimgsearch.cli.terminal import ModelOption, ShadowTableOption, terminal_of
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
@@ -21,32 +20,28 @@ def export(
     from pgimgsearch.operations import export_import as transfer
 
     terminal = terminal_of(context)
-    with database_url(terminal.settings) as url, terminal.progress(f"export {target}", None) as bar:
-        rows = transfer.export(url, model, target, collection, lambda done: bar(done, None))
+    with database_url(terminal.settings) as url, terminal.report(f"export {target}", None) as reporter:
+        rows = transfer.export(url, model, target, collection, reporter)
     terminal.show_one({"file": target, "images": rows})
 
 
-def bring(
+def import_(
     context: typer.Context,
-    places: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
-    aside: AsideOption = None,
-    index_after: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
+    files: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
+    shadow_table: ShadowTableOption = None,
+    index: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
 ) -> None:
-    """Bring in what export wrote: images and vectors, without pictures or a model at hand."""
-    from pgimgsearch.operations import export_import as transfer
+    """Import what export wrote: images and vectors. It needs neither the image files nor the model."""
+    from pgimgsearch.operations.export_import import import_files
 
     terminal = terminal_of(context)
-    if aside and not index_after:
-        raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
+    if shadow_table and not index:
+        raise UsageError("--no-index would leave a shadow table out of searches", hint="leave one of both options out")
     with database_url(terminal.settings) as url:
-        with terminal.progress("import", None) as bar:
-            found = transfer.bring(
-                url, places, lambda done: bar(done, None), wished=aside if index_after else False,
-                beginning=lambda name: terminal.talk(BESIDE.format(name)),
-            )  # fmt: skip
-        if index_after:
-            names = list(dict.fromkeys(one.model for one in found))
-            ingest_report.build_indexes(terminal, url, names)
-    rows = [{"file": place, "model": one.model, "images": one.images, "skipped": one.skipped}
-            for place, one in zip(places, found, strict=True)]  # fmt: skip
+        with terminal.report("import", None) as reporter:
+            found = import_files(url, files, shadow=shadow_table if index else False, reporter=reporter)
+        if index:
+            ingest_report.complete_loads(terminal, url, list(dict.fromkeys(one.model for one in found)))
+    rows = [{"file": file, "model": one.model, "images": one.images, "skipped": one.skipped}
+            for file, one in zip(files, found, strict=True)]  # fmt: skip
     terminal.show(rows, ["file", "model", "images", "skipped"])

@@ -6,21 +6,28 @@ from typing import Annotated, Literal
 import typer
 
 from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
-from pgimgsearch.database import models as store
-from pgimgsearch.database.connection import Connection, connect, has_diskann
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import StoredModel, count_embeddings, get_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import InterruptedRun, RecallError
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import methods as sizing
 from pgimgsearch.indexing import recall as measuring
-from pgimgsearch.indexing import shadow_table as aside
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.indexing.build import (
+    BuildOptions,
+    BuildResult,
+    build_index,
+    drop_index,
+    lock_index,
+    with_previous_recall,
+)
+from pgimgsearch.indexing.embedding_table import count_rows, live_table, shadow_table
+from pgimgsearch.indexing.methods import MAX_DIMENSIONS, index_spec, memory_limit, suitable_method
+from pgimgsearch.indexing.recall import DEFAULT_RECALL
+from pgimgsearch.indexing.shadow_table import complete_load, create_shadow
+from pgimgsearch.indexing.status import index_status
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]
-Method = Literal["auto", "hnsw", "hnsw-binary", "ivfflat", "diskann"]
+Method = Literal["auto", "hnsw", "hnsw-binary"]
 RecallOption = Annotated[float, typer.Option("--recall", min=0, max=1, help="The share of true neighbours to find.")]
 
 
@@ -30,9 +37,9 @@ def build(
     model: Name,
     method: Annotated[
         Method | None,
-        typer.Option(help="auto: where the graph would not fit in memory bits, or diskann. Default: as before."),
+        typer.Option(help="auto: hnsw, or hnsw-binary where that would not fit in memory. Default: as before."),
     ] = None,
-    recall: RecallOption = measuring.RECALL,
+    recall: RecallOption = DEFAULT_RECALL,
     memory: Annotated[
         int | None, typer.Option(min=64, help="At most so many megabytes. Default: a quarter of the server's.")
     ] = None,
@@ -46,55 +53,67 @@ def build(
     """Build a model's index anew, with the memory that it needs, and measure how many neighbours it finds."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
+        stored = get_model(connection, model)
         limit = memory or _limit(terminal, connection)
-        how = index.Build(limit, concurrently, workers, recall)
+        how = BuildOptions(limit, concurrently, workers, recall)
         if method == "auto":
             built = _build_first(terminal, connection, stored, how, _methods(connection, stored, limit))
         else:
             built = _build(terminal, connection, stored, how, method)
+        name = built and _index_name(connection, stored, built.method)
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
-        terminal.talk(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
+        terminal.notify(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
         return
-    terminal.show_one({"model": stored.name, "index": index_name(stored, built.method), "method": built.method,
+    terminal.show_one({"model": stored.name, "index": name, "method": built.method,
                        "memory_mb": built.memory, "ef_search": built.ef_search, "recall": built.recall})  # fmt: skip
     if built.recall is not None and built.recall < recall:
-        terminal.talk(f"it finds less than {recall}: pgimgsearch index tune {stored.name} --recall {recall}")
+        terminal.notify(f"it finds less than {recall}: pgimgsearch index tune {stored.name} --recall {recall}")
+
+
+def _index_name(connection: Connection, model: StoredModel, method: str) -> str:
+    query = (
+        "select imgsearch._index_name(imgsearch._embedding_table(m), %s, '') from imgsearch.model m where model_id = %s"
+    )
+    row = connection.execute(query, [method, model.model_id]).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _limit(terminal: Terminal, connection: Connection) -> int:
-    return sizing.memory_limit(connection, remote=bool(terminal.settings.db))
+    return memory_limit(connection, remote=bool(terminal.settings.db))
 
 
 def _methods(connection: Connection, model: StoredModel, limit: int) -> list[str]:
-    """What to try in turn, where nobody says."""
-    beside = aside.find(connection, model)
-    rows = sum(store.count_embeddings(connection, one) for one in (model, beside) if one)
-    first = sizing.suitable(model, rows // (beside or model).partitions, limit)
-    return [first, *(sizing.instead_of_bits(model, diskann=has_diskann(connection)) if first == "hnsw-binary" else [])]
+    """The methods to try, in order, for --method auto: bits that find too little give way to the graph."""
+    shadow = shadow_table(connection, model)
+    tables = [live_table(model)] + ([shadow] if shadow else [])
+    rows = sum(count_rows(connection, table) for table in tables)
+    first = suitable_method(index_spec(model), rows // tables[-1].partitions, limit)
+    fits = model.dim <= MAX_DIMENSIONS[model.storage]
+    return [first, "hnsw"] if first == "hnsw-binary" and fits else [first]
 
 
 def _build_first(
-    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, methods: list[str]
-) -> index.Built | None:
+    terminal: Terminal, connection: Connection, model: StoredModel, options: BuildOptions, methods: list[str]
+) -> BuildResult | None:
     """By the first method that finds enough."""
     for method, other in pairwise(methods):
         try:
-            return _build(terminal, connection, model, how, method)
+            return _build(terminal, connection, model, options, method)
         except RecallError as error:
-            terminal.talk(f"{error}; trying method {other} instead")
-    return _build(terminal, connection, model, how, methods[-1])
+            terminal.notify(f"{error}; trying method {other} instead")
+    return _build(terminal, connection, model, options, methods[-1])
 
 
 def _build(
-    terminal: Terminal, connection: Connection, model: StoredModel, how: index.Build, method: str | None
-) -> index.Built | None:
+    terminal: Terminal, connection: Connection, model: StoredModel, how: BuildOptions, method: str | None
+) -> BuildResult | None:
     try:
-        with terminal.progress(f"index {model.name}", None) as bar:
-            if aside.find(connection, model) is not None:  # with what was loaded beside the table
-                return aside.finish(connection, model, how, lambda _, done, total: bar(done, total), method)
-            return index.build(connection, model, how, lambda _, done, total: bar(done, total), method)
+        with terminal.report(f"index {model.name}", None) as reporter:
+            if shadow_table(connection, model) is not None:  # with what was loaded beside the table
+                return complete_load(connection, model, how, reporter, method)
+            return build_index(connection, model, how, reporter, method)
     except KeyboardInterrupt as error:
         raise InterruptedRun(
             f"the build of the index of {model.name} was stopped",
@@ -107,9 +126,9 @@ def drop(context: typer.Context, model: Name) -> None:
     """Drop a model's index; its searches are exact from then on."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
-        index.drop(connection, stored)
-    terminal.talk(f"{stored.name} has no index now, and its searches read all vectors")
+        stored = get_model(connection, model)
+        drop_index(connection, stored)
+    terminal.notify(f"{stored.name} has no index now, and its searches read all vectors")
 
 
 @app.command()
@@ -121,12 +140,12 @@ def partition(
     """Lay a model's table out in hash partitions, whose indexes are built one by one; a filled one beside itself."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
-        if stored.partitions != parts and store.count_embeddings(connection, stored):
-            aside.begin(connection, stored, parts)
-            _build(terminal, connection, stored, index.as_before(stored, _limit(terminal, connection)), None)
+        stored = get_model(connection, model)
+        if stored.partitions != parts and count_embeddings(connection, stored):
+            create_shadow(connection, stored, parts)
+            _build(terminal, connection, stored, with_previous_recall(stored, _limit(terminal, connection)), None)
         else:
-            with index.alone(connection, stored):
+            with lock_index(connection, stored):
                 connection.execute("select imgsearch.partition_embeddings(%s, %s)", [stored.name, parts])
     terminal.show_one({"model": stored.name, "partitions": parts})
 
@@ -135,16 +154,16 @@ def partition(
 def tune(
     context: typer.Context,
     model: Name,
-    recall: RecallOption = measuring.RECALL,
+    recall: RecallOption = DEFAULT_RECALL,
     count: CountOption = 10,
     sample: Annotated[int, typer.Option(min=1, max=10000, help="How many stored vectors to ask with.")] = 200,
 ) -> None:
     """Find the least ef_search that reaches a recall, and store it with the model."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
+        stored = get_model(connection, model)
         rows = measuring.tune(connection, stored, recall, count, sample)
-        chosen = store.get_model(connection, stored.name).ef_search
+        chosen = get_model(connection, stored.name).ef_search
     terminal.show([row | {"chosen": row["ef_search"] == chosen} for row in rows],
                   ["ef_search", "recall", "milliseconds", "chosen"])  # fmt: skip
 
@@ -154,6 +173,6 @@ def status(context: typer.Context) -> None:
     """Show each model's index, whether it is valid, sizes, the recall measured last, and what to do about it."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        rows = index_status.status(connection)
+        rows = index_status(connection)
     terminal.show(rows, ["model", "method", "valid", "rows", "table_bytes", "index_bytes", "partitions", "ef_search",
                          "recall", "advice"])  # fmt: skip

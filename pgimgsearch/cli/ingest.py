@@ -1,4 +1,4 @@
-"""``pgimgsearch ingest``: pictures into the database."""
+"""``pgimgsearch ingest``: embed images and store them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pgimgsearch.cli import ingest_report
-from pgimgsearch.cli.ingest_report import BESIDE
 from pgimgsearch.cli.terminal import (
-    AsideOption,
     DeviceOption,
     DimOption,
     DtypeOption,
@@ -19,21 +17,35 @@ from pgimgsearch.cli.terminal import (
     ReductionOption,
     RevisionOption,
     RuntimeOption,
+    ShadowTableOption,
     Terminal,
     TrustOption,
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import models as store
+from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, find_model, list_models
+from pgimgsearch.database.privileges import can_change_models
 from pgimgsearch.database.url import database_url
-from pgimgsearch.errors import InterruptedRun, UsageError
+from pgimgsearch.errors import InterruptedRun, SourceError, UsageError
 
 if TYPE_CHECKING:
     from pgimgsearch.embeddings.loaded_model import LoadedModel
-    from pgimgsearch.ingest.run import Options, Refine
-    from pgimgsearch.sources.source import Source
+    from pgimgsearch.ingest.run import Options, Refine, Report
+    from pgimgsearch.sources.source import ScannedFile, Source
+
+HELP = """Embed images and store their vectors. Run it again at any time: it does only what is new.
+
+Examples:
+
+  pgimgsearch ingest ./photos --model dinov3
+
+  pgimgsearch ingest s3://bucket/photos -c shop --caption-from captions.csv
+
+  pgimgsearch ingest --from-sql "select sku as key, url from product" -c shop
+"""
+SOURCES, MODELS, ATTRIBUTES, RUN, SPEED = "Sources", "Models", "Attributes", "What to do", "Device and speed"
 
 
 def ingest(
@@ -41,20 +53,52 @@ def ingest(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Folders, pictures, addresses (s3://, gs://, hf://, https://), WebDataset tars, Parquet of images.",
+            help="Folders, images, URLs (s3://, gs://, hf://, https://), WebDataset tars, Parquet files of images.",
             metavar="SOURCE...",
         ),
     ] = None,
+    list_: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            envvar="PGIMGSEARCH_INGEST_LIST",
+            rich_help_panel=SOURCES,
+            help="A file of paths and URLs: lines, CSV or JSONL; - is stdin.",
+        ),
+    ] = None,
+    from_sql: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SOURCES, help="A query with a column path or url, and key, group, caption, metadata."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=SOURCES, help="Process at most N files.", metavar="N")
+    ] = None,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.01, rich_help_panel=SOURCES, help="Larger images fail, undecoded.")
+    ] = 100,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.01, rich_help_panel=SOURCES, help="Larger files fail, unread.")
+    ] = 256,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="A model; several share one decoding. Default: the alias default."),
+        typer.Option(
+            "--model",
+            "-m",
+            rich_help_panel=MODELS,
+            help="A model; several share one decoding. Default: the alias default.",
+        ),
     ] = None,
     all_models: Annotated[
-        bool, typer.Option("--all-models", help="All stored models that are building or ready, as during a switch.")
+        bool,
+        typer.Option("--all-models", rich_help_panel=MODELS, help="All stored models that are building or ready."),
     ] = False,
     output: Annotated[
         str | None,
-        typer.Option(help="The model's outputs, with commas: projection,hidden. Each is a model of its own."),
+        typer.Option(
+            rich_help_panel=MODELS, help="Outputs, with commas: projection,hidden. Each is a model of its own."
+        ),
     ] = None,
     dim: DimOption = None,
     reduction: ReductionOption = None,
@@ -62,159 +106,182 @@ def ingest(
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
     trust: TrustOption = False,
-    list_file: Annotated[
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", rich_help_panel=ATTRIBUTES, help="The collection. Default: the folder's."),
+    ] = None,
+    caption_from: Annotated[
+        Path | None, typer.Option(rich_help_panel=ATTRIBUTES, help="Captions by path: CSV or JSONL.")
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(rich_help_panel=ATTRIBUTES, help="Metadata by path: CSV or JSONL.")
+    ] = None,
+    group_by: Annotated[
         str | None,
         typer.Option(
-            "--list",
-            envvar="PGIMGSEARCH_INGEST_LIST",
-            help="A file of paths and URLs: lines, CSV or JSONL; - is stdin.",
+            rich_help_panel=ATTRIBUTES, help="folder, a metadata key, or a pattern with one group over the path."
         ),
     ] = None,
-    from_sql: Annotated[
-        str | None,
-        typer.Option(help="A query of paths and URLs: path or url, external_id, group, caption, metadata."),
-    ] = None,
-    collection: Annotated[
-        str | None, typer.Option("--collection", "-c", help="The collection. Default: the folder's.")
-    ] = None,
-    caption_from: Annotated[Path | None, typer.Option(help="Captions by path: CSV or JSONL.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="Metadata by path: CSV or JSONL.")] = None,
-    group_by: Annotated[
-        str | None, typer.Option(help="folder, a metadata key, or a pattern with one group over the path.")
-    ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove images whose files are gone.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", rich_help_panel=RUN, help="Delete images whose files are gone.")
+    ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try files again that failed or were skipped.")
+        bool, typer.Option("--retry-failed", rich_help_panel=RUN, help="Retry files that failed or were skipped.")
     ] = False,
     skip_duplicates: Annotated[
-        bool, typer.Option("--skip-duplicates", help="Refuse pictures of which a copy is stored, or came before.")
+        bool, typer.Option("--skip-duplicates", rich_help_panel=RUN, help="Reject new duplicates of stored images.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at so many files only.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Show what would be done, and do nothing.")
+    ] = False,
+    shadow_table: ShadowTableOption = None,
+    index: Annotated[
+        bool, typer.Option("--index/--no-index", rich_help_panel=RUN, help="Build missing indexes at the end.")
+    ] = True,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     runtime: RuntimeOption = "torch",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures a forward pass; halved when they do not fit. Default: the best found."),
+        typer.Option(min=1, rich_help_panel=SPEED, help="Images in a forward pass; halved when they do not fit."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read and decode. Default: all cores.")
+        int | None,
+        typer.Option(min=1, rich_help_panel=SPEED, help="Threads that read and decode. Default: all cores."),
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="local: this machine; ray: a cluster (RAY_ADDRESS), or a local one.")
+        Literal["local", "ray"],
+        typer.Option(rich_help_panel=SPEED, help="local: this machine; ray: the cluster of RAY_ADDRESS, or a new one."),
     ] = "local",
     ray_workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of --engine ray. Default: one a GPU, else one.")
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=SPEED, help="Processes of --engine ray. Default: one for each GPU, else one."
+        ),
     ] = None,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger pictures fail, undecoded.")] = 100,
-    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
-    aside: AsideOption = None,
-    index_after: Annotated[
-        bool,
-        typer.Option("--index/--no-index", envvar="PGIMGSEARCH_INGEST_INDEX", help="Build missing indexes at the end."),
-    ] = True,
 ) -> None:
-    """Embed pictures and store their vectors. A second run does only what is new."""
+    """See HELP."""
     terminal = terminal_of(context)
     _check(context.params)
-    from pgimgsearch.embeddings import open_models as opening
-    from pgimgsearch.ingest import dry_run as preview  # Pillow and NumPy
-    from pgimgsearch.ingest import run
+    from pgimgsearch.embeddings.open_models import ModelRequest
     from pgimgsearch.ingest.run import Options
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.sources.limits import ImageLimits
-    from pgimgsearch.sources.parse import named
+    from pgimgsearch.sources.parse import parse_sources
 
-    found, refine = named(sources or [], list_file), _refinements(caption_from, metadata, group_by)
+    found = parse_sources(sources or [], list_)
     options = Options(
         collection=collection, workers=workers or Options().workers, limit=limit, prune=prune,
         retry_failed=retry_failed, skip_duplicates=skip_duplicates,
         limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
+    refine = _refinements(caption_from, metadata, group_by)
     with database_url(terminal.settings) as url:
         if from_sql:
             found.append(_query(url, from_sql))
         totals = [source.count() for source in found]
         with connect(url) as connection:
             names = _all_models(connection) if all_models else model or _default_model(connection)
-        wish = opening.Wish(
+            _check_collections(connection, found, collection)
+        request = ModelRequest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
-        with connect(url) as connection, connection.transaction(force_rollback=True):
-            for source in found:  # that one has no place is said before another has come
-                store.open_collection(connection, collection, source.root, source.default_collection)
         if dry_run:
-            for source in found:
-                ingest_report.tell(
-                    terminal, preview.preview(url, source, opening.expanded(wish), options, refine=refine)
-                )
+            _dry_run(terminal, url, found, request, options, refine)
             return
-        models = opening.open_models(url, wish, found, options.limits, terminal.talk)
-        if aside or (aside is None and index_after and not skip_duplicates):
-            options = replace(options, aside=_beside(terminal, url, models, found, totals, options, wished=aside))
-        bring = run.ingest
-        if engine == "ray":
-            from pgimgsearch.ingest import ray as on_ray
-
-            bring = partial(on_ray.ingest, wish=wish, workers=ray_workers)
-        for source, total in zip(found, totals, strict=True):
-            with terminal.progress(source.label, min(total, limit) if total and limit else total) as bar:
-                show = ingest_report.pace(terminal, models, total, bar)
-                report = bring(url, source, models, options, refine=refine, progress=show, tell=terminal.talk)
-            ingest_report.tell(terminal, report)
-            if engine == "local":
-                ingest_report.tell_binding(terminal, report, options.workers, models)
-            if report.status == "interrupted":
-                raise InterruptedRun(hint="run the same command again to go on")
-        if index_after:
-            ingest_report.build_indexes(terminal, url, [model.stored.name for model in models])
+        wants_shadow = shadow_table if index and not skip_duplicates else bool(shadow_table)
+        _run(terminal, url, found, totals, request, options, refine, wants_shadow, engine, ray_workers, index=index)
 
 
-def _beside(
+def _dry_run(
+    terminal: Terminal, url: str, sources: "list[Source]", request: Any, options: "Options", refine: "Refine"
+) -> None:
+    from pgimgsearch.embeddings.open_models import expanded_names
+    from pgimgsearch.ingest.dry_run import dry_run
+
+    for source in sources:
+        report = dry_run(url, source, expanded_names(request), options, refine=refine)
+        ingest_report.show_report(terminal, report)
+
+
+def _run(
+    terminal: Terminal, url: str, sources: "list[Source]", totals: list[int | None], request: Any, options: "Options",
+    refine: "Refine", wants_shadow: bool | None, engine: str, ray_workers: int | None, *, index: bool,
+) -> None:  # fmt: skip
+    from pgimgsearch.embeddings.open_models import open_models
+    from pgimgsearch.ingest import run
+    from pgimgsearch.reporter import Reporter
+
+    models = open_models(url, request, sources, options.limits, Reporter(terminal.notify))
+    if wants_shadow is not False:
+        shadow = _shadow_models(terminal, url, models, sources, totals, options, requested=wants_shadow)
+        options = replace(options, shadow=shadow)
+    ingest_source: Any = run.ingest
+    if engine == "ray":
+        from pgimgsearch.ingest.ray import ingest_on_ray
+
+        ingest_source = partial(ingest_on_ray, request=request, workers=ray_workers)
+    reports = []
+    for source, total in zip(sources, totals, strict=True):
+        expected = min(total, options.limit) if total and options.limit else total
+        with terminal.report(source.label, expected) as reporter:
+            estimating = ingest_report.with_estimate(models, total, reporter)
+            report = ingest_source(url, source, models, options, refine=refine, reporter=estimating)
+        reports.append(report)
+        ingest_report.show_report(terminal, report)
+        if engine == "local":
+            ingest_report.show_bottleneck(terminal, report, options.workers, models)
+        if report.status == "interrupted":
+            raise InterruptedRun(hint="run the same command again to continue")
+    if index:
+        ingest_report.complete_loads(terminal, url, [model.stored.name for model in models])
+    _check_outcome(reports)
+
+
+def _shadow_models(
     terminal: Terminal, url: str, models: "list[LoadedModel]", sources: "list[Source]", totals: list[int | None],
-    options: "Options", *, wished: bool | None,
+    options: "Options", *, requested: bool | None,
 ) -> frozenset[str]:  # fmt: skip
-    """The models whose rows go beside the live table."""
-    from pgimgsearch.ingest import load_target as beside
+    """The models whose rows go to a shadow table."""
+    from pgimgsearch.ingest.load_target import SHADOW, count_new, wants_shadow
 
     files = [min(total, options.limit) if total and options.limit else total for total in totals]
     names: set[str] = set()
     with connect(url) as connection:
 
-        def new(model: StoredModel) -> int:
+        def new_rows(model: StoredModel) -> int:
             counted = zip(sources, files, strict=True)
-            return sum(beside.coming(connection, one, count, options.collection, model) for one, count in counted)
+            return sum(count_new(connection, one, count, options.collection, model) for one, count in counted)
 
         for model in models:
             stored = model.stored
-            if not wished and model.encoder.device == "cpu":
-                continue  # a network on a CPU is slower than a live index
-            if beside.is_chosen(connection, stored, partial(new, stored), wished):
+            if not requested and model.encoder.device == "cpu":
+                continue  # an encoder on a CPU is slower than a live index
+            if wants_shadow(connection, stored, partial(new_rows, stored), requested):
                 names.add(stored.name)
-                terminal.talk(BESIDE.format(stored.name))
-            elif wished:
-                terminal.talk(f"{stored.name} has no index that could hold it up, and gets its rows at once")
+                terminal.notify(SHADOW.format(stored.name))
+            elif requested:
+                terminal.notify(f"{stored.name} has no index; rows are inserted directly")
     return frozenset(names)
 
 
 def _check(asked: Mapping[str, Any]) -> None:
     """Refuse options that do not go together, by the names of the parameters."""
-    lists = [asked["list_file"], asked["from_sql"]]
+    lists = [asked["list_"], asked["from_sql"]]
     if not (asked["sources"] or any(lists)):
         raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
     if asked["prune"] and any(lists) and (asked["sources"] or all(lists) or not asked["collection"]):
         raise UsageError(
             "--prune with a list or a query needs it to be the only source, and --collection",
-            hint="what is not listed is removed from that collection",
+            hint="what is not listed is deleted from that collection",
         )
-    if asked["aside"] and not asked["index_after"]:
-        raise UsageError("--aside with --no-index would never be seen", hint="leave one of them out")
-    if asked["aside"] and asked["skip_duplicates"]:
+    if asked["shadow_table"] and not asked["index"]:
+        raise UsageError("--shadow-table with --no-index would never be swapped in", hint="leave one of them out")
+    if asked["shadow_table"] and asked["skip_duplicates"]:
         raise UsageError(
-            "--skip-duplicates compares with what can be searched, and --aside writes what cannot be yet",
+            "--skip-duplicates compares with live vectors, and those in a shadow table are not live yet",
             hint="leave one of them out",
         )
     if asked["all_models"] and (asked["model"] or asked["output"]):
@@ -227,7 +294,22 @@ def _check(asked: Mapping[str, Any]) -> None:
     if asked["ray_workers"] is not None and asked["engine"] != "ray":
         raise UsageError("--ray-workers belongs to --engine ray", hint="threads of this machine are --workers")
     if asked["reduction"] is not None and asked["dim"] is None:
-        raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
+        raise UsageError("--reduction needs --dim", hint="give the number of dimensions, for example --dim 256")
+
+
+def _check_collections(connection: Connection, sources: "list[Source]", collection: str | None) -> None:
+    """Raise for a source that fits into no collection, before another one is ingested."""
+    with connection.transaction(force_rollback=True):
+        for source in sources:
+            open_collection(connection, collection, source.root, source.default_collection)
+
+
+def _check_outcome(reports: "list[Report]") -> None:
+    """Raise SourceError where every file that was scanned failed."""
+    scanned = sum(counts["scanned"] for report in reports for counts in report.counts.values())
+    failed = sum(counts["failed"] for report in reports for counts in report.counts.values())
+    if scanned and failed == scanned:
+        raise SourceError("every file failed", hint="see why: select * from imgsearch.ingest_failure")
 
 
 def _query(url: str, query: str) -> "Source":
@@ -247,32 +329,31 @@ def _query(url: str, query: str) -> "Source":
 def _refinements(caption_from: Path | None, metadata: Path | None, group_by: str | None) -> "Refine":
     """Captions, metadata and groups, in the order in which one may need the other."""
     from pgimgsearch.sources import sidecar
-    from pgimgsearch.sources import source as scan
 
     captions = sidecar.read_sidecar(caption_from) if caption_from else None
-    about = sidecar.read_sidecar(metadata) if metadata else None
+    attributes = sidecar.read_sidecar(metadata) if metadata else None
 
-    def refine(files: "Iterator[scan.ScannedFile]") -> "Iterator[scan.ScannedFile]":
+    def refine(files: "Iterator[ScannedFile]") -> "Iterator[ScannedFile]":
         if captions is not None:
             files = sidecar.with_captions(files, captions)
-        if about is not None:
-            files = sidecar.with_metadata(files, about)
+        if attributes is not None:
+            files = sidecar.with_metadata(files, attributes)
         return sidecar.with_groups(files, group_by) if group_by else files
 
     return refine
 
 
 def _default_model(connection: Connection) -> list[str]:
-    if store.find_model(connection, "default") is None:
+    if find_model(connection, "default") is None:
         raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")
     return ["default"]
 
 
 def _all_models(connection: Connection) -> list[str]:
-    may = store.can_change(connection)  # complete a model that was only declared
+    completes = can_change_models(connection)  # models that were only declared
     names = [
-        model.name for model in store.models(connection)
-        if model.status in {"building", "ready"} and (may or model.fingerprint is not None)
+        model.name for model in list_models(connection)
+        if model.status in {"building", "ready"} and (completes or model.fingerprint is not None)
     ]  # fmt: skip
     if not names:
         raise UsageError("the database has no models yet", hint="name one: --model dinov3")

@@ -20,10 +20,20 @@ from pgimgsearch.cli.terminal import (
 )
 from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import (
+    canary_of,
+    coverage_table,
+    find_model,
+    get_model,
+    list_aliases,
+    reduction_of,
+    remove_model,
+)
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models import catalog
 from pgimgsearch.models import catalog_table as table
+from pgimgsearch.reporter import Reporter
 
 LEAST_COSINE = 0.99999
 COMPARED_PICTURES = 64
@@ -44,9 +54,9 @@ def list_models(
     """List the models of the database with what they cover, or of the catalog too."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = {model.name: model for model in store.models(connection)}
-        covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
-        names = store.aliases(connection)
+        stored = {model.name: model for model in store.list_models(connection)}
+        covered = {row["model"]: row for row in coverage_table(connection, exact=False)}
+        names = list_aliases(connection)
     rows: list[dict[str, object]] = [
         _about(model.name) | {
             "model": model.name, "dim": model.dim, "storage": model.storage, "text": model.has_text,
@@ -66,7 +76,7 @@ def list_models(
         columns = ["model", "dim", "text", "licence", "size", "status", "embedded", "good_for"]
     terminal.show(rows, columns)
     if not rows:
-        terminal.talk('no model is stored yet; "pgimgsearch models list --all" shows what there is')
+        terminal.notify('no model is stored yet; "pgimgsearch models list --all" shows what there is')
 
 
 def _about(name: str) -> dict[str, object]:
@@ -84,9 +94,9 @@ def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A sto
     """Show all that is known of a model, how it was verified, and its table and view for SQL of one's own."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.find_model(connection, name)
-        canary = None if stored is None else store.canary_of(connection, stored)
-        reduction = None if stored is None else store.reduction_of(connection, stored)
+        stored = find_model(connection, name)
+        canary = None if stored is None else canary_of(connection, stored)
+        reduction = None if stored is None else reduction_of(connection, stored)
     spec = catalog.find(name.partition("@")[0]) if stored is None else catalog.find(stored.name.partition("@")[0])
     if stored is None:
         spec = catalog.resolve(name)
@@ -126,28 +136,29 @@ def add(
     dtype: TorchDtypeOption = "auto",
 ) -> None:
     """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
+    from pgimgsearch.embeddings.open_models import ModelRequest, add_model, expanded_names
+    from pgimgsearch.ingest.dry_run import find_stored
+
     terminal = terminal_of(context)
-    from pgimgsearch.embeddings import open_models as opening
-    from pgimgsearch.indexing.after_load import finish
-    from pgimgsearch.ingest import dry_run as preview
+    from pgimgsearch.indexing.after_load import after_load
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
 
     if reduction is not None and dim is None:
         raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
     checkpoint = Checkpoint(weights, revision, preprocess, trust)
-    wish = opening.Wish(
+    request = ModelRequest(
         [name], (output,) if output else (), dim, reduction, checkpoint, Placement(device, dtype),
-        called=stored_name, normalize=normalize,
+        store_as=stored_name, normalize=normalize,
     )  # fmt: skip
     with database_url(terminal.settings) as url:
         with connect(url) as connection:
-            wanted = stored_name or opening.expanded(wish)[0]
-            if (store.find_model if stored_name else preview.find_stored)(connection, wanted):
+            wanted = stored_name or expanded_names(request)[0]
+            if (find_model if stored_name else find_stored)(connection, wanted):
                 raise UsageError(f"{wanted} is already there", hint="choose another name with --as NAME")
-        model = opening.add(url, wish, terminal.talk)
+        model = add_model(url, request, Reporter(terminal.notify))
         if dim is not None:  # it is filled already
-            finish(url, [model.stored.name], remote=bool(terminal.settings.db))
+            after_load(url, [model.stored.name], remote=bool(terminal.settings.db))
     added = model.stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
                        "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip
@@ -165,6 +176,8 @@ def fetch(
     revision: RevisionOption = None,
 ) -> None:
     """Download models ahead of use, into a bundle, or out of one; large files and bundles are checked."""
+    from pgimgsearch.models.weights.offline_bundle import install
+
     terminal = terminal_of(context)
     if to is not None and bundle is not None:
         raise UsageError("--to makes a bundle and --from uses one", hint="leave one of them out")
@@ -175,8 +188,8 @@ def fetch(
     rows = []
     for spec in specs:
         if spec.licence.startswith("CC-BY-NC"):
-            terminal.talk(f"{spec.name}: {spec.licence}")
-        entry = bundles.fetch(spec, to) if bundle is None else bundles.install(spec, bundle)
+            terminal.notify(f"{spec.name}: {spec.licence}")
+        entry = bundles.fetch(spec, to) if bundle is None else install(spec, bundle)
         size = sum(file["bytes"] for file in entry["files"].values())
         rows.append({"model": spec.name, "revision": entry["revision"], "files": len(entry["files"]),
                      "megabytes": round(size / 1e6, 1), "licence": spec.licence})  # fmt: skip
@@ -194,23 +207,24 @@ def verify(
     ] = None,
 ) -> None:
     """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
+    from pgimgsearch.embeddings.registry import look_up
+
     terminal = terminal_of(context)
-    from pgimgsearch.embeddings import registry as register
     from pgimgsearch.models.backend import backends
     from pgimgsearch.models.load import require
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.sources.limits import DEFAULT_LIMITS
-    from pgimgsearch.sources.sample import sample_pictures
+    from pgimgsearch.sources.sample import sample_images
     from pgimgsearch.sources.source import folder_source
 
     with database_url(terminal.settings) as url, connect(url) as connection:
-        _, spec = register.look_up(connection, name, Checkpoint(weights, revision))
+        _, spec = look_up(connection, name, Checkpoint(weights, revision))
     require(spec)
     pictures = None
     if images is not None:
         source = folder_source(images)
         source.count()  # raises where there are none
-        pictures = list(sample_pictures([source], COMPARED_PICTURES, DEFAULT_LIMITS))
+        pictures = list(sample_images([source], COMPARED_PICTURES, DEFAULT_LIMITS))
     from pgimgsearch.models import reference
 
     found = reference.compare(spec, pictures)
@@ -238,11 +252,11 @@ def remove(
     """Remove a model with its table, view, index and cached text."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        model = store.get_model(connection, name)
+        model = get_model(connection, name)
         if not yes:
             typer.confirm(f"Remove {model.name} with all its vectors?", abort=True, err=True)
-        store.remove_model(connection, model.name)
-    terminal.talk(f"removed {model.name}")
+        remove_model(connection, model.name)
+    terminal.notify(f"removed {model.name}")
 
 
 @app.command()
@@ -261,4 +275,4 @@ def alias(
     with database_url(terminal.settings) as url, connect(url) as connection:
         if drop or model:
             connection.execute("select imgsearch.set_alias(%s, %s)", [name, model])
-        terminal.show_one({name: None if drop else store.get_model(connection, name).name})
+        terminal.show_one({name: None if drop else get_model(connection, name).name})

@@ -30,17 +30,17 @@ def plan(
     """Say what so many images will take: disk, memory, hours; measured on this database and device."""
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.operations import plan as planning
-    from pgimgsearch.operations import plan_rates as measuring
+    from pgimgsearch.operations.plan_rates import measure_rates, planned_model, server_memory
 
     terminal = terminal_of(context)
     count, remote = parse_count(images), bool(terminal.settings.db)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        wanted = measuring.declared(connection, model)
-        rates = measuring.measure(
+        wanted = planned_model(connection, model)
+        rates = measure_rates(
             connection, wanted, remote=remote,
-            network=Placement(device, dtype) if measure else None, trust=trust,
+            placement=Placement(device, dtype) if measure else None, trust=trust,
         )  # fmt: skip
-        server = measuring.server_memory(connection, remote=remote, gigabytes=memory)
+        server = server_memory(connection, remote=remote, gigabytes=memory)
     found = planning.plan(count, wanted, rates, server)
     told = planning.as_dict(found, wanted, rates)
     if terminal.settings.json:

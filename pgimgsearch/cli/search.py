@@ -16,14 +16,14 @@ from pgimgsearch.cli.terminal import (
     ModelOption,
     TemplateOption,
     TrustOption,
-    json_filter,
-    template_of,
+    join_templates,
+    parse_filter,
     terminal_of,
 )
-from pgimgsearch.database import models as store
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, get_model, list_models
+from pgimgsearch.database.privileges import can_write_texts
+from pgimgsearch.database.texts import cache_texts, missing_texts
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 
@@ -66,19 +66,19 @@ def search(
         raise UsageError(
             "give one of a picture, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
         )
-    part, held = _crop(crop), json_filter(filter_json)
+    part, held = _crop(crop), parse_filter(filter_json)
     if part is not None and image is None:
         raise UsageError("--crop is for a picture", hint="for example: pgimgsearch search one.jpg --crop 0,0,200,200")
     limits = {"k": count, "filter": None if held is None else Jsonb(held), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model or ("text" if text is not None else "default"))
+        stored = get_model(connection, model or ("text" if text is not None else "default"))
 
         def load() -> "LoadedModel":
             return _load(connection, stored, device, trust=trust)
 
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, template_of(template) or "{}", load)
+            rows = _ask_with_text(connection, text, stored, limits, join_templates(template) or "{}", load)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
@@ -102,9 +102,9 @@ def embed_text(
     wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
     if not wanted:
         raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
-    form = template_of(template) or "{}"
+    form = join_templates(template) or "{}"
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = store.get_model(connection, model)
+        stored = get_model(connection, model)
         embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
 
@@ -130,9 +130,9 @@ def _ask(
 def _ask_with_picture(
     connection: Connection, path: Path, crop: list[int] | None, model: StoredModel, limits: dict[str, Any], load: Load
 ) -> list[dict[str, Any]]:
-    from pgimgsearch.embeddings.embed_query import embed_picture
+    from pgimgsearch.embeddings.embed_query import embed_image
 
-    vector = embed_picture(load(), path, crop)
+    vector = embed_image(load(), path, crop)
     return _ask(connection, "similar_to_bits" if model.storage == "bit" else "similar_to", vector, model, limits)
 
 
@@ -140,8 +140,8 @@ def _ask_with_text(
     connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, load: Load
 ) -> list[dict[str, Any]]:
     """Through the cache; a role that may not write to it asks with the vector itself."""
-    missing = model.has_text and bool(text_cache.missing(connection, model, [text], template))
-    if missing and not text_cache.can_write(connection):
+    missing = model.has_text and bool(missing_texts(connection, model, [text], template))
+    if missing and not can_write_texts(connection):
         from pgimgsearch.embeddings.binary_copy import literal
 
         vector = load().embed_texts([text], template)[0]
@@ -153,26 +153,26 @@ def _ask_with_text(
 def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], template: str, load: Load) -> int:
     """Embed the texts that are not cached; the model is loaded only if there are any. Returns their number."""
     if not model.has_text:
-        able = [found.name for found in store.models(connection) if found.has_text]
+        able = [found.name for found in list_models(connection) if found.has_text]
         raise ModelError(
             f"model {model.name} cannot read text",
             hint=f"models here that can: {', '.join(able)}"
             if able
             else "add one that can: pgimgsearch models add clip-vit-b-32",
         )
-    missing = text_cache.missing(connection, model, texts, template)
+    missing = missing_texts(connection, model, texts, template)
     if missing:
         vectors = load().embed_texts(missing, template)
-        text_cache.keep(connection, model, missing, vectors, template)
+        cache_texts(connection, model, missing, vectors, template)
     return len(missing)
 
 
 def _load(connection: Connection, model: StoredModel, device: str, *, trust: bool = False) -> "LoadedModel":
-    from pgimgsearch.embeddings import registry as register
+    from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
 
-    return register.open_model(connection, model.name, Checkpoint(trust=trust), Placement(device))
+    return open_model(connection, model.name, Checkpoint(trust=trust), Placement(device))
 
 
 def _crop(text: str | None) -> list[int] | None:

@@ -45,7 +45,7 @@ def serve(
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.server import serve as server
 
-    doors = server.Doors(host, port, http_port, tls_cert, tls_key)
+    doors = server.Listeners(host, port, http_port, tls_cert, tls_key)
     doors.tls()
     secret = password or terminal.settings.embedder_password
     with database_url(terminal.settings) as url:
@@ -55,8 +55,8 @@ def serve(
         names = ", ".join(held.stored.name for held in models)
 
         def opened() -> None:
-            terminal.talk(f"serving {names} for Postgres on {host}:{port} and for HTTP on {host}:{http_port}")
-            terminal.talk(
+            terminal.notify(f"serving {names} for Postgres on {host}:{port} and for HTTP on {host}:{http_port}")
+            terminal.notify(
                 f"its password is in {secret}; once a database: pgimgsearch db connect-embedder {host} {port}"
             )
 

@@ -1,4 +1,4 @@
-"""``stats`` and ``doctor``: what is there, and whether it is well."""
+"""``stats`` and ``doctor``: what is stored, and whether it is sound."""
 
 from typing import Annotated
 
@@ -6,10 +6,9 @@ import typer
 from psycopg.rows import dict_row
 
 from pgimgsearch.cli.terminal import TrustOption, terminal_of
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import coverage_table
 from pgimgsearch.database.url import database_url
-from pgimgsearch.operations import diagnosis
 
 
 def stats(
@@ -19,7 +18,7 @@ def stats(
     """Show what each model covers, the collections and the last runs."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        models = store.coverage(connection, exact=exact)
+        models = coverage_table(connection, exact=exact)
         cursor = connection.cursor(row_factory=dict_row)
         collections = cursor.execute(
             "select c.name, c.root, count(i.image_id) as images from imgsearch.collection c "
@@ -44,20 +43,23 @@ def doctor(
     canary: Annotated[
         bool,
         typer.Option(
-            "--canary/--no-canary", envvar="PGIMGSEARCH_DOCTOR_CANARY", help="Load each model and see if it drifted."
+            "--canary/--no-canary",
+            envvar="PGIMGSEARCH_DOCTOR_CANARY",
+            help="Load each model and compare its test vectors.",
         ),
     ] = True,
     trust: TrustOption = False,
 ) -> None:
     """Check the server, the schema, the models and the indexes; each finding names the command that mends it."""
+    from pgimgsearch.operations.doctor import canary_findings, server_findings
+
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
-        findings = diagnosis.examine(connection)
+        findings = server_findings(connection)
         if canary and not any(finding.check == "schema" and finding.state == "bad" for finding in findings):
             from pgimgsearch.models.spec import Checkpoint
-            from pgimgsearch.operations import canaries
 
-            findings += canaries.examine(connection, Checkpoint(trust=trust))
+            findings += canary_findings(connection, Checkpoint(trust=trust))
     terminal.show([{"check": f.check, "state": f.state, "finding": f.finding, "mend": f.mend} for f in findings],
                   ["check", "state", "finding", "mend"])  # fmt: skip
     if any(finding.state == "bad" for finding in findings):

@@ -14,8 +14,8 @@ from pgimgsearch.cli.terminal import (
     WeightsOption,
     terminal_of,
 )
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.models import coverage_table
 from pgimgsearch.database.url import database_url
 
 MaxLoadOption = Annotated[
@@ -52,12 +52,12 @@ def switch(
     from pgimgsearch.operations import switch as switching
 
     terminal = terminal_of(context)
-    wish = switching.Wish(
+    request = switching.SwitchRequest(
         alias, to, allow_missing, recall, sample, max_load, bool(terminal.settings.db),
         Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype), page,
     )  # fmt: skip
-    with database_url(terminal.settings) as url, terminal.progress(f"switch {alias}", None) as bar:
-        done = switching.switch(url, wish, terminal.talk, bar)
+    with database_url(terminal.settings) as url, terminal.report(f"switch {alias}", None) as reporter:
+        done = switching.switch(url, request, reporter)
     terminal.show_one({
         "alias": done.alias, "was": done.old, "is": done.new, "contents": done.coverage.contents,
         "embedded": done.coverage.embedded, "skipped": done.coverage.skipped, "missing": done.coverage.missing,
@@ -66,11 +66,11 @@ def switch(
     })  # fmt: skip
     if done.texts.refused:
         first = ", ".join(f'"{text}"' for text in done.texts.refused[:5])
-        terminal.talk(f"texts that {done.new} cannot read are an error from now on: {first}")
+        terminal.notify(f"texts that {done.new} cannot read are an error from now on: {first}")
     if done.coverage.missing > allow_missing:
-        terminal.talk(f"some came in the last moments: pgimgsearch models fill {done.new}")
+        terminal.notify(f"some came in the last moments: pgimgsearch models fill {done.new}")
     if done.old not in {None, done.new}:
-        terminal.talk(f"back: pgimgsearch models rollback {alias}; once it is not needed: models remove {done.old}")
+        terminal.notify(f"back: pgimgsearch models rollback {alias}; once it is not needed: models remove {done.old}")
 
 
 def fill(
@@ -89,15 +89,15 @@ def fill(
     from pgimgsearch.models.spec import Checkpoint
 
     terminal = terminal_of(context)
-    with database_url(terminal.settings) as url, terminal.progress(f"fill {name}", None) as bar:
+    with database_url(terminal.settings) as url, terminal.report(f"fill {name}", None) as reporter:
         stored, covered = fill_stored(
             url, name, Checkpoint(weights, preprocess=preprocess, trust=trust), Placement(device, dtype),
-            max_load=max_load, tell=terminal.talk, progress=bar,
+            max_load=max_load, reporter=reporter,
         )  # fmt: skip
     terminal.show_one({"model": stored, "contents": covered.contents, "embedded": covered.embedded,
                        "skipped": covered.skipped, "missing": covered.missing})  # fmt: skip
     if covered.missing:
-        terminal.talk("why some are missing: select * from imgsearch.ingest_failure")
+        terminal.notify("why some are missing: select * from imgsearch.ingest_failure")
 
 
 def rollback(context: typer.Context, alias: AliasArgument) -> None:
@@ -106,10 +106,10 @@ def rollback(context: typer.Context, alias: AliasArgument) -> None:
     with database_url(terminal.settings) as url, connect(url) as connection:
         row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()
         assert row is not None
-        missing = next(r["missing"] for r in store.coverage(connection, exact=False) if r["model"] == row[0])
+        missing = next(r["missing"] for r in coverage_table(connection, exact=False) if r["model"] == row[0])
     terminal.show_one({"alias": alias, "is": row[0], "missing": missing})
     if missing:
-        terminal.talk(f"about {missing} contents came without {row[0]}: pgimgsearch models fill {row[0]}")
+        terminal.notify(f"about {missing} contents came without {row[0]}: pgimgsearch models fill {row[0]}")
 
 
 def compare(
@@ -126,9 +126,9 @@ def compare(
     from pgimgsearch.operations import compare as comparing
 
     terminal = terminal_of(context)
-    wish = comparing.Wish(one, other, key, sample, page, device, trust)
-    with database_url(terminal.settings) as url, terminal.progress("compare", None) as bar:
-        found = comparing.compare(url, wish, terminal.talk, bar)
+    request = comparing.CompareRequest(one, other, key, sample, page, device, trust)
+    with database_url(terminal.settings) as url, terminal.report("compare", None) as reporter:
+        found = comparing.compare(url, request, reporter)
     columns = ["measure", *found.models, "both", "difference"]
     told = [dict(zip(columns, row.cells(), strict=True)) for row in found.rows]
     terminal.show(

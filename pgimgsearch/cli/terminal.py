@@ -1,10 +1,11 @@
-"""The terminal: results on stdout as tables or JSON, talk on stderr, and errors in one form."""
+"""The terminal: results on stdout as tables or JSON, messages on stderr, errors in one form, and shared options."""
 
 import json
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -18,48 +19,66 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from pgimgsearch.errors import PgImgSearchError, UsageError
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.settings import Settings
 
+LOADING = "How the model is loaded"
+SPEED = "Speed"
+
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda (every GPU), cuda:1 or cuda:0,3.")]
-AsideOption = Annotated[
-    bool | None,
-    typer.Option("--aside/--no-aside", help="Load beside a live table, index that, and swap. Default: if worth it."),
+DeviceOption = Annotated[
+    str, typer.Option(rich_help_panel=SPEED, help="auto, cpu, mps, cuda (every GPU), cuda:1 or cuda:0,3.")
 ]
+ShadowTableOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shadow-table/--no-shadow-table", rich_help_panel=SPEED,
+        help="Load into a new table, index that, then swap it in. Default: for a large load into an indexed table.",
+    ),
+]  # fmt: skip
 DtypeOption = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="auto: half on a GPU, else fp32.")
+    Literal["auto", "fp32", "bf16", "fp16", "int8"],
+    typer.Option(rich_help_panel=SPEED, help="auto: half precision on a GPU, else fp32."),
 ]
 TorchDtypeOption = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: half on a GPU, else fp32.")
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(rich_help_panel=SPEED, help="auto: half precision on a GPU, else fp32."),
 ]
 RuntimeOption = Annotated[
-    Literal["torch", "onnx"], typer.Option(help="onnx exports once and checks itself on your pictures.")
+    Literal["torch", "onnx"],
+    typer.Option(rich_help_panel=SPEED, help="onnx exports the model once and checks the export on your images."),
 ]
-RevisionOption = Annotated[str | None, typer.Option(help="A commit or tag of the model's repository.")]
+RevisionOption = Annotated[
+    str | None, typer.Option(rich_help_panel=LOADING, help="A commit or tag of the model's repository.")
+]
 PreprocessOption = Annotated[
-    str | None, typer.Option(help="How pictures are prepared, where a checkpoint does not say: imagenet, clip, siglip.")
+    str | None,
+    typer.Option(
+        rich_help_panel=LOADING, help="Preprocessing of a checkpoint that names none: imagenet, clip or siglip."
+    ),
 ]
-TrustOption = Annotated[bool, typer.Option("--trust", help="Load TorchScript, which runs the code it holds.")]
-DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to so many dimensions: NAME@DIM.")]
-ReductionOption = Annotated[
-    Literal["pca", "whiten", "truncate"] | None, typer.Option(help="How to reduce. Default: pca.")
+TrustOption = Annotated[
+    bool, typer.Option("--trust", rich_help_panel=LOADING, help="Load TorchScript, which can run any code it holds.")
 ]
+DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to this many dimensions: NAME@DIM.")]
+ReductionOption = Annotated[Literal["pca", "truncate"] | None, typer.Option(help="How to reduce. Default: pca.")]
 TemplateOption = Annotated[
     list[str] | None,
-    typer.Option(help='What to put the text into: "a photo of a {}". Several are averaged.'),
+    typer.Option(help='Wrap the text: "a photo of a {}". Give it again to average several.'),
 ]
 WeightsOption = Annotated[
-    str | None, typer.Option(help="A local checkpoint, file or folder, to load instead of a download.")
+    str | None,
+    typer.Option(rich_help_panel=LOADING, help="A local checkpoint, file or folder, to load instead of a download."),
 ]
 PasswordFileOption = Annotated[
     Path | None,
     typer.Option(
         "--password-file", envvar="PGIMGSEARCH_EMBEDDER_PASSWORD_FILE",
-        help="A file with the embedder's password. Default: one in --home, made by serve.",
+        help="A file with the embedder's password. Default: the one in --home that serve makes.",
     ),
 ]  # fmt: skip
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Only this collection.")]
-CountOption = Annotated[int, typer.Option("--count", "-k", min=1, help="How many answers.")]
+CountOption = Annotated[int, typer.Option("--count", "-k", min=1, help="How many results.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +87,8 @@ class Terminal:
 
     settings: Settings
 
-    def talk(self, message: str) -> None:
-        """Say something to a person, unless quiet."""
+    def notify(self, message: str) -> None:
+        """Print a message on stderr, unless quiet."""
         if not self.settings.quiet:
             _stderr().print(message, markup=False, highlight=False, soft_wrap=True)
 
@@ -78,7 +97,7 @@ class Terminal:
     ) -> None:
         """Show rows: a table of the columns for people, by their names or titles; all that is in them as JSON."""
         if self.settings.json:
-            self.write(json.dumps(rows, default=_plain, ensure_ascii=False))
+            self.write(json.dumps(rows, default=_json_value, ensure_ascii=False))
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column, title in zip(columns, titles or [column.replace("_", " ") for column in columns], strict=True):
@@ -86,13 +105,12 @@ class Terminal:
             table.add_column(title, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_cell(row.get(column)) for column in columns))
-        console = Console(width=None if sys.stdout.isatty() else 200)
-        console.print(table)
+        Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or 200)).print(table)
 
     def show_one(self, row: Mapping[str, Any]) -> None:
         """Show one thing: a line a field for people, an object as JSON."""
         if self.settings.json:
-            self.write(json.dumps(row, default=_plain, ensure_ascii=False))
+            self.write(json.dumps(row, default=_json_value, ensure_ascii=False))
             return
         width = max(len(key) for key in row)
         for key, value in row.items():
@@ -103,8 +121,8 @@ class Terminal:
         typer.echo(text)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
-        """A bar with rate and time left on stderr; yields a function that takes (done, total)."""
+    def report(self, what: str, total: int | None = None) -> Iterator[Reporter]:
+        """A reporter whose progress is a bar on stderr, with rate and time left."""
         from rich.progress import (  # only commands that take long need it
             BarColumn,
             MofNCompleteColumn,
@@ -121,7 +139,11 @@ class Terminal:
         )  # fmt: skip
         with Progress(*columns, console=_stderr(), disable=self.settings.quiet, transient=True) as bar:
             task = bar.add_task(what, total=total)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+            def progress(done: int, expected: int | None) -> None:
+                bar.update(task, completed=done, total=expected if expected is not None else total)
+
+            yield Reporter(self.notify, progress)
 
 
 class Group(TyperGroup):
@@ -132,9 +154,12 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except PgImgSearchError as error:
-            raise typer.Exit(show_error(error, debug=_debugs(ctx))) from error
+            raise typer.Exit(show_error(error, debug=_wants_traceback(ctx))) from error
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except OSError as error:
-            raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_debugs(ctx))) from error
+            raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_wants_traceback(ctx))) from error
 
 
 def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
@@ -148,30 +173,30 @@ def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
     return error.exit_code
 
 
-def _debugs(context: Any) -> bool:
+def _wants_traceback(context: Any) -> bool:
     found = context.find_root().obj
     return isinstance(found, Terminal) and found.settings.debug
 
 
-def template_of(templates: Sequence[str] | None) -> str | None:
-    """Several templates as one text, a line each, as it is stored; raises UsageError for one without a place."""
+def join_templates(templates: Sequence[str] | None) -> str | None:
+    """Several templates as one text, a line each, as it is stored; raises UsageError for one without {}."""
     for template in templates or ():
         if "{}" not in template:
-            raise UsageError(f'the template "{template}" has no place for the text', hint='write "a photo of a {}"')
+            raise UsageError(f'the template "{template}" has no {{}} for the text', hint='write "a photo of a {}"')
     return "\n".join(templates) if templates else None
 
 
-def json_filter(text: str | None) -> dict[str, Any] | None:
-    """Metadata to hold, from JSON; raises UsageError for what is no object."""
+def parse_filter(text: str | None) -> dict[str, Any] | None:
+    """The object of --filter; raises UsageError for anything but a JSON object."""
     if text is None:
         return None
     try:
         found = json.loads(text)
         if not isinstance(found, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise UsageError(
-            f"--filter is no JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
+            f"--filter is not valid JSON: {error}", hint="""for example: --filter '{"colour": "red"}'"""
         ) from error
     return found
 
@@ -183,8 +208,8 @@ def terminal_of(context: typer.Context) -> Terminal:
     return found
 
 
-def hush_libraries() -> None:
-    """Libraries log to the root logger while they load; what matters of it is raised as an error of ours."""
+def silence_libraries() -> None:
+    """Silence what libraries log while they load; what matters of it is raised as an error of ours."""
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "transformers", "timm", "open_clip"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -197,16 +222,18 @@ def _stderr() -> Console:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, dict | list):
-        return json.dumps(value, default=_plain, ensure_ascii=False) if value else ""
+        return json.dumps(value, default=_json_value, ensure_ascii=False) if value else ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
     return str(value)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Decimal):

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from pgimgsearch.database.functions import head_revision, known_revisions
+from pgimgsearch.database.functions import head_revision, known_revisions, schema_fingerprint
 from pgimgsearch.errors import (
     DatabaseError,
     DiskFullError,
@@ -23,13 +23,13 @@ from pgimgsearch.errors import (
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-ADDRESS = "postgresql://user:password@host:5432/name, with special characters as %XX"
-OLDEST_POSTGRES = 150000
-OLDEST_PGVECTOR = (0, 8, 0)
+URL_FORM = "postgresql://user:password@host:5432/name, with special characters as %XX"
+MIN_POSTGRES = 150000
+MIN_PGVECTOR = (0, 8, 0)
 SAFE_PGVECTOR = (0, 8, 5)  # 0.8.3 and 0.8.4 mended a corruption of HNSW indexes by vacuum
 
 # The SQLSTATEs that our functions raise (sql/), by what they mean to a user.
-RAISED: dict[str, type[PgImgSearchError]] = {
+ERROR_OF_SQLSTATE: dict[str, type[PgImgSearchError]] = {
     "PI001": ModelError,
     "PI002": ModelError,
     "PI003": NotFoundError,
@@ -84,14 +84,9 @@ def vector_schema(connection: Connection) -> str:
     return str(row[0])
 
 
-def has_diskann(connection: Connection) -> bool:
-    """Whether this database has the index of pgvectorscale."""
-    return connection.execute("select from pg_am where amname = 'diskann'").fetchone() is not None
-
-
 def check_server(connection: Connection) -> None:
     """Refuse a Postgres or a pgvector that is missing or too old."""
-    if connection.info.server_version < OLDEST_POSTGRES:
+    if connection.info.server_version < MIN_POSTGRES:
         raise SchemaError(
             f"the server is PostgreSQL {connection.info.server_version // 10000}, and 15 is the oldest that works",
             hint="name another database with --db, or leave --db out to use the embedded one",
@@ -105,7 +100,7 @@ def check_server(connection: Connection) -> None:
             if available
             else "install pgvector 0.8.5 or newer on the server (https://github.com/pgvector/pgvector#installation)",
         )
-    if version < OLDEST_PGVECTOR:
+    if version < MIN_PGVECTOR:
         raise SchemaError(
             f"pgvector {'.'.join(map(str, version))} is too old, 0.8.0 is the oldest that works",
             hint="install a newer one on the server, then run: alter extension vector update",
@@ -113,30 +108,39 @@ def check_server(connection: Connection) -> None:
 
 
 def check_database(connection: Connection) -> None:
-    """Refuse a database that is not upgraded, or is newer than this program."""
+    """Refuse a database that is not upgraded, or was made by another version of this program."""
     check_server(connection)
     current = current_revision(connection)
-    if current == head_revision():
-        return
     if current is None:
         raise SchemaError(
             f"database {connection.info.dbname} is not prepared for pgimgsearch",
             hint="run: pgimgsearch db upgrade",
         )
-    if current in known_revisions():
+    check_schema(connection, current)
+    if current != head_revision():
         raise SchemaError(
             f"the database is at revision {current}, this program needs {head_revision()}",
             hint="run: pgimgsearch db upgrade",
         )
-    raise too_new(current)
 
 
-def too_new(revision: str | None) -> SchemaError:
-    """The error of a database that a newer release upgraded."""
-    return SchemaError(
-        f"the database is at revision {revision}, which this program does not know",
-        hint="it was upgraded by a newer release: pip install --upgrade pgimgsearch",
-    )
+def check_schema(connection: Connection, revision: str | None) -> None:
+    """Refuse a schema that a newer release has upgraded, or that a version before the first release has created."""
+    if revision is None:
+        return
+    row = connection.execute("select obj_description('imgsearch.alembic_version'::regclass)").fetchone()
+    stamp = row[0] if row else None
+    if stamp is None or (revision in known_revisions() and stamp != f"schema {schema_fingerprint(revision)}"):
+        raise SchemaError(
+            "the database was created by a version before the first release, whose tables differ",
+            hint="with that version run: pgimgsearch export FILE.parquet --model NAME; then import the files into a "
+            "new database: pgimgsearch import FILE.parquet",
+        )
+    if revision not in known_revisions():
+        raise SchemaError(
+            f"the database is at revision {revision}, which this program does not know",
+            hint="it was upgraded by a newer release: pip install --upgrade pgimgsearch",
+        )
 
 
 @contextmanager
@@ -152,8 +156,8 @@ def translate(error: psycopg.Error) -> PgImgSearchError:
     """Say a driver's error in the user's words, with the way out."""
     message = (error.diag.message_primary or str(error)).strip()
     hint = error.diag.message_hint
-    if error.sqlstate in RAISED:
-        return RAISED[error.sqlstate](message, hint=hint)
+    if error.sqlstate in ERROR_OF_SQLSTATE:
+        return ERROR_OF_SQLSTATE[error.sqlstate](message, hint=hint)
     if isinstance(error, pg.DiskFull):
         return DiskFullError(f"the disk of the database is full: {message}", hint="free some space and run it again")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
@@ -161,9 +165,9 @@ def translate(error: psycopg.Error) -> PgImgSearchError:
         telling = next((line for line in lines if "FATAL" in line or "failed" in line), lines[0])
         # a password with an unescaped @ or / ends up in the host's name
         telling = re.sub(r"host '[^']*'", "the host", telling.strip())
-        return DatabaseError(f"cannot reach the database: {telling}", hint=f"check --db or PGIMGSEARCH_DB: {ADDRESS}")
+        return DatabaseError(f"cannot reach the database: {telling}", hint=f"check --db or PGIMGSEARCH_DB: {URL_FORM}")
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
-        return UsageError("--db or PGIMGSEARCH_DB is not a database address", hint=f"write it as {ADDRESS}")
+        return UsageError("--db or PGIMGSEARCH_DB is not a database address", hint=f"write it as {URL_FORM}")
     if isinstance(error, pg.InsufficientPrivilege):
         return DatabaseError(message, hint=hint or "ask the owner to run: pgimgsearch db grant writer ROLE (or reader)")
     if isinstance(error, pg.LockNotAvailable):

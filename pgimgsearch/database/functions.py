@@ -1,5 +1,10 @@
-"""The functions of each revision: ``sql/`` for the newest, a frozen bundle for every one."""
+"""The SQL functions of a revision, and the fingerprint of its tables.
 
+The functions of the newest revision are ``sql/``. Those of a released one are frozen as a bundle, by
+``python -m pgimgsearch.database.functions`` at the release.
+"""
+
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -8,7 +13,8 @@ from pgimgsearch.settings import package_folder
 
 # Our own style, which a test holds: a header from "create or replace function" to "language".
 HEADER = re.compile(
-    r"^create or replace function (?P<name>imgsearch\.\w+)\s*\((?P<arguments>.*?)\)\s*returns .*?\s+language",
+    r"^create or replace function (?P<name>imgsearch\.\w+)\s*"
+    r"\((?P<arguments>.*?)\)\s*returns (?P<result>.*?)\s+language",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -29,7 +35,7 @@ def current_functions() -> str:
 
 
 def bundle_path(revision: str) -> Path:
-    """Where the functions of a revision are frozen."""
+    """Where the functions of a released revision are frozen."""
     return package_folder("migrations") / "bundles" / f"{revision}.sql"
 
 
@@ -40,15 +46,25 @@ def functions_of(revision: str | None) -> str:
     return current_functions() if revision == head_revision() else bundle_path(revision).read_text()
 
 
-def signatures(functions: str) -> dict[str, tuple[str, str]]:
-    """Header of each function -> (name, argument types); the header holds all that ``replace`` cannot change."""
+def signatures(functions: str) -> dict[tuple[str, str], str]:
+    """(name, argument types) of each function -> what ``create or replace`` cannot change, as pg_proc would say it.
+
+    That is the names and types of its arguments, how many have defaults, and its result.
+    """
     found = {}
     for match in HEADER.finditer(functions):
-        header = re.sub(r"\s+", " ", match.group(0)).removesuffix(" language")
-        arguments = [a.strip() for a in match["arguments"].split(",") if a.strip()]
-        types = [re.sub(r"\s+default\s.*$", "", a, flags=re.DOTALL).split(None, 1)[1] for a in arguments]
-        found[header] = (match["name"], ", ".join(types))
+        arguments = [argument.strip() for argument in match["arguments"].split(",") if argument.strip()]
+        plain = [re.sub(r"\s+default\s.*$", "", argument, flags=re.DOTALL) for argument in arguments]
+        types = ", ".join(argument.split(None, 1)[1] for argument in plain)
+        defaults = sum(short != long for short, long in zip(plain, arguments, strict=True))
+        found[match["name"], types] = normalized(", ".join(plain), defaults, match["result"])
     return found
+
+
+def normalized(arguments: str, defaults: int, result: str) -> str:
+    """A signature in one spelling, without the schemas of types."""
+    spelled = re.sub(r'(?:"[^"]*"|@?\w+@?)\.', "", f"{arguments}|{defaults}|{result}")
+    return re.sub(r"\s+", "", spelled).lower()
 
 
 def bodies(functions: str) -> dict[tuple[str, str], str]:
@@ -58,12 +74,21 @@ def bodies(functions: str) -> dict[tuple[str, str], str]:
     for start, end in itertools.pairwise(starts):
         body = re.search(r" as \$\$(.*?)\$\$;", functions[start:end], re.DOTALL)
         if body is not None:
-            (signature,) = signatures(functions[start:end]).values()
+            (signature,) = signatures(functions[start:end])
             found[signature] = body[1]
     return found
 
 
-def listing_path() -> Path:
+def schema_fingerprint(revision: str) -> str:
+    """A hash of all that makes the tables of a revision; a database keeps it beside its revision."""
+    hashed = hashlib.sha256()
+    for path in sorted((package_folder("migrations") / "versions").glob("[0-9]*")):
+        if path.name[:4] <= revision:
+            hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+def tables_path() -> Path:
     """Where columns, constraints, indexes and policies of the newest revision are listed."""
     return package_folder("migrations") / "tables.txt"
 
@@ -71,6 +96,7 @@ def listing_path() -> Path:
 def freeze() -> Path:
     """Write ``sql/`` as the bundle of the newest revision."""
     path = bundle_path(head_revision())
+    path.parent.mkdir(exist_ok=True)
     path.write_text(current_functions())
     return path
 

@@ -12,16 +12,23 @@ import psycopg
 
 from pgimgsearch.database.connection import (
     Connection,
+    check_schema,
     check_server,
     connect,
     current_revision,
     pgvector_version,
-    too_new,
     translate,
     translated_errors,
     vector_schema,
 )
-from pgimgsearch.database.functions import functions_of, head_revision, known_revisions, signatures
+from pgimgsearch.database.functions import (
+    functions_of,
+    head_revision,
+    known_revisions,
+    normalized,
+    schema_fingerprint,
+    signatures,
+)
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import package_folder
 
@@ -55,7 +62,7 @@ def script(connection: Connection, target: str = "head") -> str:
         if text.strip():
             out.write(_with_schema(text.strip(), schema).rstrip(";") + ";\n\n")
 
-    config = _config({"start": start, "target": end, "vector": schema, "run_sql": print_sql})
+    config = _config(run_sql=print_sql, **plan_functions(connection, start, end, schema))
     config.output_buffer = out
     from alembic import command
 
@@ -63,38 +70,50 @@ def script(connection: Connection, target: str = "head") -> str:
     return out.getvalue()
 
 
-def plan_functions(start: str | None, target: str | None, vector: str) -> tuple[str, str]:
-    """SQL to run before and after the revisions between two revisions; ``vector`` is the extension's schema.
+def plan_functions(connection: Connection, start: str | None, target: str | None, vector: str) -> dict[str, str]:
+    """The SQL to run ``before`` and ``after`` the revisions between two; ``vector`` is the extension's schema.
 
-    Grants on a dropped function are kept in a temporary table and given to its successor of the same name.
+    Functions of the start revision are dropped where they are gone or their signature differs; the others are replaced
+    in place. Grants on a dropped function go to its successor of the same name.
     """
-    old, new = signatures(functions_of(start)), signatures(functions_of(target))
-    gone = [signature for header, signature in old.items() if header not in new]
-    names = {name for name, _ in new.values()}
+    wanted = signatures(functions_of(target))
+    names = sorted({name.partition(".")[2] for name, _ in signatures(functions_of(start))})
+    present = connection.execute(PRESENT, [names]).fetchall()
+    kept = {name for name, _ in wanted}
+    gone = [
+        (name, routine) for name, routine, arguments, defaults, result in present
+        if normalized(arguments, defaults, result) not in {
+            signature for (other, _), signature in wanted.items() if other == name
+        }
+    ]  # fmt: skip
     before = [DROP_MODEL_TABLES] if target is None else []
     before += ["create temporary table kept_grants (name text, grantee text) on commit drop;"] if gone else []
-    for name, types in gone:
-        before.append(f"insert into kept_grants select '{name}', case a.grantee when 0 then 'public' else "
-                      f"quote_ident(pg_get_userbyid(a.grantee)) end from pg_proc p, aclexplode(p.proacl) a "
-                      f"where p.oid = to_regprocedure('{name}({types})') and a.grantee <> p.proowner;"
-                      if name in names else "")  # fmt: skip
-        before.append(f"drop function if exists {name}({types});")
-    after = [functions_of(target)]
-    if gone:
-        after.append(RESTORE_GRANTS)
-    return _with_schema("\n".join(before), vector), _with_schema("\n".join(after), vector)
+    for name, routine in gone:
+        before += [KEEP_GRANTS.format(name=name, routine=routine)] if name in kept else []
+        before.append(f"drop function {routine};")
+    stamp = f"comment on table imgsearch.alembic_version is 'schema {schema_fingerprint(target)}';" if target else ""
+    after = [functions_of(target), stamp, RESTORE_GRANTS if gone else ""]
+    return {"before": _with_schema("\n".join(before), vector), "after": _with_schema("\n".join(after), vector)}
 
 
-# Made by a function of ours, so no revision names them; their policies hold one of the functions that go.
+PRESENT = """
+select 'imgsearch.' || p.proname, p.oid::regprocedure::text, pg_get_function_identity_arguments(p.oid),
+       p.pronargdefaults, pg_get_function_result(p.oid)
+from pg_proc p where p.pronamespace = to_regnamespace('imgsearch') and p.proname = any(%s) order by 2
+"""
+KEEP_GRANTS = """insert into kept_grants
+select '{name}', case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
+from pg_proc p, aclexplode(p.proacl) a where p.oid = '{routine}'::regprocedure and a.grantee <> p.proowner;"""
+# Created by a function, so no revision names them; their policies use one of the functions that are dropped.
 DROP_MODEL_TABLES = """
 do $$
-declare m record;
+declare m imgsearch.model;
 begin
-    for m in select model_id, embeddings, images from imgsearch.model loop
-        execute format('drop view if exists %s', m.images);
-        execute format('drop table if exists %s', m.embeddings);
-        execute format('drop table if exists imgsearch.embeddings_%s_aside', m.model_id);
-        execute format('drop table if exists imgsearch.embeddings_%s_old', m.model_id);
+    for m in select x.* from imgsearch.model x loop
+        execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
+        execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
+                       imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
+        perform imgsearch._drop_bits_functions(m);
     end loop;
 end $$;
 """
@@ -132,7 +151,7 @@ def _ensure_extension(connection: Connection) -> None:
     check_server(connection)
 
 
-def _config(attributes: dict[str, Any]) -> Any:
+def _config(**attributes: Any) -> Any:
     from alembic.config import Config
 
     config = Config()
@@ -158,23 +177,16 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
         with translated_errors(), engine.begin() as transaction:
             run_sql = _runner(transaction, vector)
             run_sql("select pg_advisory_xact_lock(hashtext('pgimgsearch.migrate'))")  # two at once: one waits
-            start = current_revision(transaction.connection.driver_connection)  # type: ignore[arg-type]
-            if start not in {None, *known_revisions()}:
-                raise too_new(start)
+            driver: Any = transaction.connection.driver_connection
+            start = current_revision(driver)
+            check_schema(driver, start)
             if start == (None if target == BASE else target):
                 if functions:
                     run_sql(functions_of(target))
                 return start, target
             run_sql("create schema if not exists imgsearch")
-            config = _config(
-                {
-                    "start": start,
-                    "target": target,
-                    "vector": vector,
-                    "connection": transaction,
-                    "run_sql": run_sql,
-                }
-            )
+            plan = plan_functions(driver, start, None if target == BASE else target, vector)
+            config = _config(connection=transaction, run_sql=run_sql, **plan)
             move = command.downgrade if _goes_down(start, target) else command.upgrade
             move(config, target)
     except sqlalchemy.exc.DBAPIError as error:

@@ -10,9 +10,13 @@ from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.errors import BusyError, ModelError, SourceError
+from pgimgsearch.errors import BusyError, ModelError
 
-PLAIN_INDEX = {"method": "hnsw", "m": 16, "ef_construction": 64}  # as a model is added; pgvector's own numbers
+DEFAULT_INDEX_SPEC: dict[str, Any] = {
+    "method": "hnsw",
+    "m": 16,
+    "ef_construction": 64,
+}  # of a new model; pgvector's own defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +42,20 @@ class StoredModel:
     has_text: bool
     licence: str | None
     index_method: str
-    index_parameters: dict[str, Any]
-    index_wanted: dict[str, Any]
+    index_state: dict[str, Any]
+    index_spec: dict[str, Any]
     ef_search: int
     near: float | None
     similar: float | None
     status: str
     partitions: int
+    table_name: str
+    view_name: str
 
     @property
     def table(self) -> sql.Identifier:
         """Its table, quoted."""
         return sql.Identifier("imgsearch", self.table_name)
-
-    @property
-    def table_name(self) -> str:
-        """The name of its table, without the schema."""
-        return f"embedding_{self.slug}_{self.dim}"
-
-    @property
-    def view_name(self) -> str:
-        """The qualified name of its view."""
-        return f"imgsearch.images_{self.slug}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +68,24 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class StoredReduction:
-    """A row of imgsearch.reduction; ``matrix`` and ``mean`` are float32, little endian."""
+    """A row of imgsearch.reduction; ``matrix`` is float32, little endian."""
 
     kind: str
     matrix: bytes
-    mean: bytes
     recall: float | None
 
 
-MODEL_COLUMNS = sql.SQL(", ").join(sql.Identifier("m", name) for name in StoredModel.__slots__)
+# The names of its table and view are those that SQL gives them.
+COMPUTED = {"table_name": "imgsearch._embedding_table(m)", "view_name": "'imgsearch.' || imgsearch._view_name(m)"}
+MODEL_COLUMNS = sql.SQL(", ").join(
+    sql.SQL("{} as {}").format(sql.SQL(COMPUTED[name]), sql.Identifier(name))
+    if name in COMPUTED
+    else sql.Identifier("m", name)
+    for name in StoredModel.__slots__
+)
 
 
-def models(connection: Connection) -> list[StoredModel]:
+def list_models(connection: Connection) -> list[StoredModel]:
     """Every stored model, by name."""
     query = sql.SQL("select {} from imgsearch.model m order by m.name").format(MODEL_COLUMNS)
     return connection.cursor(row_factory=class_row(StoredModel)).execute(query).fetchall()
@@ -107,7 +109,7 @@ def get_model(connection: Connection, name: str) -> StoredModel:
     return found
 
 
-def add_model(
+def insert_model(
     connection: Connection,
     fields: dict[str, Any],
     canary: Canary | None = None,
@@ -136,8 +138,8 @@ def add_model(
             _add_canary(connection, row[0], canary)
         if reduction is not None:
             connection.execute(
-                "insert into imgsearch.reduction (model_id, kind, matrix, mean, recall) values (%s, %s, %s, %s, %s)",
-                [row[0], reduction.kind, reduction.matrix, reduction.mean, reduction.recall],
+                "insert into imgsearch.reduction (model_id, kind, matrix, recall) values (%s, %s, %s, %s)",
+                [row[0], reduction.kind, reduction.matrix, reduction.recall],
             )
         added = get_model(connection, fields["name"])
         claim_aliases(connection, added, aliases)
@@ -153,7 +155,9 @@ def claim_aliases(connection: Connection, model: StoredModel, aliases: Iterable[
         )
 
 
-def adopt(connection: Connection, model: StoredModel, fields: dict[str, Any], canary: Canary) -> StoredModel:
+def complete_declaration(
+    connection: Connection, model: StoredModel, fields: dict[str, Any], canary: Canary
+) -> StoredModel:
     """Complete a model that was only declared, when it is loaded first. Returns what is stored then."""
     values = fields | {"preprocess": Jsonb(fields["preprocess"])}
     forms = {"near": sql.SQL("near = coalesce(near, %(near)s)")}
@@ -187,14 +191,14 @@ def canary_of(connection: Connection, model: StoredModel) -> Canary | None:
 
 def reduction_of(connection: Connection, model: StoredModel) -> StoredReduction | None:
     """What reduces a model's vectors, if anything."""
-    query = "select kind, matrix, mean, recall from imgsearch.reduction where model_id = %s"
+    query = "select kind, matrix, recall from imgsearch.reduction where model_id = %s"
     return connection.cursor(row_factory=class_row(StoredReduction)).execute(query, [model.model_id]).fetchone()
 
 
 def remove_model(connection: Connection, name: str) -> StoredModel:
     """Drop a model with everything that belongs to it; aliases must have moved before, and nobody be filling it."""
     model = get_model(connection, name)
-    if locks.taken(connection, locks.FILL, model.model_id):
+    if locks.is_locked(connection, locks.FILL, model.model_id):
         raise BusyError(f"another session fills {model.name}", hint="stop it first")
     connection.execute("select imgsearch.drop_model(%s)", [model.name])
     return model
@@ -207,7 +211,7 @@ def discard_model(connection: Connection, model: StoredModel) -> None:
         connection.execute("select imgsearch.drop_model(%s)", [model.name])
 
 
-def aliases(connection: Connection) -> dict[str, str]:
+def list_aliases(connection: Connection) -> dict[str, str]:
     """Alias -> model name."""
     return dict(
         connection.execute(
@@ -216,7 +220,27 @@ def aliases(connection: Connection) -> dict[str, str]:
     )
 
 
-def coverage(connection: Connection, *, exact: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Contents that images show, those with a vector, those in which the model finds too little, and the rest."""
+
+    contents: int
+    embedded: int
+    skipped: int
+    missing: int
+
+
+def count_coverage(connection: Connection, model: StoredModel) -> Coverage:
+    """Counted, not estimated."""
+    found = connection.cursor(row_factory=class_row(Coverage)).execute(
+        "select k.* from imgsearch.model m, imgsearch._coverage(m) k where m.model_id = %s", [model.model_id]
+    )
+    row = found.fetchone()
+    assert row is not None
+    return row
+
+
+def coverage_table(connection: Connection, *, exact: bool) -> list[dict[str, Any]]:
     """What each model covers (see the SQL function)."""
     cursor = connection.cursor(row_factory=dict_row)
     return cursor.execute("select * from imgsearch.coverage(exact => %s)", [exact]).fetchall()
@@ -229,31 +253,6 @@ def count_embeddings(connection: Connection, model: StoredModel) -> int:
     return int(row[0])
 
 
-def owns(connection: Connection, model: StoredModel) -> bool:
-    """Whether this role may index a model's table."""
-    row = connection.execute(
-        "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass",
-        [f"imgsearch.{model.table_name}"],
-    ).fetchone()
-    return row == (True,)
-
-
-def can_change(connection: Connection) -> bool:
-    """Whether this role may change models here; a reader may not, and nobody on a replica."""
-    row = connection.execute(
-        "select has_table_privilege('imgsearch.model', 'update') and not pg_is_in_recovery()"
-    ).fetchone()
-    return row == (True,)
-
-
-def is_owner(connection: Connection) -> bool:
-    """Whether this role owns the schema's tables, and so may make tables and indexes."""
-    row = connection.execute(
-        "select pg_has_role(relowner, 'usage') from pg_class where oid = 'imgsearch.image'::regclass"
-    ).fetchone()
-    return row == (True,)
-
-
 def set_status(connection: Connection, model: StoredModel, status: str) -> None:
     """Mark a model building, ready or retired."""
     connection.execute("update imgsearch.model set status = %s where model_id = %s", [status, model.model_id])
@@ -262,37 +261,3 @@ def set_status(connection: Connection, model: StoredModel, status: str) -> None:
 def set_weights(connection: Connection, model: StoredModel, path: str | None) -> None:
     """Note where a model's local weights are now."""
     connection.execute("update imgsearch.model set weights = %s where model_id = %s", [path, model.model_id])
-
-
-def open_collection(
-    connection: Connection, name: str | None, root: str | None, default_name: str
-) -> tuple[int, str, str]:
-    """Find or make the collection that a root belongs to. Returns (collection_id, name, its root).
-
-    Without a name, the collection with the deepest root at or above ``root`` is taken, else one is made.
-    """
-    if name is None and root is not None:
-        found = connection.execute(
-            "select collection_id, name, root from imgsearch.collection "
-            "where %s = root or starts_with(%s, rtrim(root, '/') || '/') order by length(root) desc limit 1",
-            [root, root],
-        ).fetchone()
-        if found:
-            return found[0], found[1], found[2]
-    wanted = name or default_name
-    found = connection.execute(
-        "select collection_id, name, coalesce(root, '') from imgsearch.collection where name = %s", [wanted]
-    ).fetchone()
-    if found:
-        if root is not None and root != found[2] and not root.startswith(found[2].rstrip("/") + "/"):
-            raise SourceError(
-                f"collection {wanted} has its root at {found[2] or '(none)'}, and {root} is not below it",
-                hint="choose another with --collection; a new one may take the folder above both",
-            )
-        return found[0], found[1], found[2]
-    row = connection.execute(
-        "insert into imgsearch.collection (name, root) values (%s, %s) returning collection_id",
-        [wanted, root],
-    ).fetchone()
-    assert row is not None
-    return row[0], wanted, root or ""

@@ -1,4 +1,4 @@
-"""A session that outlives its connection: what was lost is opened anew, prepared again, and the work repeated."""
+"""A session that reconnects: a lost connection is opened and prepared again, and the work repeated."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from tenacity import (
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import BusyError, DatabaseError, InterruptedRun
+from pgimgsearch.reporter import SILENT, Reporter
 
 PATIENCE = 180.0  # seconds: a managed database takes a minute or two to move to its standby
 REPEATS = 5  # of one piece of work; one that ends the server each time is not the server's fault
@@ -29,26 +30,26 @@ R = TypeVar("R")
 class Session:
     """The connection of a long run. Without ``url``, a lost one stays lost.
 
-    ``stopped`` ends the wait for a lost server; ``tell`` hears of it.
+    ``stopped`` ends the wait for a lost server; ``reporter`` says when one was lost.
     """
 
     def __init__(
         self, connection: Connection, url: str | None = None, stopped: threading.Event | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        reporter: Reporter = SILENT,
     ) -> None:  # fmt: skip
         self.connection = connection
         self.losses = 0
-        self._url, self._stopped, self._tell = url, stopped or threading.Event(), tell
+        self._url, self._stopped, self._reporter = url, stopped or threading.Event(), reporter
         self._steps: list[Callable[[Connection], None]] = []
         self._opened = ExitStack()
 
     def prepare(self, step: Callable[[Connection], None]) -> None:
-        """Do what a connection needs before it is used, now and after each loss: locks, temporary tables."""
+        """Prepare a connection before it is used, now and after each loss: locks, temporary tables."""
         self.run(lambda: step(self.connection))
         self._steps.append(step)
 
     def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do a piece of work over ``connection`` that may be repeated: a question, or a transaction harmless twice.
+        """Do work over ``connection`` that may be repeated: a query, or a transaction that is harmless when repeated.
 
         Raises DatabaseError where the server does not come back in time.
         """
@@ -67,7 +68,9 @@ class Session:
 
     def _reopen(self, url: str, lost: psycopg.OperationalError) -> None:
         self.losses += 1
-        self._tell(f"the connection to the database was lost ({_first_line(lost)}); trying again for {PATIENCE:g} s")
+        self._reporter.say(
+            f"the connection to the database was lost ({_first_line(lost)}); trying again for {PATIENCE:g} s"
+        )
         tries = Retrying(
             retry=retry_if_exception_type((DatabaseError, psycopg.OperationalError)),
             stop=stop_after_delay(PATIENCE) | stop_when_event_set(self._stopped),
@@ -77,14 +80,14 @@ class Session:
             self.connection = tries(self._open, url)
         except RetryError as error:
             if self._stopped.is_set():
-                raise InterruptedRun(hint="run the same command again to go on") from lost
+                raise InterruptedRun(hint="run the same command again to continue") from lost
             last = error.last_attempt.exception() or lost
             if isinstance(last, BusyError):  # another run took what this one held
                 raise last from lost
             raise DatabaseError(
-                "the connection to the database was lost, and could not be opened again: "
+                "the connection to the database was lost and could not be opened again: "
                 f"{_first_line(lost)}; {_first_line(last)}",
-                hint="what was committed is kept; when the server is there, run the same command again to go on",
+                hint="what was committed is kept; when the server is back, run the same command again to continue",
             ) from last
 
     def _open(self, url: str) -> Connection:
@@ -99,12 +102,10 @@ class Session:
 
 
 @contextmanager
-def session(
-    url: str, stopped: threading.Event | None = None, tell: Callable[[str], None] = lambda _: None
-) -> Iterator[Session]:
+def session(url: str, stopped: threading.Event | None = None, reporter: Reporter = SILENT) -> Iterator[Session]:
     """Open a session, which closes its connections at the end."""
     with connect(url) as connection:
-        opened = Session(connection, url, stopped, tell)
+        opened = Session(connection, url, stopped, reporter)
         try:
             yield opened
         finally:

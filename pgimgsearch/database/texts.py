@@ -7,17 +7,12 @@ from psycopg import sql
 
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.privileges import can_write_texts
 
 
-def can_write(connection: Connection) -> bool:
-    """Whether this role may write to the cache of texts; a reader may not."""
-    row = connection.execute("select has_table_privilege('imgsearch.text_embedding', 'insert, update')").fetchone()
-    return row == (True,)
-
-
-def missing(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
+def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
     """Those texts whose vectors are not cached, each once; the others count as used just now, where we may say so."""
-    if can_write(connection):
+    if can_write_texts(connection):
         connection.execute(
             "update imgsearch.text_embedding t set used_at = clock_timestamp() "
             "where t.model_id = %s and t.key in (select imgsearch.text_key(q, %s) from unnest(%s::text[]) q)",
@@ -31,7 +26,9 @@ def missing(connection: Connection, model: StoredModel, texts: Sequence[str], te
     return list(dict.fromkeys(row[0] for row in rows))
 
 
-def keep(connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}") -> None:
+def cache_texts(
+    connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}"
+) -> None:
     """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32."""
     connection.execute(
         sql.SQL("select imgsearch._cache_texts(imgsearch._resolve_model(%s), %s::text[], %s::text[]::{}.vector[], %s)")

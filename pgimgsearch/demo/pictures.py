@@ -45,9 +45,9 @@ def product(kind: str, colour: str, rng: random.Random) -> Image.Image:
     KINDS[kind](ImageDraw.Draw(mask), side, kind, rng)
     cloth = _cloth(side, COLOURS[colour], rng)
     thing = Image.composite(cloth, Image.new("RGB", (side, side), ground), mask)
-    turned = thing.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC, fillcolor=ground,
+    rotated = thing.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC, fillcolor=ground,
                           translate=(rng.randint(-70, 70), rng.randint(-70, 70)))  # fmt: skip
-    return turned.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return rotated.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _cloth(side: int, colour: tuple[int, int, int], rng: random.Random) -> Image.Image:

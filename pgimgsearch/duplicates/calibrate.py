@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 from pgimgsearch.database import thresholds
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.duplicates import calibration_data as trial
 from pgimgsearch.duplicates import thresholds as measure
-from pgimgsearch.duplicates.calibration_data import Progress
+from pgimgsearch.duplicates.calibration_data import (
+    HARDEST,
+    are_copies,
+    edited_similarities,
+    hardest_pairs,
+    representatives,
+)
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
 from pgimgsearch.duplicates.thresholds import Negatives, Similarities, Threshold
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError
+from pgimgsearch.reporter import Reporter
 
 CHECKED, RARE = 250, 0.02  # of the hardest pairs, whether they are copies that nobody marked; until hardly any is
 LEAST_PICTURES = 20
@@ -24,7 +30,7 @@ SEED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class CalibrationRequest:
     """What to promise, and how much to look at.
 
     ``precision`` is that of pairs above the threshold ``near``, if a share ``copies`` of the images has one edited
@@ -46,7 +52,7 @@ class Calibration:
     Without thresholds, ``problem`` says why there are none.
     """
 
-    wish: Wish
+    request: CalibrationRequest
     images: int
     edited: int
     compared: int
@@ -59,41 +65,45 @@ class Calibration:
     hardest: NDArray[np.int64]
 
 
-def calibrate(connection: Connection, model: LoadedModel, wish: Wish, progress: Progress) -> Calibration:
+def calibrate(
+    connection: Connection, model: LoadedModel, request: CalibrationRequest, reporter: Reporter
+) -> Calibration:
     """Measure the thresholds of a model on images that it has vectors of; nothing is stored.
 
     Raises ModelError where there is next to nothing to measure on, SourceError where no file can be read.
     """
-    contents = trial.pictures(connection, model.stored, wish.collection)
+    contents = representatives(connection, model.stored, request.collection)
     if len(contents) < LEAST_PICTURES:
         raise ModelError(
             f"{model.stored.name} has vectors of {len(contents)} different pictures: too few to measure a threshold",
             hint=f"ingest more: pgimgsearch ingest DIR --model {model.stored.name}",
         )
     order = np.random.default_rng(SEED).permutation(len(contents))
-    positives = trial.edited_similarities(connection, model, contents[order].tolist(), wish.sample, progress)
-    sample = contents[order[: wish.compared]]
-    pairs, similarities, histogram = trial.hardest_pairs(connection, model.stored, contents, sample)
+    positives = edited_similarities(connection, model, contents[order].tolist(), request.sample, reporter)
+    sample = contents[order[: request.compared]]
+    pairs, similarities, histogram = hardest_pairs(connection, model.stored, contents, sample)
     copies = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), CHECKED):  # on and on, while there are any
-        copies[start : start + CHECKED] = trial.are_copies(connection, pairs[start : start + CHECKED])
+        copies[start : start + CHECKED] = are_copies(connection, pairs[start : start + CHECKED])
         if copies[start : start + CHECKED].mean() < RARE:
             break
     negatives = Negatives(
         images=len(contents),
         seen=1 - (1 - len(sample) / len(contents)) ** 2,
         hardest=similarities[~copies],
-        floor=float(similarities[-1]) if len(similarities) == trial.HARDEST else 0.0,
+        floor=float(similarities[-1]) if len(similarities) == HARDEST else 0.0,
         copies=int(copies.sum()),
     )
     near, similar, problem = None, None, None
     try:
-        near = similar = measure.threshold(_of(positives, NEAR), negatives, wish.copies, wish.precision)
-        similar = measure.threshold(_of(positives, NEAR + SIMILAR), negatives, wish.copies, wish.similar_precision)
+        near = similar = measure.threshold(_of(positives, NEAR), negatives, request.copies, request.precision)
+        similar = measure.threshold(
+            _of(positives, NEAR + SIMILAR), negatives, request.copies, request.similar_precision
+        )
     except ModelError as error:  # where only the second cannot be promised, similar is near
         problem = None if near else error
     return Calibration(
-        wish, len(contents), len(next(iter(positives.values()))), len(sample), near, similar, problem, positives,
+        request, len(contents), len(next(iter(positives.values()))), len(sample), near, similar, problem, positives,
         negatives, histogram, pairs[~copies],
     )  # fmt: skip
 
@@ -104,7 +114,7 @@ def store(connection: Connection, model: StoredModel, found: Calibration) -> Non
         raise found.problem or ModelError
     near, similar = found.near.value, min(found.near.value, found.similar.value)
     thresholds.store_calibration(
-        connection, model, near, similar, found.wish.precision, found.wish.copies, found.images, summary(found)
+        connection, model, near, similar, found.request.precision, found.request.copies, found.images, summary(found)
     )
 
 
@@ -113,7 +123,7 @@ def summary(found: Calibration) -> dict[str, Any]:
     kinds = {"near": found.near, "similar": found.similar}
     return {
         **{kind: threshold and asdict(threshold) for kind, threshold in kinds.items()},
-        "edited": found.edited, "compared": found.compared, "collection": found.wish.collection,
+        "edited": found.edited, "compared": found.compared, "collection": found.request.collection,
         "copies_left_out": found.negatives.copies,
         "recall": {
             kind: measure.recalls(found.positives, threshold.value) for kind, threshold in kinds.items() if threshold

@@ -1,6 +1,6 @@
 """What a calibration looks at: edited copies of a sample of pictures, and pairs of vectors that are no copies."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import numpy as np
@@ -14,8 +14,9 @@ from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
 from pgimgsearch.errors import SourceError
-from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.open_image import open_image
 from pgimgsearch.sources.source import location_of
 
@@ -26,14 +27,14 @@ LARGEST = 1024  # pixels of the longer side before a picture is edited: models s
 LOCATED = 200  # contents looked up at once
 BINS = 128  # whole steps of a PDQ hash
 
-Progress = Callable[[int, int | None], None]
 Pairs = NDArray[np.int64]  # (n, 2) content_ids
 
 
-def pictures(connection: Connection, model: StoredModel, collection: str | None) -> NDArray[np.int64]:
+def representatives(connection: Connection, model: StoredModel, collection: str | None) -> NDArray[np.int64]:
     """A content for each different picture that the model has a vector of, in order."""
     row = connection.execute(
-        "select array_agg(distinct s.stand_in order by s.stand_in) from imgsearch.model m, imgsearch._stand_ins(m, "
+        "select array_agg(distinct s.representative_id order by s.representative_id) "
+        "from imgsearch.model m, imgsearch._representatives(m, "
         "array(select i.content_id from imgsearch.image i where %s::text is null "
         "or i.collection_id = imgsearch._collection_id(%s))) s where m.model_id = %s",
         [collection, collection, model.model_id],
@@ -42,7 +43,7 @@ def pictures(connection: Connection, model: StoredModel, collection: str | None)
 
 
 def edited_similarities(
-    connection: Connection, model: LoadedModel, contents: Sequence[int], wanted: int, progress: Progress
+    connection: Connection, model: LoadedModel, contents: Sequence[int], wanted: int, reporter: Reporter
 ) -> dict[str, NDArray[np.float64]]:
     """Edit -> (n,) similarities of edited copies with their originals, of up to ``wanted`` pictures that can be read.
 
@@ -55,9 +56,9 @@ def edited_similarities(
             break
         try:
             rows.append(_similarities(model, network, open_image(location), Random(content)))  # noqa: S311
-        except (SkippedPicture, OSError, ValueError):  # moved or broken since: another one is taken
+        except (SkippedImage, OSError, ValueError):  # moved or broken since: another one is taken
             continue
-        progress(len(rows), wanted)
+        reporter.progress(len(rows), wanted)
     if not rows:
         raise SourceError(
             "none of the pictures can be read from where they were ingested",
@@ -126,18 +127,18 @@ def _similarities(model: LoadedModel, network: Batches, original: Image.Image, r
 def _prepared(model: LoadedModel, edit: Edit, image: Image.Image, random: Random) -> NDArray[np.generic] | None:
     try:
         return model.encoder.prepare(edit.make(image, random))
-    except SkippedPicture:
+    except SkippedImage:
         return None
 
 
 def _located(connection: Connection, contents: Sequence[int]) -> Iterator[tuple[int, str]]:
     """Contents and where a file of each is; few at a time, as the first may be enough."""
     for start in range(0, len(contents), LOCATED):
-        found = images(connection, contents[start : start + LOCATED])
+        found = image_locations(connection, contents[start : start + LOCATED])
         yield from ((content, location) for content, (_, location) in found.items())
 
 
-def images(connection: Connection, contents: Sequence[int]) -> dict[int, tuple[int, str]]:
+def image_locations(connection: Connection, contents: Sequence[int]) -> dict[int, tuple[int, str]]:
     """Content -> an image of it and where its file is, in the order of ``contents``."""
     rows = connection.execute(
         "select n.content_id, i.image_id, i.path, l.root from unnest(%s::bigint[]) with ordinality as n (content_id, "
@@ -153,8 +154,8 @@ def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
     rows = connection.execute(
         "select v.verdict from unnest(%s::bigint[], %s::bigint[]) with ordinality as p (a, b, place) "
         "left join imgsearch.content c on c.content_id = p.a left join imgsearch.content d on d.content_id = p.b "
-        "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_sha256, d.pixel_sha256) "
-        "and v.pixels_b = greatest(c.pixel_sha256, d.pixel_sha256) order by p.place",
+        "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_hash, d.pixel_hash) "
+        "and v.pixels_b = greatest(c.pixel_hash, d.pixel_hash) order by p.place",
         [pairs[:, 0].tolist(), pairs[:, 1].tolist()],
     ).fetchall()
     return [row[0] for row in rows]
@@ -163,7 +164,7 @@ def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
 def _shrunk(connection: Connection, contents: Sequence[int]) -> dict[int, NDArray[np.float64]]:
     """The pixels of files that can be read, shrunk, and around their mean."""
     found = {}
-    for content, (_, location) in images(connection, contents).items():
+    for content, (_, location) in image_locations(connection, contents).items():
         try:
             picture = open_image(location)
         except (OSError, ValueError):  # no evidence then

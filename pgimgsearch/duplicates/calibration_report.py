@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.duplicates import calibration_data as trial
 from pgimgsearch.duplicates import thresholds as measure
 from pgimgsearch.duplicates.calibrate import Calibration
+from pgimgsearch.duplicates.calibration_data import BINS, image_locations
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
 from pgimgsearch.reports.html import figure, html_page
 from pgimgsearch.reports.thumbnail import data_url
@@ -23,7 +23,7 @@ def png(found: Calibration, model: str) -> bytes:
     """Shares of pairs by similarity: different pictures, edited copies and the same scene, with the thresholds."""
     drawn_on = figure(9, 4.5)
     axes = drawn_on.subplots()
-    edges = np.linspace(0, 1, trial.BINS + 1)
+    edges = np.linspace(0, 1, BINS + 1)
     drawn = {
         "different pictures": found.histogram,
         "the same scene": np.histogram(_values(found, SIMILAR), edges)[0],
@@ -47,7 +47,7 @@ def write_page(connection: Connection, found: Calibration, model: str, path: Pat
     path.write_text(
         html_page(
             f"Thresholds of {model}",
-            f"<p>{html.escape(_told(found))}</p>"
+            f"<p>{html.escape(_description(found))}</p>"
             f'<img class="plot" alt="similarities of pairs" src="data:image/png;base64,{picture}">'
             f"{_recalls(found)}"
             f"<h2>The most similar pairs that count as different</h2>{_hardest(connection, found)}",
@@ -57,13 +57,14 @@ def write_page(connection: Connection, found: Calibration, model: str, path: Pat
     )
 
 
-def _told(found: Calibration) -> str:
+def _description(found: Calibration) -> str:
     if found.near is None:
         return f"No threshold: {found.problem}."
     return (
-        f"At {found.near.value:.3f} or more, pairs are copies with a precision of {found.wish.precision} if "
-        f"{found.wish.copies:.0%} of the {found.images} pictures have a copy: about {found.near.false_pairs:.1f} false "
-        f"pairs, at most {found.near.false_pairs_at_most:.1f}. {found.negatives.copies} pairs were left out as copies."
+        f"At {found.near.value:.3f} or more, pairs are copies with a precision of {found.request.precision} if "
+        f"{found.request.copies:.0%} of the {found.images} images have a copy: about {found.near.false_pairs:.1f} "
+        f"false pairs, at most {found.near.false_pairs_at_most:.1f}. "
+        f"{found.negatives.copies} pairs were left out as copies."
     )
 
 
@@ -80,7 +81,7 @@ def _recalls(found: Calibration) -> str:
 
 def _hardest(connection: Connection, found: Calibration) -> str:
     pairs = found.hardest[:HARDEST_SHOWN].tolist()
-    images = trial.images(connection, sorted({content for pair in pairs for content in pair}))
+    images = image_locations(connection, sorted({content for pair in pairs for content in pair}))
     return "".join(
         f"<section><h2>{similarity:.4f} <small><code>pgimgsearch duplicates accept {images[a][0]} {images[b][0]}</code>"
         '</small></h2><div class="row">'

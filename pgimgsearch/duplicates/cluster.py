@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.duplicates.calibration_data import Progress, pictures
+from pgimgsearch.duplicates.calibration_data import representatives
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
 from pgimgsearch.errors import ModelError
+from pgimgsearch.reporter import Reporter
 
 FEW = 20_000  # vectors that are compared with all, which takes seconds
 BLOCK = 500
@@ -29,10 +30,10 @@ class Clusters:
 
 
 def cluster(
-    connection: Connection, model: StoredModel, neighbours: int, least: int, collection: str | None, progress: Progress
+    connection: Connection, model: StoredModel, neighbours: int, least: int, collection: str | None, reporter: Reporter
 ) -> Clusters:
     """Cluster the pictures that a model has vectors of into groups of at least ``least``; stores nothing."""
-    contents = pictures(connection, model, collection)
+    contents = representatives(connection, model, collection)
     if len(contents) <= max(neighbours, least):
         raise ModelError(
             f"{model.name} has vectors of {len(contents)} pictures: too few to find groups of {least} by {neighbours} "
@@ -40,9 +41,9 @@ def cluster(
             hint=f"ingest more: pgimgsearch ingest DIR --model {model.name}; or give smaller --neighbours and --least",
         )
     if len(contents) <= FEW or model.index_method == "none":
-        places, distances = _exactly(connection, model, contents, neighbours, progress)
+        places, distances = _exactly(connection, model, contents, neighbours, reporter)
     else:
-        places, distances = _through_index(connection, model, contents, neighbours, progress)
+        places, distances = _through_index(connection, model, contents, neighbours, reporter)
     labels, probabilities = group(places, distances, least)
     return Clusters(contents, labels, probabilities)
 
@@ -91,7 +92,7 @@ def save(connection: Connection, model: StoredModel, clusters: Clusters) -> None
 
 
 def _exactly(
-    connection: Connection, model: StoredModel, contents: NDArray[np.int64], k: int, progress: Progress
+    connection: Connection, model: StoredModel, contents: NDArray[np.int64], k: int, reporter: Reporter
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     parts = [(ids, unit_rows(vectors, model.storage)) for ids, vectors in read_vectors(connection, model)]
     ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -105,12 +106,12 @@ def _exactly(
         nearest = np.argpartition(-tile, k - 1, axis=1)[:, :k]
         places[start : start + TILE] = nearest
         distances[start : start + TILE] = 1 - np.take_along_axis(tile, nearest, axis=1)
-        progress(start + len(tile), len(rows))
+        reporter.progress(start + len(tile), len(rows))
     return places, distances
 
 
 def _through_index(
-    connection: Connection, model: StoredModel, contents: NDArray[np.int64], k: int, progress: Progress
+    connection: Connection, model: StoredModel, contents: NDArray[np.int64], k: int, reporter: Reporter
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     places, distances = np.full((len(contents), k), -1), np.full((len(contents), k), FARTHEST)
     for start in range(0, len(contents), BLOCK):
@@ -126,5 +127,5 @@ def _through_index(
         column = np.arange(len(row)) - np.searchsorted(row, row)
         fits = column < k  # one more came where the picture itself was not among its nearest
         places[row[fits], column[fits]], distances[row[fits], column[fits]] = neighbour[fits], distance[fits]
-        progress(min(start + BLOCK, len(contents)), len(contents))
+        reporter.progress(min(start + BLOCK, len(contents)), len(contents))
     return places, distances

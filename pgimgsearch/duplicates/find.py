@@ -1,7 +1,7 @@
 """All pairs above a threshold, remembered: new images against all, by the index or by all products."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from psycopg_pool import ConnectionPool
 
 from pgimgsearch.concurrency import ordered_map, stop_signals
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, count_embeddings
 from pgimgsearch.duplicates import pairs as remember
+from pgimgsearch.duplicates.pairs import begin_scan, count_pairs, delete_pairs, exclusive_scan, store_pairs, unscanned
 from pgimgsearch.embeddings.matmul import CpuProducts, hold, settle_device
 from pgimgsearch.embeddings.read_vectors import read_vectors
-from pgimgsearch.embeddings.similarity import product, similarity, unit_rows
+from pgimgsearch.embeddings.similarity import product_at, similarity, unit_rows
 from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.reporter import SILENT, Reporter
 
 TRIED, BLOCK = 64, 500  # contents the index is asked for at once: to measure, and to work
 FEW = 2000  # new contents for which no other way pays
@@ -31,12 +32,10 @@ SOME = 50  # images, of which a quarter of all pairs makes none either, below th
 
 Method = Literal["auto", "index", "exact"]
 Step = tuple[int, int]  # contents compared, pairs that are new
-Tell = Callable[[str], None]
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ScanResult:
     """What a scan did: contents compared, pairs that are new, and pairs remembered by now."""
 
     model: str
@@ -59,19 +58,19 @@ class Matrix:
 
 def find(
     url: str, model: StoredModel, threshold: float, *, method: Method = "auto", device: str = "auto", workers: int = 2,
-    tell: Tell = lambda _: None, progress: Progress = lambda _, __: None,
-) -> Found:  # fmt: skip
+    reporter: Reporter = SILENT,
+) -> ScanResult:  # fmt: skip
     """Compare what no scan has compared yet with everything, and remember the pairs at least as similar.
 
     What is finished is committed, so an interrupted scan goes on where it was.
     """
     start = time.perf_counter()
-    with connect(url) as connection, remember.locked(connection, model), stop_signals() as stopped:
-        cut = remember.begin(connection, model, threshold)
-        fresh = remember.unscanned(connection, model, cut)
-        before, stored = remember.count_pairs(connection, model), store.count_embeddings(connection, model)
-        chosen, device = _plan(connection, model, cut, fresh, stored, method, device, workers, tell)
-        progress(0, len(fresh))
+    with connect(url) as connection, exclusive_scan(connection, model), stop_signals() as stopped:
+        cut = begin_scan(connection, model, threshold)
+        fresh = unscanned(connection, model, cut)
+        before, stored = count_pairs(connection, model), count_embeddings(connection, model)
+        chosen, device = _plan(connection, model, cut, fresh, stored, method, device, workers, reporter)
+        reporter.progress(0, len(fresh))
         if chosen == "exact":
             steps = _exactly(connection, model, cut, fresh, stored, device)
         else:
@@ -80,23 +79,23 @@ def find(
         try:
             for number, new in steps:
                 compared, new_pairs = compared + number, new_pairs + new
-                progress(compared, len(fresh))
+                reporter.progress(compared, len(fresh))
                 _check_sense(model, cut, new_pairs, compared, stored)
                 if stopped.is_set():
                     steps.close()
                     break
         except UsageError:
-            remember.forget(connection, model)
+            delete_pairs(connection, model)
             raise
-        pairs = remember.count_pairs(connection, model)
-    return Found(
+        pairs = count_pairs(connection, model)
+    return ScanResult(
         model.name, cut, compared, pairs - before, pairs, chosen, time.perf_counter() - start, compared < len(fresh)
     )
 
 
 def _plan(
     connection: Connection, model: StoredModel, cut: float, fresh: list[int], rows: int, method: Method, device: str,
-    workers: int, tell: Tell,
+    workers: int, reporter: Reporter,
 ) -> tuple[str, str]:  # fmt: skip
     """Measure both ways on a small part, and say what was chosen; what the index was asked for meanwhile is kept."""
     fits = rows * model.dim * 2 < machine_memory() * MEGABYTE / 4
@@ -121,7 +120,9 @@ def _plan(
         device = settle_device(device)
     exactly = reading + (multiplying if device in {"auto", "cpu"} else multiplying / GPU)
     chosen = "exact" if exactly < by_index else "index"
-    tell(f"{len(fresh)} to compare with {rows}: about {by_index:.0f} s by the index, {exactly:.0f} s exactly: {chosen}")
+    reporter.say(
+        f"{len(fresh)} to compare with {rows}: about {by_index:.0f} s by the index, {exactly:.0f} s exactly: {chosen}"
+    )
     return chosen, "cpu" if device == "auto" else device
 
 
@@ -165,7 +166,7 @@ def _exactly(
     ids, number = matrix.ids[order], int(new.sum())
     products = hold(matrix.vectors[order], device)
     del matrix
-    least = product(cut, model.storage)
+    least = product_at(cut, model.storage)
     for start in range(0, number, products.tile):
         rows = slice(start, min(start + products.tile, number))
         ones: list[NDArray[np.int64]] = []
@@ -177,7 +178,7 @@ def _exactly(
             others.append(ids[b[once]])
             similarities.append(similarity(found[once], model.storage))
             _check_sense(model, cut, sum(len(part) for part in ones), rows.stop, len(ids))
-        new_pairs = remember.keep(
+        new_pairs = store_pairs(
             connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
             np.minimum(np.concatenate(similarities), 1).tolist(),
         )  # fmt: skip

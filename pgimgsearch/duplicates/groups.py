@@ -11,7 +11,7 @@ from pgimgsearch.sources.source import location_of
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GroupRequest:
     """The arguments of imgsearch.duplicate_groups(); ``threshold`` none is the model's own."""
 
     model: str = "duplicates"
@@ -20,7 +20,7 @@ class Question:
     kinds: list[str] | None = None
     also: list[str] | None = None
     agree: str = "all"
-    invariant: bool = False
+    transformed: bool = False
     linkage: str = "medoid"
     keep: list[str] | None = None
     prefer: list[str] | None = None
@@ -38,7 +38,7 @@ class Member:
     keeper: bool
     similarity: float | None
     kind: str | None
-    turned: str | None
+    transform: str | None
     collection: str
     path: str
     width: int
@@ -57,18 +57,18 @@ class Member:
         return location_of(self.path, self.root)
 
 
-def groups(connection: Connection, question: Question) -> list[list[Member]]:
+def groups(connection: Connection, question: GroupRequest) -> list[list[Member]]:
     """The groups, each with what is to be kept first."""
     rows = (
         connection.cursor(row_factory=class_row(Member))
         .execute(
-            "select g.group_id, g.image_id, g.keeper, g.similarity, g.kind, g.turned, "
+            "select g.group_id, g.image_id, g.keeper, g.similarity, g.kind, g.transform, "
             "g.collection_name as collection, g.path, "
             "g.width, g.height, g.bytes, g.format, g.reason, g.minimum, g.median, l.root, "
             "encode(c.sha256, 'hex') as sha256 "
             "from imgsearch.duplicate_groups(threshold => %(threshold)s, model => %(model)s, "
             "collection => %(collection)s, kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, "
-            "invariant => %(invariant)s, linkage => %(linkage)s, keep => %(keep)s, prefer => %(prefer)s, "
+            "transformed => %(transformed)s, linkage => %(linkage)s, keep => %(keep)s, prefer => %(prefer)s, "
             "reference => %(reference)s, k => %(k)s, "
             "after => %(after)s) with ordinality as g "
             "join imgsearch.image i on i.image_id = g.image_id "
@@ -81,15 +81,15 @@ def groups(connection: Connection, question: Question) -> list[list[Member]]:
     return [list(members) for _, members in groupby(rows, key=lambda member: member.group_id)]
 
 
-def pairs(connection: Connection, question: Question, after: list[int] | None) -> list[dict[str, Any]]:
+def pairs(connection: Connection, question: GroupRequest, after: list[int] | None) -> list[dict[str, Any]]:
     """The pairs, most similar first, with their paths."""
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select d.image_a, d.image_b, d.similarity, d.kind, d.verdict, d.turned, "
+            "select d.image_a, d.image_b, d.similarity, d.kind, d.verdict, d.transform, "
             "a.path as path_a, b.path as path_b "
             "from imgsearch.duplicates(threshold => %(threshold)s, model => %(model)s, collection => %(collection)s, "
-            "kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, invariant => %(invariant)s, "
+            "kinds => %(kinds)s, also => %(also)s, agree => %(agree)s, transformed => %(transformed)s, "
             "k => %(k)s, after => %(after)s) "
             "with ordinality as d "
             "join imgsearch.image a on a.image_id = d.image_a join imgsearch.image b on b.image_id = d.image_b "

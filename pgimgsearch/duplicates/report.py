@@ -56,7 +56,7 @@ def _ids(members: Sequence[Member]) -> str:
 
 def _figure(member: Member) -> str:
     said = f"{member.reason}" if member.keeper else f"similarity {_number(member.similarity)}"
-    badge = "keep" if member.keeper else f"{member.kind}{f', {member.turned}' if member.turned else ''}"
+    badge = "keep" if member.keeper else f"{member.kind}{f', {member.transform}' if member.transform else ''}"
     gone = "" if is_url(member.location) or Path(member.location).exists() else "<br>the file is gone"
     facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
     picture = data_url(member.location)

@@ -5,19 +5,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from psycopg import errors as pg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.duplicates.groups import Member
-from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.sources.source import is_url
 
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
@@ -89,7 +89,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
 
     Nothing is moved whose bytes are not those of the plan, or whose keeper, if it is a file, is not there any more.
     """
-    with _alone(connection):
+    with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
         _check_trash(connection, trash)
         trash.mkdir(parents=True, exist_ok=True)
         going = {move.location for move in moves}
@@ -112,7 +112,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                 except OSError as error:
                     yield Outcome(move.location, f"it cannot be moved: {error.strerror}")
                     continue
-                _drop_orphan(connection, image)
+                delete_orphans(connection, [image["content_id"]])
                 yield Outcome(move.location, "moved", str(to))
 
 
@@ -121,7 +121,7 @@ def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
     path = trash / UNDO
     if not path.is_file():
         raise SourceError(f"there is no {path}", hint="name the folder that --trash named")
-    with _alone(connection):
+    with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
         for line in reversed(path.read_text("utf-8").split("\n")):  # a name may have been taken twice
             if line.strip():
                 yield from _undo_line(connection, trash, line)
@@ -216,8 +216,8 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select i.image_id, i.added_at, l.name as collection, i.path, i.external_id, i.modified_at, i.group_key, "
-            "i.caption, i.metadata, c.content_id, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format "
+            "select i.image_id, i.added_at, l.name as collection, i.key, i.path, i.modified_at, i.group_key, "
+            "i.caption, i.metadata, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],
@@ -226,38 +226,16 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     )
 
 
-def _drop_orphan(connection: Connection, image: dict[str, Any]) -> None:
-    with suppress(pg.ForeignKeyViolation):  # another session took it up, or shows it where we may not look
-        connection.execute(
-            "delete from imgsearch.content c where c.content_id = %s "
-            "and not exists (select from imgsearch.image i where i.content_id = c.content_id)",
-            [image["content_id"]],
-        )
-
-
 def _restore(connection: Connection, image: dict[str, Any]) -> None:
     connection.execute(
         "with content as ("
-        "  insert into imgsearch.content as c (sha256, pixel_sha256, bytes, width, height, format) values "
-        "  (decode(%(sha256)s, 'hex'), decode(%(pixel_sha256)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
+        "  insert into imgsearch.content as c (sha256, pixel_hash, bytes, width, height, format) values "
+        "  (decode(%(sha256)s, 'hex'), decode(%(pixel_hash)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
         "  on conflict (sha256) do update set bytes = c.bytes returning c.content_id) "
-        "insert into imgsearch.image (image_id, added_at, content_id, collection_id, path, external_id, modified_at, "
+        "insert into imgsearch.image (image_id, added_at, content_id, collection_id, key, path, modified_at, "
         "group_key, caption, metadata) overriding system value select %(image_id)s, %(added_at)s::timestamptz, "
-        "n.content_id, l.collection_id, %(path)s, %(external_id)s, %(modified_at)s::timestamptz, %(group_key)s, "
+        "n.content_id, l.collection_id, %(key)s, %(path)s, %(modified_at)s::timestamptz, %(group_key)s, "
         "%(caption)s, %(metadata)s from content n, imgsearch.collection l "
         "where l.name = %(collection)s on conflict do nothing",
         image | {"metadata": Jsonb(image["metadata"])},
     )
-
-
-@contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
-    """One at a time, as each reads what is there before it moves it."""
-    key = ["pgimgsearch.duplicates.trash"]
-    if connection.execute("select pg_try_advisory_lock(hashtext(%s))", key).fetchone() != (True,):
-        raise DatabaseError("another command is moving duplicates", hint="wait for it to end")
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("select pg_advisory_unlock(hashtext(%s))", key)

@@ -6,26 +6,26 @@ from pathlib import Path
 from PIL import Image
 
 from pgimgsearch.embeddings.binary_copy import literal
-from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
+from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.sources.open_image import open_image
 
 Crop = Sequence[int]  # x, y, width, height in pixels of the upright picture
 
 
-def embed_picture(model: LoadedModel, path: Path, crop: Crop | None = None) -> str:
+def embed_image(model: LoadedModel, path: Path, crop: Crop | None = None) -> str:
     """The vector of a picture, or its hash, in the text form that Postgres reads."""
     try:
         image = cropped(open_image(str(path)), crop)
         vector = model.vectors(model.encoder.embed([model.encoder.prepare(image)]))[0]
     except UsageError:
         raise
-    except SkippedPicture as why:
+    except SkippedImage as why:
         raise SourceError(f"{path} has no useful vector: {why}", hint="try another model, for example palette") from why
     except Exception as error:  # broken bytes raise anything
         raise SourceError(f"cannot read {path}: {error}", hint="give a picture that an image viewer opens") from error
-    if (reason := why_not(vector)) is not None:
+    if (reason := rejection_reason(vector)) is not None:
         raise SourceError(f"{path} has no useful vector: {reason}", hint="try another model")
     return literal(vector, model.stored.storage)
 

@@ -63,7 +63,7 @@ class LoadedModel:
         return replace(self, batch_size=size)
 
 
-def why_not(vector: NDArray[Any]) -> str | None:
+def rejection_reason(vector: NDArray[Any]) -> str | None:
     """Why a vector must not be stored: it has no direction, so it is like nothing or like everything."""
     if vector.dtype == np.uint8:
         return None

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 
 from pgimgsearch.concurrency import batched
-from pgimgsearch.database import models as store
-from pgimgsearch.database.connection import Connection, vector_schema
-from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings.binary_copy import encode_rows
-from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import StoredModel, set_status
+from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.embeddings.read_vectors import read_vectors
+from pgimgsearch.embeddings.staging import create_staging, drop_staging, insert_staged, stage_vectors
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.reduction import Kind, Reduction, fit, recall_kept
@@ -22,19 +20,20 @@ from pgimgsearch.sources.limits import ImageLimits
 from pgimgsearch.sources.sample import prepared_sample
 from pgimgsearch.sources.source import Source
 
-LEAST_SAMPLE, LARGEST_SAMPLE = 1024, 20_000
+MIN_SAMPLE, MAX_SAMPLE = 1024, 20_000
 QUERIES = 500
-LEAST_TO_MEASURE = 16
+STAGING = "reduced_embeddings"
+MIN_TO_MEASURE = 16
 
 
 def sample_size(dim: int) -> int:
     """Vectors to fit and to measure with."""
-    return max(LEAST_SAMPLE, 4 * dim)
+    return max(MIN_SAMPLE, 4 * dim)
 
 
 def stored_sample(connection: Connection, model: StoredModel) -> NDArray[np.float32]:
     """Vectors of a stored model, at random: (n, dim)."""
-    rows = [vectors for _, vectors in read_vectors(connection, model, LARGEST_SAMPLE)]
+    rows = [vectors for _, vectors in read_vectors(connection, model, MAX_SAMPLE)]
     return np.concatenate(rows) if rows else np.zeros((0, model.dim), dtype=np.float32)
 
 
@@ -50,18 +49,18 @@ def embedded_sample(
     return np.concatenate(vectors).astype(np.float32)
 
 
-def least_sample(dim: int, kind: Kind) -> int:
+def min_sample(dim: int, kind: Kind) -> int:
     """Vectors needed: three quarters have to be twice as many as dimensions; some are needed to measure with."""
-    return LEAST_TO_MEASURE if kind == "truncate" else max(LEAST_TO_MEASURE, math.ceil(2 * dim * 4 / 3))
+    return MIN_TO_MEASURE if kind == "truncate" else max(MIN_TO_MEASURE, math.ceil(2 * dim * 4 / 3))
 
 
-def measured(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduction, float]:
+def fit_and_measure(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduction, float]:
     """Fit on three quarters of some vectors, and measure with the others how many true neighbours are kept.
 
     Raises ModelError where there are too few.
     """
     shuffled = np.random.default_rng(dim).permutation(vectors[np.isfinite(vectors).all(1)])
-    needed = least_sample(dim, kind)
+    needed = min_sample(dim, kind)
     if len(shuffled) < needed:
         raise ModelError(
             f"{len(shuffled)} pictures are too few for {dim} dimensions by {kind}: {needed} are needed",
@@ -72,30 +71,20 @@ def measured(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple[Reduct
     return reduction, recall_kept(shuffled, reduction, queries=held_out)
 
 
-def fill(connection: Connection, reader: Connection, base: StoredModel, reduced: LoadedModel) -> int:
+def fill_reduced_model(connection: Connection, reader: Connection, base: StoredModel, reduced: LoadedModel) -> int:
     """Give the reduced model a vector for every stored vector of the full one, without the pictures. Returns how many.
 
     ``reader`` is a second connection, as one cannot read and write a COPY at once.
     """
-    kind = sql.SQL(f"{vector_schema(connection)}.{reduced.stored.storage}")
-    total = 0
+    total, model = 0, reduced.stored
     with connection.transaction():
-        connection.execute(
-            sql.SQL("create temporary table filling (content_id int8, embedding {}({})) on commit drop").format(
-                kind, sql.Literal(reduced.stored.dim)
-            )
-        )
+        create_staging(connection, model, STAGING)
         for content_ids, vectors in read_vectors(reader, base):
             rows = reduced.storable({base.output: vectors})
-            good = [number for number, row in enumerate(rows) if why_not(row) is None]
-            with connection.cursor().copy("copy filling from stdin (format binary)") as copy:
-                copy.write(encode_rows(content_ids[good], rows[good], reduced.stored.dim))
+            good = [number for number, row in enumerate(rows) if rejection_reason(row) is None]
+            stage_vectors(connection, STAGING, content_ids[good], rows[good], model.dim)
             total += len(good)
-        # what was removed meanwhile is left out
-        insert = (
-            "insert into {} select f.content_id, f.embedding "
-            "from filling f join imgsearch.content c using (content_id) order by f.content_id on conflict do nothing"
-        )
-        connection.execute(sql.SQL(insert).format(reduced.stored.table))
-        store.set_status(connection, reduced.stored, base.status)
+        insert_staged(connection, STAGING, model.table)
+        drop_staging(connection, STAGING)
+        set_status(connection, model, base.status)
     return total

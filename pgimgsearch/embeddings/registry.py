@@ -7,9 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.models import Canary, StoredModel, StoredReduction
+from pgimgsearch.database.models import (
+    Canary,
+    StoredModel,
+    StoredReduction,
+    canary_of,
+    complete_declaration,
+    find_model,
+    insert_model,
+    reduction_of,
+    set_weights,
+)
+from pgimgsearch.database.privileges import can_change_models, owns_table
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.models import canary, catalog, encoder
@@ -32,11 +42,11 @@ class Loader:
 
     def load(self, spec: ModelSpec) -> Encoder:
         """The encoder of a spec; raises ModelError (see ``load.load``)."""
-        found = self._loaded.get(_network(spec, spec.revision))
+        found = self._loaded.get(_encoder_key(spec, spec.revision))
         if found is None:
             found = load(spec, self.placement)
             for revision in (spec.revision, found.spec.revision):  # what was asked for, and what that was
-                self._loaded[_network(spec, revision)] = found
+                self._loaded[_encoder_key(spec, revision)] = found
         encoder.check_outputs(spec, found)
         return found
 
@@ -76,14 +86,14 @@ def look_up(
     A path in the name is the checkpoint to load, also where a model of that name is stored. Raises ModelError for a
     name that nobody knows.
     """
-    stored = store.find_model(connection, name)
+    stored = find_model(connection, name)
     if stored is None:
         base, _, last = name.rpartition("@")
         if base and last.isdigit():  # of fewer dimensions, so only the database can know it
-            stored = store.find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
+            stored = find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
         if stored is None:
             spec = catalog.resolve(name, checkpoint)
-            stored = store.find_model(connection, spec.name)
+            stored = find_model(connection, spec.name)
             if stored is None or spec.weights not in {None, stored.weights}:
                 return stored, spec  # another file speaks for itself
     return stored, catalog.with_checkpoint(spec_of(stored), checkpoint)
@@ -100,21 +110,21 @@ def open_model(
     loader = loader or Loader(placement or Placement())
     stored, spec = look_up(connection, name, checkpoint)
     loaded = loader.load(spec)
-    return add_model(connection, spec, loaded) if stored is None else open_stored(connection, stored, spec, loaded)
+    return store_model(connection, spec, loaded) if stored is None else open_stored(connection, stored, spec, loaded)
 
 
 def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> LoadedModel:
     """A stored model with its network; raises DriftError where that is another. One only declared is completed."""
     if stored.fingerprint is None:
-        stored = _adopt(connection, stored, spec, loaded)
+        stored = _complete_declaration(connection, stored, spec, loaded)
     reduction = _reduction(connection, stored)
     check_fingerprint(stored, loaded, reduction)
-    if spec.weights not in {None, stored.weights} and store.owns(connection, stored):
-        store.set_weights(connection, stored, spec.weights)  # the same weights at another place
+    if spec.weights not in {None, stored.weights} and owns_table(connection, stored):
+        set_weights(connection, stored, spec.weights)  # the same weights at another place
     return LoadedModel(stored, loaded, spec.batch_size, reduction)
 
 
-def _adopt(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> StoredModel:
+def _complete_declaration(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> StoredModel:
     """Complete a declared model with what its weights say; raises ModelError where they give other vectors."""
     output = main_output(spec, loaded)
     fields = _fields(spec, loaded, output)
@@ -126,12 +136,12 @@ def _adopt(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded:
             hint="correct the migration that adds it, or choose another name there",
         )
     own = {key: value for key, value in fields.items() if key not in {"name", "metric", "normalize", *declared}}
-    if not store.can_change(connection):  # a reader asks with it as it is
+    if not can_change_models(connection):  # a reader asks with it as it is
         return replace(stored, **own | {"near": stored.near or own["near"]})
-    return store.adopt(connection, stored, own, _canary(loaded, output))
+    return complete_declaration(connection, stored, own, _canary(loaded, output))
 
 
-def add_model(
+def store_model(
     connection: Connection, spec: ModelSpec, loaded: Encoder, name: str | None = None, *,
     normalize: bool = True, claim: bool = True,
 ) -> LoadedModel:  # fmt: skip
@@ -142,7 +152,7 @@ def add_model(
     output = main_output(spec, loaded)
     aliases = suitable_aliases(spec.backend, has_text=encoder.reads_text(loaded, output)) if claim else []
     own = ({"name": name} if name else {}) | {"normalize": spec.normalize and normalize}
-    stored = store.add_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output), aliases=aliases)
+    stored = insert_model(connection, _fields(spec, loaded, output) | own, _canary(loaded, output), aliases=aliases)
     check_fingerprint(stored, loaded, None)  # another session may have been first
     return LoadedModel(stored, loaded, spec.batch_size)
 
@@ -153,7 +163,7 @@ def suitable_aliases(backend: str, *, has_text: bool) -> list[str]:
     return [alias for alias, suitable in fits.items() if suitable]
 
 
-def add_reduced(
+def store_reduced_model(
     connection: Connection, spec: ModelSpec, loaded: Encoder, reduction: Reduction, recall: float, name: str
 ) -> LoadedModel:
     """Store a model whose vectors are those of another, reduced."""
@@ -162,9 +172,9 @@ def add_reduced(
         "name": name, "dim": reduction.dim, "full_dim": loaded.dims[output],
         "fingerprint": _fingerprint(loaded, output, reduction),
     }  # fmt: skip
-    kept = StoredReduction(reduction.kind, reduction.matrix.tobytes(), reduction.mean.tobytes(), recall)
+    kept = StoredReduction(reduction.kind, reduction.matrix.tobytes(), recall)
     aliases = suitable_aliases(spec.backend, has_text=fields["has_text"])
-    stored = store.add_model(connection, fields, _canary(loaded, output), kept, aliases=aliases)
+    stored = insert_model(connection, fields, _canary(loaded, output), kept, aliases=aliases)
     return LoadedModel(stored, loaded, spec.batch_size, _reduction(connection, stored))
 
 
@@ -180,7 +190,7 @@ def check_fingerprint(stored: StoredModel, loaded: Encoder, reduction: Reduction
     what = "; ".join(changed) or "the weights differ"
     raise DriftError(
         f"model {stored.name} is not the one whose vectors are stored: {what}",
-        hint=f"load the old weights again, or add these beside them: {_again(stored, loaded)}",
+        hint=f"load the old weights again, or add these beside them: {_add_again_command(stored, loaded)}",
     )
 
 
@@ -189,7 +199,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
 
     None where the model was added without one.
     """
-    kept = store.canary_of(connection, model.stored)
+    kept = canary_of(connection, model.stored)
     if kept is None:
         return None
     now = _canary(model.encoder, model.stored.output)
@@ -205,16 +215,17 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
     raise DriftError(
         f"model {model.stored.name} has drifted: the same pictures are now {distance:.4f} away from what they were "
         f"({allowed} is allowed), with the same weights; changed: {', '.join(changed) or 'nothing that is recorded'}",
-        hint=f"go back to what it was, or add the model anew and ingest again: {_again(model.stored, model.encoder)}",
+        hint="go back to what it was, or add the model anew and ingest again: "
+        f"{_add_again_command(model.stored, model.encoder)}",
     )
 
 
-def _network(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
+def _encoder_key(spec: ModelSpec, revision: str | None) -> tuple[Any, ...]:
     """What makes two specs the same network."""
     return spec.backend, spec.checkpoint, revision, spec.weights, spec.preprocess
 
 
-def _again(stored: StoredModel, loaded: Encoder) -> str:
+def _add_again_command(stored: StoredModel, loaded: Encoder) -> str:
     """The command that adds a model anew, beside the one that is stored."""
     base = stored.name.partition("@")[0]
     prefix = backends()[stored.backend].prefix or stored.backend
@@ -265,10 +276,10 @@ def _fingerprint(loaded: Encoder, output: str, reduction: Reduction | None) -> s
 def _reduction(connection: Connection, stored: StoredModel) -> Reduction | None:
     if stored.full_dim is None:
         return None
-    kept = store.reduction_of(connection, stored)
+    kept = reduction_of(connection, stored)
     assert kept is not None, "it is stored with the model"
     matrix = np.frombuffer(kept.matrix, np.float32).reshape(stored.dim, stored.full_dim)
-    return Reduction(kept.kind, matrix, np.frombuffer(kept.mean, np.float32))  # type: ignore[arg-type]
+    return Reduction(kept.kind, matrix, np.zeros(stored.full_dim, np.float32))  # type: ignore[arg-type]
 
 
 def _comparable(value: object) -> object:

@@ -20,6 +20,6 @@ def similarity(products: NDArray[np.float32], storage: str) -> NDArray[np.float3
     return np.asarray((products + 1) / 2, np.float32) if storage == "bit" else products
 
 
-def product(cut: float, storage: str) -> float:
+def product_at(cut: float, storage: str) -> float:
     """The product at which a similarity is reached; the inverse of ``similarity``."""
     return 2 * cut - 1 if storage == "bit" else cut

@@ -9,14 +9,14 @@ import numpy as np
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation import captions, examples, metrics
-from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation import labelled as grouped
 from pgimgsearch.evaluation.captions import Caption
-from pgimgsearch.evaluation.context import Context, Evaluate, Outcome, Shown
-from pgimgsearch.evaluation.images import Picture
+from pgimgsearch.evaluation.context import Context, Display, Evaluate, Outcome
+from pgimgsearch.evaluation.images import StoredImage, labels, vectors
+from pgimgsearch.evaluation.labelled import class_key
 from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import Columns, Ranked, Vectors, rank
-from pgimgsearch.sources.source import files_source, walk
+from pgimgsearch.sources.source import files_source, list_images
 
 DEEPEST = 50
 RECALLS = {"r@1": 1, "r@5": 5, "r@10": 10}
@@ -24,10 +24,10 @@ AS_IT_IS, AS_A_PHOTO = "{}", "a photo of a {}"  # the second: Radford et al. 202
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class CaptionedImages:
     """Pictures, texts, and which belong together: (text, picture) by their places, several times where said so."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[StoredImage]
     texts: Sequence[str]
     pairs: Sequence[tuple[int, int]]
 
@@ -42,25 +42,25 @@ class Told:
 def text_to_image(context: Context) -> Evaluate:
     """Find pictures by their captions, or by the names of their classes."""
     context.need_text()
-    told = _told(context)
+    told = _captioned(context)
     every = told.by(0, len(told.texts))
     # a caption that is said five times asks five times
     asking = np.array(
-        [text for text, _ in told.pairs] if context.wish.key is None else range(len(told.texts)), np.int64
+        [text for text, _ in told.pairs] if context.request.key is None else range(len(told.texts)), np.int64
     )
-    units = np.array([picture for _, picture in told.pairs], np.int64) if context.wish.key is None else asking
+    units = np.array([picture for _, picture in told.pairs], np.int64) if context.request.key is None else asking
     drawn = context.drawn(len(asking), len(told.pictures))
     asking, units = asking[drawn], np.unique(units[drawn], return_inverse=True)[1]
     right = [every[text] for text in asking.tolist()]
 
     def evaluate(model: StoredModel) -> Outcome:
-        there = pictures.vectors(context.connection, model, told.pictures)
+        there = vectors(context.connection, model, told.pictures)
         texts = _embed(context, model, told.texts)
-        ranked = rank(texts.take(asking), there, right, keep=DEEPEST, depth=DEEPEST, progress=context.progress)
-        questions = [Shown(told.texts[text]) for text in asking.tolist()]
-        outcome = _outcome(ranked, questions, examples.shown(told.pictures), right, RECALLS)
+        ranked = rank(texts.take(asking), there, right, keep=DEEPEST, depth=DEEPEST, reporter=context.reporter)
+        questions = [Display(told.texts[text]) for text in asking.tolist()]
+        outcome = _outcome(ranked, questions, examples.display(told.pictures), right, RECALLS)
         precise = {f"p@{k}": metrics.mean(metrics.precisions(ranked, k)) for k in (1, 5, 10)}
-        measures = {**outcome.measures, **(precise if context.wish.key else {})}
+        measures = {**outcome.measures, **(precise if context.request.key else {})}
         return replace(outcome, measures=measures, units=units)
 
     return evaluate
@@ -69,18 +69,18 @@ def text_to_image(context: Context) -> Evaluate:
 def image_to_text(context: Context) -> Evaluate:
     """Find the captions of pictures."""
     context.need_text()
-    told = _told(context)
+    told = _captioned(context)
     asking = np.unique(np.array([picture for _, picture in told.pairs], np.int64))
     asking = asking[context.drawn(len(asking), len(told.texts))]
     every = told.by(1, len(told.pictures))
     right = [every[place] for place in asking.tolist()]
 
     def evaluate(model: StoredModel) -> Outcome:
-        asked = pictures.vectors(context.connection, model, told.pictures).take(asking)
+        asked = vectors(context.connection, model, told.pictures).take(asking)
         texts = _embed(context, model, told.texts)
-        ranked = rank(asked, texts, right, keep=DEEPEST, depth=DEEPEST, progress=context.progress)
-        questions = examples.shown([told.pictures[place] for place in asking.tolist()])
-        return _outcome(ranked, questions, list(map(Shown, told.texts)), right, RECALLS)
+        ranked = rank(asked, texts, right, keep=DEEPEST, depth=DEEPEST, reporter=context.reporter)
+        questions = examples.display([told.pictures[place] for place in asking.tolist()])
+        return _outcome(ranked, questions, list(map(Display, told.texts)), right, RECALLS)
 
     return evaluate
 
@@ -89,20 +89,18 @@ def zero_shot(context: Context) -> Evaluate:
     """Tell the class of a picture by its name in words."""
     context.need_text()
     found = context.pictures()
-    labelled = grouped.label(
-        context, found, pictures.labels(found, grouped.class_key(context), context.wish.data), "class", least=1
-    )
+    labelled = grouped.label(context, found, labels(found, class_key(context), context.request.data), "class", least=1)
     names = sorted(set(labelled.labels))
     place = {name: number for number, name in enumerate(names)}
     asking = labelled.asking[context.drawn(len(labelled.asking), len(names))]
     right = [np.array([place[labelled.labels[number]]]) for number in asking.tolist()]
 
     def evaluate(model: StoredModel) -> Outcome:
-        asked = pictures.vectors(context.connection, model, labelled.pictures).take(asking)
+        asked = vectors(context.connection, model, labelled.pictures).take(asking)
         texts = _embed(context, model, [words(name) for name in names], AS_A_PHOTO)
-        ranked = rank(asked, texts, right, keep=DEEPEST, progress=context.progress)
-        questions = examples.shown([labelled.pictures[number] for number in asking.tolist()])
-        return _outcome(ranked, questions, list(map(Shown, names)), right, {"top-1": 1, "top-5": 5})
+        ranked = rank(asked, texts, right, keep=DEEPEST, reporter=context.reporter)
+        questions = examples.display([labelled.pictures[number] for number in asking.tolist()])
+        return _outcome(ranked, questions, list(map(Display, names)), right, {"top-1": 1, "top-5": 5})
 
     return evaluate
 
@@ -112,22 +110,22 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _told(context: Context) -> Told:
+def _captioned(context: Context) -> CaptionedImages:
     """Pictures with captions of a file, of the database, or with the names of their classes."""
-    wish = context.wish
-    if wish.key is not None:
-        if wish.captions or wish.split:
+    request = context.request
+    if request.key is not None:
+        if request.captions or request.split:
             raise UsageError("--key asks for classes, not for captions", hint="leave --captions and --split out")
         return _classes(context)
-    if wish.min_images is not None:
+    if request.min_images is not None:
         raise UsageError("--min-images is about classes", hint="say what tells them: --key KEY")
-    data = wish.data
-    file = wish.captions or (captions.find(data) if data is not None and data.is_dir() else None)
+    data = request.data
+    file = request.captions or (captions.find(data) if data is not None and data.is_dir() else None)
     if file is not None:
-        return _joined(context, captions.read(file, context.notes, wish.split), file)
-    if wish.split is not None:
+        return _joined(context, captions.read(file, context.notes, request.split), file)
+    if request.split is not None:
         raise UsageError("--split is of a file of captions", hint="name it: --captions FILE")
-    found = context.chosen(context.images())[: wish.limit]
+    found = context.chosen(context.images())[: request.limit]
     told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
     if not told:
         raise SourceError(
@@ -137,38 +135,42 @@ def _told(context: Context) -> Told:
     return _together(context, found, told)
 
 
-def _classes(context: Context) -> Told:
+def _classes(context: Context) -> CaptionedImages:
     found = context.pictures()
     labelled = grouped.label(
-        context, found, pictures.labels(found, context.wish.key or "", context.wish.data), "class", least=1
+        context, found, labels(found, context.request.key or "", context.request.data), "class", least=1
     )
     names = sorted({labelled.labels[place] for place in labelled.asking.tolist()})
     place = {name: number for number, name in enumerate(names)}
     pairs = [(place[label], n) for n, label in enumerate(labelled.labels) if label in place]
-    return Told(labelled.pictures, [words(name) for name in names], pairs)
+    return CaptionedImages(labelled.pictures, [words(name) for name in names], pairs)
 
 
-def _joined(context: Context, rows: Sequence[Caption], file: Path) -> Told:
+def _joined(context: Context, rows: Sequence[Caption], file: Path) -> CaptionedImages:
     """Pictures that a file of captions names: files below the folder, or images of the database."""
-    wish, notes = context.wish, context.notes
-    data = wish.data if wish.data is not None and wish.data.is_dir() else None
+    request, notes = context.request, context.notes
+    data = request.data if request.data is not None and request.data.is_dir() else None
     there = {} if data is not None else {picture.location: picture for picture in context.images()}
-    names = Names(map(str, walk(data)) if data is not None else there)
+    names = Names(map(str, list_images(data)) if data is not None else there)
     placed = {caption.name: names.find(caption.name) for caption in rows}
     notes.add("pictures of the captions are not there", (name for name, path in placed.items() if path is None))
     wanted = list(dict.fromkeys(path for path in placed.values() if path is not None))
     if not wanted:
         raise SourceError(f"none of the pictures that {file} names are there", hint="see --captions and --split")
     if data is not None:
-        first = wanted[: wish.limit if wish.filter is None else None]  # so that no more are embedded than are needed
+        first = wanted[
+            : request.limit if request.filter is None else None
+        ]  # so that no more are embedded than are needed
         there = context.bringer.bring(files_source(data, list(map(Path, first))), notes)
-    chosen = context.chosen(there[path] for path in wanted if path in there)[: wish.limit]
+    chosen = context.chosen(there[path] for path in wanted if path in there)[: request.limit]
     known = {picture.location: picture for picture in chosen}
     told = [(caption.text, known[path]) for caption in rows if (path := placed[caption.name]) in known]
     return _together(context, chosen, told)
 
 
-def _together(context: Context, found: Sequence[Picture], told: Sequence[tuple[str, Picture]]) -> Told:
+def _together(
+    context: Context, found: Sequence[StoredImage], told: Sequence[tuple[str, StoredImage]]
+) -> CaptionedImages:
     """Texts told once each, over distinct pictures; those without any are there to be found."""
     kept = context.settle(found)
     at = {picture.content_id: number for number, picture in enumerate(kept)}
@@ -179,19 +181,19 @@ def _together(context: Context, found: Sequence[Picture], told: Sequence[tuple[s
     place = {text: number for number, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
     if len(place) < 2:
         raise SourceError("all captions are the same, so every answer would be right", hint="give others")
-    return Told(kept, list(place), [(place[text], picture) for text, picture in pairs])
+    return CaptionedImages(kept, list(place), [(place[text], picture) for text, picture in pairs])
 
 
 def _embed(context: Context, model: StoredModel, texts: Sequence[str], template: str = AS_IT_IS) -> Vectors:
     """Texts by the model's own network, in the templates that are wished for, or else in this one."""
-    rows = context.network(model).embed_texts(texts, context.wish.template or template)
+    rows = context.network(model).embed_texts(texts, context.request.template or template)
     return Vectors(rows, np.ones(len(rows), bool), model.storage)
 
 
 def _outcome(
     ranked: Ranked,
-    questions: Sequence[Shown],
-    answers: Sequence[Shown],
+    questions: Sequence[Display],
+    answers: Sequence[Display],
     right: Sequence[Columns],
     at: Mapping[str, int],
 ) -> Outcome:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.sources.rows import json_row, read_text
 
 PICTURE = ("path", "url", "image", "image_name", "file_name", "filename")
@@ -42,7 +42,7 @@ def find(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read(path: Path, notes: Notes, split: str | None = None) -> list[Caption]:
+def read(path: Path, notes: Warnings, split: str | None = None) -> list[Caption]:
     """All captions of a file, or those of a split; rows without a text are noted. Raises SourceError without any."""
     rows = list(_read(path))
     notes.add(

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import StoredModel, list_models
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.registry import look_up, open_model
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.evaluation import images as pictures
-from pgimgsearch.evaluation.images import Bringer, Picture
+from pgimgsearch.evaluation.images import EvaluationIngest, StoredImage, distinct, holds
 from pgimgsearch.evaluation.metrics import Curve, Measure
-from pgimgsearch.evaluation.ranking import Columns, Progress
-from pgimgsearch.evaluation.warnings import Notes
-from pgimgsearch.ingest import dry_run as preview
+from pgimgsearch.evaluation.ranking import Columns
+from pgimgsearch.evaluation.warnings import Warnings
+from pgimgsearch.ingest.dry_run import find_stored
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.source import folder_source, list_source
 
@@ -32,7 +32,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class EvaluationRequest:
     """What the user asks for. ``data`` is a folder or a list of pictures; without it, the images of the database."""
 
     models: Sequence[str] = ()
@@ -57,7 +57,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Display:
     """A picture or a text, for a person."""
 
     text: str
@@ -68,10 +68,10 @@ class Shown:
 class Example:
     """A question with its first answers, (what, similarity, right), and right answers that are not among them."""
 
-    question: Shown
+    question: Display
     said: str
-    answers: Sequence[tuple[Shown, float, bool]]
-    missed: Sequence[Shown]
+    answers: Sequence[tuple[Display, float, bool]]
+    missed: Sequence[Display]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +98,16 @@ class Context:
     """What protocols work with."""
 
     connection: Connection
-    wish: Wish
-    bringer: Bringer
-    notes: Notes
-    progress: Progress
+    request: EvaluationRequest
+    bringer: EvaluationIngest
+    notes: Warnings
+    reporter: Reporter
 
     @cached_property
     def models(self) -> list[StoredModel]:
         """The models, once their pictures are there."""
-        found = [preview.find_stored(self.connection, name) for name in self.wish.models]
-        for name, model in zip(self.wish.models, found, strict=True):
+        found = [find_stored(self.connection, name) for name in self.request.models]
+        for name, model in zip(self.request.models, found, strict=True):
             if model is None:
                 raise ModelError(
                     f"there are no vectors of {name}",
@@ -117,35 +117,35 @@ class Context:
             raise UsageError("a model is named twice, perhaps by an alias", hint="name each model once")
         return [model for model in found if model is not None]
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[StoredImage]:
         """The distinct pictures that are meant, with vectors of all models."""
-        return self.settle(self.chosen(self.images())[: self.wish.limit])
+        return self.settle(self.chosen(self.images())[: self.request.limit])
 
-    def images(self) -> list[Picture]:
+    def images(self) -> list[StoredImage]:
         """All images of the data, equal ones too, beyond filter and limit."""
-        data, wish = self.wish.data, self.wish
+        data, request = self.request.data, self.request
         if data is not None and not data.is_dir() and data.suffix.lower() in register_formats():
             raise SourceError(f"{data} is one picture", hint="give a folder or a list of pictures")
         if data is None:
-            found = pictures.stored(self.connection, wish.collection)
+            found = pictures.stored(self.connection, request.collection)
         else:
             source = folder_source(data) if data.is_dir() else list_source(str(data))
             found = list(self.bringer.bring(source, self.notes).values())
         return found
 
-    def chosen(self, found: Iterable[Picture]) -> list[Picture]:
+    def chosen(self, found: Iterable[StoredImage]) -> list[StoredImage]:
         """Those whose metadata hold the filter, if there is one; raises SourceError where none is left."""
-        kept = [p for p in found if self.wish.filter is None or pictures.holds(p.metadata, self.wish.filter)]
+        kept = [p for p in found if self.request.filter is None or holds(p.metadata, self.request.filter)]
         if not kept:
             raise SourceError("there are no such images", hint="run: pgimgsearch ingest DIR; see: pgimgsearch stats")
         return kept
 
-    def settle(self, found: Sequence[Picture]) -> list[Picture]:
+    def settle(self, found: Sequence[StoredImage]) -> list[StoredImage]:
         """One picture a content, without those that some model was never asked to embed.
 
         What a model has skipped stays: it is what that model misses.
         """
-        kept = pictures.distinct(found)
+        kept = distinct(found)
         first = {picture.image_id for picture in kept}
         self.notes.add(
             "pictures have the bytes of another and count once",
@@ -153,7 +153,7 @@ class Context:
         )
         lacking: set[int] = set()
         for model in self.models:
-            own, skipped = _lacking(self.connection, model, kept)
+            own, skipped = _missing(self.connection, model, kept)
             self.notes.add(
                 f"pictures have no vector of {model.name}, as it finds too little in them: it misses them",
                 (picture.path for picture in kept if picture.content_id in skipped),
@@ -172,33 +172,31 @@ class Context:
 
     def drawn(self, questions: int, answers: int) -> Columns:
         """Places of the questions to ask: as many as wished, or as take minutes, at random and the same each time."""
-        wanted = self.wish.sample or max(LEAST_QUESTIONS, COMPARISONS // answers)
+        wanted = self.request.sample or max(LEAST_QUESTIONS, COMPARISONS // answers)
         if wanted >= questions:
             return np.arange(questions)
-        self.bringer.tell(f"{wanted} of {questions} questions, drawn at random: see --sample")
+        self.bringer.reporter.say(f"{wanted} of {questions} questions, drawn at random: see --sample")
         return np.sort(np.random.default_rng(SEED).choice(questions, wanted, replace=False))
 
     def need_text(self) -> None:
         """Raise ModelError for a model that reads no text, before anything is embedded."""
-        for name in self.wish.models:
-            stored, spec = register.look_up(self.connection, name)
+        for name in self.request.models:
+            stored, spec = look_up(self.connection, name)
             if not (spec.text or spec.output == "auto" if stored is None else stored.has_text):
-                able = [model.name for model in store.models(self.connection) if model.has_text]
+                able = [model.name for model in list_models(self.connection) if model.has_text]
                 error = cannot_read(name)
                 raise ModelError(str(error), hint=f"models here that can: {', '.join(able)}" if able else error.hint)
 
     def network(self, model: StoredModel) -> LoadedModel:
         """A model with its network, for texts."""
         bringer = self.bringer
-        return register.open_model(
-            self.connection, model.name, Checkpoint(trust=bringer.trust), Placement(bringer.device)
-        )
+        return open_model(self.connection, model.name, Checkpoint(trust=bringer.trust), Placement(bringer.device))
 
 
-def _lacking(connection: Connection, model: StoredModel, found: Sequence[Picture]) -> tuple[set[int], set[int]]:
+def _missing(connection: Connection, model: StoredModel, found: Sequence[StoredImage]) -> tuple[set[int], set[int]]:
     """Contents without a vector: those that the model was never asked about, and those that it has skipped."""
     query = sql.SQL(
-        "select c, c in (select imgsearch._skips(%s)) from unnest(%s::bigint[]) c "
+        "select c, c in (select imgsearch._skipped_contents(%s)) from unnest(%s::bigint[]) c "
         "where not exists (select from {} e where e.content_id = c)"
     ).format(model.table)
     rows = connection.execute(query, [model.model_id, [picture.content_id for picture in found]]).fetchall()

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import ModelError, SourceError
 from pgimgsearch.evaluation import disc21, examples, metrics
-from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.context import Context, Evaluate, Outcome
 from pgimgsearch.evaluation.copy_ground_truth import Copies, check_some, consistent, gather
+from pgimgsearch.evaluation.images import vectors
 from pgimgsearch.evaluation.metrics import Curve, Predictions
 from pgimgsearch.evaluation.ranking import Columns, Ranked, Vectors, rank
-from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.models import reduction
 from pgimgsearch.models.encoder import unit
 
@@ -28,21 +28,20 @@ DEEPEST = 100  # of the curve over k
 
 def copies(context: Context) -> Evaluate:
     """Find the reference of each query, and predict none for queries without."""
-    found = gather(context, disc21.find(context.wish))
-    whiten = context.wish.whiten
+    found = gather(context, disc21.find(context.request))
+    whiten = context.request.whiten
     if whiten is not None:
         for model in context.models:
             _check_whitening(model, whiten, len(found.background))
 
     def evaluate(model: StoredModel) -> Outcome:
         queries, references, background = (
-            pictures.vectors(context.connection, model, part)
-            for part in (found.queries, found.references, found.background)
+            vectors(context.connection, model, part) for part in (found.queries, found.references, found.background)
         )
         if whiten is not None:
             queries, references, background = _whitened(whiten, queries, references, background)
-        ranked = rank(queries, references, found.right, keep=CANDIDATES, depth=DEEPEST, progress=context.progress)
-        off = _commonness(queries, background, context.wish.score_norm)
+        ranked = rank(queries, references, found.right, keep=CANDIDATES, depth=DEEPEST, reporter=context.reporter)
+        off = _commonness(queries, background, context.request.score_norm)
         return _outcome(found, ranked, predictions_of(ranked, found.right, off))
 
     return evaluate
@@ -60,7 +59,7 @@ def predictions_of(ranked: Ranked, right: Sequence[Columns], off: NDArray[np.flo
     return Predictions.sorted(question, scores, so, np.array([len(places) for places in right], np.float64))
 
 
-def from_file(predictions: Path, truth: Path, notes: Notes) -> Outcome:
+def from_file(predictions: Path, truth: Path, notes: Warnings) -> Outcome:
     """The same figures of predictions that something else made."""
     pairs, lists_all = consistent(disc21.read_truth(truth), notes)
     check_some(sum(1 for own in pairs.values() if own))
@@ -134,7 +133,7 @@ def _first_right(found: Predictions) -> metrics.Values:
 def _outcome(found: Copies, ranked: Ranked, predictions: Predictions) -> Outcome:
     hits = {f"r@{k}": metrics.mean(metrics.hits(ranked, k)) for k in (1, 3)}
     best, worst = examples.choose(
-        ranked, 1 / ranked.first, examples.shown(found.queries), examples.shown(found.references), found.right
+        ranked, 1 / ranked.first, examples.display(found.queries), examples.display(found.references), found.right
     )
     over_k = {"recall over k": metrics.over_k(metrics.hits, ranked, min(DEEPEST, len(found.references)))}
     curves = _curves(predictions) | over_k

@@ -11,11 +11,11 @@ from pgimgsearch.errors import SourceError
 from pgimgsearch.evaluation import disc21
 from pgimgsearch.evaluation.context import SEED, Context
 from pgimgsearch.evaluation.disc21 import Layout
-from pgimgsearch.evaluation.images import Picture
+from pgimgsearch.evaluation.images import StoredImage
 from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import Columns
-from pgimgsearch.evaluation.warnings import Notes
-from pgimgsearch.sources.source import files_source, walk
+from pgimgsearch.evaluation.warnings import Warnings
+from pgimgsearch.sources.source import files_source, list_images
 
 BACKGROUND = 20_000  # pictures to normalise on, drawn at random of what is there: DISC21 has a million
 
@@ -26,24 +26,24 @@ Pairs = dict[str, set[str]]  # query -> its references, by name
 class Copies:
     """Distinct pictures of the three parts, and the places of each query's references."""
 
-    queries: Sequence[Picture]
-    references: Sequence[Picture]
-    background: Sequence[Picture]
+    queries: Sequence[StoredImage]
+    references: Sequence[StoredImage]
+    background: Sequence[StoredImage]
     right: Sequence[Columns]
 
 
 def gather(context: Context, layout: Layout) -> Copies:
-    """Bring all parts into the database, and turn the truth into places; what it names in vain is noted."""
-    notes, wish = context.notes, context.wish
+    """Ingest all parts, and map the ground truth to images; names that match nothing are warned of."""
+    notes, request = context.notes, context.request
     pairs, lists_all = consistent(disc21.read_truth(layout.truth), notes)
-    every_reference, queries = walk(layout.references), walk(layout.queries)
-    references = every_reference[: wish.limit_references]
+    every_reference, queries = list_images(layout.references), list_images(layout.queries)
+    references = every_reference[: request.limit_references]
     background = _background(layout)
-    brought: dict[str, Picture] = {}
+    brought: dict[str, StoredImage] = {}
     for root, files in _by_root(layout, references, queries, background).items():
         brought |= context.bringer.bring(files_source(root, files), notes)
 
-    def part(files: Sequence[Path]) -> list[Picture]:
+    def part(files: Sequence[Path]) -> list[StoredImage]:
         return context.settle([brought[str(file)] for file in files if str(file) in brought])
 
     there = part(references)
@@ -70,7 +70,7 @@ def gather(context: Context, layout: Layout) -> Copies:
         if path in brought and own is not None:
             right.setdefault(brought[path].content_id, set()).update(own)
     apart = part(background)
-    if wish.score_norm and wish.score_norm > len(apart):
+    if request.score_norm and request.score_norm > len(apart):
         raise SourceError(f"there are {len(apart)} pictures to normalise on", hint="take a smaller --score-norm")
     found = Copies(
         asked, there, apart,
@@ -80,7 +80,7 @@ def gather(context: Context, layout: Layout) -> Copies:
     return found
 
 
-def consistent(rows: Sequence[disc21.Pair], notes: Notes) -> tuple[Pairs, bool]:
+def consistent(rows: Sequence[disc21.Pair], notes: Warnings) -> tuple[Pairs, bool]:
     """References by query, and whether the truth names queries without any too; what it says twice or both is noted."""
     pairs: Pairs = {}
     nothing: set[str] = set()
@@ -103,7 +103,7 @@ def check_some(matched: int) -> None:
 
 
 def _match(
-    pairs: Pairs, queries: Names, references: Names, known: Mapping[str, int | None], notes: Notes
+    pairs: Pairs, queries: Names, references: Names, known: Mapping[str, int | None], notes: Warnings
 ) -> dict[str, set[int] | None]:
     """File of a query -> places of its references; None where one of them is lost, so that nobody can find it.
 
@@ -138,19 +138,19 @@ def _by_root(layout: Layout, *parts: Sequence[Path]) -> dict[Path, list[Path]]:
 
 
 def _background(layout: Layout) -> list[Path]:
-    found = walk(layout.background) if layout.background else []
+    found = list_images(layout.background) if layout.background else []
     chosen = np.random.default_rng(SEED).permutation(len(found))[:BACKGROUND]
     return [found[n] for n in np.sort(chosen).tolist()]
 
 
-def _check(connection: Connection, found: Copies, notes: Notes) -> None:
+def _check(connection: Connection, found: Copies, notes: Warnings) -> None:
     """Raise SourceError where a figure would mean nothing; note queries that are references, pixel by pixel."""
     if not found.references:
         raise SourceError("none of the references can be read", hint="see imgsearch.ingest_failure for why")
     check_some(sum(1 for own in found.right if len(own)))
     rows = connection.execute(
         "select q.content_id, array_agg(r.content_id) from imgsearch.content q join imgsearch.content r "
-        "using (pixel_sha256) where q.content_id = any(%s) and r.content_id = any(%s) group by 1",
+        "using (pixel_hash) where q.content_id = any(%s) and r.content_id = any(%s) group by 1",
         [[p.content_id for p in found.queries], [p.content_id for p in found.references]],
     ).fetchall()
     equal = {query: set(references) for query, references in rows}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.evaluation.context import EvaluationRequest
 from pgimgsearch.sources.rows import read_text
 
 REFERENCES = ("references", "reference", "reference_images")
@@ -33,23 +33,25 @@ class Layout:
     background: Path | None
 
 
-def find(wish: Wish) -> Layout:
+def find(request: EvaluationRequest) -> Layout:
     """The parts of a set below a folder, where they are not named one by one."""
-    root = wish.data
+    root = request.data
     if root is None or not root.is_dir():
         raise SourceError(
             "copy detection needs a folder with references/, queries/ and a ground truth as CSV",
             hint="pgimgsearch evaluate ./disc21 --protocol copy-detection --model NAME",
         )
-    normalises = wish.score_norm is not None or wish.whiten is not None
-    if wish.background and not normalises:
+    normalises = request.score_norm is not None or request.whiten is not None
+    if request.background and not normalises:
         raise UsageError("--background is for --score-norm and --whiten", hint="leave it out, or add one of them")
     return Layout(
         root,
-        _folder(root, wish.references, REFERENCES, "references", "--references"),
-        _folder(root, wish.queries, QUERIES, "queries", "--queries"),
-        wish.truth or _only(root, _truths(root), "ground truth (*ground*truth*.csv)", "--truth"),
-        _folder(root, wish.background, BACKGROUND, "pictures to normalise on", "--background") if normalises else None,
+        _folder(root, request.references, REFERENCES, "references", "--references"),
+        _folder(root, request.queries, QUERIES, "queries", "--queries"),
+        request.truth or _only(root, _truths(root), "ground truth (*ground*truth*.csv)", "--truth"),
+        _folder(root, request.background, BACKGROUND, "pictures to normalise on", "--background")
+        if normalises
+        else None,
     )
 
 

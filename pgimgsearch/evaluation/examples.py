@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.evaluation.context import Example, Shown
-from pgimgsearch.evaluation.images import Picture
+from pgimgsearch.evaluation.context import Display, Example
+from pgimgsearch.evaluation.images import StoredImage
 from pgimgsearch.evaluation.ranking import Columns, Ranked
 
 SHOWN, ANSWERS, MISSED = 6, 6, 2
 
 
-def shown(pictures: Sequence[Picture]) -> list[Shown]:
+def display(pictures: Sequence[StoredImage]) -> list[Display]:
     """Pictures by their paths."""
-    return [Shown(picture.path, picture.location) for picture in pictures]
+    return [Display(picture.path, picture.location) for picture in pictures]
 
 
 def choose(
-    ranked: Ranked, goodness: NDArray[np.float64], questions: Sequence[Shown], answers: Sequence[Shown],
+    ranked: Ranked, goodness: NDArray[np.float64], questions: Sequence[Display], answers: Sequence[Display],
     right: Sequence[Columns], called: str = "",
 ) -> tuple[list[Example], list[Example]]:  # fmt: skip
     """The best and the worst questions by their (q,) goodness; of equally good ones by how sure the first answer is.
@@ -40,8 +40,8 @@ def choose(
 def _example(
     ranked: Ranked,
     number: int,
-    questions: Sequence[Shown],
-    answers: Sequence[Shown],
+    questions: Sequence[Display],
+    answers: Sequence[Display],
     right: Sequence[Columns],
     how: str,
 ) -> Example:

@@ -12,7 +12,7 @@ from pgimgsearch.database.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRun:
     """A row of imgsearch.evaluation_run, as far as a later one is compared with it."""
 
     evaluation_id: int
@@ -21,13 +21,13 @@ class Kept:
     figures: Mapping[str, Mapping[str, float]]
 
 
-def can_keep(connection: Connection) -> bool:
+def can_store(connection: Connection) -> bool:
     """Whether this role may keep evaluations; a reader may not."""
     row = connection.execute("select has_table_privilege('imgsearch.evaluation_run', 'insert')").fetchone()
     return row == (True,)
 
 
-def keep(connection: Connection, row: Mapping[str, Any]) -> int:
+def store_run(connection: Connection, row: Mapping[str, Any]) -> int:
     """Keep an evaluation of one model. Returns its id."""
     json = {"options", "figures", "numbers", "notes"}
     values = {key: Jsonb(value) if key in json else value for key, value in row.items()}
@@ -42,10 +42,10 @@ def keep(connection: Connection, row: Mapping[str, Any]) -> int:
     return int(found[0])
 
 
-def before(connection: Connection, row: Mapping[str, Any]) -> Kept | None:
+def previous_run(connection: Connection, row: Mapping[str, Any]) -> StoredRun | None:
     """The last evaluation that asked a model the same: protocol, pictures, options and as many questions."""
     return (
-        connection.cursor(row_factory=class_row(Kept))
+        connection.cursor(row_factory=class_row(StoredRun))
         .execute(
             "select evaluation_id, evaluated_at, fingerprint, figures from imgsearch.evaluation_run "
             "where (protocol, data, model, options, questions) = (%s, %s, %s, %s, %s) "
@@ -56,7 +56,9 @@ def before(connection: Connection, row: Mapping[str, Any]) -> Kept | None:
     )
 
 
-def recent(connection: Connection, protocol: str | None, models: Sequence[str], limit: int) -> list[dict[str, Any]]:
+def recent_runs(
+    connection: Connection, protocol: str | None, models: Sequence[str], limit: int
+) -> list[dict[str, Any]]:
     """The last evaluations, newest first: all, or of a protocol or models."""
     cursor = connection.cursor(row_factory=dict_row)
     return cursor.execute(

@@ -1,6 +1,6 @@
 """The pictures of an evaluation: those the database has, and files that are brought into it first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,23 @@ import numpy as np
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import unit_rows
 from pgimgsearch.errors import InterruptedRun, SourceError
-from pgimgsearch.evaluation.ranking import Progress, Vectors
-from pgimgsearch.evaluation.warnings import Notes
-from pgimgsearch.ingest import dry_run as preview
+from pgimgsearch.evaluation.ranking import Vectors
+from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.ingest import run
+from pgimgsearch.ingest.dry_run import dry_run
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.sidecar import pattern
 from pgimgsearch.sources.source import ScannedFile, Source, location_of
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class StoredImage:
     """A stored image; ``path`` is as stored, ``location`` where its file is."""
 
     image_id: int
@@ -38,7 +37,7 @@ class Picture:
     metadata: Mapping[str, Any]
 
 
-def stored(connection: Connection, collection: str | None) -> list[Picture]:
+def stored(connection: Connection, collection: str | None) -> list[StoredImage]:
     """Images of the database, all or of a collection, in the order in which they came."""
     rows = connection.execute(
         "select i.image_id, i.content_id, i.path, l.root, i.group_key, i.caption, i.metadata from imgsearch.image i "
@@ -47,11 +46,11 @@ def stored(connection: Connection, collection: str | None) -> list[Picture]:
         "order by i.image_id",
         {"collection": collection},
     ).fetchall()
-    return [Picture(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
+    return [StoredImage(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
 
 
 @dataclass(frozen=True, slots=True)
-class Bringer:
+class EvaluationIngest:
     """Brings files into the database, embedded by all models that are named; what is there is not done again."""
 
     url: str
@@ -59,10 +58,9 @@ class Bringer:
     collection: str | None
     device: str
     trust: bool
-    tell: Tell
-    progress: Progress
+    reporter: Reporter
 
-    def bring(self, source: Source, notes: Notes) -> dict[str, Picture]:
+    def bring(self, source: Source, notes: Warnings) -> dict[str, StoredImage]:
         """Location -> picture, in the order of the source, with what it says of them now; what fails is noted."""
         collection = self._embed(source)
         with connect(self.url) as connection:
@@ -73,7 +71,7 @@ class Bringer:
                 "join imgsearch.collection c using (collection_id) where c.name = %s and f.kind = 'failed'",
                 [collection],
             ).fetchall()
-        brought: dict[str, Picture] = {}
+        brought: dict[str, StoredImage] = {}
         broken = {tuple(row) for row in failed}  # as the file is now; one that was mended since is none
         for file in source.files(root[0] if root and root[0] else ""):
             good = file.problem is None and (file.path, file.size, file.modified_at) not in broken
@@ -87,25 +85,25 @@ class Bringer:
     def _embed(self, source: Source) -> str:
         """Embed what the database has not. Returns the collection of the source."""
         options = run.Options(collection=self.collection)
-        planned = preview.preview(self.url, source, self.models, options)
+        planned = dry_run(self.url, source, self.models, options)
         if not any(counts["scanned"] for counts in planned.counts.values()):
             raise SourceError(f"there are no pictures in {source.label}", hint="give a folder that holds some")
         if not any(counts["embedded"] for counts in planned.counts.values()):
             return planned.collection
-        wish = opening.Wish(
+        request = ModelRequest(
             list(self.models), checkpoint=Checkpoint(trust=self.trust), placement=Placement(self.device)
         )
-        models = opening.open_models(self.url, wish, [source], options, self.tell)
-        report = run.ingest(self.url, source, models, options, progress=lambda done: self.progress(done, None))
+        models = open_models(self.url, request, [source], options.limits, self.reporter)
+        report = run.ingest(self.url, source, models, options, reporter=self.reporter)
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the same command again to go on")
         for name, counts in report.counts.items():
             told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
-            self.tell(f"{source.label} into collection {report.collection}, {name}: {told}")
+            self.reporter.say(f"{source.label} into collection {report.collection}, {name}: {told}")
         return report.collection
 
 
-def _described(picture: Picture, file: ScannedFile, *, again: bool) -> Picture:
+def _described(picture: StoredImage, file: ScannedFile, *, again: bool) -> StoredImage:
     """A picture as its source describes it: a list may have changed since the picture was embedded.
 
     Captions of a picture that is listed ``again`` are told beside each other.
@@ -130,15 +128,15 @@ def holds(value: Any, wanted: Any) -> bool:
     return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
 
 
-def distinct(pictures: Sequence[Picture]) -> list[Picture]:
+def distinct(pictures: Sequence[StoredImage]) -> list[StoredImage]:
     """The first picture of each content: the same bytes again would be an answer that no model can miss."""
-    first: dict[int, Picture] = {}
+    first: dict[int, StoredImage] = {}
     for picture in pictures:
         first.setdefault(picture.content_id, picture)
     return list(first.values())
 
 
-def labels(pictures: Sequence[Picture], key: str, root: Path | None = None) -> list[str | None]:
+def labels(pictures: Sequence[StoredImage], key: str, root: Path | None = None) -> list[str | None]:
     """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path.
 
     What lies in ``root`` itself is in no folder.
@@ -159,7 +157,7 @@ def labels(pictures: Sequence[Picture], key: str, root: Path | None = None) -> l
     return [None if value is None else str(value) for value in values]
 
 
-def vectors(connection: Connection, model: StoredModel, pictures: Sequence[Picture]) -> Vectors:
+def vectors(connection: Connection, model: StoredModel, pictures: Sequence[StoredImage]) -> Vectors:
     """The vectors of a model for distinct pictures, in their order."""
     place = {picture.content_id: number for number, picture in enumerate(pictures)}
     rows, present = np.zeros((len(pictures), model.dim), np.float32), np.zeros(len(pictures), bool)

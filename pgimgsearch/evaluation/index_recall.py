@@ -22,11 +22,11 @@ def index(context: Context) -> Evaluate:
         if model.index_method == "none":
             raise ModelError(f"{model.name} has no index", hint=f"build it: pgimgsearch index build {model.name}")
     common = sorted(set.intersection(*(_contents(context.connection, model) for model in context.models)))
-    wanted = min(context.wish.sample or QUESTIONS, len(common))
+    wanted = min(context.request.sample or QUESTIONS, len(common))
     if not wanted:
         raise ModelError("the models have no picture in common", hint="see: pgimgsearch stats")
     asking = np.random.default_rng(SEED).choice(np.array(common), wanted, replace=False).tolist()
-    k = context.wish.k
+    k = context.request.k
     if k >= len(common):
         raise UsageError(
             f"the models have {len(common)} pictures in common, so no {k} neighbours", hint="take a smaller --count"

@@ -12,7 +12,7 @@ from pgimgsearch.errors import SourceError
 from pgimgsearch.evaluation import examples, metrics
 from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.context import Context, Evaluate, Outcome
-from pgimgsearch.evaluation.images import Picture
+from pgimgsearch.evaluation.images import StoredImage, vectors
 from pgimgsearch.evaluation.ranking import Columns, Ranked, rank
 
 DEEPEST = 50  # of the curves over k
@@ -22,7 +22,7 @@ DEEPEST = 50  # of the curves over k
 class Labelled:
     """Distinct pictures with what they are, and the places of those that ask."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[StoredImage]
     labels: Sequence[str]
     asking: Columns
 
@@ -38,13 +38,13 @@ class Labelled:
 def instances(context: Context) -> Evaluate:
     """Find the other pictures of a group."""
     found = context.pictures()
-    key = context.wish.key
+    key = context.request.key
     if key == "folder":  # the whole of it: shirts/001 is not shoes/001
         parents = [Path(picture.location).parent for picture in found]
-        named: list[str | None] = [None if parent == context.wish.data else str(parent) for parent in parents]
+        named: list[str | None] = [None if parent == context.request.data else str(parent) for parent in parents]
     else:
         named = pictures.labels(found, key) if key else [picture.group_key for picture in found]
-    labelled = _drawn(context, label(context, found, named, "group"))
+    labelled = _sample(context, label(context, found, named, "group"))
 
     def evaluate(model: StoredModel) -> Outcome:
         ranked = _rank(context, labelled, model, depth=None)
@@ -58,8 +58,8 @@ def instances(context: Context) -> Evaluate:
 def classes(context: Context) -> Evaluate:
     """Find pictures of the same class, and tell the class by its neighbours."""
     found = context.pictures()
-    labelled = _drawn(
-        context, label(context, found, pictures.labels(found, class_key(context), context.wish.data), "class")
+    labelled = _sample(
+        context, label(context, found, pictures.labels(found, class_key(context), context.request.data), "class")
     )
 
     def evaluate(model: StoredModel) -> Outcome:
@@ -72,28 +72,28 @@ def classes(context: Context) -> Evaluate:
     return evaluate
 
 
-def _drawn(context: Context, labelled: Labelled) -> Labelled:
+def _sample(context: Context, labelled: Labelled) -> Labelled:
     drawn = context.drawn(len(labelled.asking), len(labelled.pictures))
     return replace(labelled, asking=labelled.asking[drawn])
 
 
 def class_key(context: Context) -> str:
     """The key of the classes: as said, or the folders of a folder."""
-    if context.wish.key:
-        return context.wish.key
-    if context.wish.data is None or not context.wish.data.is_dir():
+    if context.request.key:
+        return context.request.key
+    if context.request.data is None or not context.request.data.is_dir():
         raise SourceError("what is a class here?", hint="say it: --key folder, a metadata key, or a pattern")
     return "folder"
 
 
 def label(
-    context: Context, found: Sequence[Picture], named: Sequence[str | None], kind: str, least: int = 2
+    context: Context, found: Sequence[StoredImage], named: Sequence[str | None], kind: str, least: int = 2
 ) -> Labelled:
     """Keep pictures with a label; those whose label too few share are there to be found, but do not ask.
 
     ``least`` holds where the user does not say. Raises SourceError where every answer, or none, would be right.
     """
-    notes, wish = context.notes, context.wish
+    notes, request = context.notes, context.request
     kinds = "classes" if kind == "class" else "groups"
     without = [picture.path for picture, name in zip(found, named, strict=True) if not name]
     if len(without) == len(found):
@@ -102,7 +102,7 @@ def label(
     kept = [(picture, name) for picture, name in zip(found, named, strict=True) if name]
     counts = Counter(name for _, name in kept)
     notes.add("classes are empty", sorted(_empty_folders(context, counts) if kind == "class" else []))
-    wanted = max(wish.min_images or least, least)  # fewer have nothing to find
+    wanted = max(request.min_images or least, least)  # fewer have nothing to find
     notes.add(
         f"{kinds} have fewer than {wanted} pictures, which do not ask",
         sorted(name for name, count in counts.items() if count < wanted),
@@ -121,8 +121,8 @@ def label(
 
 def _empty_folders(context: Context, counts: Mapping[str, int]) -> list[str]:
     """Folders below the one that is evaluated, where they are its classes, that hold nothing at all."""
-    data, wish = context.wish.data, context.wish
-    if data is None or not data.is_dir() or wish.key not in {None, "folder"} or wish.limit or wish.filter:
+    data, request = context.request.data, context.request
+    if data is None or not data.is_dir() or request.key not in {None, "folder"} or request.limit or request.filter:
         return []
     return [folder.name for folder in data.iterdir() if _is_class(folder) and folder.name not in counts]
 
@@ -132,18 +132,18 @@ def _is_class(folder: Path) -> bool:
 
 
 def _rank(context: Context, labelled: Labelled, model: StoredModel, depth: int | None) -> Ranked:
-    there = pictures.vectors(context.connection, model, labelled.pictures)
+    there = vectors(context.connection, model, labelled.pictures)
     itself = [np.array([place]) for place in labelled.asking.tolist()]
     return rank(
         there.take(labelled.asking), there, labelled.right(), itself, keep=DEEPEST, depth=depth,
-        progress=context.progress,
+        reporter=context.reporter,
     )  # fmt: skip
 
 
 def _outcome(
     labelled: Labelled, ranked: Ranked, goodness: metrics.Values, called: str, measures: dict[str, metrics.Measure]
 ) -> Outcome:
-    answers = examples.shown(labelled.pictures)
+    answers = examples.display(labelled.pictures)
     asking = [answers[place] for place in labelled.asking.tolist()]
     best, worst = examples.choose(ranked, goodness, asking, answers, labelled.right(), called)
     deepest = min(DEEPEST, len(answers) - 1)

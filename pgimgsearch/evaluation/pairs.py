@@ -15,13 +15,12 @@ import numpy as np
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.evaluation import examples
-from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.context import Context, Evaluate, Example, Outcome
-from pgimgsearch.evaluation.images import Picture
+from pgimgsearch.evaluation.images import StoredImage, vectors
 from pgimgsearch.evaluation.metrics import MARGIN, Curve, Predictions, Values, worst_order
 from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import SCORES_AT_ONCE, Columns, Vectors, similarities
-from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.sources.rows import read_text
 
 MOST = 200_000  # pairs held below the threshold, for the curves
@@ -32,11 +31,11 @@ Pair = tuple[int, int]  # places, the lower first
 
 def duplicates(context: Context) -> Evaluate:
     """Find the known pairs, and no others."""
-    if context.wish.truth is None:
+    if context.request.truth is None:
         raise UsageError("which pairs are known?", hint="--truth FILE: CSV of two paths a row, or of path and group")
-    named = read_pairs(context.wish.truth, context.notes)
+    named = read_pairs(context.request.truth, context.notes)
     everything = context.images()
-    images = context.chosen(everything)[: context.wish.limit]
+    images = context.chosen(everything)[: context.request.limit]
     for model in context.models:
         if model.near is None:
             raise ModelError(
@@ -48,7 +47,7 @@ def duplicates(context: Context) -> Evaluate:
 
     def evaluate(model: StoredModel) -> Outcome:
         near = float(model.near or 0)
-        a, b, scores = _all_pairs(pictures.vectors(context.connection, model, known), near, context)
+        a, b, scores = _all_pairs(vectors(context.connection, model, known), near, context)
         right = np.fromiter((pair in true for pair in zip(a.tolist(), b.tolist(), strict=True)), bool, len(a))
         expected = np.bincount([first for first, _ in true], minlength=len(known)).astype(np.float64)
         found = Predictions.sorted(a, scores, right, expected)
@@ -57,7 +56,7 @@ def duplicates(context: Context) -> Evaluate:
     return evaluate
 
 
-def read_pairs(path: Path, notes: Notes) -> list[tuple[str, str]]:
+def read_pairs(path: Path, notes: Warnings) -> list[tuple[str, str]]:
     """Rows of two paths, or of a path and its group under that header, of which all pairs are meant."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(path)))]
     rows = [row for row in rows if any(row)]
@@ -85,7 +84,7 @@ def read_pairs(path: Path, notes: Notes) -> list[tuple[str, str]]:
 
 
 def _placed(
-    named: Sequence[tuple[str, str]], images: Sequence[Picture], place: Mapping[int, int], notes: Notes
+    named: Sequence[tuple[str, str]], images: Sequence[StoredImage], place: Mapping[int, int], notes: Warnings
 ) -> set[Pair]:
     by_location = {picture.location: picture for picture in images}
     names = Names(by_location)
@@ -134,11 +133,13 @@ def _all_pairs(there: Vectors, near: float, context: Context) -> tuple[Columns, 
             cut = min(float(np.partition(kept, -MOST)[-MOST]), near - 2 * MARGIN)
             best = kept > cut
             a, b, kept = a[best], b[best], kept[best]
-        context.progress(min(start + step, count), count)
+        context.reporter.progress(min(start + step, count), count)
     return a, b, kept
 
 
-def _outcome(found: Predictions, others: Columns, known: Sequence[Picture], true: set[Pair], near: float) -> Outcome:
+def _outcome(
+    found: Predictions, others: Columns, known: Sequence[StoredImage], true: set[Pair], near: float
+) -> Outcome:
     taken = found.at(near)
     best = found.best_threshold() if len(found.score) else near
     recall, precision = found.curve()
@@ -158,10 +159,10 @@ def _outcome(found: Predictions, others: Columns, known: Sequence[Picture], true
 
 
 def _examples(
-    found: Predictions, others: Columns, known: Sequence[Picture], true: set[Pair], count: int
+    found: Predictions, others: Columns, known: Sequence[StoredImage], true: set[Pair], count: int
 ) -> tuple[list[Example], list[Example]]:
     """Known pairs that are found; and pairs that are called so and are none, and known ones that are not found."""
-    shown = examples.shown(known)
+    shown = examples.display(known)
     half = examples.SHOWN // 2
 
     def told(numbers: Columns, said: str) -> list[Example]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-# Fields of a wish that a protocol looks at.
+# Fields of a request that a protocol looks at.
 PICTURES = ("data", "collection", "filter", "limit")
 COPIES = (
     "data", "collection", "truth", "references", "queries", "background", "limit_references", "score_norm", "whiten",

@@ -1,6 +1,6 @@
 """Exact search: where in the order of all answers the right ones come. Nothing of an index is in these figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.embeddings.similarity import similarity
+from pgimgsearch.reporter import SILENT, Reporter
 
 DECIMALS = 6  # of a similarity; beyond, products in float32 depend on the order of summation, and equal vectors differ
 SCORES_AT_ONCE = 1 << 25  # 128 MB
 
 Columns = NDArray[np.int64]
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Ranked:
 
 def rank(
     questions: Vectors, answers: Vectors, right: Sequence[Columns], left_out: Sequence[Columns] | None = None,
-    *, keep: int, depth: int | None = None, progress: Progress = lambda _, __: None,
+    *, keep: int, depth: int | None = None, reporter: Reporter = SILENT,
 ) -> Ranked:  # fmt: skip
     """Rank all answers to each question by similarity.
 
@@ -72,7 +72,7 @@ def rank(
                 row[left_out[number]] = -np.inf
             columns[number], scores[number] = _best(row, keep, right[number])
             ranks.append(_ranks(row, right[number], depth))
-        progress(min(start + step, asked), asked)
+        reporter.progress(min(start + step, asked), asked)
     total = [len(own if left_out is None else np.setdiff1d(own, left_out[n])) for n, own in enumerate(right)]
     return Ranked(columns, scores, ranks, np.array(total, np.int64))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pgimgsearch.errors import UsageError
-from pgimgsearch.evaluation.context import Example, Shown
+from pgimgsearch.evaluation.context import Display, Example
 from pgimgsearch.evaluation.metrics import Curve
 from pgimgsearch.evaluation.protocols import FIGURES
 from pgimgsearch.evaluation.run import Evaluation, Result, differences
@@ -139,7 +139,7 @@ def _example(example: Example) -> str:
     return f'<section><h2>{html.escape(example.said)}</h2><div class="answers">{"".join(shown)}</div></section>'
 
 
-def _figure(what: Shown, kind: str, badge: str, said: str) -> str:
+def _figure(what: Display, kind: str, badge: str, said: str) -> str:
     if what.location is None:
         return (
             f'<figure class="{kind}"><div class="text">{html.escape(what.text)}</div>'

@@ -15,13 +15,13 @@ from pgimgsearch.database.models import StoredModel
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.evaluation import copy_detection as copies
 from pgimgsearch.evaluation import history, intervals
-from pgimgsearch.evaluation.context import Context, Outcome, Wish
-from pgimgsearch.evaluation.images import Bringer, Tell
+from pgimgsearch.evaluation.context import Context, EvaluationRequest, Outcome
+from pgimgsearch.evaluation.images import EvaluationIngest
 from pgimgsearch.evaluation.intervals import Figure
 from pgimgsearch.evaluation.protocols import Protocol
-from pgimgsearch.evaluation.ranking import Progress
-from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.models.backend import backends
+from pgimgsearch.reporter import Reporter
 
 TIMED = 20  # queries, after one that is not
 
@@ -36,7 +36,7 @@ class Result:
     fingerprint: str | None = None
     images_per_second: float | None = None
     query_ms: float | None = None
-    before: history.Kept | None = None
+    before: history.StoredRun | None = None
     evaluation_id: int | None = None
 
 
@@ -46,79 +46,85 @@ class Evaluation:
 
     protocol: Protocol
     data: str
-    notes: Notes
+    notes: Warnings
     results: Sequence[Result]
 
 
 def evaluate(
-    url: str, protocol: Protocol, wish: Wish, *, device: str, trust: bool, tell: Tell, progress: Progress
+    url: str, protocol: Protocol, request: EvaluationRequest, *, device: str, trust: bool, reporter: Reporter
 ) -> Evaluation:
     """Evaluate models by a protocol, and keep the figures where this role may; what is odd is told in any case."""
-    _check_options(protocol, wish)
-    wish, notes = _found(wish), Notes()
-    bringer = Bringer(url, wish.models, wish.collection, device, trust, tell, progress)
+    _check_options(protocol, request)
+    request, notes = _found(request), Warnings()
+    bringer = EvaluationIngest(url, request.models, request.collection, device, trust, reporter)
     results = []
     with connect(url) as connection:
-        context = Context(connection, wish, bringer, notes, progress)
+        context = Context(connection, request, bringer, notes, reporter)
         try:
             ask = protocol.load()(context)
         finally:
             for line in notes.told():
-                tell(line)
+                reporter.say(line)
         for model in context.models:
             outcome = ask(model)
             speed, query = images_per_second(connection, model), query_ms(connection, model)
             results.append(Result(model.name, outcome, _figures(outcome), model.fingerprint, speed, query))
-        return _kept(connection, protocol, wish, notes, results, tell)
+        return _kept(connection, protocol, request, notes, results, reporter)
 
 
-def evaluate_file(url: str, protocol: Protocol, wish: Wish, predictions: Path, tell: Tell) -> Evaluation:
+def evaluate_file(
+    url: str, protocol: Protocol, request: EvaluationRequest, predictions: Path, reporter: Reporter
+) -> Evaluation:
     """Evaluate predictions that something else made, and keep the figures."""
-    wish, notes = _found(wish), Notes()
-    if protocol.name != "copy-detection" or set(_given(wish)) != {"truth"} or wish.truth is None:
+    request, notes = _found(request), Warnings()
+    if protocol.name != "copy-detection" or set(_given(request)) != {"truth"} or request.truth is None:
         raise UsageError(
             "predictions are judged by a ground truth alone",
             hint="evaluate --protocol copy-detection --predictions FILE --truth FILE",
         )
     try:
-        outcome = copies.from_file(predictions, wish.truth, notes)
+        outcome = copies.from_file(predictions, request.truth, notes)
     finally:
         for line in notes.told():
-            tell(line)
+            reporter.say(line)
     with connect(url) as connection:
-        return _kept(connection, protocol, wish, notes, [Result(predictions.name, outcome, _figures(outcome))], tell)
+        return _kept(
+            connection, protocol, request, notes, [Result(predictions.name, outcome, _figures(outcome))], reporter
+        )
 
 
-def figures_of(protocol: Protocol, wish: Wish) -> list[str]:
-    """The names of the figures that a protocol gives for a wish, before it is asked."""
-    names = protocol.figures + (protocol.of_classes if wish.key is not None else ())
-    return [name.replace("@K", f"@{wish.k}") for name in names]
+def figures_of(protocol: Protocol, request: EvaluationRequest) -> list[str]:
+    """The names of the figures that a protocol gives for a request, before it is asked."""
+    names = protocol.figures + (protocol.of_classes if request.key is not None else ())
+    return [name.replace("@K", f"@{request.k}") for name in names]
 
 
 def _figures(outcome: Outcome) -> dict[str, Figure]:
     return intervals.measure(outcome.measures, np.arange(outcome.questions) if outcome.units is None else outcome.units)
 
 
-def _found(wish: Wish) -> Wish:
+def _found(request: EvaluationRequest) -> EvaluationRequest:
     """The same with whole paths, from whatever folder; raises SourceError for one that leads nowhere."""
     paths: dict[str, Any] = {
-        name: value.expanduser().resolve() for name, value in _given(wish).items() if isinstance(value, Path)
+        name: value.expanduser().resolve() for name, value in _given(request).items() if isinstance(value, Path)
     }
     for path in paths.values():
         if not path.exists():
             raise SourceError(f"there is no {path}", hint="name a file or folder that exists")
-    return replace(wish, **paths)
+    return replace(request, **paths)
 
 
-def _given(wish: Wish) -> dict[str, Any]:
-    """What a wish says, by field; the rest is as always."""
-    plain = Wish()
-    return {f.name: getattr(wish, f.name) for f in fields(wish) if getattr(wish, f.name) != getattr(plain, f.name)}
+def _given(request: EvaluationRequest) -> dict[str, Any]:
+    """What a request says, by field; the rest is as always."""
+    plain = EvaluationRequest()
+    return {
+        f.name: getattr(request, f.name) for f in fields(request) if getattr(request, f.name) != getattr(plain, f.name)
+    }
 
 
-def _check_options(protocol: Protocol, wish: Wish) -> None:
+def _check_options(protocol: Protocol, request: EvaluationRequest) -> None:
     """Raise UsageError for options that a protocol does not look at: a figure would not be what one thinks."""
-    if extra := sorted(set(_given(wish)) - {"models", *protocol.options}):
+    if extra := sorted(set(_given(request)) - {"models", *protocol.options}):
         flags = {"data": "a folder", "k": "--count"}
         named = ", ".join(flags.get(name, "--" + name.replace("_", "-")) for name in extra)
         raise UsageError(f"{protocol.name} does not use {named}", hint="leave it out, or take another --protocol")
@@ -141,7 +147,7 @@ def images_per_second(connection: Connection, model: StoredModel) -> float | Non
 def query_ms(connection: Connection, model: StoredModel) -> float | None:
     """The median milliseconds of imgsearch.similar() for ten answers, over images drawn by their numbers."""
     rows = connection.execute(
-        "select i.image_id from imgsearch.model m cross join unnest(imgsearch._drawn(m, %s)) c "
+        "select i.image_id from imgsearch.model m cross join unnest(imgsearch._sample_contents(m, %s)) c "
         "cross join lateral (select image_id from imgsearch.image where content_id = c limit 1) i "
         "where m.model_id = %s",
         [TIMED + 1, model.model_id],
@@ -196,24 +202,29 @@ def _row(found: Evaluation, result: Result) -> dict[str, Any]:
 
 
 def _kept(
-    connection: Connection, protocol: Protocol, wish: Wish, notes: Notes, results: Sequence[Result], tell: Tell
+    connection: Connection,
+    protocol: Protocol,
+    request: EvaluationRequest,
+    notes: Warnings,
+    results: Sequence[Result],
+    reporter: Reporter,
 ) -> Evaluation:
     """The evaluation, compared with the one before and kept where this role may."""
-    may = history.can_keep(connection)
+    may = history.can_store(connection)
     if not may:
-        tell("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
+        reporter.say("not kept, as this role may not write: ask for imgsearch.grant_access(ROLE, 'writer')")
     kept = []
     for found in results:
         row: dict[str, Any] = {
-            "protocol": protocol.name, "data": _data(wish), "model": found.model, "fingerprint": found.fingerprint,
-            "options": _options(wish), "questions": found.outcome.questions,
+            "protocol": protocol.name, "data": _data(request), "model": found.model, "fingerprint": found.fingerprint,
+            "options": _options(request), "questions": found.outcome.questions,
             "figures": {name: _interval(figure) for name, figure in found.figures.items()},
             "numbers": {name: _finite(value) for name, value in found.outcome.numbers.items()}, "notes": notes.rows(),
             "images_per_second": found.images_per_second, "query_ms": found.query_ms,
         }  # fmt: skip
-        before = history.before(connection, row)
-        kept.append(replace(found, before=before, evaluation_id=history.keep(connection, row) if may else None))
-    return Evaluation(protocol, _data(wish), notes, kept)
+        before = history.previous_run(connection, row)
+        kept.append(replace(found, before=before, evaluation_id=history.store_run(connection, row) if may else None))
+    return Evaluation(protocol, _data(request), notes, kept)
 
 
 def _interval(figure: Figure) -> dict[str, float | None]:
@@ -225,16 +236,16 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _data(wish: Wish) -> str:
+def _data(request: EvaluationRequest) -> str:
     """What was asked about, in words that are the same the next time."""
-    if wish.data is not None:
-        return str(wish.data)
-    if not wish.models:
-        return str(wish.truth)
-    return f"collection {wish.collection}" if wish.collection else "all"
+    if request.data is not None:
+        return str(request.data)
+    if not request.models:
+        return str(request.truth)
+    return f"collection {request.collection}" if request.collection else "all"
 
 
-def _options(wish: Wish) -> dict[str, Any]:
+def _options(request: EvaluationRequest) -> dict[str, Any]:
     """What makes two evaluations comparable, beside protocol, data and model."""
-    given = {key: value for key, value in _given(wish).items() if key not in {"models", "data"}}
+    given = {key: value for key, value in _given(request).items() if key not in {"models", "data"}}
     return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

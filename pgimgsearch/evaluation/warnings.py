@@ -9,7 +9,7 @@ NAMED = 5
 
 
 @dataclass(slots=True)
-class Notes:
+class Warnings:
     """Oddities that do not stop an evaluation, in the order in which they were found."""
 
     found: dict[str, list[str]] = field(default_factory=dict)

@@ -1,68 +1,74 @@
-"""After the load: tables beside live ones put in their place, indexes that do not exist yet, models that are ready."""
+"""After a load: swap shadow tables in, build missing indexes, and mark models ready."""
 
 from collections.abc import Sequence
 
-from pgimgsearch.database import coverage, locks
-from pgimgsearch.database import models as store
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, count_coverage, get_model, set_status
+from pgimgsearch.database.privileges import owns_table
 from pgimgsearch.errors import BusyError, ModelError, RecallError
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import methods as sizing
-from pgimgsearch.indexing import shadow_table as aside
-from pgimgsearch.indexing.progress import Progress
+from pgimgsearch.indexing.build import BuildOptions, apply_index_spec, is_index_due, with_previous_recall
+from pgimgsearch.indexing.embedding_table import EmbeddingTable, shadow_table
+from pgimgsearch.indexing.methods import memory_limit
+from pgimgsearch.indexing.shadow_table import complete_load, drop_retired, is_small, merge_into_live
+from pgimgsearch.reporter import SILENT, Reporter
 
 
-def finish(url: str, names: Sequence[str], *, remote: bool, report: Progress | None = None) -> dict[str, str]:
-    """Put in place what was loaded beside, build missing indexes and mark the models ready; only an owner may.
+def after_load(url: str, names: Sequence[str], *, remote: bool, reporter: Reporter = SILENT) -> dict[str, str]:
+    """Swap in what was loaded, build missing indexes and mark the models ready, where this role owns them.
 
-    A model that another session fills is left to that, and one that lacks most stored images to whoever fills it,
-    as an index is slow to insert into. ``remote`` says that the server is not on this machine. Returns what happened by
-    model: ``swapped``, ``built``, ``busy``, ``lacking``, ``left``, ``refused`` where an index would find too little, or
-    ``unable`` where the one that is wished for cannot be had here.
+    A model that another session fills is left to it, and one that misses most stored images to whoever fills it, as an
+    index is slow to insert into. ``remote`` is whether the server is on another machine. Returns the outcome by model:
+    ``swapped``, ``built``, ``busy``, ``missing``, ``not owner``, ``refused`` where an index would find too little, or
+    ``unable`` where the wanted index cannot be built here.
     """
-    told: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     with connect(url) as connection:
-        limit = sizing.memory_limit(connection, remote=remote)
+        limit = memory_limit(connection, remote=remote)
         for name in names:
-            stored = store.get_model(connection, name)
-            beside = aside.find(connection, stored)
-            if locks.taken(connection, locks.FILL, stored.model_id):
-                told |= {stored.name: "busy"} if beside else {}
-                continue
-            missing = index.is_due(connection, stored)
-            if missing and not beside and stored.status == "building":
-                covered = coverage.count(connection, stored)
-                if covered.missing > covered.embedded:
-                    told[stored.name] = "lacking"
-                    continue
-            if not store.owns(connection, stored):
-                told |= {stored.name: "left"} if missing else {}
-                continue
-            if beside is None:
-                aside.drop_former(connection, stored, seconds=0)
-            try:
-                if beside is not None:
-                    _take_in(connection, stored, beside, limit, report)
-                    told[stored.name] = "swapped"
-                elif missing and index.fulfil(connection, stored, index.Build(limit), report):
-                    told[stored.name] = "built"
-            except RecallError:
-                told[stored.name] = "refused"
-            except ModelError:
-                told[stored.name] = "unable"
-            except BusyError:
-                told[stored.name] = "busy"
-            if stored.status == "building":
-                store.set_status(connection, stored, "ready")
-    return told
+            model = get_model(connection, name)
+            outcome = _complete(connection, model, limit, reporter)
+            if outcome is not None:
+                outcomes[model.name] = outcome
+    return outcomes
 
 
-def _take_in(
-    connection: Connection, stored: StoredModel, beside: aside.Aside, limit: int, report: Progress | None
-) -> None:
-    """What lies beside a table: into that where it is little, else in its place."""
-    if aside.is_little(connection, stored, beside):
-        aside.give_back(connection, stored, beside)
-    else:
-        aside.finish(connection, stored, index.as_before(stored, limit), report)
+def _complete(connection: Connection, model: StoredModel, limit: int, reporter: Reporter) -> str | None:
+    shadow = shadow_table(connection, model)
+    if locks.is_locked(connection, locks.FILL, model.model_id):
+        return "busy" if shadow else None
+    is_due = is_index_due(connection, model)
+    if is_due and not shadow and model.status == "building":
+        coverage = count_coverage(connection, model)
+        if coverage.missing > coverage.embedded:
+            return "missing"
+    if not owns_table(connection, model):
+        return "not owner" if is_due else None
+    if shadow is None:
+        drop_retired(connection, model, seconds=0)
+    outcome = _build(connection, model, shadow, limit, reporter, is_due=is_due)
+    if model.status == "building":
+        set_status(connection, model, "ready")
+    return outcome
+
+
+def _build(
+    connection: Connection, model: StoredModel, shadow: EmbeddingTable | None, limit: int,
+    reporter: Reporter, *, is_due: bool,
+) -> str | None:  # fmt: skip
+    try:
+        if shadow is not None and is_small(connection, model, shadow):
+            merge_into_live(connection, model, shadow)
+            return "swapped"
+        if shadow is not None:
+            complete_load(connection, model, with_previous_recall(model, limit), reporter)
+            return "swapped"
+        if is_due and apply_index_spec(connection, model, BuildOptions(limit), reporter):
+            return "built"
+    except RecallError:
+        return "refused"
+    except ModelError:
+        return "unable"
+    except BusyError:
+        return "busy"
+    return None

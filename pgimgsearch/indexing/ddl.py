@@ -1,4 +1,7 @@
-"""One index made or dropped. The model's row, which says what answers, is not touched here."""
+"""Create and drop indexes. The model's row, which says which index searches use, is not touched here.
+
+The names of indexes and their statements come from SQL (``sql/12_embedding_tables.sql``).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,148 +10,148 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from pgimgsearch.database.connection import Connection, translate, vector_schema
+from pgimgsearch.database.connection import Connection, translate
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.indexing import binary_quantization as bits
-from pgimgsearch.indexing.index_names import BUILDING, OLD, SUFFIXES, index_name, named, names, partitions
-from pgimgsearch.indexing.methods import indexed_as
-from pgimgsearch.indexing.progress import Progress, reported
+from pgimgsearch.database.retry import with_lock_retries
+from pgimgsearch.indexing.embedding_table import EmbeddingTable, live_table, partition_names
+from pgimgsearch.indexing.progress import watch_progress
+from pgimgsearch.reporter import Reporter
 
-OPERATOR_CLASSES = {"halfvec": "halfvec_cosine_ops", "vector": "vector_cosine_ops", "bit": "bit_hamming_ops"}
-OPTIONS = {"m", "ef_construction", "lists", "num_neighbors"}
+IN_USE, BUILDING, REPLACED = "", "__new", "__old"  # stages of an index, as its name tells
+
+BITS = "select imgsearch._create_bits_function(m, %s, %s) from imgsearch.model m where m.model_id = %s"
+DEFINITION = """
+select imgsearch._index_definition(m, %(method)s, %(state)s, %(relation)s, %(name)s, %(concurrently)s)
+from imgsearch.model m where m.model_id = %(model)s
+"""
+DROP_BITS = "select imgsearch._drop_bits_functions(m) from imgsearch.model m where m.model_id = %s"
 
 
 @contextmanager
-def making(
-    connection: Connection, model: StoredModel, memory: int, workers: int | None, report: Progress | None
-) -> Iterator[None]:
-    """Make an index in a block: with so many megabytes and processes, watched, and leaving nothing where it fails."""
-    with _settings(connection, memory, workers), reported(connection, report), _no_leftover(connection, model):
+def index_build(
+    connection: Connection, model: StoredModel, table: EmbeddingTable, memory: int, workers: int | None,
+    reporter: Reporter,
+) -> Iterator[None]:  # fmt: skip
+    """Build an index in this block: with megabytes and processes, reported, and leaving nothing behind on failure."""
+    with (
+        _settings(connection, memory, workers),
+        watch_progress(connection, reporter),
+        _no_leftovers(connection, model, table),
+    ):
         yield
 
 
-def create(
-    connection: Connection, model: StoredModel, method: str, noted: dict[str, Any], *, concurrently: bool = False
-) -> None:
-    """Create a model's index under the name of one that is being built; ``noted`` has its parameters.
-
-    The function of the bits is made first, and noted too. Of a table in partitions they are made one by one, so that
-    memory holds one graph, and one over all that they belong to.
-    """
-    options = {name: value for name, value in noted.items() if name in OPTIONS}
-    if method == "hnsw-binary":
-        noted["bits"] = bits.make_function(connection, model, noted["rows"])
-    function = noted.get("bits")
-    new = index_name(model, method) + BUILDING
-    if model.partitions == 1:
-        _create_one(connection, model, method, options, function, model.table, new, concurrently=concurrently)
-        return
-    whole = sql.SQL("only {}").format(model.table)
-    _create_one(connection, model, method, options, function, whole, new, concurrently=False)
-    for part in partitions(connection, model):
-        own = part + SUFFIXES[method] + BUILDING
-        _create_one(connection, model, method, options, function, named(part), own, concurrently=concurrently)
-        connection.execute(sql.SQL("alter index {} attach partition {}").format(named(new), named(own)))
-
-
-def _create_one(
-    connection: Connection, model: StoredModel, method: str, options: dict[str, int], function: str | None,
-    table: sql.Composable, name: str, *, concurrently: bool,
+def create_index(
+    connection: Connection, model: StoredModel, table: EmbeddingTable, method: str, state: dict[str, Any], *,
+    stage: str, concurrently: bool,
 ) -> None:  # fmt: skip
-    statement = sql.SQL("create index {} {} on {} using {} ({}) with ({})").format(
-        sql.SQL("concurrently" if concurrently else ""),
-        sql.Identifier(name),
-        table,
-        sql.SQL("hnsw" if method == "hnsw-binary" else method),
-        _sorted_by(connection, model, method, function),
-        sql.SQL(", ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
-        ),
-    )
+    """Create an index of a table; ``state`` is what the model's row will hold of it, to which ``bits`` is added.
+
+    The indexes of partitions are built one by one, so that memory holds one graph, and attached to one of the parent.
+    """
+    if method == "hnsw-binary":
+        state["bits"] = _value(connection, BITS, [table.name, state["rows"], model.model_id])
+    whole = _index_name(connection, table.name, method, stage)
+    if table.partitions == 1:
+        _create(connection, model, method, state, table.identifier, whole, concurrently=concurrently)
+        return
+    parent = sql.SQL("only {}").format(table.identifier)
+    _create(connection, model, method, state, parent, whole, concurrently=False)
+    for partition in partition_names(connection, table.name):
+        name = _index_name(connection, partition, method, stage)
+        relation = sql.Identifier("imgsearch", partition)
+        _create(connection, model, method, state, relation, name, concurrently=concurrently)
+        connection.execute(sql.SQL("alter index {} attach partition {}").format(_qualified(whole), _qualified(name)))
+
+
+def drop_indexes(connection: Connection, table: EmbeddingTable, *stages: str) -> None:
+    """Drop the indexes of a table that are in one of these stages.
+
+    Concurrently, as a plain drop waits for all readers, and later readers wait for it. Postgres cannot drop an index
+    over partitions like that: it goes in short attempts, and takes those of the partitions with it.
+    """
+    rows = connection.execute(
+        "select i.name, i.over_partitions from imgsearch._indexes(to_regclass(format('imgsearch.%%I', %s::text))) i "
+        "where i.stage = any(%s)",
+        [table.name, list(stages)],
+    ).fetchall()
+    for name, over_partitions in rows:
+        if over_partitions:
+            with_lock_retries(connection, sql.SQL("drop index if exists {}").format(_qualified(name)))
+        else:
+            connection.execute(sql.SQL("drop index concurrently if exists {}").format(_qualified(name)))
+
+
+def drop_leftovers(connection: Connection, model: StoredModel, table: EmbeddingTable) -> None:
+    """Drop what earlier builds left: unfinished and replaced indexes of a table, and functions for the bits of those.
+
+    The function of a replaced index stays until here, for queries that read the model's row before.
+    """
+    unfinished = (BUILDING, REPLACED) if table == live_table(model) else (IN_USE, BUILDING, REPLACED)
+    drop_indexes(connection, table, *unfinished)
+    connection.execute(DROP_BITS, [model.model_id])
+
+
+def _create(
+    connection: Connection, model: StoredModel, method: str, state: dict[str, Any], relation: sql.Composable, name: str,
+    *, concurrently: bool,
+) -> None:  # fmt: skip
+    statement = _value(
+        connection, DEFINITION,
+        {"method": method, "state": psycopg.types.json.Jsonb(state), "relation": relation.as_string(connection),
+         "name": name, "concurrently": concurrently, "model": model.model_id},
+    ).encode()  # fmt: skip
     try:
         connection.execute(statement)
     except (pg.DiskFull, pg.OutOfMemory) as error:
         if "shared memory" not in str(error):
             raise
-        connection.execute(sql.SQL("drop index concurrently if exists {}").format(named(name)))
+        # too little for parallel workers, as in a container: build without them
+        connection.execute(sql.SQL("drop index concurrently if exists {}").format(_qualified(name)))
         connection.execute("set max_parallel_maintenance_workers = 0")
         connection.execute(statement)
 
 
-def _sorted_by(connection: Connection, model: StoredModel, method: str, function: str | None) -> sql.Composable:
-    """What an index is on, as imgsearch._sorted_by asks for it, and by which operators."""
-    schema, dim = sql.SQL(vector_schema(connection)), sql.Literal(model.dim)
-    if method == "diskann":  # its own operators are those it takes by default
-        return sql.SQL("({schema}.l2_normalize(embedding)::{schema}.vector({dim}))").format(schema=schema, dim=dim)
-    operators = sql.SQL(OPERATOR_CLASSES[indexed_as(model, method)])
-    indexed = bits.expression(function, model.dim) if function else sql.SQL("embedding")
-    return sql.SQL("{} {}.{}").format(indexed, schema, operators)
+def _value(connection: Connection, query: Any, values: Any) -> Any:
+    row = connection.execute(query, values).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _index_name(connection: Connection, table: str, method: str, stage: str) -> str:
+    return str(_value(connection, "select imgsearch._index_name(%s, %s, %s)", [table, method, stage]))
+
+
+def _qualified(name: str) -> sql.Identifier:
+    return sql.Identifier("imgsearch", name)
 
 
 @contextmanager
-def _no_leftover(connection: Connection, model: StoredModel) -> Iterator[None]:
-    """What a failed build has left, which would take disk and slow writers down, is dropped and said."""
+def _no_leftovers(connection: Connection, model: StoredModel, table: EmbeddingTable) -> Iterator[None]:
+    """Drop what a failed build leaves, as it takes disk and slows writers down, and say so in the error."""
     try:
         yield
     except BaseException as error:  # Ctrl-C too
-        what = "is dropped"
+        fate = "was dropped"
         try:
             connection.execute("set lock_timeout = '5s'")
-            drop_leftovers(connection, model)
-        except psycopg.Error:  # the connection is gone, or others hold on to it
-            what = "will be dropped by the next build"
+            drop_leftovers(connection, model, table)
+        except psycopg.Error:  # the connection is gone, or others hold a lock
+            fate = "will be dropped by the next build"
         if not connection.closed:
             connection.execute("reset lock_timeout")
         if not isinstance(error, psycopg.Error):
             raise
-        told = translate(error)
-        raise type(told)(
-            f"the index of {model.name} was not built, and what there was of it {what}: {told}", hint=told.hint
+        cause = translate(error)
+        raise type(cause)(
+            f"the index of {model.name} was not built, and its unfinished part {fate}: {cause}", hint=cause.hint
         ) from error
-
-
-def drop_leftovers(connection: Connection, model: StoredModel) -> None:
-    """What builds have left: an index that was not finished, or the one before it, and functions for the bits of those.
-
-    The function of an index that was swapped stays until here, for those who read the model's row before that.
-    """
-    drop_indexes(connection, model, BUILDING)
-    drop_indexes(connection, model, OLD)
-    bits.drop_functions(connection, model)
-
-
-def drop_indexes(connection: Connection, model: StoredModel, end: str = "") -> None:
-    """Concurrently: a plain drop waits for all who read the table, and all who come after wait for it.
-
-    Postgres cannot so drop one over partitions, which goes in short tries, and takes those of its partitions along.
-    """
-    for name in names(connection, model):
-        over_all = model.partitions > 1 and name.startswith(model.table_name)
-        if over_all:
-            patiently(connection, sql.SQL("drop index if exists {}").format(named(name + end)))
-        else:
-            connection.execute(sql.SQL("drop index concurrently if exists {}").format(named(name + end)))
-
-
-def patiently(connection: Connection, *statements: sql.Composed, seconds: float = 30) -> None:
-    """Run a transaction that waits for all who read, in tries so short that nobody has to wait long for it."""
-    tries = Retrying(
-        retry=retry_if_exception_type(pg.LockNotAvailable), wait=wait_exponential(multiplier=0.25, max=15),
-        stop=stop_after_delay(seconds), reraise=True,
-    )  # fmt: skip
-    for attempt in tries:
-        with attempt, connection.transaction():
-            connection.execute("set transaction isolation level read committed")  # to see what came before its locks
-            connection.execute("set local lock_timeout = '200ms'")
-            for statement in statements:
-                connection.execute(statement)
 
 
 @contextmanager
 def _settings(connection: Connection, memory: int, workers: int | None) -> Iterator[None]:
-    """Memory and workers for a build, put back afterwards."""
+    """Memory and workers for a build, restored afterwards."""
     connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
     if workers is not None:  # the session itself is one of them
         connection.execute("select set_config('max_parallel_maintenance_workers', %s, false)", [str(workers - 1)])

@@ -1,100 +1,81 @@
-"""What an index holds and takes: its method, its bytes, and the memory to build it with. No index is touched here."""
+"""What an index takes: its method, its size on disk, and the memory to build it with. No index is touched here."""
 
-import math
+from dataclasses import dataclass
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
 from pgimgsearch.database.models import StoredModel
 
-MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000, "sbq": 16000}  # that pgvector and pgvectorscale index
-ROUGH = {"hnsw-binary", "diskann"}  # methods that hold vectors roughly and choose candidates, which are measured anew
-SBQ_NEIGHBOURS = 50  # of an element of a diskann graph (pgvectorscale: num_neighbors)
-LEAST_BITS = 256  # of fewer dimensions the bits alone say too little
+MAX_DIMENSIONS = {"halfvec": 4000, "vector": 2000, "bit": 64000}  # that pgvector's HNSW indexes
+MIN_BITS = 256  # with fewer dimensions, bits alone say too little
+MIN_ROWS = 2000  # for a mean to quantize around
 PAGE, PAGE_HEAD, ITEM = 8192, 24, 4  # bytes of a page of Postgres, of its header, of a pointer to a row
-LISTS = 1000  # rows of a list, up to a million rows (pgvector: README, IVFFlat)
-LEAST_ROWS = 2000  # for a mean that bits are cut at, and for lists
 
 
-def method_of(model: StoredModel) -> str:
-    """The method that a model's index is wanted with; by bits where the column has too many dimensions for another."""
-    wanted: str = model.index_wanted["method"]
-    if wanted == "none" or model.dim <= MOST_DIMENSIONS[indexed_as(model, wanted)]:
-        return wanted
-    return "hnsw-binary" if model.dim <= MOST_DIMENSIONS["bit"] else "none"
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """The index that a model should have: its method and parameters, for vectors of a dimension and column type."""
+
+    dim: int
+    storage: str
+    wanted: str
+    m: int
+    ef_construction: int
+
+    @property
+    def method(self) -> str:
+        """The method to build with: bits where the column has too many dimensions for another."""
+        if self.wanted == "none" or self.dim <= MAX_DIMENSIONS[self.indexed_type(self.wanted)]:
+            return self.wanted
+        return "hnsw-binary" if self.dim <= MAX_DIMENSIONS["bit"] else "none"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the index is fitted to stored rows, so that one built too early would stay poor."""
+        return self.method == "hnsw-binary"
+
+    def is_too_few(self, rows: int) -> bool:
+        """Whether there are too few rows to build the index."""
+        return self.needs_rows and rows < MIN_ROWS
+
+    def indexed_type(self, method: str) -> str:
+        """The type that an index of a method holds: bits, or that of the column."""
+        return "bit" if method == "hnsw-binary" else self.storage
 
 
-def suitable(model: StoredModel, rows: int, limit: int) -> str:
+def index_spec(model: StoredModel) -> IndexSpec:
+    """The index that a stored model should have."""
+    spec = model.index_spec
+    return IndexSpec(model.dim, model.storage, spec["method"], int(spec["m"]), int(spec["ef_construction"]))
+
+
+def suitable_method(spec: IndexSpec, rows: int, limit: int) -> str:
     """The method for so many rows where a build may take ``limit`` megabytes: bits where the graph would not fit."""
-    if model.storage == "bit" or model.dim < LEAST_BITS:
+    if spec.storage == "bit" or spec.dim < MIN_BITS:
         return "hnsw"
-    fits = graph_bytes(rows, model, "hnsw") * 6 // 5 <= limit * MEGABYTE
-    return "hnsw" if fits and model.dim <= MOST_DIMENSIONS[model.storage] else "hnsw-binary"
-
-
-def instead_of_bits(model: StoredModel, *, diskann: bool) -> list[str]:
-    """What to try where bits find too little; ``diskann`` is whether the database has the index of pgvectorscale."""
-    there = {"diskann": diskann, "hnsw": True}
-    return [name for name, has in there.items() if has and model.dim <= MOST_DIMENSIONS[indexed_as(model, name)]]
-
-
-def indexed_as(model: StoredModel, method: str) -> str:
-    """The type of what an index holds: bits, two bits an element (statistical binary quantisation), or the column's."""
-    return {"hnsw-binary": "bit", "diskann": "sbq"}.get(method, model.storage)
-
-
-def needs_rows(model: StoredModel) -> bool:
-    """Whether the wanted index is fitted on what is stored, and would stay poor when more comes."""
-    return method_of(model) in {*ROUGH, "ivfflat"}
-
-
-def is_too_few(model: StoredModel, rows: int) -> bool:
-    """Whether there are too few rows for the wanted index."""
-    return needs_rows(model) and rows < LEAST_ROWS
-
-
-def parameters(model: StoredModel, method: str, rows: int, limit: int) -> dict[str, int]:
-    """What an index is built with: a graph's neighbours and candidates, or lists that fit in ``limit`` megabytes."""
-    if method == "ivfflat":
-        lists = max(1, rows // LISTS if rows <= LISTS**2 else math.isqrt(rows))
-        while lists > 1 and _lists_bytes(lists, model) > limit * MEGABYTE:
-            lists = lists * 3 // 4
-        return {"lists": lists}
-    if method == "diskann":
-        return {"num_neighbors": SBQ_NEIGHBOURS}
-    return {name: int(model.index_wanted[name]) for name in ("m", "ef_construction")}
+    fits = graph_bytes(rows, spec, "hnsw") * 6 // 5 <= limit * MEGABYTE
+    return "hnsw" if fits and spec.dim <= MAX_DIMENSIONS[spec.storage] else "hnsw-binary"
 
 
 def vector_bytes(kind: str, dim: int) -> int:
     """The bytes of a stored vector without its header."""
-    return {"halfvec": 2 * dim, "vector": 4 * dim, "bit": dim // 8, "sbq": dim // (4 if dim < 900 else 8)}[kind]
+    return {"halfvec": 2 * dim, "vector": 4 * dim, "bit": dim // 8}[kind]
 
 
-def graph_bytes(rows: int, model: StoredModel, method: str) -> int:
+def graph_bytes(rows: int, spec: IndexSpec, method: str) -> int:
     """The memory to build a graph in: vectors, neighbour lists and pgvector's bookkeeping."""
-    size = vector_bytes(indexed_as(model, method), model.dim)
-    neighbours = SBQ_NEIGHBOURS if method == "diskann" else 2 * int(model.index_wanted["m"])
-    return rows * (size + neighbours * 16 + 256)
+    return rows * (vector_bytes(spec.indexed_type(method), spec.dim) + 2 * spec.m * 16 + 256)
 
 
-def memory_for(rows: int, model: StoredModel, method: str, limit: int) -> int:
-    """Megabytes of maintenance_work_mem for a build: what it takes and a fifth, at least 64 and at most ``limit``."""
-    if method == "ivfflat":
-        size = _lists_bytes(parameters(model, method, rows, limit)["lists"], model)
-    else:
-        size = graph_bytes(rows, model, method)
-    return max(64, min(limit, size * 6 // 5 // MEGABYTE))
-
-
-def _lists_bytes(lists: int, model: StoredModel) -> int:
-    """The memory of k-means over a sample: vectors, centres, bounds and distances (pgvector: ElkanKmeans)."""
-    size, sample = vector_bytes(model.storage, model.dim) + 8, max(10_000, 50 * lists)
-    return sample * (size + 4 * lists) + lists * (2 * size + 4 * model.dim + 4 * lists)
+def build_memory(rows: int, spec: IndexSpec, method: str, limit: int) -> int:
+    """Megabytes of maintenance_work_mem for a build: what it takes plus a fifth, at least 64 and at most ``limit``."""
+    return max(64, min(limit, graph_bytes(rows, spec, method) * 6 // 5 // MEGABYTE))
 
 
 def memory_limit(connection: Connection, *, remote: bool) -> int:
-    """Megabytes that a build may take where nobody says: a quarter of the server's memory.
+    """Megabytes that a build may take unless the user says: a quarter of the server's memory.
 
-    Of a server elsewhere we see only what it was told: effective_cache_size is about half of its memory on managed
+    Of a remote server only its settings are known: effective_cache_size is about half of its memory on managed
     servers, and 4 GB where nobody has set it.
     """
     if not remote:
@@ -107,22 +88,17 @@ def memory_limit(connection: Connection, *, remote: bool) -> int:
     return int(row[0]) // MEGABYTE
 
 
-def index_row_bytes(model: StoredModel, method: str) -> float:
-    """Bytes of an index for each row, as pages hold them: an element of a graph and its neighbours, or of a list.
+def index_row_bytes(spec: IndexSpec, method: str) -> float:
+    """Bytes of an index for each row, as pages hold them: an element of a graph and its neighbours.
 
-    Source: pgvector, HnswElementTupleData and HnswNeighborTupleData; for pgvectorscale 0.9 what was measured.
+    Source: pgvector, HnswElementTupleData and HnswNeighborTupleData.
     """
-    vector = 8 + vector_bytes(indexed_as(model, method), model.dim)
-    if method == "diskann":
-        entry = aligned(32 + vector + 8 * SBQ_NEIGHBOURS) + ITEM
-    elif method == "ivfflat":
-        entry = aligned(8 + vector) + ITEM
-    else:
-        entry = aligned(72 + vector) + ITEM + aligned(12 + 6 * 2 * int(model.index_wanted["m"])) + ITEM
-    room = PAGE - PAGE_HEAD - 8
-    return PAGE / (room // entry) if entry <= room else 2.0 * PAGE  # an element and its neighbours on a page each
+    element = aligned(80 + vector_bytes(spec.indexed_type(method), spec.dim))
+    entry = element + ITEM + aligned(12 + 6 * 2 * spec.m) + ITEM
+    free = PAGE - PAGE_HEAD - 8
+    return PAGE / (free // entry) if entry <= free else 2.0 * PAGE  # an element and its neighbours on a page each
 
 
 def aligned(size: int) -> int:
-    """To eight bytes, as Postgres lays rows out."""
+    """Rounded up to eight bytes, as Postgres lays rows out."""
     return -(-size // 8) * 8

@@ -1,20 +1,19 @@
-"""How far the server is with an index."""
+"""Report how far the server is with an index."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psycopg
 
 from pgimgsearch.database.connection import Connection
-
-Progress = Callable[[str, int, int], None]  # phase, done, total
+from pgimgsearch.reporter import SILENT, Reporter
 
 
 @contextmanager
-def reported(connection: Connection, report: Progress | None) -> Iterator[None]:
+def watch_progress(connection: Connection, reporter: Reporter) -> Iterator[None]:
     """Watch pg_stat_progress_create_index from a second connection while the block runs."""
-    if report is None:
+    if reporter is SILENT:
         yield
         return
     done = threading.Event()
@@ -22,17 +21,17 @@ def reported(connection: Connection, report: Progress | None) -> Iterator[None]:
 
     def watch() -> None:
         with (
-            suppress(psycopg.Error),  # the build says why it fails
+            suppress(psycopg.Error),  # the build itself says why it fails
             psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as watcher,
         ):
             while not done.wait(0.5):
                 row = watcher.execute(
-                    # a graph counts the rows it has, but not those to come; both are known of blocks
-                    "select phase, case when blocks_total > 0 then blocks_done else tuples_done end, "
+                    # a graph counts rows done but not those to come; of blocks both are known
+                    "select case when blocks_total > 0 then blocks_done else tuples_done end, "
                     "greatest(blocks_total, tuples_total) from pg_stat_progress_create_index where pid = %s", [pid],
                 ).fetchone()  # fmt: skip
                 if row:
-                    report(*row)
+                    reporter.progress(*row)
 
     thread = threading.Thread(target=watch, name="index-progress", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""How many of the true neighbours an index finds, and how far it must look for that."""
+"""The recall of an index: how many of the true neighbours it finds, and the ef_search that a wanted recall takes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,22 @@ from psycopg.types.json import Jsonb
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel, count_embeddings
 from pgimgsearch.errors import ModelError, RecallError
-from pgimgsearch.indexing.methods import MOST_DIMENSIONS, ROUGH
+from pgimgsearch.indexing.embedding_table import EmbeddingTable
+from pgimgsearch.indexing.methods import MAX_DIMENSIONS
 
-RECALL = 0.99  # that an index shall have, where nobody says
+DEFAULT_RECALL = 0.99
 NEIGHBOURS = 10
-EFFORTS = [1, 2, 3, 5, 8, 12, 20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]  # values of ef_search to try
-LEAST = {"hnsw": 20, "hnsw-binary": 20, "ivfflat": 1, "diskann": 20}
-FIRST = {"hnsw": 100, "hnsw-binary": 100, "ivfflat": 1, "diskann": 100}  # after a build by another method than before
-SAMPLE, LEAST_SAMPLE, COMPARISONS = 50, 10, 20_000_000
+EF_SEARCH_GRID = [20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000]
+FIRST_EF_SEARCH = 100  # after a build by another method than before
+SAMPLE, MIN_SAMPLE, COMPARISONS = 50, 10, 20_000_000
+
+MEASURE = """
+select r.ef_search, avg(r.recall) as recall,
+       percentile_cont(0.5) within group (order by r.milliseconds) as milliseconds
+from imgsearch.model x cross join lateral jsonb_populate_record(x, %s) m,
+     imgsearch._recalls(m, %s, imgsearch._sample_contents(m, %s), %s) r
+where x.model_id = %s group by 1 order by 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,96 +35,90 @@ class Recall:
     recall: float | None
 
 
-def sample_for(rows: int, most: int = SAMPLE) -> int:
-    """How many questions are asked of so many rows: each reads all vectors once."""
-    return max(LEAST_SAMPLE, min(most, COMPARISONS // max(rows, 1)))
+def sample_size(rows: int, most: int = SAMPLE) -> int:
+    """How many queries measure the recall over so many rows; each reads all vectors once."""
+    return max(MIN_SAMPLE, min(most, COMPARISONS // max(rows, 1)))
 
 
-def measured(
-    connection: Connection, model: StoredModel, efforts: list[int], *, k: int = NEIGHBOURS, sample: int,
-    by: dict[str, Any] | None = None,
+def measure_recall(
+    connection: Connection, model: StoredModel, grid: list[int], *, k: int = NEIGHBOURS, sample: int,
+    index: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Recall@k over ``sample`` stored vectors by the model's index, or by one that it has not yet, of which ``by`` says
-    what the model's row will. A row for each effort, rising: ef_search, recall, and the median milliseconds of a query.
+    """Recall@k at each ef_search, over ``sample`` stored vectors: ef_search, recall and median milliseconds, rising.
+
+    ``index`` holds the fields of the model's row that describe another index than its present one.
     """
-    return (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            "select r.ef_search, avg(r.recall) as recall, "
-            "percentile_cont(0.5) within group (order by r.milliseconds) as milliseconds "
-            "from imgsearch.model x cross join lateral jsonb_populate_record(x, %s) m, "
-            "imgsearch._recalls(m, %s, imgsearch._drawn(m, %s), %s) r where x.model_id = %s group by 1 order by 1",
-            [Jsonb(by or {}), k, sample, efforts, model.model_id],
-        )
-        .fetchall()
-    )
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(MEASURE, [Jsonb(index or {}), k, sample, grid, model.model_id]).fetchall()
 
 
-def first_effort(model: StoredModel, method: str) -> int:
-    """The effort that an index starts with: the model's own, unless it was that of another method."""
-    former = model.index_parameters.get("method") if model.index_method == "none" else model.index_method
-    kept = former == method or (former is None and method != "ivfflat")
-    return model.ef_search if kept else FIRST[method]
+def initial_ef_search(model: StoredModel, method: str) -> int:
+    """The ef_search that a new index starts with: the model's own, unless it belonged to another method."""
+    before = model.index_state.get("method") if model.index_method == "none" else model.index_method
+    return model.ef_search if before in {method, None} else FIRST_EF_SEARCH
 
 
-def reached(connection: Connection, model: StoredModel, method: str, noted: dict[str, Any]) -> Recall:
-    """The effort for an index that was just built: its first one, or of another method than before as much as it takes.
+def reach_recall(
+    connection: Connection, model: StoredModel, table: EmbeddingTable, method: str, state: dict[str, Any]
+) -> Recall:
+    """The ef_search for an index that was just built: the initial one, or of a new method what the recall takes.
 
-    ``noted`` is what it was built with. Raises RecallError where a rough index never does, as vectors of another kind
-    are cut by it. A graph that does not is kept with the effort it had: its recall says so.
+    ``state`` is what it was built with. Raises RecallError where a quantized index never reaches it, as vectors of
+    another kind were quantized. A graph that does not is kept, and its recall says so.
     """
-    by = {"index_method": method, "index_parameters": noted, "embeddings": f"imgsearch.{model.table_name}"}
-    sample = sample_for(noted["rows"])
-    kept = first_effort(model, method)
-    first = measured(connection, model, [kept], sample=sample, by=by)
-    if not first or first[0]["recall"] >= noted["wanted"] or model.index_method == method:
-        return Recall(kept, first[0]["recall"] if first else None)
-    more = measured(connection, model, [effort for effort in EFFORTS if effort > kept], sample=sample, by=by)
-    found = next((row for row in more if row["recall"] >= noted["wanted"]), None)
-    if found is None and method in ROUGH:
-        connection.execute(
-            "update imgsearch.model set index_parameters = index_parameters || %s where model_id = %s",
-            [Jsonb({"refused": noted["rows"]}), model.model_id],
-        )
-        most = max((row["recall"] for row in more), default=first[0]["recall"])
-        other = (
-            "--method hnsw"
-            if model.dim <= MOST_DIMENSIONS[model.storage]
-            else f"--method {method} --recall {most - 0.01:.2f}"
-        )
-        raise RecallError(
-            f"method {method} finds {most:.3f} of the true neighbours of {model.name}, not {noted['wanted']}",
-            hint=f"pgimgsearch index build {model.name} {other}",
-        )
-    return Recall(found["ef_search"], found["recall"]) if found else Recall(kept, first[0]["recall"])
+    index = {"index_method": method, "index_state": state, "embeddings": f'imgsearch."{table.name}"'}
+    sample = sample_size(state["rows"])
+    initial = initial_ef_search(model, method)
+    first = measure_recall(connection, model, [initial], sample=sample, index=index)
+    if not first or first[0]["recall"] >= state["wanted"] or model.index_method == method:
+        return Recall(initial, first[0]["recall"] if first else None)
+    grid = [ef_search for ef_search in EF_SEARCH_GRID if ef_search > initial]
+    more = measure_recall(connection, model, grid, sample=sample, index=index)
+    found = next((row for row in more if row["recall"] >= state["wanted"]), None)
+    if found is None and method == "hnsw-binary":
+        raise _refused(connection, model, state, max((row["recall"] for row in more), default=first[0]["recall"]))
+    return Recall(found["ef_search"], found["recall"]) if found else Recall(initial, first[0]["recall"])
 
 
 def tune(connection: Connection, model: StoredModel, wanted: float, k: int, sample: int) -> list[dict[str, Any]]:
-    """Measure recall@k for rising ef_search; store the first that reaches ``wanted``. Returns what was measured.
+    """Measure recall@k for rising ef_search, and store the first that reaches ``wanted``. Returns the measurements.
 
-    For more than ten neighbours a search looks further by itself, so that the effort is never lowered by that, and the
-    recall that is noted stays that of ten. Raises ModelError where no ef_search reaches it, or there is no index.
+    With more than ten neighbours a search raises ef_search by itself, so the stored value is never lowered by that,
+    and the stored recall stays that of ten. Raises ModelError without an index, RecallError where none reaches it.
     """
     if model.index_method == "none":
         raise ModelError(f"{model.name} has no index", hint=f"run: pgimgsearch index build {model.name}")
-    efforts = [effort for effort in EFFORTS if effort >= LEAST[model.index_method]]
-    rows = measured(connection, model, efforts, k=k, sample=sample)
+    rows = measure_recall(connection, model, EF_SEARCH_GRID, k=k, sample=sample)
     if not rows:
-        raise ModelError(f"{model.name} has too few vectors to have neighbours", hint="ingest pictures first")
+        raise ModelError(f"{model.name} has too few vectors to have neighbours", hint="ingest images first")
     reaching = [row for row in rows if row["recall"] >= wanted]
     if not reaching:
         best = max(row["recall"] for row in rows)
         raise RecallError(
             f"no ef_search reaches a recall of {wanted}: the most is {best:.4f}",
-            hint=f"build it anew, as many changes make an index worse: pgimgsearch index build {model.name}"
+            hint=f"rebuild it, as many changes make an index worse: pgimgsearch index build {model.name}"
             + ("; for many neighbours: --method hnsw" if model.index_method != "hnsw" and k > NEIGHBOURS else ""),
         )
-    noted, chosen = {}, max(reaching[0]["ef_search"], model.ef_search)
+    state, chosen = {}, max(reaching[0]["ef_search"], model.ef_search)
     if k <= NEIGHBOURS:
         chosen = reaching[0]["ef_search"]
-        noted = {"recall": reaching[0]["recall"], "wanted": wanted, "rows": count_embeddings(connection, model)}
+        state = {"recall": reaching[0]["recall"], "wanted": wanted, "rows": count_embeddings(connection, model)}
     connection.execute(
-        "update imgsearch.model set ef_search = %s, index_parameters = index_parameters || %s where model_id = %s",
-        [chosen, Jsonb(noted), model.model_id],
+        "update imgsearch.model set ef_search = %s, index_state = index_state || %s where model_id = %s",
+        [chosen, Jsonb(state), model.model_id],
     )
     return rows
+
+
+def _refused(connection: Connection, model: StoredModel, state: dict[str, Any], best: float) -> RecallError:
+    """Record that a quantized index was refused at so many rows, and say what to build instead."""
+    connection.execute(
+        "update imgsearch.model set index_state = index_state || %s where model_id = %s",
+        [Jsonb({"refused": state["rows"]}), model.model_id],
+    )
+    has_graph = model.dim <= MAX_DIMENSIONS[model.storage]
+    other = "--method hnsw" if has_graph else f"--method hnsw-binary --recall {best - 0.01:.2f}"
+    return RecallError(
+        f"method hnsw-binary finds {best:.3f} of the true neighbours of {model.name}, not {state['wanted']}",
+        hint=f"pgimgsearch index build {model.name} {other}",
+    )

@@ -1,6 +1,6 @@
-"""Fill a model: embed what is stored already, from the files that it was ingested from.
+"""Backfill a model: embed images that are stored already, from the files that they were ingested from.
 
-Only embeddings are written, and why there are none: images come and go meanwhile as those who ingest want it.
+Only embeddings are written, and why there are none: images may come and go meanwhile.
 """
 
 import math
@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
@@ -16,34 +16,32 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from pgimgsearch.concurrency import ordered_map, prefetch, stop_signals
-from pgimgsearch.database import coverage, locks
-from pgimgsearch.database import models as store
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.coverage import Coverage
-from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings import open_models as opening
+from pgimgsearch.database.models import Coverage, StoredModel, count_coverage, get_model
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.errors import BusyError, InterruptedRun
-from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
-from pgimgsearch.ingest.keep import Keeper, Lacking
 from pgimgsearch.ingest.plan import digest
 from pgimgsearch.ingest.run import prepare
+from pgimgsearch.ingest.run_log import record_backfill
 from pgimgsearch.ingest.stopwatch import Stopwatch
-from pgimgsearch.ingest.throttle import Pace
+from pgimgsearch.ingest.throttle import Throttle
+from pgimgsearch.ingest.write import EmbeddingWriter, MissingContent
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.runtime.cpu_parallel import cores, passes
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import read as fetch
+from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
+from pgimgsearch.sources.read import read_bytes
 from pgimgsearch.sources.source import location_of
 
-CHUNK, SECONDS_A_CHUNK = 500, 2.0
-CONTENTS_A_PAGE = 2000  # looked up at once, so that no transaction lasts as long as the work
-
-Progress = Callable[[int, int | None], None]
+CHUNK, SECONDS_PER_CHUNK = 500, 2.0
+CONTENTS_PER_PAGE = 2000  # looked up at once, so that no transaction lasts as long as the work
 
 FILES = """
 select c.content_id, c.sha256, c.bytes, c.width::bigint * c.height as pixels,
@@ -54,84 +52,50 @@ where c.content_id = any(%s) group by 1 order by 1
 
 
 def fill_stored(
-    url: str, name: str, checkpoint: Checkpoint, placement: Placement, *, max_load: float, tell: Callable[[str], None],
-    progress: Progress,
-) -> tuple[str, Coverage]:  # fmt: skip
+    url: str, name: str, checkpoint: Checkpoint, placement: Placement, *, max_load: float, reporter: Reporter = SILENT
+) -> tuple[str, Coverage]:
     """Fill a stored model, by its name or an alias; raises BusyError where another session does."""
     with connect(url) as connection:
-        stored = store.get_model(connection, name)
-        if aside.find(connection, stored) is not None:
+        stored = get_model(connection, name)
+        if shadow_table(connection, stored) is not None:
             raise BusyError(
-                f"vectors of {stored.name} lie beside its table, and are not in use yet",
-                hint=f"unless an ingest is still at it: pgimgsearch index build {stored.name}",
+                f"the shadow table of {stored.name} holds vectors that are not in use yet",
+                hint=f"unless an ingest is running: pgimgsearch index build {stored.name}",
             )
-        with locks.alone(connection, locks.FILL, stored.model_id, f"another session fills {stored.name}"):
-            wish = opening.Wish([stored.name], checkpoint=checkpoint, placement=placement)
-            (model,) = opening.open_models(url, wish, [], tell=tell)
-            return stored.name, fill(url, model, progress, max_load=max_load)
+        busy = f"another session fills {stored.name}"
+        with locks.exclusive(connection, locks.FILL, stored.model_id, busy):
+            request = ModelRequest([stored.name], checkpoint=checkpoint, placement=placement)
+            (model,) = open_models(url, request, [], reporter=reporter)
+            return stored.name, fill(url, model, max_load=max_load, reporter=reporter)
 
 
 def fill(
-    url: str, model: LoadedModel, progress: Progress, *, max_load: float = 1.0, given_up: set[int] | None = None
-) -> Coverage:
-    """Embed every stored content that the model has no vector of, until there is none left that can be read.
+    url: str, model: LoadedModel, *, max_load: float = 1.0, failed_contents: set[int] | None = None,
+    reporter: Reporter = SILENT,
+) -> Coverage:  # fmt: skip
+    """Embed every stored content that the model has no vector of, until none is left that can be read.
 
-    What arrives meanwhile is picked up too, unless it arrives faster than it is embedded. A file counts only with the
-    bytes that were ingested. ``given_up`` are contents not to be tried, and those that failed are added. Raises
-    InterruptedRun on Ctrl-C or SIGTERM: what is finished is kept, and the same call goes on from there.
+    New images are picked up too, unless they arrive faster than they are embedded. A file counts only with the bytes
+    that were ingested. ``failed_contents`` are not tried, and those that fail are added. Raises InterruptedRun on
+    Ctrl-C or SIGTERM: what is finished is kept, and the same call continues from there.
     """
-    given_up = set() if given_up is None else given_up
+    failed_contents = set() if failed_contents is None else failed_contents
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
         for connection in (reader, writer):
-            connection.execute("set statement_timeout = 0")  # to count many images takes its time
+            connection.execute("set statement_timeout = 0")  # counting many images takes long
         pool = stack.enter_context(ThreadPoolExecutor(cores(), thread_name_prefix="decode"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
-        keep, watch, counts = Keeper(writer, model.stored), Stopwatch(), Counts([model.stored.name])
-        start = time.monotonic()
-        at_once = passes(model.encoder.device)
-        pace = Pace(max_load, stopped, lambda: sum(stage.seconds for stage in watch.stages.values()) / at_once)
-        before = coverage.count(reader, model.stored)
-        done = before.embedded + before.skipped
-
-        def once() -> int:
-            nonlocal done
-            found = 0
-            for page in _pages(reader, model.stored, given_up):
-                _go_on(stopped)
-                found += len(page)
-                with closing(_embedded(pool, page, model, watch)) as finished:
-                    for chunk in _chunks(_paced(finished, pace)):
-                        keep.write(chunk)
-                        for one in chunk:
-                            counts.add_item(one.item)
-                        given_up.update(one.content_id for one in chunk if one.item.failure)
-                        done += len(chunk)
-                        progress(done, before.contents)
-                        _go_on(stopped)
-            _go_on(stopped)
-            return found
-
-        status = "failed"
-        try:
-            found, most = once(), math.inf
-            while 0 < found < most:  # what came meanwhile, as long as that gets less
-                found, most = once(), found
-            status = "complete"
-        except (InterruptedRun, KeyboardInterrupt):
-            status = "interrupted"
-            raise
-        finally:
-            if not writer.closed:
-                keep.record(model.encoder, counts, watch, time.monotonic() - start, status)
-        covered = coverage.count(reader, model.stored)
-        _go_on(stopped)
+        backfill = _Backfill(reader, writer, model, pool, stopped, max_load, failed_contents, reporter)
+        backfill.run()
+        covered = count_coverage(reader, model.stored)
+        _check_stopped(stopped)
         return covered
 
 
-def still_lacking(connection: Connection, model: StoredModel, contents: Iterable[int]) -> int:
+def count_missing(connection: Connection, model: StoredModel, contents: Iterable[int]) -> int:
     """How many of these contents are shown by images and have no vector."""
     row = connection.execute(
         sql.SQL(
@@ -144,54 +108,112 @@ def still_lacking(connection: Connection, model: StoredModel, contents: Iterable
     return int(row[0])
 
 
-def _go_on(stopped: threading.Event) -> None:
+class _Backfill:
+    """One backfill, in passes over what is missing."""
+
+    def __init__(
+        self, reader: Connection, writer: Connection, model: LoadedModel, pool: ThreadPoolExecutor,
+        stopped: threading.Event, max_load: float, failed_contents: set[int], reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self.reader, self.writer, self.model, self.pool, self.stopped = reader, writer, model, pool, stopped
+        self.failed_contents, self.reporter = failed_contents, reporter
+        self.output = EmbeddingWriter(writer, model.stored)
+        self.watch, self.counts = Stopwatch(), Counts([model.stored.name])
+        parallel = passes(model.encoder.device)
+        self.throttle = Throttle(
+            max_load, stopped, lambda: sum(stage.seconds for stage in self.watch.stages.values()) / parallel
+        )
+
+    def run(self) -> None:
+        """Pass until nothing is left, or no fewer contents arrived than in the pass before."""
+        status, start = "failed", time.monotonic()
+        before = count_coverage(self.reader, self.model.stored)
+        self.done, self.total = before.embedded + before.skipped, before.contents
+        try:
+            found, most = self._pass(), math.inf
+            while 0 < found < most:
+                found, most = self._pass(), found
+            status = "complete"
+        except (InterruptedRun, KeyboardInterrupt):
+            status = "interrupted"
+            raise
+        finally:
+            if not self.writer.closed:
+                record_backfill(
+                    self.writer, self.model.stored.name, self.model.encoder, self.counts, self.watch,
+                    time.monotonic() - start, status,
+                )  # fmt: skip
+
+    def _pass(self) -> int:
+        """Embed what is missing, once through; returns how many contents that was."""
+        found = 0
+        for page in _pages(self.reader, self.model.stored, self.failed_contents):
+            _check_stopped(self.stopped)
+            found += len(page)
+            with closing(_embedded(self.pool, page, self.model, self.watch)) as finished:
+                for chunk in _chunks(_throttled(finished, self.throttle)):
+                    self._write(chunk)
+                    _check_stopped(self.stopped)
+        _check_stopped(self.stopped)
+        return found
+
+    def _write(self, chunk: list[MissingContent]) -> None:
+        self.output.write(chunk)
+        for one in chunk:
+            self.counts.add_item(one.item)
+        self.failed_contents.update(one.content_id for one in chunk if one.item.failure)
+        self.done += len(chunk)
+        self.reporter.progress(self.done, self.total)
+
+
+def _check_stopped(stopped: threading.Event) -> None:
     if stopped.is_set():
-        raise InterruptedRun(hint="run the same command again to go on")
+        raise InterruptedRun(hint="run the same command again to continue")
 
 
-def _paced(finished: Iterable[Lacking], pace: Pace) -> Iterator[Lacking]:
+def _throttled(finished: Iterable[MissingContent], throttle: Throttle) -> Iterator[MissingContent]:
     for one in finished:
         yield one
-        pace.hold()
+        throttle.wait()
 
 
-def _chunks(finished: Iterable[Lacking]) -> Iterator[list[Lacking]]:
+def _chunks(finished: Iterable[MissingContent]) -> Iterator[list[MissingContent]]:
     """What is written at once: enough for a COPY, and never so much that a kill costs minutes."""
-    chunk: list[Lacking] = []
+    chunk: list[MissingContent] = []
     last = time.monotonic()
     for one in finished:
         chunk.append(one)
-        if len(chunk) >= CHUNK or time.monotonic() - last > SECONDS_A_CHUNK:
+        if len(chunk) >= CHUNK or time.monotonic() - last > SECONDS_PER_CHUNK:
             yield chunk
             chunk, last = [], time.monotonic()
     if chunk:
         yield chunk
 
 
-def _pages(connection: Connection, model: StoredModel, given_up: set[int]) -> Iterator[list[Lacking]]:
-    """Contents that the model has neither a vector of nor a reason to have none, once through, by their number."""
+def _pages(connection: Connection, model: StoredModel, failed_contents: set[int]) -> Iterator[list[MissingContent]]:
+    """Contents that the model has neither a vector of nor a reason to skip, once through, by their number."""
     after = 0
     while True:
         rows = connection.execute(
-            "select k from imgsearch.model m, imgsearch._lacking(m, %s, %s) k where m.model_id = %s",
-            [after, CONTENTS_A_PAGE, model.model_id],
+            "select k from imgsearch.model m, imgsearch._missing_contents(m, %s, %s) k where m.model_id = %s",
+            [after, CONTENTS_PER_PAGE, model.model_id],
         ).fetchall()
         if not rows:
             return
         after = max(row[0] for row in rows)
-        wanted = [row[0] for row in rows if row[0] not in given_up]
-        page = connection.cursor(row_factory=class_row(Lacking)).execute(FILES, [wanted]).fetchall()
+        wanted = [row[0] for row in rows if row[0] not in failed_contents]
+        page = connection.cursor(row_factory=class_row(MissingContent)).execute(FILES, [wanted]).fetchall()
         if page:
             yield page
 
 
 def _embedded(
-    pool: ThreadPoolExecutor, page: list[Lacking], model: LoadedModel, watch: Stopwatch
-) -> Generator[Lacking, None, None]:
+    pool: ThreadPoolExecutor, page: list[MissingContent], model: LoadedModel, watch: Stopwatch
+) -> Generator[MissingContent, None, None]:
     """Read and decode in a pool, embed in batches; in order."""
     limit_pixels(max(*(one.pixels for one in page), DEFAULT_LIMITS.max_pixels))
     read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * cores())
-    waiting: deque[Lacking] = deque()
+    waiting: deque[MissingContent] = deque()
     with closing(prefetch(read, 2 * model.batch_size, "prepare")) as ready:
 
         def items() -> Iterator[Item]:
@@ -203,18 +225,18 @@ def _embedded(
             yield waiting.popleft()
 
 
-def _read(one: Lacking, model: LoadedModel) -> Lacking:
-    """Prepare the first of its files that still has the bytes that were ingested; they were within the limits then."""
+def _read(one: MissingContent, model: LoadedModel) -> MissingContent:
+    """Prepare the first of its files that still has the ingested bytes, which were within the limits then."""
     item = one.item
     limits = ImageLimits(max(one.pixels, DEFAULT_LIMITS.max_pixels), max(one.bytes, DEFAULT_LIMITS.max_bytes))
     for path, root in zip(one.paths, one.roots, strict=True):
         item.failure = None
         try:
-            item.data = fetch.read_bytes(location_of(path, root), limits.max_bytes)
+            item.data = read_bytes(location_of(path, root), limits.max_bytes)
             if digest(item).sha256 != one.sha256:
                 raise ValueError("the file has other bytes than those that were ingested")
             prepare(item, [model], limits)
-        except Exception as error:  # a broken or vanished file never stops a run; perhaps a copy of it is there
+        except Exception as error:  # a broken or vanished file never stops a run; a copy of it may exist
             item.fail(error)
         if item.failure is None:
             break

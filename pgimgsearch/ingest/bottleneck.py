@@ -1,4 +1,4 @@
-"""Which stage of a run the others waited for, and what would make that one faster."""
+"""The bottleneck of a run: which stage the others waited for, and what makes it faster."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,33 +6,35 @@ from dataclasses import dataclass
 from pgimgsearch.ingest.stopwatch import Stage
 from pgimgsearch.models.runtime.cpu_parallel import passes
 
-POOLED = {"read", "decode"}  # these run in all workers, the others one at a time
-TOGETHER = {"embed": "embed", "compare": "write"}  # first word of stages that take turns in one thread -> its name
-ENOUGH = 64  # pictures, below which the start is most of a run
-LIGHT = 0.5  # of the time: less busy than that, no stage binds
+POOLED = {"read", "decode"}  # run in all workers; the other stages run one at a time
+TOGETHER = {"embed": "embed", "compare": "write"}  # first word of stages that share a thread -> its name
+MIN_IMAGES = 64  # images, below which starting is most of a run
+MIN_SHARE = 0.5  # of the time; below that, no stage is the bottleneck
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
-    """The busiest stage: its share of the time that it could have worked, and what to change."""
+class Bottleneck:
+    """The busiest stage: the share of its time that it worked, and what to change."""
 
     stage: str
     share: float
     advice: str
 
 
-def binding(stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str) -> Binding | None:
-    """The stage that binds a run of ``seconds`` with a network on ``device``; None where none does, or few were new."""
+def find_bottleneck(
+    stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str
+) -> Bottleneck | None:
+    """The bottleneck of a run of ``seconds``, encoding on ``device``; None without one, or with few new images."""
     shares: dict[str, float] = {}
     for name, stage in stages.items():
-        if stage.pictures >= ENOUGH:
+        if stage.images >= MIN_IMAGES:
             thread = TOGETHER.get(name.partition(" ")[0], name)
             at_once = workers if name in POOLED else passes(device) if thread == "embed" else 1
             shares[thread] = shares.get(thread, 0.0) + stage.seconds / seconds / at_once
     busiest = max(shares, key=lambda stage: shares[stage], default="")
-    if shares.get(busiest, 0.0) < LIGHT:
+    if shares.get(busiest, 0.0) < MIN_SHARE:
         return None
-    return Binding(busiest, min(shares[busiest], 1.0), _advice(busiest, workers, cores, device))
+    return Bottleneck(busiest, min(shares[busiest], 1.0), _advice(busiest, workers, cores, device))
 
 
 def _advice(stage: str, workers: int, cores: int, device: str) -> str:
@@ -48,7 +50,7 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
     if stage == "decode":
         return "more cores"
     if stage == "scan":
-        return "a faster disk or store: listing or reading the source takes long; for shards, --engine ray"
+        return "a faster disk or object store, as listing or reading the source takes long; for shards, --engine ray"
     if stage == "read":
-        return "a faster disk or network, or more --workers, as most of them wait"
-    return "--aside, which loads beside the live index and builds it anew, or a faster server"
+        return "a faster disk or network, or more --workers, as most of them are waiting"
+    return "--shadow-table, which loads without the live index and rebuilds it, or a faster server"

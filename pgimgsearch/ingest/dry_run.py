@@ -5,19 +5,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pgimgsearch.database import models as store
+from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, find_model
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.indexing import shadow_table as aside
+from pgimgsearch.embeddings.registry import look_up
+from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
 from pgimgsearch.ingest.run import Options, Refine, Report
 from pgimgsearch.sources.source import Source
 
 
-def preview(
+def dry_run(
     url: str, source: Source, names: Sequence[str], options: Options, *, refine: Refine = lambda files: files
 ) -> Report:
     """What ``ingest`` would do by names, sizes and times, without decoding, loading or writing anything.
@@ -28,17 +28,17 @@ def preview(
     counts = Counts(list(names))
     with connect(url) as connection, connection.transaction(force_rollback=True):
         found = [find_stored(connection, name) for name in names]
-        collection_id, collection, root = store.open_collection(
+        collection_id, collection, root = open_collection(
             connection, options.collection, source.root, source.default_collection
         )
-        found_files = itertools.islice(refine(source.files(root)), options.limit)
-        files = [replace(file, data=None) for file in found_files]
+        scanned = itertools.islice(refine(source.files(root)), options.limit)
+        files = [replace(file, data=None) for file in scanned]
         for position, model in enumerate(found):
             own = Counts([names[position]])
-            there = aside.find(connection, model) if model else None
+            shadow = shadow_table(connection, model) if model else None
             planner = Planner(
                 Session(connection), collection_id, [model] if model else [], own, options.retry_failed,
-                beside={there.model_id: there} if there else {},
+                shadows={model.model_id: shadow} if model and shadow else {},
             )  # fmt: skip
             items = planner.plan(iter(files)) if model else (Item(f, frozenset([0])) for f in files)
             for item in items:
@@ -52,5 +52,5 @@ def find_stored(connection: Connection, name: str) -> StoredModel | None:
     """A stored model, if it is; raises ModelError for a name that nobody knows."""
     base, _, last = name.rpartition("@")
     if base and last.isdigit():
-        return store.find_model(connection, f"{register.look_up(connection, base)[1].name}@{last}")
-    return register.look_up(connection, name)[0]
+        return find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
+    return look_up(connection, name)[0]

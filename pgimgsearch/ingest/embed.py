@@ -1,4 +1,4 @@
-"""From prepared pictures to vectors that may be stored."""
+"""Embed prepared images in batches, into vectors that may be stored."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pgimgsearch.concurrency import batched, ordered_map
-from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
+from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.ingest.item import Item
 from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.models.runtime.batches import Batches
@@ -15,21 +15,21 @@ from pgimgsearch.models.runtime.cpu_parallel import passes
 
 
 def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
-    """Embed in batches, every network once for all models that are its outputs; order is kept."""
-    networks = [
+    """Embed in batches, every encoder once for all models that are its outputs; order is kept."""
+    encoders = [
         (Batches(models[positions[0]].encoder, models[positions[0]].batch_size), positions)
-        for positions in by_network(models)
+        for positions in by_encoder(models)
     ]
     size = min(model.batch_size for model in models)
     at_once = max(passes(model.encoder.device) for model in models)
 
     def embedded(batch: list[Item]) -> list[Item]:
-        for number, (network, positions) in enumerate(networks):
+        for number, (encoder, positions) in enumerate(encoders):
             chosen = [item for item in batch if number in item.prepared]
             if chosen:
                 name = "+".join(models[position].stored.name for position in positions)
                 with watch.time(f"embed {name}", len(chosen)):
-                    outputs = network.embed([item.prepared[number] for item in chosen])
+                    outputs = encoder.embed([item.prepared[number] for item in chosen])
                     for position in positions:
                         _assign(chosen, position, models[position].storable(outputs))
         for item in batch:
@@ -41,19 +41,19 @@ def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch
             yield from batch
 
 
-def by_network(models: Sequence[LoadedModel]) -> list[list[int]]:
-    """The positions of models that share a network, network by network."""
-    networks: dict[int, list[int]] = {}
+def by_encoder(models: Sequence[LoadedModel]) -> list[list[int]]:
+    """The positions of models that share an encoder, encoder by encoder."""
+    encoders: dict[int, list[int]] = {}
     for position, model in enumerate(models):
-        networks.setdefault(id(model.encoder), []).append(position)
-    return list(networks.values())
+        encoders.setdefault(id(model.encoder), []).append(position)
+    return list(encoders.values())
 
 
 def _assign(items: Sequence[Item], position: int, vectors: NDArray[Any]) -> None:
     for item, vector in zip(items, vectors, strict=True):
         if position not in item.wanted - item.reused:
             continue
-        reason = why_not(vector)
+        reason = rejection_reason(vector)
         if reason:
             item.reasons[position] = reason
         else:

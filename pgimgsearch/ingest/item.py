@@ -1,4 +1,4 @@
-"""What travels through the pipeline: one item a file that needs work, and the counts of all files."""
+"""What an ingest passes from stage to stage: an item for each file that needs work, and the counts of all files."""
 
 import threading
 from collections import Counter
@@ -15,12 +15,12 @@ OUTCOMES = ("embedded", "reused", "unchanged", "skipped", "failed")
 
 @dataclass(slots=True)
 class Item:
-    """A file on its way. Models go by their position in the run.
+    """A file that needs work. Models are referred to by their position in the run.
 
-    ``wanted`` still need a vector of it, of which ``reused`` have or get one from elsewhere; ``reasons`` are the models
-    that will have none, and why. A ``twin`` is an item further ahead with the same bytes, whose fate is shared.
-    ``failure`` is (class, message), ``refused`` why it is not wanted at all. ``replaces`` is set where the path is
-    stored, perhaps with another content.
+    ``wanted`` models still need a vector of it; ``reused`` of them have one of the same bytes, or get it from another
+    item. ``reasons`` says why a model skips it. A ``twin`` is an earlier item with the same bytes, whose outcome it
+    shares. ``failure`` is (class, message), ``rejected`` why the image is not stored at all. ``replaces`` is whether
+    its key is stored already, perhaps with another content.
     """
 
     file: ScannedFile
@@ -30,21 +30,21 @@ class Item:
     sha256: bytes = b""
     size: int = 0
     reused: frozenset[int] = frozenset()
-    picture: ImageFacts | None = None
+    image: ImageFacts | None = None
     prepared: dict[int, NDArray[Any]] = field(default_factory=dict)
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     twin: "Item | None" = None
     failure: tuple[str, str] | None = None
-    refused: str | None = None
+    rejected: str | None = None
 
     def fail(self, error: BaseException) -> None:
         """Record why this file has no vectors."""
         self.failure = (type(error).__name__, " ".join(str(error).split())[:500] or type(error).__name__)
-        self.data, self.picture = b"", None
+        self.data, self.image = b"", None
 
     def resolve_twin(self) -> None:
-        """Take over the fate of the item with the same bytes, which is finished by now."""
+        """Take over the outcome of the item with the same bytes, which is finished by now."""
         if self.twin is not None:
             self.failure = self.failure or self.twin.failure
             self.reasons |= {model: why for model, why in self.twin.reasons.items() if model in self.wanted}
@@ -53,13 +53,13 @@ class Item:
         """How this file ended for a model that wanted it."""
         if self.failure is not None:
             return "failed"
-        if self.refused is not None or model in self.reasons:
+        if self.rejected is not None or model in self.reasons:
             return "skipped"
         return "embedded" if model in self.vectors else "reused"
 
 
 class Counts:
-    """Files by model and outcome; for each model they add up to the files scanned."""
+    """Files by model and outcome; for each model they add up to the files that were scanned."""
 
     def __init__(self, models: list[str]) -> None:
         self.by_model: dict[str, Counter[str]] = {name: Counter() for name in models}
@@ -72,7 +72,7 @@ class Counts:
             self.by_model[self._names[model]][outcome] += number
 
     def add_item(self, item: Item, number: int = 1) -> None:
-        """Count a finished item, or take it back with -1."""
+        """Count a finished item, or undo that with -1."""
         for model in item.wanted:
             self.add(model, item.outcome(model), number)
 

@@ -1,7 +1,7 @@
-"""A run over many machines, on Ray Data: every worker is a whole local pipeline, on parts of the source.
+"""Ingest on many machines, with Ray Data: every worker runs a whole local ingest on parts of the source.
 
-Only paths and counts travel between machines; pictures and tensors stay where they are read. A worker that is lost is
-started again by Ray and repeats its part, of which it finds unchanged what it had committed.
+Only paths and counts travel between machines; images and tensors stay where they are read. Ray restarts a lost worker,
+which repeats its part and finds unchanged what it had committed.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,32 +19,36 @@ import psycopg
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from pgimgsearch.concurrency import stop_signals
-from pgimgsearch.database import models as store
+from pgimgsearch.database.collections import open_collection
+from pgimgsearch.database.contents import orphans
 from pgimgsearch.database.reconnect import session
-from pgimgsearch.embeddings import open_models as opening
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.embeddings.open_models import Wish
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.errors import DatabaseError, ModelError, PgImgSearchError, UsageError
-from pgimgsearch.ingest import load_target as beside
 from pgimgsearch.ingest import run
-from pgimgsearch.ingest import run_log as books
 from pgimgsearch.ingest.item import OUTCOMES, Counts
+from pgimgsearch.ingest.load_target import join_shadows
 from pgimgsearch.ingest.run import Options, Refine, Report
+from pgimgsearch.ingest.run_log import end_run, lock_collection, settle_shards, start_run, store_counts
 from pgimgsearch.ingest.stopwatch import Stopwatch
-from pgimgsearch.ingest.write import drop_orphans, orphans
+from pgimgsearch.ingest.write import drop_orphans
+from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.source import Part, ScannedFile, Source
 
 FILES_A_PART = 500
-RESTARTS, RETRIES = 20, 3  # of a worker; of one part, as a picture that ends every worker would go on for ever
+RESTARTS, RETRIES = (
+    20,
+    3,
+)  # of a worker; of one part, as an image that kills every worker would otherwise be tried for ever
 PARTS_AT_ONCE = 1000  # handed to Ray together: a list of a million paths, however long the source is
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every worker has to know."""
+    """What every worker needs to know."""
 
     url: str = field(repr=False)
-    wish: Wish
+    request: ModelRequest
     options: Options
     collection_id: int
     root: str
@@ -56,18 +60,18 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.models = opening.open_models(job.url, job.wish, [], job.options, lambda _: None)
+        self.models = open_models(job.url, job.request, [], job.options.limits)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Bring one part into the database; what was done goes back to the driver."""
+        """Ingest one part; what was done goes back to the driver."""
         from ray import cloudpickle
 
-        counts, stages = self.bring(cloudpickle.loads(batch["part"][0]))
+        counts, stages = self.ingest_part(cloudpickle.loads(batch["part"][0]))
         return {"done": [cloudpickle.dumps((counts.by_model, stages))]}
 
     @retry(retry=retry_if_exception_type(DatabaseError), stop=stop_after_attempt(3), reraise=True)
-    def bring(self, part: list[ScannedFile] | Part) -> tuple[Counts, dict[str, Any]]:
-        """One part; again where its connections could not even be opened, as the server was just going away."""
+    def ingest_part(self, part: list[ScannedFile] | Part) -> tuple[Counts, dict[str, Any]]:
+        """Ingest one part; tried again where its connections could not be opened, as the server was going away."""
         job, watch = self.job, Stopwatch()
         counts = Counts([model.stored.name for model in self.models])
         files = iter(part) if isinstance(part, list) else part(job.root)
@@ -77,47 +81,46 @@ class Worker:
         return counts, {name: asdict(stage) for name, stage in watch.stages.items()}
 
 
-def ingest(
-    url: str, source: Source, models: Sequence[LoadedModel], options: Options, *, wish: Wish, workers: int | None,
-    refine: Refine = lambda files: files, progress: Callable[[int], None] = lambda _: None,
-    tell: Callable[[str], None] = lambda _: None,
+def ingest_on_ray(
+    url: str, source: Source, models: Sequence[LoadedModel], options: Options, *, request: ModelRequest,
+    workers: int | None, refine: Refine = lambda files: files, reporter: Reporter = SILENT,
 ) -> Report:  # fmt: skip
-    """Bring a source into the database with ``workers`` processes of a Ray cluster, by default one a GPU.
+    """Ingest a source with ``workers`` processes of a Ray cluster, by default one for each GPU.
 
-    ``models`` are those of ``wish``, as this process has opened them. The cluster is that of RAY_ADDRESS, else one is
-    started on this machine. Raises like ``run.ingest``.
+    ``models`` are those of ``request``, as this process has opened them. The cluster is that of RAY_ADDRESS, else
+    one is started on this machine. Raises like ``run.ingest``.
     """
     _check(source, options)
     start = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Ray warns of what it does to tests and to a cluster that is busy
-        each = stack.enter_context(_cluster(workers, wish.placement.device))
+        each = stack.enter_context(_cluster(workers, request.placement.device))
         stopped = stack.enter_context(stop_signals())  # after Ray, which has a handler of its own
-        driver = stack.enter_context(session(url, stopped, tell))
+        driver = stack.enter_context(session(url, stopped, reporter))
         counts, watch = Counts([model.stored.name for model in models]), Stopwatch()
-        collection_id, collection, root = store.open_collection(
+        collection_id, collection, root = open_collection(
             driver.connection, options.collection, source.root, source.default_collection
         )
-        books.lock(driver, collection_id, collection)
-        beside.join(driver, [model.stored for model in models], options.aside)  # held from first to last
-        run_id = books.begin(driver.connection, collection_id, source.label, models)
-        job = Job(url, wish, replace(options, workers=each.cpus), collection_id, root, refine)
+        lock_collection(driver, collection_id, collection)
+        join_shadows(driver, [model.stored for model in models], options.shadow)  # held from first to last
+        run_id = start_run(driver.connection, collection_id, source.label, models)
+        job = Job(url, request, replace(options, workers=each.cpus), collection_id, root, refine)
         try:
             for done, stages in _results(job, each, parts(source, root, options.limit), stopped):
-                _add(counts, watch, done, stages)
-                driver.run(lambda: books.note(driver.connection, run_id, counts))
-                progress(counts.done())
+                _add_counts(counts, watch, done, stages)
+                driver.run(lambda: store_counts(driver.connection, run_id, counts))
+                reporter.progress(counts.done(), None)
             status = "interrupted" if stopped.is_set() else "complete"
             if status == "complete":
-                books.settle(driver, collection_id, run_id, [part.path(root) for part in source.parts])
-                # a worker that was lost cannot tell its own; after a stop some may still be at work, and rely on them
-                drop_orphans(driver, driver.run(orphans, driver))
+                settle_shards(driver, collection_id, run_id, [part.path(root) for part in source.parts])
+                # a lost worker cannot name its own; after a stop, workers may still run and rely on them
+                drop_orphans(driver, driver.run(lambda: orphans(driver.connection)))
         except BaseException:
             with suppress(psycopg.OperationalError):
-                books.end(driver.connection, run_id, "failed", counts, watch)
+                end_run(driver.connection, run_id, "failed", counts, watch)
             raise
-        driver.run(lambda: books.end(driver.connection, run_id, status, counts, watch))
+        driver.run(lambda: end_run(driver.connection, run_id, status, counts, watch))
     return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status,
                   left_out=source.left_out[0])  # fmt: skip
 
@@ -218,10 +221,10 @@ def _results(
                 if stopped.is_set():
                     return
         except RayError as error:
-            raise _told(error) from error
+            raise _inner_error(error) from error
 
 
-def _told(error: BaseException) -> PgImgSearchError:
+def _inner_error(error: BaseException) -> PgImgSearchError:
     """The error of ours inside what Ray wraps around it."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, PgImgSearchError):
@@ -236,7 +239,7 @@ def _told(error: BaseException) -> PgImgSearchError:
     )
 
 
-def _add(counts: Counts, watch: Stopwatch, done: dict[str, Any], stages: dict[str, Any]) -> None:
+def _add_counts(counts: Counts, watch: Stopwatch, done: dict[str, Any], stages: dict[str, Any]) -> None:
     for number, name in enumerate(counts.by_model):
         for outcome in OUTCOMES:
             counts.add(number, outcome, done[name][outcome])

@@ -1,7 +1,8 @@
-"""The books of a run in the database: one run a collection at a time, begun, counted and ended."""
+"""The log of runs in the database: one run a collection at a time, started, counted and ended."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
@@ -12,15 +13,17 @@ from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import BusyError
 from pgimgsearch.ingest.item import Counts
 from pgimgsearch.ingest.stopwatch import Stopwatch
+from pgimgsearch.models.encoder import Encoder
 
 SECONDS_TO_LEAVE = 3.0  # until the server has cleared away the run before
+BACKFILL = "models fill"  # the source of a run that reads stored images
 
 
-def lock(session: Session, collection_id: int, name: str) -> None:
-    """Hold a collection for this run; what a killed run left open is closed."""
+def lock_collection(session: Session, collection_id: int, name: str) -> None:
+    """Hold a collection for this run; runs that a killed process left open are closed."""
 
     def take(connection: Connection) -> None:
-        if not locks.take(connection, "ingest", collection_id, seconds=SECONDS_TO_LEAVE):
+        if not locks.take(connection, locks.INGEST, collection_id, seconds=SECONDS_TO_LEAVE):
             raise BusyError(
                 f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
             )
@@ -32,44 +35,62 @@ def lock(session: Session, collection_id: int, name: str) -> None:
     )
 
 
-def begin(connection: Connection, collection_id: int, label: str, models: Sequence[LoadedModel]) -> int:
-    """Open a run and return its run_id."""
-    placement = {
-        m.stored.name: {"device": m.encoder.device, "dtype": m.encoder.dtype, "runtime": m.encoder.runtime}
-        for m in models
-    }
+def start_run(connection: Connection, collection_id: int, label: str, models: Sequence[LoadedModel]) -> int:
+    """Start a run and return its run_id."""
+    placement = {model.stored.name: _placement(model.encoder) for model in models}
     row = connection.execute(
         "insert into imgsearch.ingest_run (collection_id, source, models, placement) "
         "values (%s, %s, %s, %s) returning run_id",
-        [collection_id, label, [m.stored.name for m in models], Jsonb(placement)],
+        [collection_id, label, [model.stored.name for model in models], Jsonb(placement)],
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def note(connection: Connection, run_id: int, counts: Counts) -> None:
+def store_counts(connection: Connection, run_id: int, counts: Counts) -> None:
     """Store how far a run is."""
     connection.execute(
         "update imgsearch.ingest_run set counts = %s where run_id = %s", [Jsonb(counts.as_dict()), run_id]
     )
 
 
-def settle(session: Session, collection_id: int, run_id: int, shards: Sequence[str]) -> None:
-    """Forget failures of whole shards that this run, which is complete, has read to their ends."""
+def settle_shards(session: Session, collection_id: int, run_id: int, shards: Sequence[str]) -> None:
+    """Delete failures of whole shards that this complete run has read to their ends."""
     if shards:
         session.run(
             lambda: session.connection.execute(
                 "delete from imgsearch.ingest_failure f using imgsearch.ingest_run r where r.run_id = %s "
-                "and f.collection_id = %s and f.path = any(%s) and f.last_at < r.started_at",
+                "and f.collection_id = %s and f.key = any(%s) and f.last_at < r.started_at",
                 [run_id, collection_id, list(shards)],
             )
         )
 
 
-def end(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
-    """Close a run with its counts and the times of its stages."""
-    timings = {name: asdict(stage) for name, stage in watch.stages.items()}
+def end_run(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
+    """End a run with its counts and the times of its stages."""
     connection.execute(
         "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, ended_at = now() where run_id = %s",
-        [status, Jsonb(counts.as_dict()), Jsonb(timings), run_id],
+        [status, Jsonb(counts.as_dict()), Jsonb(_timings(watch)), run_id],
     )
+
+
+def record_backfill(
+    connection: Connection, model: str, encoder: Encoder, counts: Counts, watch: Stopwatch, seconds: float, status: str
+) -> None:
+    """Record a finished backfill as a run, where ``stats`` and ``models compare`` look."""
+    if not counts.done():
+        return
+    connection.execute(
+        "insert into imgsearch.ingest_run (source, models, placement, started_at, ended_at, status, counts, "
+        "timings) values (%s, %s, %s, now() - make_interval(secs => %s), now(), %s, %s, %s)",
+        [BACKFILL, [model], Jsonb({model: _placement(encoder)}), seconds, status, Jsonb(counts.as_dict()),
+         Jsonb(_timings(watch))],
+    )  # fmt: skip
+
+
+def _placement(encoder: Encoder) -> Mapping[str, Any]:
+    return {"device": encoder.device, "dtype": encoder.dtype, "runtime": encoder.runtime}
+
+
+def _timings(watch: Stopwatch) -> dict[str, Any]:
+    return {name: asdict(stage) for name, stage in watch.stages.items()}

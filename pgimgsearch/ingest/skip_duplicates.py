@@ -1,4 +1,4 @@
-"""At the door: pictures of which a copy is stored already, or came earlier in the run, are refused."""
+"""Reject new duplicates at ingest: images of which a copy is stored, or came earlier in the run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, vector_schema
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, list_aliases
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.embeddings.read_vectors import read_vectors
@@ -25,15 +24,15 @@ left join lateral imgsearch.{function}(v.vector::{type}, k => 1, model => %s) n 
 """
 
 
-class Door:
-    """Refuses by one of a run's models: that of the alias duplicates, else the first.
+class DuplicateFilter:
+    """Rejects by one of a run's models: that of the alias duplicates, else the first.
 
-    The index is asked where there is one; without, as in a first load, all vectors are held in half precision.
+    It asks the index where there is one; without, as in a first load, it holds all vectors in half precision.
     """
 
     def __init__(self, session: Session, models: Sequence[StoredModel]) -> None:
         self.session = session
-        chosen = store.aliases(session.connection).get("duplicates")
+        chosen = list_aliases(session.connection).get("duplicates")
         self.position = next((n for n, model in enumerate(models) if model.name == chosen), 0)
         self.model = models[self.position]
         if self.model.near is None:
@@ -42,66 +41,66 @@ class Door:
                 hint=f"measure one: pgimgsearch models calibrate {self.model.name}",
             )
         self.near = self.model.near
-        self.held = None if self.model.index_method != "none" else _Held(session.connection, self.model)
+        self.matrix = None if self.model.index_method != "none" else VectorMatrix(session.connection, self.model)
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuse what is a copy, in order; what replaces a stored image is never refused."""
-        coming = [item for item in items if item.failure is None and not item.replaces]
-        stored = self.session.run(self._identical, coming)
-        passed: dict[bytes, str] = {}
-        for item in coming:
-            pixels = item.picture.pixel_sha256 if item.picture else b""
-            copy = stored.get(item.sha256) or stored.get(pixels) or passed.get(pixels)
+        """Reject copies, in order; an image that replaces a stored one is never rejected."""
+        new = [item for item in items if item.failure is None and not item.replaces]
+        stored = self.session.run(self._identical, new)
+        accepted: dict[bytes, str] = {}
+        for item in new:
+            pixels = item.image.pixel_hash if item.image else b""
+            copy = stored.get(item.sha256) or stored.get(pixels) or accepted.get(pixels)
             if item.twin is not None:
                 copy = item.twin.file.path
             if copy is not None:
-                item.refused = f"identical to {copy}"
+                item.rejected = f"identical to {copy}"
             elif pixels:
-                passed[pixels] = item.file.path
-        self._refuse_near([item for item in coming if item.refused is None and self.position in item.vectors])
+                accepted[pixels] = item.file.path
+        self._reject_near([item for item in new if item.rejected is None and self.position in item.vectors])
         for item in items:
-            if item.replaces and item.twin is not None and item.twin.refused is not None:
-                # nobody else brings its content
-                item.picture, item.vectors = item.twin.picture, dict(item.twin.vectors)
+            if item.replaces and item.twin is not None and item.twin.rejected is not None:
+                # no other item brings its content
+                item.image, item.vectors = item.twin.image, dict(item.twin.vectors)
 
-    def _refuse_near(self, items: Sequence[Item]) -> None:
+    def _reject_near(self, items: Sequence[Item]) -> None:
         if not items:
             return
         rows = unit_rows(np.stack([item.vectors[self.position] for item in items]), self.model.storage)
-        stored = self.session.run(self._ask, rows) if self.held is None else self.held.nearest(rows)
+        stored = self.session.run(self._nearest, rows) if self.matrix is None else self.matrix.nearest(rows)
         among = similarity(rows @ rows.T, self.model.storage)
         passed: list[int] = []
         for number, item in enumerate(items):
             nearest = max([stored[number], *((float(among[number, n]), items[n].file.path) for n in passed)],
                           key=lambda copy: copy[0])  # fmt: skip
             if nearest[0] >= self.near:
-                item.refused = f"near copy of {self.session.run(self._path, nearest[1])} (similarity {nearest[0]:.3f})"
+                item.rejected = f"near copy of {self.session.run(self._path, nearest[1])} (similarity {nearest[0]:.3f})"
             else:
                 passed.append(number)
-        if self.held is not None:
-            self.held.add(rows[passed], [items[number].file.path for number in passed])
+        if self.matrix is not None:
+            self.matrix.add(rows[passed], [items[number].file.path for number in passed])
 
     def _identical(self, items: Sequence[Item]) -> dict[bytes, str]:
-        """By sha256 of bytes and of pixels: the path of a stored image that shows the same."""
-        digests = [item.sha256 for item in items] + [item.picture.pixel_sha256 for item in items if item.picture]
+        """Hash of bytes or pixels -> the path of a stored image that has it."""
+        digests = [item.sha256 for item in items] + [item.image.pixel_hash for item in items if item.image]
         rows = self.session.connection.execute(
             "select d, i.path from unnest(%s::bytea[]) d cross join lateral ("
             "  select c.content_id from imgsearch.content c where c.sha256 = d "
-            "  union all select c.content_id from imgsearch.content c where c.pixel_sha256 = d) c "
+            "  union all select c.content_id from imgsearch.content c where c.pixel_hash = d) c "
             "join imgsearch.image i on i.content_id = c.content_id",
             [digests],
         ).fetchall()
         return dict(rows)
 
-    def _ask(self, rows: NDArray[np.float32]) -> list[Copy]:
+    def _nearest(self, rows: NDArray[np.float32]) -> list[Copy]:
         bits = self.model.storage == "bit"
         vectors: NDArray[Any] = (rows > 0).astype(np.uint8) if bits else rows
-        question = sql.SQL(NEAREST).format(
+        query = sql.SQL(NEAREST).format(
             function=sql.Identifier("similar_to_bits" if bits else "similar_to"),
             type=sql.SQL("bit varying" if bits else f"{vector_schema(self.session.connection)}.vector"),
         )
         texts = [literal(vector, self.model.storage) for vector in vectors]
-        found = self.session.connection.execute(question, [texts, self.model.name]).fetchall()
+        found = self.session.connection.execute(query, [texts, self.model.name]).fetchall()
         return [row if row[0] is not None else NOTHING for row in found]
 
     def _path(self, name: int | str) -> str:
@@ -110,11 +109,11 @@ class Door:
         row = self.session.connection.execute(
             "select path from imgsearch.image where content_id = %s limit 1", [name]
         ).fetchone()
-        return row[0] if row else "a picture that was removed"
+        return row[0] if row else "an image that was removed"
 
 
-class _Held:
-    """All vectors of a model, and those that passed since."""
+class VectorMatrix:
+    """All vectors of a model, and those that passed since, in memory."""
 
     def __init__(self, connection: Connection, model: StoredModel) -> None:
         self.storage = model.storage

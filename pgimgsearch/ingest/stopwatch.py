@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Stage:
-    """What a stage did: busy seconds, summed over its threads, and pictures that went through."""
+    """What a stage did: busy seconds, summed over its threads, and images that went through."""
 
     seconds: float = 0.0
-    pictures: int = 0
+    images: int = 0
 
 
 class Stopwatch:
@@ -23,17 +23,17 @@ class Stopwatch:
         self._lock = threading.Lock()
 
     @contextmanager
-    def time(self, name: str, pictures: int = 1) -> Iterator[None]:
-        """Add the time of a block to a stage, and the pictures it worked on."""
+    def time(self, name: str, images: int = 1) -> Iterator[None]:
+        """Add the time of a block to a stage, and the images it worked on."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - start, pictures)
+            self.add(name, time.perf_counter() - start, images)
 
-    def add(self, name: str, seconds: float, pictures: int) -> None:
+    def add(self, name: str, seconds: float, images: int) -> None:
         """Add what was done to a stage."""
         with self._lock:
             stage = self.stages.setdefault(name, Stage())
             stage.seconds += seconds
-            stage.pictures += pictures
+            stage.images += images

@@ -1,4 +1,4 @@
-"""How much of the machine a work in the background may take."""
+"""Hold background work back to a share of the machine."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pgimgsearch.models.runtime.cpu_parallel import cores
 
 
-class Pace:
-    """Holds work back to ``max_load``: the share of this machine's cores, or of the device, that it takes over time.
+class Throttle:
+    """Limits work to ``max_load``: the share of this machine's cores, or of the device, that it takes over time.
 
-    ``busy_seconds`` tells how long the network was at work so far; where that is on a GPU, the cores hardly are.
+    ``busy_seconds`` is how long the encoder has worked so far; where that is on a GPU, the cores are hardly busy.
     """
 
     def __init__(self, max_load: float, stopped: threading.Event, busy_seconds: Callable[[], float]) -> None:
@@ -18,11 +18,11 @@ class Pace:
         self.cores = cores()
         self.start, self.cpu, self.busy = time.monotonic(), time.process_time(), busy_seconds()
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         """Wait until the work so far is within the share; a stop ends the wait."""
         if self.max_load >= 1:
             return
         work = max((time.process_time() - self.cpu) / self.cores, self.busy_seconds() - self.busy)
-        wait = work / self.max_load - (time.monotonic() - self.start)
-        if wait > 0:
-            self.stopped.wait(wait)
+        excess = work / self.max_load - (time.monotonic() - self.start)
+        if excess > 0:
+            self.stopped.wait(excess)

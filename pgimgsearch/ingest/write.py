@@ -1,37 +1,38 @@
-"""Into the database: a chunk is staged by binary COPY and upserted, in one transaction."""
+"""Write to the database: images and vectors are staged by binary COPY and upserted, a chunk in one transaction."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
-from pgimgsearch.database.connection import Connection, vector_schema
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings.binary_copy import encode_rows
+from pgimgsearch.database.retry import retry_on_deadlock
+from pgimgsearch.embeddings.staging import create_staging, insert_staged, stage_vectors
 from pgimgsearch.errors import DatabaseError
-from pgimgsearch.ingest import run_log as books
 from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.run_log import store_counts
+from pgimgsearch.sources.source import ScannedFile
 
 ORPHANS_AT_ONCE = 1000
 COLUMNS = {
-    "ordinal": "int4", "path": "text", "external_id": "text", "group_key": "text", "caption": "text",
-    "metadata": "jsonb", "modified_at": "timestamptz", "sha256": "bytea", "pixel_sha256": "bytea", "bytes": "int8",
-    "width": "int4", "height": "int4", "format": "text",
+    "ordinal": "int4", "key": "text", "path": "text", "group_key": "text", "caption": "text", "metadata": "jsonb",
+    "modified_at": "timestamptz", "sha256": "bytea", "pixel_hash": "bytea", "bytes": "int8", "width": "int4",
+    "height": "int4", "format": "text",
 }  # fmt: skip
 
-# In the order of their keys, so that two runs at once seldom lock the same rows crosswise; a deadlock is tried again.
-# Temporary tables have no statistics; a limit in a lateral makes each row one look-up, however large the store.
+# In key order, so that two runs rarely lock the same rows crosswise; a deadlock is tried again. Temporary tables have
+# no statistics; a limit in a lateral makes each row one lookup, however large the database.
 ADD_CONTENTS = """
 with added as (
-    insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format)
-    select distinct on (sha256) sha256, pixel_sha256, bytes, width, height, format
-    from incoming where pixel_sha256 is not null order by sha256
+    insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
+    select distinct on (sha256) sha256, pixel_hash, bytes, width, height, format
+    from incoming where pixel_hash is not null order by sha256
     on conflict (sha256) do nothing
     returning content_id, sha256)
 insert into resolved (ordinal, content_id)
@@ -48,20 +49,18 @@ REPLACED_CONTENTS = """
 select array_agg(distinct i.content_id)
 from incoming n join resolved r using (ordinal)
 cross join lateral (
-    select i.content_id from imgsearch.image i where i.collection_id = %s and i.path = n.path limit 1) i
+    select i.content_id from imgsearch.image i where i.collection_id = %s and i.key = n.key limit 1) i
 where i.content_id <> r.content_id
 """
 UPSERT_IMAGES = """
-insert into imgsearch.image as i
-    (content_id, collection_id, path, external_id, modified_at, group_key, caption, metadata)
-select distinct on (n.path) r.content_id, %s, n.path, n.external_id, n.modified_at, n.group_key, n.caption,
+insert into imgsearch.image as i (content_id, collection_id, key, path, modified_at, group_key, caption, metadata)
+select distinct on (n.key) r.content_id, %s, n.key, n.path, n.modified_at, n.group_key, n.caption,
        coalesce(n.metadata, '{}')
 from incoming n join resolved r using (ordinal)
-order by n.path, n.ordinal desc
-on conflict (collection_id, path) do update set
-    content_id = excluded.content_id, modified_at = excluded.modified_at, updated_at = now(),
-    external_id = coalesce(excluded.external_id, i.external_id), group_key = coalesce(excluded.group_key, i.group_key),
-    caption = coalesce(excluded.caption, i.caption),
+order by n.key, n.ordinal desc
+on conflict (collection_id, key) do update set
+    content_id = excluded.content_id, path = excluded.path, modified_at = excluded.modified_at, updated_at = now(),
+    group_key = coalesce(excluded.group_key, i.group_key), caption = coalesce(excluded.caption, i.caption),
     metadata = case when excluded.metadata = '{}' then i.metadata else excluded.metadata end
 """
 ADD_EMBEDDINGS = """
@@ -70,46 +69,59 @@ select r.content_id, v.embedding
 from {staging} v join resolved r using (ordinal)
 on conflict (content_id) do nothing
 """
-DROP_ORPHANS = """
-delete from imgsearch.content c where c.content_id = any(%s)
-and not exists (select from imgsearch.image i where i.content_id = c.content_id)
+FAILURE_COLUMNS = "(collection_id, key, path, model_id, kind, error_class, message, bytes, modified_at)"
+ON_FAILURE_CONFLICT = """
+on conflict (collection_id, key, model_id) do update set
+    path = excluded.path, kind = excluded.kind, error_class = excluded.error_class, message = excluded.message,
+    bytes = excluded.bytes, modified_at = excluded.modified_at, attempts = f.attempts + 1, last_at = now()
 """
-UPSERT_FAILURE = """
-insert into imgsearch.ingest_failure as f
-    (collection_id, path, model_id, kind, error_class, message, bytes, modified_at)
-values (%s, %s, %s, %s, %s, %s, %s, %s)
-on conflict (collection_id, path, model_id) do update set
-    kind = excluded.kind, error_class = excluded.error_class, message = excluded.message, bytes = excluded.bytes,
-    modified_at = excluded.modified_at, attempts = f.attempts + 1, last_at = now()
-"""
-DROP_SETTLED_FAILURES = """
+UPSERT_FAILURE = f"""
+insert into imgsearch.ingest_failure as f {FAILURE_COLUMNS}
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s) {ON_FAILURE_CONFLICT}
+"""  # noqa: S608
+DELETE_SETTLED_FAILURES = """
 delete from imgsearch.ingest_failure f
-using unnest(%s::text[], %s::integer[]) as settled (path, model_id)
-where f.collection_id = %s and f.path = settled.path and f.last_at < now()
+using unnest(%s::text[], %s::integer[]) as settled (key, model_id)
+where f.collection_id = %s and f.key = settled.key and f.last_at < now()
 and (f.model_id is null or f.model_id = settled.model_id)
 """
-
-again_on_deadlock = retry(
-    retry=retry_if_exception_type((pg.DeadlockDetected, pg.SerializationFailure)),
-    stop=stop_after_attempt(5),
-    wait=wait_random(0.05, 0.5),
-    reraise=True,
-)
+# A skip depends on the bytes; a file that failed may be back tomorrow as it was, so nothing keeps it from another try.
+UPSERT_CONTENT_FAILURES = f"""
+insert into imgsearch.ingest_failure as f {FAILURE_COLUMNS}
+select i.collection_id, i.key, i.path, %(model)s, n.kind, n.error_class, n.message,
+       case n.kind when 'skipped' then c.bytes end, case n.kind when 'skipped' then i.modified_at end
+from unnest(%(contents)s::bigint[], %(kinds)s::text[], %(classes)s::text[], %(messages)s::text[])
+    as n (content_id, kind, error_class, message)
+join imgsearch.content c using (content_id)
+cross join lateral (select * from imgsearch.image i where i.content_id = n.content_id for key share) i
+order by i.collection_id, i.key {ON_FAILURE_CONFLICT}
+"""  # noqa: S608
+DELETE_CONTENT_FAILURES = """
+delete from imgsearch.ingest_failure f using imgsearch.image i
+where i.content_id = any(%s) and f.collection_id = i.collection_id and f.key = i.key and f.model_id = %s
+"""
 
 
 class Writer:
-    """Writes chunks over a session of its own, of the run ``run_id``; or of a part of one, whose counts others keep."""
+    """Writes chunks of a run into one collection, over a session of its own.
 
-    def __init__(self, session: Session, collection_id: int, run_id: int | None, models: Sequence[StoredModel]) -> None:
+    ``tables`` are where the vectors of each model go: its live table or its shadow. Without ``run_id`` the counts of
+    the run are kept elsewhere.
+    """
+
+    def __init__(
+        self, session: Session, collection_id: int, run_id: int | None, models: Sequence[StoredModel],
+        tables: Sequence[sql.Identifier],
+    ) -> None:  # fmt: skip
         self.session, self.collection_id, self.run_id = session, collection_id, run_id
-        self.models = list(models)
+        self.models, self.tables = list(models), list(tables)
         self.replaced: set[int] = set()
-        self.staging = [sql.Identifier(f"incoming_{position}") for position in range(len(self.models))]
+        self.staging = [f"incoming_{position}" for position in range(len(self.models))]
         session.prepare(self._create_staging)
 
     @property
     def connection(self) -> Connection:
-        """The session's at this moment."""
+        """The session's connection at this moment."""
         return self.session.connection
 
     def write(self, items: Sequence[Item], counts: Counts) -> None:
@@ -117,45 +129,37 @@ class Writer:
         self.session.run(self._write, items, counts)
 
     def _create_staging(self, connection: Connection) -> None:
-        types = vector_schema(connection)
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         connection.execute("create temporary table resolved (ordinal int4, content_id int8) on commit delete rows")
         connection.execute(f"create temporary table incoming ({columns}) on commit delete rows")
         for staging, model in zip(self.staging, self.models, strict=True):
-            kind = f"{types}.{model.storage}" if model.storage != "bit" else "bit"
-            connection.execute(
-                sql.SQL("create temporary table {} (ordinal int4, embedding {}({})) on commit delete rows").format(
-                    staging, sql.SQL(kind), sql.Literal(model.dim)
-                )
-            )
+            create_staging(connection, model, staging, "ordinal int4")
 
-    @again_on_deadlock
+    @retry_on_deadlock
     def _write(self, items: Sequence[Item], counts: Counts) -> None:
-        good = [item for item in items if item.failure is None and item.refused is None]
+        good = [item for item in items if item.failure is None and item.rejected is None]
         with self.connection.transaction():
             if good:
                 self._stage(good)
                 self._upsert(len(good), replacing=any(item.replaces for item in good))
             self._record_failures(items)
             if self.run_id is not None:
-                books.note(self.connection, self.run_id, counts)
+                store_counts(self.connection, self.run_id, counts)
 
     def _stage(self, items: Sequence[Item]) -> None:
         names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-        with self.connection.cursor() as cursor:
-            with cursor.copy(sql.SQL("copy incoming ({}) from stdin (format binary)").format(names)) as copy:
-                copy.set_types(list(COLUMNS.values()))
-                for ordinal, item in enumerate(items):
-                    copy.write_row(_row(ordinal, item))
-            for position, staging in enumerate(self.staging):
-                having = [(o, item.vectors[position]) for o, item in enumerate(items) if position in item.vectors]
-                if having:
-                    ordinals, vectors = zip(*having, strict=True)
-                    statement = sql.SQL("copy {} (ordinal, embedding) from stdin (format binary)").format(staging)
-                    with cursor.copy(statement) as copy:
-                        copy.write(
-                            encode_rows(np.array(ordinals, np.int32), np.stack(vectors), self.models[position].dim)
-                        )
+        with self.connection.cursor().copy(
+            sql.SQL("copy incoming ({}) from stdin (format binary)").format(names)
+        ) as copy:
+            copy.set_types(list(COLUMNS.values()))
+            for ordinal, item in enumerate(items):
+                copy.write_row(_row(ordinal, item))
+        for position, staging in enumerate(self.staging):
+            having = [(o, item.vectors[position]) for o, item in enumerate(items) if position in item.vectors]
+            if having:
+                ordinals, vectors = zip(*having, strict=True)
+                keys = np.array(ordinals, np.int32)
+                stage_vectors(self.connection, staging, keys, np.stack(vectors), self.models[position].dim)
 
     def _upsert(self, count: int, *, replacing: bool) -> None:
         execute = self.connection.execute
@@ -166,73 +170,106 @@ class Writer:
             raise DatabaseError("another session removed contents that this run relied on", hint="run it again")
         replaced = execute(REPLACED_CONTENTS, [self.collection_id]).fetchone() if replacing else None
         execute(UPSERT_IMAGES, [self.collection_id])
-        for staging, model in zip(self.staging, self.models, strict=True):
-            execute(sql.SQL(ADD_EMBEDDINGS).format(table=model.table, staging=staging))
+        for staging, table in zip(self.staging, self.tables, strict=True):
+            execute(sql.SQL(ADD_EMBEDDINGS).format(table=table, staging=sql.Identifier(staging)))
         if replaced and replaced[0]:
             self.replaced.update(replaced[0])
 
     def _record_failures(self, items: Sequence[Item]) -> None:
-        troubled = [item for item in items if item.failure is not None or item.refused is not None or item.reasons]
+        troubled = [item for item in items if item.failure is not None or item.rejected is not None or item.reasons]
         rows = [row for item in troubled for row in self._failures(item)]
         if rows:
             with self.connection.cursor() as cursor:
                 cursor.executemany(UPSERT_FAILURE, rows)
-        settled = [(item.file.path, self.models[model].model_id) for item in items for model in item.wanted]
+        settled = [(item.file.key, self.models[model].model_id) for item in items for model in item.wanted]
         self.connection.execute(
-            DROP_SETTLED_FAILURES,
-            [[path for path, _ in settled], [model for _, model in settled], self.collection_id],
+            DELETE_SETTLED_FAILURES,
+            [[key for key, _ in settled], [model for _, model in settled], self.collection_id],
         )
 
     def _failures(self, item: Item) -> list[list[Any]]:
         def row(model_id: int | None, kind: str, name: str, message: str) -> list[Any]:
-            size = item.file.size if item.file.size is not None else item.size
-            return [self.collection_id, item.file.path, model_id, kind, name, message.replace("\0", "\\0"), size,
-                    item.file.modified_at]  # fmt: skip
+            file, size = item.file, item.file.size if item.file.size is not None else item.size
+            return [self.collection_id, file.key, file.path, model_id, kind, name, message.replace("\0", "\\0"), size,
+                    file.modified_at]  # fmt: skip
 
         if item.failure is not None:
             return [row(None, "failed", *item.failure)]
-        if item.refused is not None:
-            return [row(None, "skipped", "DuplicatePicture", item.refused)]
+        if item.rejected is not None:
+            return [row(None, "skipped", "DuplicateImage", item.rejected)]
         return [
-            row(self.models[position].model_id, "skipped", "SkippedPicture", why)
-            for position, why in item.reasons.items()
+            row(self.models[position].model_id, "skipped", "SkippedImage", reason)
+            for position, reason in item.reasons.items()
         ]
 
 
-def orphans(session: Session) -> list[int]:
-    """Contents that no image shows."""
-    rows = session.connection.execute(
-        "select content_id from imgsearch.content c "
-        "where not exists (select from imgsearch.image i where i.content_id = c.content_id)"
-    ).fetchall()
-    return [row[0] for row in rows]
+@dataclass(slots=True)
+class MissingContent:
+    """A content without a vector, and the files that show it: ``paths`` below ``roots``."""
+
+    content_id: int
+    sha256: bytes
+    bytes: int
+    pixels: int
+    paths: list[str]
+    roots: list[str | None]
+    item: Item = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.item = Item(ScannedFile(self.paths[0], self.paths[0]), frozenset([0]))
+
+
+class EmbeddingWriter:
+    """Writes vectors of stored contents, or why there are none, over its own connection; images stay as they are."""
+
+    STAGING = "staged_embeddings"
+
+    def __init__(self, connection: Connection, model: StoredModel) -> None:
+        self.connection, self.model = connection, model
+        create_staging(connection, model, self.STAGING)
+
+    @retry_on_deadlock
+    def write(self, chunk: Sequence[MissingContent]) -> None:
+        """Write a chunk: all of it, or nothing; contents that were removed meanwhile are left out."""
+        good = [one for one in chunk if one.item.vectors]
+        troubled = [_trouble(one) for one in chunk if not one.item.vectors]
+        with self.connection.transaction():
+            if good:
+                contents = np.array([one.content_id for one in good], np.int64)
+                vectors = np.stack([one.item.vectors[0] for one in good])
+                stage_vectors(self.connection, self.STAGING, contents, vectors, self.model.dim)
+                insert_staged(self.connection, self.STAGING, self.model.table)
+                self.connection.execute(DELETE_CONTENT_FAILURES, [contents.tolist(), self.model.model_id])
+            if troubled:
+                numbers, kinds, classes, messages = (list(column) for column in zip(*troubled, strict=True))
+                self.connection.execute(
+                    UPSERT_CONTENT_FAILURES,
+                    {"model": self.model.model_id, "contents": numbers, "kinds": kinds, "classes": classes,
+                     "messages": messages},
+                )  # fmt: skip
 
 
 def drop_orphans(session: Session, contents: Iterable[int]) -> None:
-    """Drop contents that no image shows any more, once nothing of the run can need them.
-
-    What another session took up meanwhile, or hides from us by row-level security, stays.
-    """
-
-    def drop(some: list[int]) -> None:
-        session.connection.execute(DROP_ORPHANS, [some])
-
+    """Delete contents that no image shows any more, once nothing of the run can need them."""
     ids = list(contents)
     for start in range(0, len(ids), ORPHANS_AT_ONCE):
         batch = ids[start : start + ORPHANS_AT_ONCE]
-        try:
-            session.run(drop, batch)
-        except pg.ForeignKeyViolation:  # one of them is in use, so each by itself
-            for content in batch:
-                with suppress(pg.ForeignKeyViolation):
-                    session.run(drop, [content])
+        session.run(lambda batch: delete_orphans(session.connection, batch), batch)
 
 
 def _row(ordinal: int, item: Item) -> tuple[Any, ...]:
-    file, picture = item.file, item.picture
+    file, image = item.file, item.image
     return (
-        ordinal, file.path, file.external_id, file.group_key, file.caption,
+        ordinal, file.key, file.path, file.group_key, file.caption,
         None if file.metadata is None else Jsonb(file.metadata), file.modified_at, item.sha256,
-        picture and picture.pixel_sha256, item.size, picture and picture.width, picture and picture.height,
-        picture and picture.format,
+        image and image.pixel_hash, item.size, image and image.width, image and image.height, image and image.format,
     )  # fmt: skip
+
+
+def _trouble(one: MissingContent) -> tuple[int, str, str, str]:
+    """(content_id, kind, class, message) of a content that has no vector."""
+    if one.item.failure is not None:
+        kind, (error_class, message) = "failed", one.item.failure
+    else:
+        kind, error_class, message = "skipped", "SkippedImage", one.item.reasons[0]
+    return one.content_id, kind, error_class, message.replace("\0", "\\0")

@@ -10,14 +10,14 @@ from pgimgsearch.models.encoder import Encoder, unit
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3, "int8": 1e-2}
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """The four: made of whole numbers alone, so that they are the same everywhere, and each of another shape."""
     return [_rings(320, 240), _patches(240, 320), _stripes(256, 256), _grain(400, 180)]
 
 
 def vectors(encoder: Encoder, output: str) -> NDArray[np.float32]:
     """(4, dim) float32, normalised; the bits of a hash as 0 and 1, scaled alike."""
-    prepared = [encoder.prepare(picture) for picture in pictures()]
+    prepared = [encoder.prepare(picture) for picture in images()]
     return unit(encoder.embed(prepared)[output].astype(np.float32))
 
 
@@ -43,7 +43,7 @@ def _noise(cells: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return state >> 24 & 255
 
 
-def _picture(*channels: NDArray[np.int64]) -> Image.Image:
+def _image(*channels: NDArray[np.int64]) -> Image.Image:
     return Image.fromarray((np.stack(channels, axis=-1) % 256).astype(np.uint8))
 
 
@@ -52,14 +52,14 @@ def _rings(width: int, height: int) -> Image.Image:
     x, y = _grid(width, height)
     ring = ((x - 100) ** 2 + (y - 130) ** 2) // 900 % 2 * 90
     mosaic = _noise(x // 32 + 100 * (y // 32), 1)
-    return _picture(mosaic * 5 // 8 + ring, mosaic * 3 // 8 + ring // 2 + 30, 200 - x // 2)
+    return _image(mosaic * 5 // 8 + ring, mosaic * 3 // 8 + ring // 2 + 30, 200 - x // 2)
 
 
 def _patches(width: int, height: int) -> Image.Image:
     """Plain colours side by side."""
     x, y = _grid(width, height)
     cell = x // 40 + 6 * (y // 40)
-    return _picture(_noise(cell, 2), _noise(cell, 3), _noise(cell, 4))
+    return _image(_noise(cell, 2), _noise(cell, 3), _noise(cell, 4))
 
 
 def _stripes(width: int, height: int) -> Image.Image:
@@ -67,11 +67,11 @@ def _stripes(width: int, height: int) -> Image.Image:
     x, y = _grid(width, height)
     band = _noise(y // 50, 5) % 40 + 20
     wave = (x + y // 2) // band % 2 * 150
-    return _picture(wave + 20, wave * 4 // 3 + 30, 40 + y * 3 // 4)
+    return _image(wave + 20, wave * 4 // 3 + 30, 40 + y * 3 // 4)
 
 
 def _grain(width: int, height: int) -> Image.Image:
     """A coarse grain over a slope."""
     x, y = _grid(width, height)
     noise = _noise(x // 12 + 100 * (y // 12), 6)
-    return _picture(noise // 2 + x * 100 // width, noise // 3 + 60, noise // 2 + y // 2)
+    return _image(noise // 2 + x * 100 // width, noise // 3 + 60, noise // 2 + y // 2)

@@ -12,7 +12,7 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.spec import ModelSpec
 
 
-class SkippedPicture(Exception):  # noqa: N818  (a verdict on one picture, not an error)
+class SkippedImage(Exception):  # noqa: N818  (a verdict on one picture, not an error)
     """This picture has no useful vector under this model; the message says why."""
 
 
@@ -52,7 +52,7 @@ class Encoder(Protocol):
         """What two vectors must share to be comparable: weights, preprocessing and output."""
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
-        """What ``embed`` takes of one picture; raises SkippedPicture."""
+        """What ``embed`` takes of one picture; raises SkippedImage."""
 
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One forward pass. Output -> (n, dim): float32, not yet normalised; or uint8 bits, 0 or 1, for a hash."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.models.backend import backend_module
-from pgimgsearch.models.canary import pictures as drawn
+from pgimgsearch.models.canary import images as drawn
 from pgimgsearch.models.encoder import Encoder, Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import ModelSpec

@@ -18,7 +18,7 @@ from pgimgsearch.errors import ModelError, SchemaError
 from pgimgsearch.models import catalog
 
 SCHEMA = "imgsearch"
-FIELDS = ("dim", "backend", "checkpoint", "output", "storage", "revision", "has_text", "near", "licence", "unit_length")
+FIELDS = ("dim", "backend", "checkpoint", "output", "storage", "revision", "has_text", "near", "licence", "normalize")
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
@@ -55,7 +55,7 @@ def declaration(name: str) -> dict[str, Any]:
     return {
         "name": spec.name, "dim": spec.dim, "backend": spec.backend, "checkpoint": spec.checkpoint,
         "output": spec.output, "storage": spec.storage, "revision": spec.revision, "has_text": spec.text,
-        "near": spec.near, "licence": spec.licence, "unit_length": spec.normalize,
+        "near": spec.near, "licence": spec.licence, "normalize": spec.normalize,
     }  # fmt: skip
 
 
@@ -100,8 +100,10 @@ class DropEmbeddingModel(MigrateOperation):
 class SwitchAlias(MigrateOperation):
     """Point an alias at a model that has all stored images, or drop it with None."""
 
-    def __init__(self, alias: str, model: str | None, *, allow_missing: int | None = 0, was: str | None = None) -> None:
-        self.alias, self.model, self.allow_missing, self.was = alias, model, allow_missing, was
+    def __init__(
+        self, alias: str, model: str | None, *, allow_missing: int | None = 0, previous: str | None = None
+    ) -> None:
+        self.alias, self.model, self.allow_missing, self.previous = alias, model, allow_missing, previous
 
     @classmethod
     def switch_alias(
@@ -111,27 +113,27 @@ class SwitchAlias(MigrateOperation):
         operations.invoke(cls(alias, model, allow_missing=allow_missing))
 
     def reverse(self) -> MigrateOperation:
-        """Back, also where images came meanwhile: whoever goes back is in a hurry."""
-        return SwitchAlias(self.alias, self.was, allow_missing=None, was=self.model)
+        """Switch back, also where images were added meanwhile, as a rollback must not wait for them."""
+        return SwitchAlias(self.alias, self.previous, allow_missing=None, previous=self.model)
 
 
 @Operations.register_operation("set_index")
 class SetIndex(MigrateOperation):
-    """Record how a model's index shall look; ``pgimgsearch index build`` makes it so, outside of any transaction."""
+    """Record which index a model should have; ``pgimgsearch index build`` builds it, outside of any transaction."""
 
-    def __init__(self, model: str, *, was: Mapping[str, Any] | None = None, **wanted: Any) -> None:
-        self.model, self.wanted, self.was = model, wanted, was or {}
+    def __init__(self, model: str, *, previous: Mapping[str, Any] | None = None, **spec: Any) -> None:
+        self.model, self.spec, self.previous = model, spec, previous or {}
 
     @classmethod
     def set_index(
         cls, operations: Operations, model: str, *, method: str = "hnsw", m: int = 16, ef_construction: int = 64
     ) -> None:
-        """``method`` is hnsw, hnsw-binary, ivfflat, diskann or none."""
+        """``method`` is hnsw, hnsw-binary or none."""
         operations.invoke(cls(model, method=method, m=m, ef_construction=ef_construction))
 
     def reverse(self) -> MigrateOperation:
-        """As it was, or as for a model that is added."""
-        return SetIndex(self.model, was=self.wanted, **self.was)
+        """The previous settings, or those of a new model."""
+        return SetIndex(self.model, previous=self.spec, **self.previous)
 
 
 @Operations.implementation_for(AddEmbeddingModel)
@@ -139,6 +141,10 @@ def _add(operations: Operations, operation: AddEmbeddingModel) -> None:
     fields = operation.fields
     if not {"dim", "backend", "checkpoint", "output"} <= fields.keys():
         fields = declaration(operation.name) | fields
+    if "normalize" in fields:  # a keyword of SQL, where it cannot name a parameter
+        fields = {name: value for name, value in fields.items() if name != "normalize"} | {
+            "normalized": fields["normalize"]
+        }
     _call(operations, "add_model", {"name": operation.name} | fields)
 
 
@@ -149,18 +155,15 @@ def _drop(operations: Operations, operation: DropEmbeddingModel) -> None:
 
 @Operations.implementation_for(SwitchAlias)
 def _switch(operations: Operations, operation: SwitchAlias) -> None:
-    if operation.model is None:
-        _call(operations, "set_alias", {"alias": operation.alias, "model": None})
-    else:
-        _call(
-            operations, "switch_alias",
-            {"alias": operation.alias, "model": operation.model, "allow_missing": operation.allow_missing},
-        )  # fmt: skip
+    _call(
+        operations, "switch_alias",
+        {"alias": operation.alias, "model": operation.model, "allow_missing": operation.allow_missing},
+    )  # fmt: skip
 
 
 @Operations.implementation_for(SetIndex)
 def _index(operations: Operations, operation: SetIndex) -> None:
-    _call(operations, "set_index", {"model": operation.model} | operation.wanted)
+    _call(operations, "set_index", {"model": operation.model} | operation.spec)
 
 
 def _call(operations: Operations, function: str, arguments: Mapping[str, Any]) -> None:
@@ -172,7 +175,7 @@ def _call(operations: Operations, function: str, arguments: Mapping[str, Any]) -
         if found is None:
             raise SchemaError(
                 "the database is not prepared for pgimgsearch, or for an older release",
-                hint="run before the migrations: pgimgsearch --db ADDRESS db upgrade",
+                hint="run before the migrations: pgimgsearch --db URL db upgrade",
             )
     given = ", ".join(f"{name} => :{name}" for name in arguments)
     operations.execute(sa.text(f"select imgsearch.{function}({given})").bindparams(**arguments))
@@ -197,5 +200,5 @@ def _render_switch(_: AutogenContext, operation: SwitchAlias) -> str:
 
 @renderers.dispatch_for(SetIndex)
 def _render_index(_: AutogenContext, operation: SetIndex) -> str:
-    given = "".join(f", {name}={value!r}" for name, value in operation.wanted.items())
+    given = "".join(f", {name}={value!r}" for name, value in operation.spec.items())
     return f"op.set_index({operation.model!r}{given})"

@@ -5,26 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, coverage_table, get_model
 from pgimgsearch.errors import DriftError, ModelError, UsageError
-from pgimgsearch.evaluation.context import Wish as Asked
+from pgimgsearch.evaluation.context import EvaluationRequest as Asked
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Result, evaluate, images_per_second, query_ms
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.operations import comparison_report as side_by_side
-from pgimgsearch.operations import neighbour_overlap as neighbours
-
-Tell = Callable[[str], None]
-Progress = Callable[[int, int | None], None]
+from pgimgsearch.indexing.status import index_status
+from pgimgsearch.operations.comparison_report import check, write
+from pgimgsearch.operations.neighbour_overlap import NEIGHBOURS, duplicate_agreement, neighbour_pairs, overlap
+from pgimgsearch.reporter import Reporter
 
 # Of these figures, the ones that say most; `models compare` is a summary, `evaluate` has the rest.
 TOLD = {"classes": ("p@1", "knn"), "instances": ("r@1", "map"), "text-to-image": ("r@1", "r@10")}
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class CompareRequest:
     """What to compare: two stored models, the metadata key of classes, and images to draw."""
 
     one: str
@@ -69,62 +66,62 @@ class Comparison:
     rows: list[Row]
 
 
-def compare(url: str, wish: Wish, tell: Tell, progress: Progress) -> Comparison:
+def compare(url: str, request: CompareRequest, reporter: Reporter) -> Comparison:
     """Compare two models on the images of the database. Raises ModelError where one of them has not embedded them."""
     with connect(url) as connection:
-        one, other = store.get_model(connection, wish.one), store.get_model(connection, wish.other)
+        one, other = get_model(connection, request.one), get_model(connection, request.other)
         if one == other:
-            raise UsageError(f"{wish.one} and {wish.other} are the same model", hint="name two: models list")
-        if wish.page is not None:
-            side_by_side.check(wish.page)
-        seen = neighbours.seen_by(connection, one, other, wish.sample)
+            raise UsageError(f"{request.one} and {request.other} are the same model", hint="name two: models list")
+        if request.page is not None:
+            check(request.page)
+        seen = neighbour_pairs(connection, one, other, request.sample)
         if not seen:
             raise ModelError(
                 f"{one.name} and {other.name} have no image in common",
                 hint=f"pgimgsearch models fill {other.name}; pgimgsearch models list says what is missing",
             )
-        near_one, near_other, agreement = neighbours.duplicate_agreement(seen, one, other)
+        near_one, near_other, agreement = duplicate_agreement(seen, one, other)
         rows = [
-            Row(f"neighbours in common, of {neighbours.NEIGHBOURS}", both=neighbours.overlap(seen)),
+            Row(f"neighbours in common, of {NEIGHBOURS}", both=overlap(seen)),
             Row("near-duplicates among these, by each one's threshold", near_one, near_other),
             Row("share of them that both name", both=agreement),
         ]
-        protocols = list(_protocols(connection, wish, (one, other)))
+        protocols = list(_protocols(connection, request, (one, other)))
     for name, asked in protocols:
         try:
-            found = evaluate(
-                url, BY_NAME[name], asked, device=wish.device, trust=wish.trust, tell=tell, progress=progress
-            )
+            found = evaluate(url, BY_NAME[name], asked, device=request.device, trust=request.trust, reporter=reporter)
         except DriftError:
             raise
         except ModelError as error:  # one that cannot read a caption, say: the rest is worth knowing
-            tell(f"{name} is left out: {error}")
+            reporter.say(f"{name} is left out: {error}")
             continue
         rows += _figures(name, found.results)
     names = (one.name, other.name)
     with connect(url) as connection:
         rows += _costs(connection, one, other)
-        if wish.page is not None:
+        if request.page is not None:
             table = [["", *names, "both", "difference"], *(row.cells() for row in rows)]
-            side_by_side.write(connection, wish.page, names, seen, table)
-            tell(f"what both models find: {wish.page}")
+            write(connection, request.page, names, seen, table)
+            reporter.say(f"what both models find: {request.page}")
     return Comparison(names, rows)
 
 
-def _protocols(connection: Connection, wish: Wish, models: Sequence[StoredModel]) -> Iterator[tuple[str, Asked]]:
+def _protocols(
+    connection: Connection, request: CompareRequest, models: Sequence[StoredModel]
+) -> Iterator[tuple[str, Asked]]:
     """The protocols for which the images bring a truth."""
     names = [model.name for model in models]
-    if wish.key is not None:
-        yield "classes", Asked(models=names, key=wish.key, sample=wish.sample)
+    if request.key is not None:
+        yield "classes", Asked(models=names, key=request.key, sample=request.sample)
     grouped = connection.execute(
         "select exists (select from imgsearch.image where group_key is not null group by group_key "
         "having count(*) > 1), "
         "exists (select from imgsearch.image where caption is not null)"
     ).fetchone()
     if grouped and grouped[0]:
-        yield "instances", Asked(models=names, sample=wish.sample)
+        yield "instances", Asked(models=names, sample=request.sample)
     if grouped and grouped[1] and all(model.has_text for model in models):
-        yield "text-to-image", Asked(models=names, sample=wish.sample)
+        yield "text-to-image", Asked(models=names, sample=request.sample)
 
 
 def _figures(protocol: str, results: Sequence[Result]) -> Iterator[Row]:
@@ -137,8 +134,8 @@ def _figures(protocol: str, results: Sequence[Result]) -> Iterator[Row]:
 
 
 def _costs(connection: Connection, one: StoredModel, other: StoredModel) -> Iterator[Row]:
-    covered = {row["model"]: row for row in store.coverage(connection, exact=False)}
-    sizes = {row["model"]: row for row in index_status.status(connection)}
+    covered = {row["model"]: row for row in coverage_table(connection, exact=False)}
+    sizes = {row["model"]: row for row in index_status(connection)}
 
     def row(measure: str, of: Callable[[StoredModel], float | None]) -> Row:
         return Row(measure, of(one), of(other))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import UsageError
-from pgimgsearch.operations.neighbour_overlap import Seen, overlap
+from pgimgsearch.operations.neighbour_overlap import NeighbourPair, overlap
 from pgimgsearch.reports.html import html_page
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.source import location_of
@@ -29,7 +29,7 @@ def check(path: Path) -> None:
 
 
 def write(
-    connection: Connection, path: Path, names: tuple[str, str], seen: Sequence[Seen],
+    connection: Connection, path: Path, names: tuple[str, str], seen: Sequence[NeighbourPair],
     figures: Sequence[Sequence[str]] = (),
 ) -> None:  # fmt: skip
     """Write the page; ``figures`` are rows of a table, the first its head."""
@@ -60,7 +60,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table>{"".join(cells)}</table></div>'
 
 
-def _section(image: Seen, names: tuple[str, str], pictures: dict[int, tuple[str, str]]) -> str:
+def _section(image: NeighbourPair, names: tuple[str, str], pictures: dict[int, tuple[str, str]]) -> str:
     both = {*image.one} & {*image.other}
     found = ((image.one, image.one_similarities), (image.other, image.other_similarities))
     rows = "".join(

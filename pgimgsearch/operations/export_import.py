@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,41 +14,50 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
-from pgimgsearch.database import models as store
+from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import Canary, StoredModel, StoredReduction
+from pgimgsearch.database.models import (
+    Canary,
+    StoredModel,
+    StoredReduction,
+    canary_of,
+    find_model,
+    get_model,
+    insert_model,
+    reduction_of,
+)
 from pgimgsearch.database.reconnect import session
-from pgimgsearch.embeddings.loaded_model import why_not
+from pgimgsearch.embeddings.loaded_model import rejection_reason
 from pgimgsearch.embeddings.registry import suitable_aliases
 from pgimgsearch.errors import DriftError, SourceError, UsageError
-from pgimgsearch.ingest import load_target as beside
-from pgimgsearch.ingest import run_log as books
+from pgimgsearch.indexing.embedding_table import live_table
 from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.load_target import SHADOW, join_shadows, wants_shadow
+from pgimgsearch.ingest.run_log import lock_collection
 from pgimgsearch.ingest.write import Writer, drop_orphans
+from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.parquet import libraries
 from pgimgsearch.sources.source import ScannedFile
 
 ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
-FORMAT, KEY = 1, b"pgimgsearch"
+FORMAT, KEY = 2, b"pgimgsearch"
 MODEL_FIELDS = (
     "name", "dim", "storage", "backend", "checkpoint", "revision", "output", "preprocess", "normalize", "logit_scale",
-    "logit_bias", "fingerprint", "full_dim", "has_text", "licence", "near", "similar", "ef_search", "index_wanted",
+    "logit_bias", "fingerprint", "full_dim", "has_text", "licence", "near", "similar", "ef_search", "index_spec",
 )  # fmt: skip
 IMAGES = """
-select l.name as collection, l.root, i.path, i.external_id, i.group_key, i.caption, i.metadata::text as metadata,
-       i.modified_at, c.sha256, c.pixel_sha256, c.bytes, c.width, c.height, c.format, e.embedding
+select l.name as collection, l.root, i.key, i.path, i.group_key, i.caption, i.metadata::text as metadata,
+       i.modified_at, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format, e.embedding
 from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using (collection_id)
 join {} e using (content_id)
 where %(collection)s::text is null or l.name = %(collection)s
 order by l.name, i.image_id
 """
 
-Progress = Callable[[int], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportResult:
     """What an import did: ``skipped`` rows had a vector that must not be stored."""
 
     model: str
@@ -56,21 +65,21 @@ class Imported:
     skipped: int
 
 
-def export(url: str, name: str, target: str, collection: str | None, progress: Progress = lambda _: None) -> int:
+def export(url: str, name: str, target: str, collection: str | None, reporter: Reporter = SILENT) -> int:
     """Write a model's images and vectors to a Parquet file or address; returns how many. All as of one moment."""
     pyarrow, parquet = libraries()
     with connect(url) as connection, connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        model = store.get_model(connection, name)
+        model = get_model(connection, name)
         if (
             collection is not None
             and not connection.execute("select 1 from imgsearch.collection where name = %s", [collection]).fetchone()
         ):
             raise UsageError(f"there is no collection {collection}", hint="see: pgimgsearch stats")
-        schema = _schema(pyarrow, model).with_metadata({KEY: json.dumps(_described(connection, model)).encode()})
+        schema = _schema(pyarrow, model).with_metadata({KEY: json.dumps(_describe_model(connection, model)).encode()})
         done = 0
         with (
-            _written(target) as stream,
+            _output(target) as stream,
             parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
             connection.cursor("export", binary=True) as cursor,
         ):
@@ -83,43 +92,41 @@ def export(url: str, name: str, target: str, collection: str | None, progress: P
                 arrays.append(pyarrow.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]))
                 writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
                 done += len(rows)
-                progress(done)
+                reporter.progress(done, None)
     return done
 
 
-def bring(
-    url: str, places: Sequence[str], progress: Progress = lambda _: None, *, wished: bool | None = False,
-    beginning: Callable[[str], None] = lambda _: None,
-) -> list[Imported]:  # fmt: skip
-    """Bring exported files in, at the pace of COPY; what is there already stays as it is.
+def import_files(
+    url: str, places: Sequence[str], *, shadow: bool | None = False, reporter: Reporter = SILENT
+) -> list[ImportResult]:
+    """Import exported files, at the pace of COPY; what is there already stays as it is.
 
-    ``wished`` says whether to load beside a live index, until ``finish``; None is where that is worth it. ``beginning``
-    hears of a model where that is done.
+    ``shadow`` says whether to load into a shadow table, until ``complete_load``; None is where that pays off.
     Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
     by the name of the model. What was committed before is kept, and the same call goes on.
     """
     _, parquet = libraries()
     total, found = 0, []
     for place in places:
-        with _opened(place, parquet) as table:
+        with _input(place, parquet) as table:
             described = _description(table, place)
             with connect(url) as connection:
                 model = _model(connection, described)
-                aside = beside.is_chosen(connection, model, partial(_coming, connection, table, model), wished)
-            if aside:
-                beginning(model.name)
+                into_shadow = wants_shadow(connection, model, partial(_count_new, connection, table, model), shadow)
+            if into_shadow:
+                reporter.say(SHADOW.format(model.name))
             images = skipped = 0
             for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
-                for kept, left in _collection(url, name, model, batches, aside=aside):
+                for kept, left in _collection(url, name, model, batches, into_shadow=into_shadow):
                     images, skipped = images + kept, skipped + left
-                    progress(total + images + skipped)
+                    reporter.progress(total + images + skipped, None)
         total += images + skipped
-        found.append(Imported(model.name, images, skipped))
+        found.append(ImportResult(model.name, images, skipped))
     return found
 
 
 def _collection(
-    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], *, aside: bool
+    url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], *, into_shadow: bool
 ) -> Iterator[tuple[int, int]]:
     """Write chunks of one collection; yields for each how many rows were taken and left out."""
     with ExitStack() as stack:
@@ -127,18 +134,19 @@ def _collection(
         writer, collection_id = None, 0
         for rows in chunks:
             if writer is None:
-                collection_id, _, _ = store.open_collection(writing.connection, name, rows[0]["root"], name)
-                books.lock(writing, collection_id, name)
-                there = beside.join(writing, [model], {model.name} if aside else set())
-                writer = Writer(writing, collection_id, None, [there[model.model_id] if aside else model])
-            good = [row for row in rows if why_not(row["embedding"]) is None]
+                collection_id, _, _ = open_collection(writing.connection, name, rows[0]["root"], name)
+                lock_collection(writing, collection_id, name)
+                shadows = join_shadows(writing, [model], {model.name} if into_shadow else set())
+                table = shadows.get(model.model_id, live_table(model))
+                writer = Writer(writing, collection_id, None, [model], [table.identifier])
+            good = [row for row in rows if rejection_reason(row["embedding"]) is None]
             writer.write([_item(row) for row in good], Counts([model.name]))
             yield len(good), len(rows) - len(good)
         if writer is not None:
             drop_orphans(writing, writer.replaced)
 
 
-def _coming(connection: Connection, table: Any, model: StoredModel) -> int:
+def _count_new(connection: Connection, table: Any, model: StoredModel) -> int:
     """How many rows of an export a model has no vector of, as far as counts tell."""
     collections = table.read(columns=["collection"]).column("collection").unique().to_pylist()
     row = connection.execute(
@@ -154,12 +162,12 @@ def _coming(connection: Connection, table: Any, model: StoredModel) -> int:
 
 def _item(row: dict[str, Any]) -> Item:
     file = ScannedFile(
-        row["path"], row["path"], row["bytes"], row["modified_at"], row["external_id"], row["group_key"],
-        row["caption"], json.loads(row["metadata"]),
+        row["path"], row["path"], row["bytes"], row["modified_at"], row["key"], row["group_key"], row["caption"],
+        json.loads(row["metadata"]),
     )  # fmt: skip
     return Item(
         file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
-        picture=ImageFacts(row["pixel_sha256"], row["width"], row["height"], row["format"]),
+        image=ImageFacts(row["pixel_hash"], row["width"], row["height"], row["format"]),
         vectors={0: row["embedding"]},
     )  # fmt: skip
 
@@ -183,10 +191,10 @@ def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str,
 
 def _schema(pyarrow: Any, model: StoredModel) -> Any:
     kinds = {
-        "collection": pyarrow.string(), "root": pyarrow.string(), "path": pyarrow.string(),
-        "external_id": pyarrow.string(), "group_key": pyarrow.string(), "caption": pyarrow.string(),
+        "collection": pyarrow.string(), "root": pyarrow.string(), "key": pyarrow.string(),
+        "path": pyarrow.string(), "group_key": pyarrow.string(), "caption": pyarrow.string(),
         "metadata": pyarrow.string(), "modified_at": pyarrow.timestamp("us", "UTC"), "sha256": pyarrow.binary(32),
-        "pixel_sha256": pyarrow.binary(32), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
+        "pixel_hash": pyarrow.binary(32), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
         "height": pyarrow.int32(), "format": pyarrow.string(),
     }  # fmt: skip
     number = {"halfvec": pyarrow.float16(), "vector": pyarrow.float32(), "bit": pyarrow.uint8()}[model.storage]
@@ -201,12 +209,12 @@ def _parsed(values: list[bytes], model: StoredModel) -> NDArray[Any]:
     return packed.astype(packed.dtype.newbyteorder("=")).reshape(len(values), -1)
 
 
-def _described(connection: Connection, model: StoredModel) -> dict[str, Any]:
+def _describe_model(connection: Connection, model: StoredModel) -> dict[str, Any]:
     """What an import needs of a model."""
-    canary, reduction = store.canary_of(connection, model), store.reduction_of(connection, model)
+    canary, reduction = canary_of(connection, model), reduction_of(connection, model)
     kept = asdict(reduction) if reduction else None
     if kept:
-        kept |= {name: base64.b64encode(kept[name]).decode() for name in ("matrix", "mean")}
+        kept["matrix"] = base64.b64encode(kept["matrix"]).decode()
     fields = asdict(model)
     return {"format": FORMAT, "model": {name: fields[name] for name in MODEL_FIELDS},
             "canary": asdict(canary) if canary else None, "reduction": kept}  # fmt: skip
@@ -227,15 +235,15 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
     from psycopg.types.json import Jsonb
 
     fields = described["model"]
-    stored = store.find_model(connection, fields["name"])
+    stored = find_model(connection, fields["name"])
     if stored is None:
         reduction = described["reduction"]
         if reduction:
-            reduction |= {name: base64.b64decode(reduction[name]) for name in ("matrix", "mean")}
-        stored = store.add_model(
+            reduction["matrix"] = base64.b64decode(reduction["matrix"])
+        stored = insert_model(
             connection,
             fields | {"metric": "hamming" if fields["storage"] == "bit" else "cosine",
-                      "index_wanted": Jsonb(fields["index_wanted"])},
+                      "index_spec": Jsonb(fields["index_spec"])},
             Canary(**described["canary"]) if described["canary"] else None,
             StoredReduction(**reduction) if reduction else None,
             aliases=suitable_aliases(fields["backend"], has_text=fields["has_text"]),
@@ -250,7 +258,7 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
 
 
 @contextmanager
-def _written(target: str) -> Iterator[Any]:
+def _output(target: str) -> Iterator[Any]:
     try:
         with fsspec.open(target, "wb") as stream:
             yield stream
@@ -259,7 +267,7 @@ def _written(target: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened(place: str, parquet: Any) -> Iterator[Any]:
+def _input(place: str, parquet: Any) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
             table = stack.enter_context(parquet.ParquetFile(stack.enter_context(fsspec.open(place, "rb"))))

@@ -17,7 +17,7 @@ NEIGHBOURS = 10
 SEEN = """
 with asked as materialized (
     select (select min(image_id) from imgsearch.image where content_id = d) as image_id
-    from imgsearch.model m cross join unnest(imgsearch._drawn(m, {sample})) d
+    from imgsearch.model m cross join unnest(imgsearch._sample_contents(m, {sample})) d
     join {table} e on e.content_id = d join {other_table} o on o.content_id = d
     where m.name = {one})
 select a.image_id, one.ids as one, one.similarities as one_similarities, other.ids as other,
@@ -34,7 +34,7 @@ where a.image_id is not null order by a.image_id
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class NeighbourPair:
     """An image, and the images nearest to it by one model and by the other, nearest first."""
 
     image_id: int
@@ -56,21 +56,23 @@ class Seen:
         return {frozenset((self.image_id, one)) for one, s in zip(ids, similarities, strict=True) if s >= least}
 
 
-def seen_by(connection: Connection, one: StoredModel, other: StoredModel, sample: int) -> list[Seen]:
+def neighbour_pairs(connection: Connection, one: StoredModel, other: StoredModel, sample: int) -> list[NeighbourPair]:
     """Ask both models about at most ``sample`` images that both have a vector of."""
     query = sql.SQL(SEEN).format(
         sample=sql.Literal(sample), k=sql.Literal(NEIGHBOURS), table=one.table, other_table=other.table,
         one=sql.Literal(one.name), other=sql.Literal(other.name),
     )  # fmt: skip
-    return connection.cursor(row_factory=class_row(Seen)).execute(query).fetchall()
+    return connection.cursor(row_factory=class_row(NeighbourPair)).execute(query).fetchall()
 
 
-def overlap(seen: Sequence[Seen]) -> float | None:
+def overlap(seen: Sequence[NeighbourPair]) -> float | None:
     """The mean share of neighbours that both models name; None of no images."""
     return fmean(one.share for one in seen) if seen else None
 
 
-def duplicate_agreement(seen: Sequence[Seen], one: StoredModel, other: StoredModel) -> tuple[int, int, float | None]:
+def duplicate_agreement(
+    seen: Sequence[NeighbourPair], one: StoredModel, other: StoredModel
+) -> tuple[int, int, float | None]:
     """Pairs that each model takes for near-duplicates by its own threshold, and the share of all that both do."""
     first = set().union(*(image.near(one, first=True) for image in seen))
     second = set().union(*(image.near(other, first=False) for image in seen))

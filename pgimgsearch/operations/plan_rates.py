@@ -5,20 +5,18 @@ import time
 from psycopg import errors as pg
 from psycopg import sql
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.memory import MEGABYTE
-from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import DEFAULT_INDEX_SPEC, count_embeddings, find_model
+from pgimgsearch.embeddings.registry import Loader, look_up
 from pgimgsearch.errors import ModelError
-from pgimgsearch.indexing import methods as sizing
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.indexing.ddl import OPERATOR_CLASSES
+from pgimgsearch.indexing.methods import IndexSpec, build_memory, index_row_bytes, index_spec, memory_limit
+from pgimgsearch.indexing.status import index_status
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations.plan import GIGABYTE, Rates, table_row_bytes
+from pgimgsearch.operations.plan import GIGABYTE, PlannedModel, Rates, table_row_bytes
 
 IMAGE_ROWS = 700.0  # bytes of content and image with their indexes, where too few are stored to measure
 MEASURABLE = 10_000  # rows; of fewer, a table's size says little
@@ -34,63 +32,65 @@ TRIAL_TABLE = "create unlogged table imgsearch.plan_trial as select {} as embedd
 TRIAL_INDEX = "create index on imgsearch.plan_trial using hnsw (embedding {}) with (m = {}, ef_construction = {})"
 
 
-def measure(
-    connection: Connection, model: StoredModel, *, remote: bool, network: Placement | None, trust: bool = False
+def measure_rates(
+    connection: Connection, model: PlannedModel, *, remote: bool, placement: Placement | None, trust: bool = False
 ) -> Rates:
-    """Measure on this database; with ``network`` also how fast the model is there, which loads it."""
+    """Measure on this database; with ``placement`` also how fast the model is there, which loads it."""
     sources: dict[str, str] = {}
     table_row, index_row = _row_bytes(connection, model, sources)
     image_row = _image_bytes(connection, sources)
-    trial = trial_build(connection, model, sizing.memory_limit(connection, remote=remote))
+    trial = trial_build(connection, model.index, memory_limit(connection, remote=remote))
     if trial is not None:
         sources["index build"] = f"a trial with {TRIAL_ROWS} random vectors, {trial:.1f} s"
-    speed = _ingested(connection, model, sources) if network is None else _timed(connection, model, network, trust)
-    if network is not None:
-        sources["embedding"] = "the network alone, just now"
+    if placement is None:
+        speed = _ingested(connection, model, sources)
+    else:
+        speed = _timed(connection, model, placement, trust)
+        sources["embedding"] = "the encoder alone, measured now"
     return Rates(table_row, index_row, image_row, TRIAL_ROWS if trial else 0, trial or 0.0, speed, sources)
 
 
-def declared(connection: Connection, name: str) -> StoredModel:
-    """The stored model of a name, or one as the catalog says, which is not stored by this."""
-    stored = store.find_model(connection, name)
+def planned_model(connection: Connection, name: str) -> PlannedModel:
+    """The stored model of a name, or one of the catalog, which this does not store."""
+    stored = find_model(connection, name)
     if stored is not None:
-        return stored
+        return PlannedModel(stored.name, index_spec(stored), stored.partitions, stored.full_dim is not None)
     spec = catalog.resolve(name)
     if not spec.dim:
         raise ModelError(
-            f"only loading {name} tells how many dimensions it has", hint=f"run: pgimgsearch models add {name}"
+            f"the number of dimensions of {name} is known only once it is loaded",
+            hint=f"run: pgimgsearch models add {name}",
         )
-    return StoredModel(
-        model_id=0, name=spec.name, slug="", dim=spec.dim, storage=spec.storage, backend=spec.backend,
-        checkpoint=spec.checkpoint, revision=spec.revision, weights=None, output=spec.output, preprocess={},
-        normalize=spec.normalize, logit_scale=None, logit_bias=None, fingerprint=None, full_dim=None,
-        has_text=spec.text, licence=spec.licence, index_method="none", index_parameters={},
-        index_wanted=store.PLAIN_INDEX, ef_search=100, near=spec.near, similar=None,
-        status="building", partitions=1,
-    )  # fmt: skip
+    wanted = DEFAULT_INDEX_SPEC
+    return PlannedModel(
+        spec.name,
+        IndexSpec(spec.dim, spec.storage, wanted["method"], wanted["m"], wanted["ef_construction"]),
+    )
 
 
 def server_memory(connection: Connection, *, remote: bool, gigabytes: float | None) -> float:
-    """Bytes of memory of the database's server: as told, else this machine's; of one elsewhere, by its settings."""
+    """Bytes of memory of the database's server: as given, else this machine's; of a remote one by its settings."""
     if gigabytes is not None:
         return gigabytes * GIGABYTE
-    return 4.0 * sizing.memory_limit(connection, remote=remote) * MEGABYTE
+    return 4.0 * memory_limit(connection, remote=remote) * MEGABYTE
 
 
-def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -> float | None:
+def trial_build(connection: Connection, spec: IndexSpec, limit: int) -> float | None:
     """Seconds to index random vectors, in a table that is rolled back: of a graph, what they hold matters little.
 
-    None where no graph is wanted, or this role may not make a table.
+    None where no graph is wanted, or this role may not create a table.
     """
-    method = sizing.method_of(model)
-    if method not in {"hnsw", "hnsw-binary"}:
+    method = spec.method
+    if method == "none":
         return None
-    kind = sizing.indexed_as(model, method)
-    schema, dim = vector_schema(connection), sql.Literal(model.dim)
+    kind = spec.indexed_type(method)
+    schema, dim = vector_schema(connection), sql.Literal(spec.dim)
     values = sql.SQL(RANDOM_BITS if kind == "bit" else RANDOM_VECTOR).format(dim=dim, kind=sql.SQL(f"{schema}.{kind}"))
-    wanted = [sql.Literal(model.index_wanted[key]) for key in ("m", "ef_construction")]
-    statement = sql.SQL(TRIAL_INDEX).format(sql.SQL(f"{schema}.{OPERATOR_CLASSES[kind]}"), *wanted)
-    memory = sizing.memory_for(TRIAL_ROWS, model, method, memory_limit)
+    operators = "bit_hamming_ops" if kind == "bit" else f"{kind}_cosine_ops"
+    statement = sql.SQL(TRIAL_INDEX).format(
+        sql.SQL(f"{schema}.{operators}"), sql.Literal(spec.m), sql.Literal(spec.ef_construction)
+    )
+    memory = build_memory(TRIAL_ROWS, spec, method, limit)
     with connection.transaction(force_rollback=True):
         try:
             connection.execute(sql.SQL(TRIAL_TABLE).format(values, sql.Literal(TRIAL_ROWS)))
@@ -103,15 +103,16 @@ def trial_build(connection: Connection, model: StoredModel, memory_limit: int) -
         return time.perf_counter() - start
 
 
-def _row_bytes(connection: Connection, model: StoredModel, sources: dict[str, str]) -> tuple[float, float]:
-    """Bytes of a row in the table and in the index: as they are stored, where there are enough, else by layout."""
-    rows = store.count_embeddings(connection, model) if model.model_id else 0
-    method = sizing.method_of(model)
-    by_layout = 0.0 if method == "none" else sizing.index_row_bytes(model, method)
+def _row_bytes(connection: Connection, model: PlannedModel, sources: dict[str, str]) -> tuple[float, float]:
+    """Bytes of a row in the table and in the index: measured where enough rows are stored, else by layout."""
+    stored = find_model(connection, model.name)
+    rows = count_embeddings(connection, stored) if stored else 0
+    method = model.index.method
+    by_layout = 0.0 if method == "none" else index_row_bytes(model.index, method)
     if rows < MEASURABLE:
         sources["disk"] = "the layout of pages, as too few vectors are stored to measure"
-        return table_row_bytes(model), by_layout
-    sizes = next(row for row in index_status.status(connection) if row["model"] == model.name)
+        return table_row_bytes(model.index), by_layout
+    sizes = next(row for row in index_status(connection) if row["model"] == model.name)
     sources["disk"] = f"{rows} stored vectors"
     stored_index, as_wanted = sizes["index_bytes"] / rows, sizes["method"] == method != "none"
     return (sizes["table_bytes"] - sizes["index_bytes"]) / rows, stored_index if as_wanted else by_layout
@@ -129,7 +130,7 @@ def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:
     return float(row[1]) / float(row[0])
 
 
-def _ingested(connection: Connection, model: StoredModel, sources: dict[str, str]) -> float | None:
+def _ingested(connection: Connection, model: PlannedModel, sources: dict[str, str]) -> float | None:
     """Images a second from end to end, in the last run that embedded a few hundred."""
     row = connection.execute(
         "select (counts -> %(name)s ->> 'embedded')::float / extract(epoch from ended_at - started_at)::float, "
@@ -145,11 +146,11 @@ def _ingested(connection: Connection, model: StoredModel, sources: dict[str, str
     return float(row[0])
 
 
-def _timed(connection: Connection, model: StoredModel, network: Placement, trust: bool) -> float:
+def _timed(connection: Connection, model: PlannedModel, placement: Placement, trust: bool) -> float:
     from PIL import Image
 
-    _, spec = register.look_up(connection, model.name, Checkpoint(trust=trust))
-    encoder = register.Loader(network).load(spec)
+    _, spec = look_up(connection, model.name, Checkpoint(trust=trust))
+    encoder = Loader(placement).load(spec)
     pictures = [Image.effect_noise((640, 480), 40).convert("RGB")] * spec.batch_size
     encoder.embed([encoder.prepare(picture) for picture in pictures])  # warms up
     start = time.perf_counter()

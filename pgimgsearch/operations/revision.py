@@ -11,9 +11,15 @@ from alembic.operations.ops import DowngradeOps, MigrateOperation, UpgradeOps
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError, rev_id
 
-from pgimgsearch.database import coverage
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import (
+    DEFAULT_INDEX_SPEC,
+    StoredModel,
+    count_coverage,
+    find_model,
+    get_model,
+    list_aliases,
+)
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.operations.alembic import (
     FIELDS,
@@ -44,53 +50,51 @@ def write(config: Path, message: str, operations: Sequence[MigrateOperation]) ->
     return Path(written.path)
 
 
-def adding(connection: Connection, name: str) -> AddEmbeddingModel:
+def add_operation(connection: Connection, name: str) -> AddEmbeddingModel:
     """Add a model: as it is stored in the database, where that has it, else as the catalog says."""
-    stored = store.find_model(connection, name)
+    stored = find_model(connection, name)
     if stored is None:
         fields = declaration(name)
         return AddEmbeddingModel(fields.pop("name"), **fields)
     return AddEmbeddingModel(stored.name, **_fields(stored))
 
 
-def dropping(connection: Connection, name: str, freed: Container[str]) -> list[MigrateOperation]:
-    """Drop a model; the downgrade brings its empty table back, and the wish for its index.
+def drop_operations(connection: Connection, name: str, freed: Container[str]) -> list[MigrateOperation]:
+    """Drop a model; the downgrade brings its empty table back, and its index settings.
 
     ``freed`` are aliases that move before that. Raises ModelError where another one needs it.
     """
-    stored = store.get_model(connection, name)
-    needed = [
-        alias for alias, model in store.aliases(connection).items() if model == stored.name and alias not in freed
-    ]
+    stored = get_model(connection, name)
+    needed = [alias for alias, model in list_aliases(connection).items() if model == stored.name and alias not in freed]
     if needed:
         raise ModelError(
             f"{stored.name} is in use by alias {', '.join(needed)}",
             hint=f"switch it in the same revision: --switch {needed[0]}=OTHER",
         )
-    wanted, plain = stored.index_wanted, store.PLAIN_INDEX
-    wish = [] if wanted == plain else [SetIndex(stored.name, was=wanted, **plain)]
-    return [*wish, DropEmbeddingModel(stored.name, **_fields(stored))]
+    wanted, plain = stored.index_spec, DEFAULT_INDEX_SPEC
+    request = [] if wanted == plain else [SetIndex(stored.name, previous=wanted, **plain)]
+    return [*request, DropEmbeddingModel(stored.name, **_fields(stored))]
 
 
-def switching(connection: Connection, alias: str, name: str) -> SwitchAlias:
+def switch_operation(connection: Connection, alias: str, name: str) -> SwitchAlias:
     """Switch an alias to a model that is filled; raises ModelError where it is not."""
-    stored = store.get_model(connection, name)
-    missing = coverage.count(connection, stored).missing
+    stored = get_model(connection, name)
+    missing = count_coverage(connection, stored).missing
     if missing:
         raise ModelError(
             f"{stored.name} misses {missing} contents", hint=f"embed them first: pgimgsearch models fill {stored.name}"
         )
-    return SwitchAlias(alias, stored.name, was=store.aliases(connection).get(alias))
+    return SwitchAlias(alias, stored.name, previous=list_aliases(connection).get(alias))
 
 
-def wishing(connection: Connection, name: str, m: int, ef_construction: int) -> SetIndex:
+def index_operation(connection: Connection, name: str, m: int, ef_construction: int) -> SetIndex:
     """Wish for another index of a model, which may be one that an operation before adds."""
-    stored = store.find_model(connection, name)
-    was = None if stored is None else stored.index_wanted
-    return SetIndex(stored.name if stored else name, was=was, m=m, ef_construction=ef_construction)
+    stored = find_model(connection, name)
+    previous = None if stored is None else stored.index_spec
+    return SetIndex(stored.name if stored else name, previous=previous, m=m, ef_construction=ef_construction)
 
 
-def _fields(stored: store.StoredModel) -> dict[str, Any]:
+def _fields(stored: StoredModel) -> dict[str, Any]:
     """Raises ModelError for a model that a migration cannot bring back."""
     if stored.full_dim is not None:
         raise ModelError(
@@ -98,5 +102,4 @@ def _fields(stored: store.StoredModel) -> dict[str, Any]:
             hint=f"it goes by commands: pgimgsearch models add {stored.name.rpartition('@')[0]} --dim {stored.dim}, "
             f"pgimgsearch models remove {stored.name}",
         )
-    same = {name: getattr(stored, name) for name in FIELDS if name != "unit_length"}
-    return same | {"unit_length": stored.normalize}
+    return {name: getattr(stored, name) for name in FIELDS}

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,26 +9,31 @@ import psycopg
 from tenacity import retry, retry_if_exception_type, wait_fixed
 
 from pgimgsearch.database import locks
-from pgimgsearch.database import models as store
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.coverage import Coverage
-from pgimgsearch.database.models import StoredModel
-from pgimgsearch.embeddings import open_models as opening
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import (
+    Coverage,
+    StoredModel,
+    count_embeddings,
+    get_model,
+    list_models,
+)
+from pgimgsearch.database.privileges import owns_schema
+from pgimgsearch.database.texts import cache_texts
 from pgimgsearch.embeddings.loaded_model import TEXTS_AT_ONCE, LoadedModel
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
+from pgimgsearch.embeddings.registry import look_up
 from pgimgsearch.errors import BusyError, DatabaseError, EmbedderError, ModelError, UsageError
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import methods as sizing
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.indexing.recall import sample_for
-from pgimgsearch.ingest.backfill import Progress, fill, still_lacking
+from pgimgsearch.indexing.build import BuildOptions, apply_index_spec
+from pgimgsearch.indexing.methods import memory_limit
+from pgimgsearch.indexing.recall import sample_size
+from pgimgsearch.indexing.status import index_status
+from pgimgsearch.ingest.backfill import count_missing, fill
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.operations import comparison_report as side_by_side
 from pgimgsearch.operations import neighbour_overlap as neighbours
-
-Tell = Callable[[str], None]
+from pgimgsearch.operations.comparison_report import check, write
+from pgimgsearch.operations.neighbour_overlap import NEIGHBOURS, neighbour_pairs
+from pgimgsearch.reporter import Reporter
 
 LOCK_TIMEOUT = "2s"
 MOST_LATE = 500  # contents that came in the last moments: what an ingest brings in a second or so
@@ -37,7 +41,7 @@ PLAIN, ANYWHERE = Checkpoint(), Placement()
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SwitchRequest:
     """What to switch, and what has to hold before: contents that may be missing, and the recall of the index."""
 
     alias: str
@@ -49,11 +53,11 @@ class Wish:
     remote: bool = False
     checkpoint: Checkpoint = PLAIN
     placement: Placement = ANYWHERE
-    page: Path | None = None
+    html: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class CarriedTexts:
     """Texts of the old model's cache: those that were embedded for the new one, and those that it cannot read."""
 
     carried: int = 0
@@ -61,7 +65,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Switched:
+class SwitchResult:
     """What was verified, and how long the alias was locked. ``overlap`` is the share of neighbours both models name."""
 
     alias: str
@@ -70,102 +74,109 @@ class Switched:
     coverage: Coverage
     recall: float | None
     overlap: float | None
-    texts: Texts
+    texts: CarriedTexts
     milliseconds: float
 
 
-def switch(url: str, wish: Wish, tell: Tell, progress: Progress) -> Switched:
+def switch(url: str, request: SwitchRequest, reporter: Reporter) -> SwitchResult:
     """Fill, index and verify a model, and move the alias to it. Killed, it goes on where it was when called again.
 
     Until the last step nothing changes for those who ask. Raises ModelError where the model must not take over,
     DriftError where its weights changed on the way, and BusyError where another session is at it.
     """
-    with connect(url) as connection, locks.alone(
-        connection, f"switch.{wish.alias}", 0, f"another switch of {wish.alias} is running"
+    with connect(url) as connection, locks.exclusive(
+        connection, f"switch.{request.alias}", 0, f"another switch of {request.alias} is running"
     ):  # fmt: skip
-        _check(connection, wish)
-        model = _open(url, wish, tell)
-        with locks.alone(connection, locks.FILL, model.stored.model_id, f"another session fills {model.stored.name}"):
-            return _switch(url, connection, model, wish, tell, progress)
+        _check(connection, request)
+        model = _open(url, request, reporter)
+        with locks.exclusive(
+            connection, locks.FILL, model.stored.model_id, f"another session fills {model.stored.name}"
+        ):
+            return _switch(url, connection, model, request, reporter)
 
 
 def _switch(
-    url: str, connection: Connection, model: LoadedModel, wish: Wish, tell: Tell, progress: Progress
-) -> Switched:
-    name, given_up = model.stored.name, set[int]()
-    old = meant_by(connection, wish.alias)
+    url: str, connection: Connection, model: LoadedModel, request: SwitchRequest, reporter: Reporter
+) -> SwitchResult:
+    name, failed = model.stored.name, set[int]()
+    old = alias_target(connection, request.alias)
     if old is None:
-        tell(f"{wish.alias} is new: it means nothing yet")
-    tell(f"filling {name}")
-    covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)
-    _require(connection, model.stored, covered, given_up, wish, old)  # before an index is built for nothing
-    recall = _indexed(connection, name, wish, tell, progress)
-    shared = _compared(connection, old, model.stored, wish, tell)
+        reporter.say(f"{request.alias} is new: it means nothing yet")
+    reporter.say(f"filling {name}")
+    covered = fill(url, model, max_load=request.max_load, failed_contents=failed, reporter=reporter)
+    _require(connection, model.stored, covered, failed, request, old)  # before an index is built for nothing
+    recall = _indexed(connection, name, request, reporter)
+    shared = _compared(connection, old, model.stored, request, reporter)
     texts = _carry_texts(connection, old, model)
-    covered = fill(url, model, progress, max_load=wish.max_load, given_up=given_up)  # what came meanwhile
-    late = _require(connection, model.stored, covered, given_up, wish, old)
+    covered = fill(
+        url, model, max_load=request.max_load, failed_contents=failed, reporter=reporter
+    )  # what came meanwhile
+    late = _require(connection, model.stored, covered, failed, request, old)
     if late > MOST_LATE:
         raise ModelError(
-            f"{late} images arrive faster than {name} is filled; {wish.alias} stays {old.name if old else 'unset'}",
+            f"{late} images arrive faster than {name} is filled; {request.alias} stays {old.name if old else 'unset'}",
             hint="raise --max-load, or ingest them with --all-models, and run the same command again",
         )
     late_texts = _carry_texts(connection, old, model)
-    texts = Texts(texts.carried + late_texts.carried, late_texts.refused)  # what it cannot read it was asked twice
-    if wish.alias != "duplicates":  # which asks nothing new
+    texts = CarriedTexts(
+        texts.carried + late_texts.carried, late_texts.refused
+    )  # what it cannot read it was asked twice
+    if request.alias != "duplicates":  # which asks nothing new
         _check_embedder(connection, old, model.stored)
-    locked = _move(connection, wish.alias, old, model.stored)
-    return Switched(wish.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
+    locked = _move_alias(connection, request.alias, old, model.stored)
+    return SwitchResult(request.alias, old.name if old else None, name, covered, recall, shared, texts, locked)
 
 
-def meant_by(connection: Connection, alias: str) -> StoredModel | None:
+def alias_target(connection: Connection, alias: str) -> StoredModel | None:
     """The model that those who ask by an alias get now."""
-    named = store.aliases(connection)
-    name = named.get(alias) or (named.get("default") if alias == "duplicates" else None)
-    return None if name is None else store.get_model(connection, name)
+    row = connection.execute("select imgsearch._alias_target(%s)", [alias]).fetchone()
+    return get_model(connection, row[0]) if row and row[0] else None
 
 
-def _check(connection: Connection, wish: Wish) -> None:
+def _check(connection: Connection, request: SwitchRequest) -> None:
     """Raise what would stop the switch at its end, before anything is loaded or stored."""
-    if any(model.name == wish.alias for model in store.models(connection)):
-        raise ModelError(f"{wish.alias} is the name of a model", hint="name an alias: models switch default --to NAME")
-    if not wish.alias.strip() or wish.alias != wish.alias.strip():
-        raise UsageError(f'an alias is a word, not "{wish.alias}"', hint="for example default, text or duplicates")
-    stored, spec = register.look_up(connection, wish.target, wish.checkpoint)
+    if any(model.name == request.alias for model in list_models(connection)):
+        raise ModelError(
+            f"{request.alias} is the name of a model", hint="name an alias: models switch default --to NAME"
+        )
+    if not request.alias.strip() or request.alias != request.alias.strip():
+        raise UsageError(f'an alias is a word, not "{request.alias}"', hint="for example default, text or duplicates")
+    stored, spec = look_up(connection, request.target, request.checkpoint)
     reads = stored.has_text if stored is not None and stored.fingerprint else spec.text or spec.output == "auto"
-    if wish.alias == "text" and not reads:
+    if request.alias == "text" and not reads:
         raise cannot_read(spec.name)
-    if not store.is_owner(connection):
+    if not owns_schema(connection):
         raise DatabaseError(
             "this role does not own the tables, and a switch makes a table and an index",
             hint="ask their owner to run it; others may run: pgimgsearch models fill NAME",
         )
-    if wish.page is not None:
-        side_by_side.check(wish.page)
+    if request.html is not None:
+        check(request.html)
 
 
-def _open(url: str, wish: Wish, tell: Tell) -> LoadedModel:
+def _open(url: str, request: SwitchRequest, reporter: Reporter) -> LoadedModel:
     """The model that takes over, loaded, its fingerprint and canary checked; where it is new, it is added unnoticed."""
-    wanted = opening.Wish([wish.target], checkpoint=wish.checkpoint, placement=wish.placement, claim=False)
-    (model,) = opening.open_models(url, wanted, [], tell=tell)
-    if wish.alias == "text" and not model.stored.has_text:
+    wanted = ModelRequest([request.target], checkpoint=request.checkpoint, placement=request.placement, claim=False)
+    (model,) = open_models(url, wanted, [], reporter=reporter)
+    if request.alias == "text" and not model.stored.has_text:
         raise cannot_read(model.stored.name)
     return model
 
 
 def _require(
-    connection: Connection, model: StoredModel, covered: Coverage, given_up: set[int], wish: Wish,
+    connection: Connection, model: StoredModel, covered: Coverage, failed: set[int], request: SwitchRequest,
     old: StoredModel | None,
 ) -> int:  # fmt: skip
     """Raise ModelError where more contents could not be read than may be missing. Returns how many came too late."""
-    failed = still_lacking(connection, model, given_up)
-    if failed > wish.allow_missing:
+    missing = count_missing(connection, model, failed)
+    if missing > request.allow_missing:
         raise ModelError(
-            f"{model.name} misses {failed} of {covered.contents} contents; {wish.alias} stays "
+            f"{model.name} misses {missing} of {covered.contents} contents; {request.alias} stays "
             f"{old.name if old else 'unset'}",
             hint="imgsearch.ingest_failure says why; bring files back, forget those that are gone for good "
-            f"(pgimgsearch ingest DIR --prune), or allow it: --allow-missing {failed}",
+            f"(pgimgsearch ingest DIR --prune), or allow it: --allow-missing {missing}",
         )
-    return max(0, covered.missing - failed)
+    return max(0, covered.missing - missing)
 
 
 def _check_embedder(connection: Connection, old: StoredModel | None, new: StoredModel) -> None:
@@ -183,59 +194,59 @@ def _check_embedder(connection: Connection, old: StoredModel | None, new: Stored
         )
 
 
-def _indexed(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> float | None:
+def _indexed(connection: Connection, name: str, request: SwitchRequest, reporter: Reporter) -> float | None:
     """The recall of the model's index, built beside what serves; None where a model has none."""
-    _build_missing(connection, name, wish, tell, progress)
-    if store.get_model(connection, name).index_method == "none":  # none is wanted, or rows are too few for it
+    _build_missing(connection, name, request, reporter)
+    if get_model(connection, name).index_method == "none":  # none is wanted, or rows are too few for it
         return None
-    if not next(row["valid"] for row in index_status.status(connection) if row["model"] == name):
+    if not next(row["valid"] for row in index_status(connection) if row["model"] == name):
         raise ModelError(f"the index of {name} is not valid", hint=f"run: pgimgsearch index build {name}")
-    stored = store.count_embeddings(connection, store.get_model(connection, name))
-    sample = sample_for(stored, wish.sample)
-    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, neighbours.NEIGHBOURS, sample])
+    stored = count_embeddings(connection, get_model(connection, name))
+    sample = sample_size(stored, request.sample)
+    row = connection.execute("select imgsearch.recall(%s, %s, %s)", [name, NEIGHBOURS, sample])
     recall: float | None = (row.fetchone() or [None])[0]
-    if recall is not None and recall < wish.recall:
+    if recall is not None and recall < request.recall:
         raise ModelError(
-            f"the index of {name} finds {recall:.3f} of the true neighbours, not {wish.recall}",
+            f"the index of {name} finds {recall:.3f} of the true neighbours, not {request.recall}",
             hint=f"pgimgsearch index tune {name}, and switch again; or ask for less: --recall",
         )
     return recall
 
 
-def _build_missing(connection: Connection, name: str, wish: Wish, tell: Tell, progress: Progress) -> None:
+def _build_missing(connection: Connection, name: str, request: SwitchRequest, reporter: Reporter) -> None:
     """Make the index as it is wanted; where another session is at it, wait for that."""
     waiting = retry(
         retry=retry_if_exception_type(BusyError), wait=wait_fixed(1),
-        before_sleep=lambda state: tell(f"waiting: {state.outcome.exception()}")  # type: ignore[union-attr]
+        before_sleep=lambda state: reporter.say(f"waiting: {state.outcome.exception()}")  # type: ignore[union-attr]
         if state.attempt_number == 1 else None,
     )  # fmt: skip
-    how = index.Build(
-        sizing.memory_limit(connection, remote=wish.remote), concurrently=True, recall=wish.recall,
-        workers=1 if wish.max_load < 1 else None,  # slower, and those who ask keep the other cores
+    how = BuildOptions(
+        memory_limit(connection, remote=request.remote), concurrently=True, recall=request.recall,
+        workers=1 if request.max_load < 1 else None,  # slower, and those who ask keep the other cores
     )  # fmt: skip
-    model = store.get_model(connection, name)
-    built = waiting(index.fulfil)(connection, model, how, lambda _, done, total: progress(done, total))
+    model = get_model(connection, name)
+    built = waiting(apply_index_spec)(connection, model, how, reporter)
     if built:
-        tell(f"the index of {name} is as it is wanted now")
+        reporter.say(f"the index of {name} is as it is wanted now")
 
 
 def _compared(
-    connection: Connection, old: StoredModel | None, new: StoredModel, wish: Wish, tell: Tell
+    connection: Connection, old: StoredModel | None, new: StoredModel, request: SwitchRequest, reporter: Reporter
 ) -> float | None:
-    """The share of neighbours that both models name, and the page that shows it."""
+    """The share of neighbours that both models name, and the html that shows it."""
     if old is None or old.model_id == new.model_id:  # which is there already, and may only lack what came since
         return None
-    seen = neighbours.seen_by(connection, old, new, wish.sample)
-    if wish.page is not None:
-        side_by_side.write(connection, wish.page, (old.name, new.name), seen)
-        tell(f"what both models find: {wish.page}")
+    seen = neighbour_pairs(connection, old, new, request.sample)
+    if request.html is not None:
+        write(connection, request.html, (old.name, new.name), seen)
+        reporter.say(f"what both models find: {request.html}")
     return neighbours.overlap(seen)
 
 
-def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedModel) -> Texts:
+def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedModel) -> CarriedTexts:
     """Embed the texts that the old model has cached, so that whoever asks for them finds them."""
     if old is None or old.model_id == new.stored.model_id or not (old.has_text and new.stored.has_text):
-        return Texts()
+        return CarriedTexts()
     rows = connection.execute(
         "select t.template, t.query from imgsearch.text_embedding t where t.model_id = %s and not exists "
         "(select from imgsearch.text_embedding n where n.model_id = %s and n.key = t.key) "
@@ -247,7 +258,7 @@ def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedMod
         queries = [query for _, query in group]
         for start in range(0, len(queries), TEXTS_AT_ONCE):
             refused += _embed_texts(connection, new, queries[start : start + TEXTS_AT_ONCE], template)
-    return Texts(len(rows) - len(refused), tuple(refused))
+    return CarriedTexts(len(rows) - len(refused), tuple(refused))
 
 
 def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str], template: str) -> list[str]:
@@ -258,23 +269,16 @@ def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str],
         if len(queries) == 1:
             return queries
         return [text for query in queries for text in _embed_texts(connection, model, [query], template)]
-    text_cache.keep(connection, model.stored, queries, vectors, template)
+    cache_texts(connection, model.stored, queries, vectors, template)
     return []
 
 
-def _move(connection: Connection, alias: str, old: StoredModel | None, new: StoredModel) -> float:
-    """Move the alias, unless somebody else did meanwhile. Returns for how many milliseconds aliases were locked."""
+def _move_alias(connection: Connection, alias: str, old: StoredModel | None, new: StoredModel) -> float:
+    """Move the alias, unless another session did. Returns for how many milliseconds aliases were locked."""
     with connection.transaction():
         connection.execute("select set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
-        store.set_status(connection, new, "ready")
         start = time.perf_counter()
-        connection.execute("select pg_advisory_xact_lock(hashtext('pgimgsearch.alias'))")  # as set_alias does
-        now = meant_by(connection, alias)
-        if (now and now.model_id) != (old and old.model_id):
-            raise ModelError(
-                f"{alias} was moved to {now.name if now else 'nothing'} meanwhile, and stays there",
-                hint="run the same command again, which is quick now, if it shall move on",
-            )
-        if store.aliases(connection).get(alias) != new.name:
-            connection.execute("select imgsearch.set_alias(%s, %s)", [alias, new.name])
+        connection.execute(
+            "select imgsearch.switch_alias(%s, %s, %s, null)", [alias, new.name, old.name if old else ""]
+        )
     return 1000 * (time.perf_counter() - start)

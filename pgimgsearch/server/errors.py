@@ -17,21 +17,21 @@ class Busy(Refusal):
     status = 503
 
 
-class Stranger(Refusal):
+class Unauthorized(Refusal):
     """The password is missing or wrong."""
 
     sqlstate = "28P01"
     status = 401
 
 
-class NotServed(Refusal):
+class ModelNotServed(Refusal):
     """The embedder does not hold this model."""
 
     sqlstate = "PI012"
     status = 404
 
 
-class BadPicture(Refusal):
+class BadImage(Refusal):
     """The picture cannot be read."""
 
     sqlstate = "PI014"

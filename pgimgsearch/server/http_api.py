@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from pgimgsearch import __version__
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError
-from pgimgsearch.server.errors import Busy, Refusal, Stranger, refusal_of
+from pgimgsearch.server.errors import Busy, Refusal, Unauthorized, refusal_of
 from pgimgsearch.server.jobs import Job, Jobs, file_result
 from pgimgsearch.server.service import Service
 
@@ -92,7 +92,7 @@ def application(service: Service, password: str) -> FastAPI:
         if right or request.url.path in OPEN_PATHS:
             return await call_next(request)
         return await _refuse(
-            request, Stranger("the bearer token is missing or wrong", hint="send the embedder's password")
+            request, Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
         )
 
     @app.post("/embed/text", dependencies=[Depends(known)])

@@ -86,10 +86,10 @@ class Jobs:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _work(self, job: Job) -> None:
-        turn = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> dict[str, Any]:
-            async with turn:
+            async with slots:
                 name = job.names[number]
                 try:
                     data = await asyncio.to_thread((job.folder / str(number)).read_bytes)

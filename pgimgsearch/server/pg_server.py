@@ -31,7 +31,7 @@ MOST_CONNECTIONS = 1000
 SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
 
 
-class Wire:
+class PgServer:
     """Serves connections that present the password; ``tls`` offers encryption to those that ask for it."""
 
     def __init__(self, service: Service, password: str, tls: ssl.SSLContext | None) -> None:
@@ -163,11 +163,11 @@ class Wire:
         return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
 
     async def _ask(self, asked: questions.Question) -> list[str]:
-        if isinstance(asked, questions.Status):
+        if isinstance(asked, questions.StatusRequest):
             return [json.dumps({"model": name, "fingerprint": model.stored.fingerprint, "device": model.encoder.device})
                     for name, model in self._service.models.items()]  # fmt: skip
         model = self._service.find(asked.model, asked.fingerprint)
-        if isinstance(asked, questions.Text):
+        if isinstance(asked, questions.TextRequest):
             return [literal(vector) for vector in await self._service.embed_texts(model, asked.texts, asked.template)]
         vector = await self._service.embed_picture(model, asked.bytes, asked.crop)
         return [literal(vector, model.stored.storage)]

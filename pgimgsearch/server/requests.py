@@ -7,13 +7,13 @@ from pydantic import Base64Bytes, BaseModel, Field, TypeAdapter, ValidationError
 from pgimgsearch.server.errors import Refusal
 
 
-class Status(BaseModel):
+class StatusRequest(BaseModel):
     """What is held?"""
 
     ask: Literal["status"]
 
 
-class Text(BaseModel):
+class TextRequest(BaseModel):
     """The vectors of texts in a template; of a fingerprint, where one is given."""
 
     ask: Literal["text"]
@@ -23,7 +23,7 @@ class Text(BaseModel):
     fingerprint: str | None = None
 
 
-class Picture(BaseModel):
+class ImageRequest(BaseModel):
     """The vector or hash of a picture, or of a part of it: x, y, width, height."""
 
     ask: Literal["picture"]
@@ -33,7 +33,7 @@ class Picture(BaseModel):
     fingerprint: str | None = None
 
 
-Question = Status | Text | Picture
+Question = StatusRequest | TextRequest | ImageRequest
 _KNOWN: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="ask")])
 
 

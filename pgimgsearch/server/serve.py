@@ -1,4 +1,4 @@
-"""Run the embedder: open the models, open both doors, and close them in order."""
+"""Run the embedder: open the models, open both listeners, and close them in order."""
 
 import asyncio
 import signal
@@ -11,24 +11,24 @@ from pathlib import Path
 
 import uvicorn
 
-from pgimgsearch.database import models as store
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import get_model, list_aliases
+from pgimgsearch.database.privileges import can_write_texts
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.registry import Loader, check_canary, open_model
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.server.http_api import application
 from pgimgsearch.server.metrics import Metrics
-from pgimgsearch.server.pg_server import Wire
+from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.text_cache_writer import TextCache
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """Where to listen, for Postgres and for HTTP, and the certificate for TLS."""
 
     host: str
@@ -55,41 +55,41 @@ def open_models(
 ) -> tuple[list[LoadedModel], dict[str, str]]:
     """Load stored models by name or alias, those of the aliases if none is named, and say what the aliases mean."""
     with connect(url) as connection:
-        aliases = store.aliases(connection)
-        stored = {store.get_model(connection, name).name: None for name in names or aliases}
+        aliases = list_aliases(connection)
+        stored = {get_model(connection, name).name: None for name in names or aliases}
         if not stored:
             raise ModelError("there is no model to serve", hint="add one first: pgimgsearch models add clip-vit-b-32")
-        loader = register.Loader(placement)
-        models = [register.open_model(connection, name, checkpoint, placement, loader) for name in stored]
+        loader = Loader(placement)
+        models = [open_model(connection, name, checkpoint, placement, loader) for name in stored]
         for model in models:
-            register.check_canary(connection, model)
+            check_canary(connection, model)
     return models, aliases
 
 
 def run(
-    url: str, models: Sequence[LoadedModel], aliases: dict[str, str], doors: Doors, password: str, most_waiting: int,
-    opened: Callable[[], None],
+    url: str, models: Sequence[LoadedModel], aliases: dict[str, str], listeners: Listeners, password: str,
+    most_waiting: int, opened: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both doors are open."""
+    """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both listeners are open."""
     sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:
-        cache = TextCache(url, metrics) if text_cache.can_write(connection) else None
+        cache = TextCache(url, metrics) if can_write_texts(connection) else None
     service = Service(models, aliases, cache, metrics, cores(), most_waiting)
     for number in (signal.SIGINT, signal.SIGTERM):  # the HTTP server acts on them, and then hands them on
         signal.signal(number, signal.SIG_IGN)
     try:
-        asyncio.run(_serve(service, doors, password, opened))
+        asyncio.run(_serve(service, listeners, password, opened))
     finally:
         service.close()
 
 
-async def _serve(service: Service, doors: Doors, password: str, opened: Callable[[], None]) -> None:
-    tls = doors.tls()
-    wire = Wire(service, password, tls)
-    with _bound(doors.host, doors.port) as postgres, _bound(doors.host, doors.http_port) as http:
+async def _serve(service: Service, listeners: Listeners, password: str, opened: Callable[[], None]) -> None:
+    tls = listeners.tls()
+    wire = PgServer(service, password, tls)
+    with _bound(listeners.host, listeners.port) as postgres, _bound(listeners.host, listeners.http_port) as http:
         listening = await wire.start(postgres)
-        files = {"ssl_certfile": doors.certificate, "ssl_keyfile": doors.key} if tls else {}
+        files = {"ssl_certfile": listeners.certificate, "ssl_keyfile": listeners.key} if tls else {}
         config = uvicorn.Config(application(service, password), log_level="warning", access_log=False, **files)  # type: ignore[arg-type]
         try:
             await _HttpServer(config, opened).serve([http])  # until a signal

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.embeddings.embed_query import Crop, cropped
-from pgimgsearch.embeddings.loaded_model import LoadedModel, why_not
+from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.errors import UsageError
-from pgimgsearch.models.encoder import SkippedPicture
+from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.server.batcher import MOST_WAITING, Batcher
-from pgimgsearch.server.errors import BadPicture, NotServed, Refusal
+from pgimgsearch.server.errors import BadImage, ModelNotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
 from pgimgsearch.sources.decode import decode, limit_pixels
@@ -47,12 +47,12 @@ class Service:
         """A model by name or alias, of a fingerprint where one is given; raises NotServed."""
         model = self.models.get(self.aliases.get(name, name))
         if model is None:
-            raise NotServed(
+            raise ModelNotServed(
                 f"the embedder does not hold model {name}",
                 hint=f"it holds {', '.join(self.models)}; run: pgimgsearch serve --model {name}",
             )
         if fingerprint not in {None, model.stored.fingerprint}:
-            raise NotServed(f"the embedder holds another version of {name} than made the stored vectors",
+            raise ModelNotServed(f"the embedder holds another version of {name} than made the stored vectors",
                             hint="start it again: pgimgsearch serve, with the database of the vectors")  # fmt: skip
         return model
 
@@ -76,8 +76,8 @@ class Service:
         """(dim,) float32, or bits, 0 or 1, of a picture's bytes. Raises BadPicture, Refusal or Busy."""
         prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, data, crop)
         outputs = await asyncio.wrap_future(self._batcher(model).submit("picture", [prepared]))
-        if (reason := why_not(model.storable(outputs)[0])) is not None:
-            raise BadPicture(f"the picture has no useful vector: {reason}", hint="try another model")
+        if (reason := rejection_reason(model.storable(outputs)[0])) is not None:
+            raise BadImage(f"the picture has no useful vector: {reason}", hint="try another model")
         vector: NDArray[Any] = model.vectors(outputs, normalize=normalize)[0]
         return vector
 
@@ -94,18 +94,16 @@ class Service:
 
     def _prepare(self, model: LoadedModel, data: bytes, crop: Crop | None) -> NDArray[Any]:
         if len(data) > LARGEST_PICTURE:
-            raise BadPicture(f"the picture has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
+            raise BadImage(f"the picture has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
             return model.encoder.prepare(cropped(decode(data)[0], crop))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
-        except SkippedPicture as why:
-            raise BadPicture(f"the picture has no useful vector: {why}", hint="try another model") from why
+        except SkippedImage as why:
+            raise BadImage(f"the picture has no useful vector: {why}", hint="try another model") from why
         except Exception as error:  # broken bytes raise anything
-            raise BadPicture(
-                f"the picture cannot be read: {error}", hint="bring the content of an image file"
-            ) from error
+            raise BadImage(f"the picture cannot be read: {error}", hint="bring the content of an image file") from error
 
 
 def _check_texts(texts: Sequence[str], template: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.texts import cache_texts
 from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.server.metrics import Metrics
 
@@ -62,5 +62,5 @@ class TextCache:
     def _write(
         self, connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str
     ) -> None:
-        text_cache.keep(connection, model, texts, vectors, template)
+        cache_texts(connection, model, texts, vectors, template)
         self._metrics.count_texts("kept", len(texts))

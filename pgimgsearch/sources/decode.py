@@ -13,12 +13,12 @@ from PIL.Image import Transpose
 
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 
-# EXIF tag 0x0112 (CIPA DC-008): what turns the stored pixels upright
+# EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
-BYTES_A_PIXEL = 16  # as it is decoded, turned, converted and hashed: four of Pillow's pixels
+BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
 PROGRAMS = {"EPS", "WMF"}  # read by running what the file says, in Ghostscript or in the system
 NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but cannot read them
 
@@ -31,7 +31,7 @@ class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure
 class ImageFacts:
     """What is stored of a picture; sizes are of the upright pixels."""
 
-    pixel_sha256: bytes
+    pixel_hash: bytes
     width: int
     height: int
     format: str

@@ -1,4 +1,4 @@
-"""The memory that decoding threads share: a picture that needs much waits until others are done with theirs."""
+"""The memory that decoding threads share: an image that needs much waits until others have freed theirs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ from functools import cache
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
 
 
-class Room:
-    """So many bytes. Not first come, first served: what is small passes by what waits."""
+class MemoryBudget:
+    """A number of bytes. Not first come, first served: small requests pass by those that wait."""
 
     def __init__(self, size: int) -> None:
         self.size, self._taken = size, 0
@@ -17,13 +17,13 @@ class Room:
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Yield what takes bytes until the block ends, waiting for the first of them until they fit or nobody has any.
+        """Yield a function that reserves bytes until the block ends; the first call waits until they fit.
 
-        More of a share is had at once: two that wait for more with some in hand would wait for ever.
+        Further calls do not wait: two shares that each hold some and wait for more would wait for ever.
         """
         own = 0
 
-        def take(count: int) -> None:
+        def reserve(count: int) -> None:
             nonlocal own
             with self._changed:
                 if not own:
@@ -32,7 +32,7 @@ class Room:
             own += count
 
         try:
-            yield take
+            yield reserve
         finally:
             with self._changed:
                 self._taken -= own
@@ -40,6 +40,6 @@ class Room:
 
 
 @cache
-def room() -> Room:
-    """That of this process: half of the machine's memory."""
-    return Room(machine_memory() * MEGABYTE // 2)
+def memory_budget() -> MemoryBudget:
+    """The budget of this process: half of the machine's memory."""
+    return MemoryBudget(machine_memory() * MEGABYTE // 2)

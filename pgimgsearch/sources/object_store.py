@@ -50,7 +50,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 @again
-def read(url: str, most: int) -> bytes:
+def read_object(url: str, most: int) -> bytes:
     """At most ``most`` bytes of a file; failures of the store are tried again."""
     store, path = filesystem(url)
     with store.open(path, "rb") as file:

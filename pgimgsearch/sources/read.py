@@ -7,8 +7,8 @@ from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
-from pgimgsearch.sources import object_store as remote
 from pgimgsearch.sources import webdataset
+from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.source import ScannedFile, is_url
 
 TIMEOUT = 30.0
@@ -29,7 +29,7 @@ def read_bytes(location: str, max_bytes: int) -> bytes:
     elif location.startswith(("http://", "https://")):
         data = _download(location, max_bytes)
     elif is_url(location):
-        data = remote.read(location, max_bytes + 1)
+        data = read_object(location, max_bytes + 1)
     else:
         data = _read_file(location, max_bytes)
     return checked(data, max_bytes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pgimgsearch.errors import SourceError
 
-ATTRIBUTES = ("external_id", "group_key", "caption")
+ATTRIBUTES = ("group_key", "caption")
 COLUMNS = {"url": "path", "group": "group_key"}  # what people call the columns -> what they are here
 
 
@@ -29,10 +29,14 @@ def parse_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of a row is ours by name, and the rest, which is metadata (a metadata column is merged into it)."""
+def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes in a row, and the rest, which is metadata; a column ``metadata`` is merged into that.
+
+    ``keyed`` is whether a column ``key`` is the image's key, as in lists and queries; else it is metadata.
+    """
     named = {COLUMNS.get(key, key): value for key, value in row.items() if key is not None}
-    own = {key: named.pop(key) for key in ("path", *ATTRIBUTES) if key in named}
+    columns = ("path", *(("key",) if keyed else ()), *ATTRIBUTES)
+    own = {key: named.pop(key) for key in columns if key in named}
     given = named.pop("metadata", None)
     if isinstance(given, str) and given.strip():
         try:

@@ -7,17 +7,17 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.models.encoder import Encoder, SkippedPicture
-from pgimgsearch.sources import read as fetch
+from pgimgsearch.models.encoder import Encoder, SkippedImage
 from pgimgsearch.sources.decode import decode, limit_pixels
 from pgimgsearch.sources.limits import ImageLimits
+from pgimgsearch.sources.read import content
 from pgimgsearch.sources.source import ScannedFile, Source
 
 SEED = 20
 MOST_STREAMED = 256 << 20  # bytes of a shard's beginning, as all of it has to be read to draw from all of it
 
 
-def sample_pictures(sources: Sequence[Source], count: int, limits: ImageLimits) -> Iterator[Image.Image]:
+def sample_images(sources: Sequence[Source], count: int, limits: ImageLimits) -> Iterator[Image.Image]:
     """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
     limit_pixels(limits.max_pixels)
     chosen: list[ScannedFile] = []
@@ -35,7 +35,7 @@ def sample_pictures(sources: Sequence[Source], count: int, limits: ImageLimits) 
     generator.shuffle(chosen)
     for file in chosen:
         try:
-            yield decode(fetch.content(file, limits.max_bytes), limits)[0]
+            yield decode(content(file, limits.max_bytes), limits)[0]
         except Exception:  # noqa: S112  (the run that follows reads it again, and records why it fails)
             continue
 
@@ -44,8 +44,8 @@ def prepared_sample(
     encoder: Encoder, sources: Sequence[Source], count: int, limits: ImageLimits
 ) -> Iterator[NDArray[Any]]:
     """The same, prepared for a model; those that it skips are left out."""
-    for picture in sample_pictures(sources, count, limits):
+    for picture in sample_images(sources, count, limits):
         try:
             yield encoder.prepare(picture)
-        except SkippedPicture:
+        except SkippedImage:
             continue

@@ -32,7 +32,7 @@ def with_captions(files: Iterable[ScannedFile], captions: Mapping[str, list[dict
 
 
 def with_metadata(files: Iterable[ScannedFile], rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[ScannedFile]:
-    """Metadata, external ids and groups of a sidecar; the last row of a path counts."""
+    """Metadata and groups of a sidecar; the last row of a path counts."""
     for file in files:
         found = rows.get(file.path)
         if not found:

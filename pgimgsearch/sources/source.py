@@ -19,24 +19,29 @@ ADDRESS = re.compile("[a-z][a-z0-9+.-]*://")
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
-    """One file to look at: ``path`` as stored, ``location`` to read it from, and what the source says of it.
+    """One file of a source: ``path`` as stored, ``location`` to read it from, and its attributes.
 
     ``problem`` is set where the file could be named but not examined, and ``unlisted`` with it where it is a folder
-    whose files are not known. Attributes that are None are not given,
-    and leave what is stored as it is. ``data`` are its bytes, where the source is a stream that had to read them.
+    whose files are not known. Attributes that are None were not given, and leave what is stored as it is. ``data`` are
+    its bytes, where the source is a stream that had to read them.
     """
 
     path: str
     location: str
     size: int | None = None
     modified_at: datetime | None = None
-    external_id: str | None = None
+    given_key: str | None = None
     group_key: str | None = None
     caption: str | None = None
     metadata: dict[str, Any] | None = None
     problem: Exception | None = None
     unlisted: bool = False
     data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What identifies the image in its collection: the key that the source gave, else the path."""
+        return self.path if self.given_key is None else self.given_key
 
 
 class Part(Protocol):
@@ -145,7 +150,7 @@ def list_source(path: str) -> Source:
     return Source(f"list {path}", name, str(folder), files, count)
 
 
-def address_source(url: str) -> Source:
+def url_source(url: str) -> Source:
     """One picture of the web."""
     return Source(url, "web", None, lambda _: iter([ScannedFile(url, url)]), lambda: 1, whole=False)
 
@@ -158,7 +163,7 @@ def files_source(folder: Path, files: Sequence[Path]) -> Source:
     )  # fmt: skip
 
 
-def walk(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """All pictures below a folder, in order of name, as ``folder_source`` finds them."""
     return [found for found in _walk(folder, register_formats(), [0]) if isinstance(found, Path)]
 
@@ -216,9 +221,9 @@ def _stored(path: str, root: str) -> str:
 
 
 def _from_row(row: Mapping[str, Any], folder: Path, root: str) -> ScannedFile:
-    own, rest = split(row)
+    own, rest = split(row, keyed=True)
     path = str(own.pop("path", "") or "").strip()
     if not path:
         raise SourceError("a row has neither path nor url", hint="name a column path or url")
     file = ScannedFile(path, path) if is_url(path) else _examine(Path(os.path.abspath(folder / path)), root)  # noqa: PTH100
-    return replace(file, metadata=rest or None, **own)
+    return replace(file, metadata=rest or None, given_key=own.pop("key", None), **own)

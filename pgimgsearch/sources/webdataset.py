@@ -46,7 +46,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     continue
                 key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
                 if key != current or waiting > SAMPLE_BYTES:
-                    yield from _told(pictures, about)
+                    yield from _with_attributes(pictures, about)
                     pictures, about, current, waiting = [], {}, key, 0
                 if f".{ending}" in register_formats():
                     pictures.append(_member(tar, member))
@@ -54,9 +54,9 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                 elif ending in {"txt", "json", "cls"} and member.size <= MOST_TEXT:
                     about[ending] = _content(tar, member)
     except (tarfile.TarError, EOFError, zlib.error):
-        yield from _told(pictures, about)  # what was read before it broke off
+        yield from _with_attributes(pictures, about)  # what was read before it broke off
         raise
-    yield from _told(pictures, about)
+    yield from _with_attributes(pictures, about)
 
 
 def is_member(location: str) -> bool:
@@ -106,7 +106,9 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read()
 
 
-def _told(pictures: list[ScannedFile], about: dict[str, bytes]) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+def _with_attributes(
+    pictures: list[ScannedFile], about: dict[str, bytes]
+) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     """The pictures with what was said of them; a text that cannot be read is told so, as it would be lost."""
     said: dict[str, Any] = {}
     for ending, content in about.items():

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tenants(connection: Connection, admin: Connection, url: str) -> Iterator[str
     add_images(connection, 2000)
     model = add_model(connection, "test", 16)
     add_vectors(connection, model.table_name, clustered(2000, 16))
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     admin.execute("drop role if exists tenant")
     admin.execute("create role tenant login")
     connection.execute("select imgsearch.grant_access('tenant', 'reader')")
@@ -57,7 +57,7 @@ def test_nobody_goes_round_the_policy_by_a_partition(tenants: str, connection: C
     connection.execute("truncate imgsearch.embedding_test_16")
     connection.execute("select imgsearch.partition_embeddings('test', 3)")
     add_vectors(connection, "embedding_test_16", clustered(2000, 16))
-    index.build(connection, store.get_model(connection, "test"), index.Build(64))
+    build_index(connection, get_model(connection, "test"), BuildOptions(64))
     row = connection.execute(
         "select min(relid::text) from pg_partition_tree('imgsearch.embedding_test_16') where isleaf"
     ).fetchone()

@@ -15,25 +15,27 @@ from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database import locks
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, get_model
 from pgimgsearch.database.reconnect import Session
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import BusyError, ModelError, RecallError
-from pgimgsearch.indexing import build as index
 from pgimgsearch.indexing import shadow_table as aside
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.indexing.after_load import finish
-from pgimgsearch.ingest import load_target as beside
+from pgimgsearch.indexing.after_load import after_load
+from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.indexing.embedding_table import shadow_table
+from pgimgsearch.indexing.shadow_table import _swap, _under_way, complete_load, create, create_shadow, drop_retired
+from pgimgsearch.indexing.status import index_status
 from pgimgsearch.ingest import run
-from pgimgsearch.operations.doctor import check
-from pgimgsearch.sources import source as scan
+from pgimgsearch.ingest.load_target import count_new, join_shadows, wants_shadow
+from pgimgsearch.operations.doctor import schema_findings
+from pgimgsearch.sources.source import folder_source
 from tests.integration.test_index_methods import found_share
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]
 LIVE, ALL, DIM = 2500, 3200, 256
-HOW = index.Build(256)
+HOW = BuildOptions(256)
 LEFT = "select relname from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '(aside|old|new)'"
 
 
@@ -43,14 +45,14 @@ def live(connection: Connection, method: str = "hnsw") -> StoredModel:
     model = add_model(connection, "test", DIM)
     add_vectors(connection, model.table_name, clustered(ALL, DIM)[:LIVE])
     connection.execute("select imgsearch.set_index('test', %s)", [method])
-    index.build(connection, store.get_model(connection, "test"), HOW)
-    return store.get_model(connection, "test")
+    build_index(connection, get_model(connection, "test"), HOW)
+    return get_model(connection, "test")
 
 
 def loaded_beside(connection: Connection) -> StoredModel:
     """A live model, beside whose table the other contents lie."""
     model = live(connection)
-    aside.begin(connection, model)
+    create_shadow(connection, model)
     add_vectors(connection, "embeddings_1_aside", clustered(ALL, DIM)[LIVE:], first=LIVE)
     return model
 
@@ -94,13 +96,13 @@ def test_another_table_takes_the_place_of_a_live_one(
     model, vectors = live(connection, method), clustered(ALL, DIM)
     connection.execute("grant select on imgsearch.image to pg_monitor")
     connection.execute("grant insert on imgsearch.embedding_test_256 to pg_read_all_data")
-    aside.begin(connection, model, parts)
+    create_shadow(connection, model, parts)
     add_vectors(connection, "embeddings_1_aside", vectors[LIVE : ALL - 5], first=LIVE)
     there = "select has_table_privilege('pg_monitor', 'imgsearch.embeddings_1_aside', 'select')"
     assert connection.execute(there).fetchone() == (False,)
-    assert "pgimgsearch index build test" in str(index_status.status(connection)[0]["advice"])
-    assert [one.mend for one in check(connection) if "aside" in one.what] == ["pgimgsearch index build test"]
-    make = aside.create
+    assert "pgimgsearch index build test" in str(index_status(connection)[0]["advice"])
+    assert [one.mend for one in schema_findings(connection) if "aside" in one.what] == ["pgimgsearch index build test"]
+    make = create
 
     def meanwhile(*given: Any, **options: Any) -> None:
         make(*given, **options)
@@ -111,20 +113,20 @@ def test_another_table_takes_the_place_of_a_live_one(
 
     monkeypatch.setattr(aside, "create", meanwhile)
     with asked_all_the_time(url) as answers:
-        built = aside.finish(connection, model, HOW)
+        built = complete_load(connection, model, HOW)
     assert len(answers) > 3
     assert set(answers) == {10}
     assert built is not None
     assert built.recall is not None
     assert built.recall >= 0.99
     assert count(connection, "embedding_test_256") == ALL - 2 - 2
-    model = store.get_model(connection, "test")
+    model = get_model(connection, "test")
     assert (model.index_method, model.partitions, model.status) == (method, parts, "building")
-    assert model.index_parameters["rows"] == ALL - 5
-    state = index_status.status(connection)[0]
+    assert model.index_state["rows"] == ALL - 5
+    state = index_status(connection)[0]
     assert (state["valid"], state["advice"]) == (True, None)
     assert connection.execute(LEFT).fetchall() == []
-    assert [one for one in check(connection) if one.where in {"schema", "index"}] == []
+    assert [one for one in schema_findings(connection) if one.where in {"schema", "index"}] == []
     vectors[[99, 2999, ALL - 1, ALL - 2]] = 0.001 * np.ones(DIM)  # those that are not there
     assert found_share(connection, vectors) >= 0.95
     rights = (
@@ -135,7 +137,7 @@ def test_another_table_takes_the_place_of_a_live_one(
     assert connection.execute(rights).fetchone() == (True, True, True)
     listed = "select count(*) from imgsearch.images_test"
     assert connection.execute(listed).fetchone() == (ALL - 4,)
-    again = index.build(connection, model, HOW)  # names are as they were
+    again = build_index(connection, model, HOW)  # names are as they were
     assert again is not None
     connection.execute("select imgsearch.set_alias(a.alias, null) from imgsearch.alias a")
     connection.execute("select imgsearch.drop_model('test')")
@@ -151,16 +153,16 @@ def test_whatever_stops_it_the_next_one_goes_on(connection: Connection, monkeypa
 
             patch.setattr(aside, step, fail)
             with pytest.raises(KeyboardInterrupt):
-                aside.finish(connection, model, HOW)
+                complete_load(connection, model, HOW)
         assert found_share(connection, vectors[:LIVE]) >= 0.95
         assert count(connection, "embedding_test_256") == LIVE
     with psycopg.connect(connection.info.dsn, autocommit=True) as other:
-        assert locks.share(other, locks.ASIDE, model.model_id)
+        assert locks.share(other, locks.SHADOW, model.model_id)
         with pytest.raises(BusyError, match="still writes beside"):
-            aside.finish(connection, model, HOW)
-    assert aside.finish(connection, model, HOW) is not None
+            complete_load(connection, model, HOW)
+    assert complete_load(connection, model, HOW) is not None
     assert found_share(connection, vectors) >= 0.95
-    assert aside.finish(connection, model, HOW) is None  # nothing is beside it any more
+    assert complete_load(connection, model, HOW) is None  # nothing is beside it any more
 
 
 FORMER = "select to_regclass('imgsearch.embeddings_1_old') is not null"
@@ -169,7 +171,7 @@ FORMER = "select to_regclass('imgsearch.embeddings_1_old') is not null"
 @contextmanager
 def reading_before_the_swap(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
     """A session that has read the model's row when the swap comes."""
-    swap = aside._swap
+    swap = _swap
     with psycopg.connect(url) as reader:
         reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
 
@@ -185,7 +187,7 @@ def test_the_former_table_waits_for_those_who_are_about_to_read_it(
     url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded_beside(connection)
-    under_way, asked = aside._under_way, threading.Semaphore(0)
+    under_way, asked = _under_way, threading.Semaphore(0)
 
     def asking(connection: Connection) -> set[str]:
         asked.release()
@@ -195,7 +197,7 @@ def test_the_former_table_waits_for_those_who_are_about_to_read_it(
     with reading_before_the_swap(url, monkeypatch) as reader, psycopg.connect(url) as idle, connect(url) as builder:
         idle.execute("select from imgsearch.model")  # it will see the swap, so that nobody waits for its end
         with ThreadPoolExecutor(1) as pool:
-            built = pool.submit(aside.finish, builder, model, HOW)
+            built = pool.submit(complete_load, builder, model, HOW)
             assert all(asked.acquire(timeout=60) for _ in range(3))  # so that it waits
             assert len(reader.execute("select * from imgsearch.similar(7)").fetchall()) == 10
             reader.commit()
@@ -209,13 +211,13 @@ def test_who_reads_for_too_long_leaves_the_former_table_to_the_next_ingest(
     model = loaded_beside(connection)
     monkeypatch.setattr(aside, "SECONDS_TO_READ", 0)
     with reading_before_the_swap(url, monkeypatch) as reader:
-        assert aside.finish(connection, model, HOW) is not None
+        assert complete_load(connection, model, HOW) is not None
         assert len(reader.execute("select * from imgsearch.similar(7)").fetchall()) == 10
-        told = [one.mend for one in check(connection) if "_old" in one.what]
+        told = [one.mend for one in schema_findings(connection) if "_old" in one.what]
         assert told == ["drop table imgsearch.embeddings_1_old"]
-        assert not aside.drop_former(connection, model, seconds=0)
+        assert not drop_retired(connection, model, seconds=0)
         reader.commit()
-    finish(url, ["test"], remote=False)
+    after_load(url, ["test"], remote=False)
     assert connection.execute(FORMER).fetchone() == (False,)
 
 
@@ -224,30 +226,30 @@ def test_bits_that_find_too_little_give_way_to_the_method_there_is(connection: C
     add_images(connection, ALL)
     model = add_model(connection, "test", DIM)
     add_vectors(connection, model.table_name, vectors[:LIVE])
-    assert index.build(connection, model, HOW) is not None
+    assert build_index(connection, model, HOW) is not None
     connection.execute("select imgsearch.set_index('test', 'hnsw-binary')")
-    model = store.get_model(connection, "test")
-    aside.begin(connection, model)
+    model = get_model(connection, "test")
+    create_shadow(connection, model)
     add_vectors(connection, "embeddings_1_aside", vectors[LIVE:], first=LIVE)
-    strict = index.Build(256, recall=1.0)
+    strict = BuildOptions(256, recall=1.0)
     with pytest.raises(RecallError):
-        aside.finish(connection, model, strict, method="hnsw-binary")
+        complete_load(connection, model, strict, method="hnsw-binary")
     assert count(connection, "embedding_test_256") == LIVE
-    built = aside.finish(connection, model, strict)
+    built = complete_load(connection, model, strict)
     assert built is not None
     assert built.method == "hnsw"
-    model = store.get_model(connection, "test")
-    assert (model.index_method, model.index_wanted["method"]) == ("hnsw", "hnsw-binary")
+    model = get_model(connection, "test")
+    assert (model.index_method, model.index_spec["method"]) == ("hnsw", "hnsw-binary")
     assert count(connection, "embedding_test_256") == ALL
 
 
 def test_a_little_beside_goes_into_the_live_index(url: str, connection: Connection) -> None:
     model, vectors = live(connection), clustered(ALL, DIM)
-    aside.begin(connection, model)
+    create_shadow(connection, model)
     add_vectors(connection, "embeddings_1_aside", vectors[LIVE : LIVE + 20], first=LIVE)
     names = "select oid from pg_class where relname = 'embedding_test_256_hnsw'"
     before = connection.execute(names).fetchall()
-    assert finish(url, ["test"], remote=False) == {"test": "swapped"}
+    assert after_load(url, ["test"], remote=False) == {"test": "swapped"}
     assert connection.execute(names).fetchall() == before
     assert count(connection, "embedding_test_256") == LIVE + 20
     assert connection.execute(LEFT).fetchall() == []
@@ -263,16 +265,16 @@ def test_others_write_to_the_live_table_meanwhile(
     connection.execute("select imgsearch.grant_access('beside_writer', 'writer')")
     with connect(url) as opened:
         models = [run_model(opened, "palette")]
-    aside.begin(connection, models[0].stored)
+    create_shadow(connection, models[0].stored)
     photo(tmp_path / "more" / "new.png", seed=200)
     theirs = url.replace("pgimgsearch@", "beside_writer@")
-    counts = run.ingest(theirs, scan.folder_source(tmp_path / "more"), models, run.Options()).counts
+    counts = run.ingest(theirs, folder_source(tmp_path / "more"), models, run.Options()).counts
     assert counts["palette"]["embedded"] == 1
     with connect(theirs) as other:
-        assert aside.find(other, models[0].stored) is None
+        assert shadow_table(other, models[0].stored) is None
         with pytest.raises(ModelError, match="only the owner"):
-            aside.begin(other, models[0].stored)
-    assert aside.finish(connection, models[0].stored, HOW) is not None
+            create_shadow(other, models[0].stored)
+    assert complete_load(connection, models[0].stored, HOW) is not None
     assert count(connection, "embedding_palette_32") == 13
     with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
         superuser.execute("drop owned by beside_writer")
@@ -283,8 +285,8 @@ def test_what_somebody_puts_on_the_table_later_is_not_lost(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = live(connection)
-    aside.begin(connection, model)
-    make = aside.create
+    create_shadow(connection, model)
+    make = create
 
     def meanwhile(*given: Any, **options: Any) -> None:
         make(*given, **options)
@@ -293,12 +295,12 @@ def test_what_somebody_puts_on_the_table_later_is_not_lost(
     with monkeypatch.context() as patch:
         patch.setattr(aside, "create", meanwhile)
         with pytest.raises(psycopg.Error, match="view mine"):
-            aside.finish(connection, model, HOW)
+            complete_load(connection, model, HOW)
     assert count(connection, "embedding_test_256") == LIVE
     with pytest.raises(BusyError, match="in 1 partitions"):
-        aside.begin(connection, model, 3)
+        create_shadow(connection, model, 3)
     connection.execute("drop view public.mine")
-    assert aside.finish(connection, model, HOW) is not None
+    assert complete_load(connection, model, HOW) is not None
 
 
 def test_an_ingest_beside_is_seen_at_its_end(
@@ -310,14 +312,14 @@ def test_an_ingest_beside_is_seen_at_its_end(
     (tmp_path / "more" / "twin.png").write_bytes((photos / "a" / "00.png").read_bytes())
     with connect(url) as opened:
         models = [run_model(opened, name) for name in ("palette", "pdq")]
-    source, options = scan.folder_source(tmp_path / "more"), run.Options(aside=frozenset({"palette"}))
+    source, options = folder_source(tmp_path / "more"), run.Options(aside=frozenset({"palette"}))
     counts = run.ingest(url, source, models, options).counts
     assert (counts["palette"]["embedded"], counts["palette"]["reused"]) == (20, 1)
     assert (count(connection, "embedding_palette_32"), count(connection, "embeddings_1_aside")) == (12, 20)
     assert count(connection, "embedding_pdq_256") == 32
     again = run.ingest(url, source, models, run.Options()).counts  # one that goes to the live table knows of them
     assert (again["palette"]["unchanged"], again["pdq"]["unchanged"]) == (21, 21)
-    assert finish(url, ["palette", "pdq"], remote=False) == {"palette": "swapped"}
+    assert after_load(url, ["palette", "pdq"], remote=False) == {"palette": "swapped"}
     assert count(connection, "embedding_palette_32") == 32
     found = connection.execute(
         "select path from imgsearch.similar((select image_id from imgsearch.image where path = 'twin.png'), 1, 'palette')"
@@ -326,9 +328,8 @@ def test_an_ingest_beside_is_seen_at_its_end(
 
 
 def run_model(opened: Connection, name: str) -> Any:
-    from pgimgsearch.embeddings import registry as register
 
-    return register.open_model(opened, name)
+    return open_model(opened, name)
 
 
 def test_it_is_chosen_where_much_comes_to_a_live_index(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +338,7 @@ def test_it_is_chosen_where_much_comes_to_a_live_index(connection: Connection, m
     bare = add_model(connection, "bare", 8)
 
     def chosen(model: StoredModel, new: int, wished: bool | None = None) -> bool:
-        return beside.is_chosen(connection, model, lambda: new, wished)
+        return wants_shadow(connection, model, lambda: new, wished)
 
     assert not chosen(model, 624)  # less than a quarter of what is there
     assert chosen(model, 625)
@@ -347,10 +348,10 @@ def test_it_is_chosen_where_much_comes_to_a_live_index(connection: Connection, m
     with psycopg.connect(connection.info.dsn, autocommit=True) as other:  # another load is at its end
         assert locks.take(other, locks.INDEX, model.model_id)
         assert not chosen(model, 10**6)
-    aside.begin(connection, model)
+    create_shadow(connection, model)
     assert chosen(model, 1)  # what was begun goes on
     with psycopg.connect(connection.info.dsn, autocommit=True) as other:  # unless another is at it
-        assert locks.share(other, locks.ASIDE, model.model_id)
+        assert locks.share(other, locks.SHADOW, model.model_id)
         assert not chosen(model, 10**6)
     connection.execute("drop table imgsearch.embeddings_1_aside")
     connection.execute("create view public.mine as select * from imgsearch.embedding_test_256")
@@ -359,22 +360,22 @@ def test_it_is_chosen_where_much_comes_to_a_live_index(connection: Connection, m
     with pytest.raises(ModelError, match="index mine, view mine"):
         chosen(model, 10**6, wished=True)
     with pytest.raises(ModelError, match="index mine, view mine"):
-        beside.join(Session(connection), [model], {"test"})
+        join_shadows(Session(connection), [model], {"test"})
     assert connection.execute(LEFT).fetchall() == []
 
 
 def test_what_comes_is_counted_for_each_model(connection: Connection, photos: Path) -> None:
     model, bare = live(connection), add_model(connection, "bare", 8)
-    source = scan.folder_source(photos)
-    assert beside.coming(connection, source, 12, None, model) == 12
+    source = folder_source(photos)
+    assert count_new(connection, source, 12, None, model) == 12
     connection.execute(
         "insert into imgsearch.image (content_id, collection_id, path) select n, (select collection_id from "
         "imgsearch.collection where name = 'photos'), n || '.png' from generate_series(1, 4) n"
     )
-    assert beside.coming(connection, source, 12, None, model) == 8
-    assert beside.coming(connection, source, 12, None, bare) == 12
-    assert beside.coming(connection, scan.folder_source(photos / "a"), 8, None, model) == 8  # none of those is in it
-    assert beside.coming(connection, source, None, None, model) == 0  # nobody has counted
+    assert count_new(connection, source, 12, None, model) == 8
+    assert count_new(connection, source, 12, None, bare) == 12
+    assert count_new(connection, folder_source(photos / "a"), 8, None, model) == 8  # none of those is in it
+    assert count_new(connection, source, None, None, model) == 0  # nobody has counted
 
 
 def test_a_load_that_was_stopped_goes_on_beside(
@@ -390,7 +391,7 @@ def test_a_load_that_was_stopped_goes_on_beside(
     connection.execute(
         "delete from imgsearch.content c where c.content_id not in (select i.content_id from imgsearch.image i)"
     )
-    aside.begin(connection, store.get_model(connection, "palette"))
+    create_shadow(connection, get_model(connection, "palette"))
     done = cli("--json", "import", target)
     assert "loading beside" in done.stderr
     assert "is in place" in done.stderr

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import trash as away
-from pgimgsearch.duplicates.groups import Question, groups
+from pgimgsearch.duplicates.groups import GroupRequest, groups
+from pgimgsearch.duplicates.trash import apply, read_plan
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from tests.pictures import photo
 
@@ -42,7 +43,7 @@ def files(folder: Path) -> Files:
 
 def images(connection: Connection) -> list[Any]:
     return connection.execute(
-        "select i.image_id, i.added_at, i.path, i.caption, i.metadata, i.modified_at, c.sha256, c.pixel_sha256, c.width "
+        "select i.image_id, i.added_at, i.path, i.caption, i.metadata, i.modified_at, c.sha256, c.pixel_hash, c.width "
         "from imgsearch.image i join imgsearch.content c using (content_id) order by i.path"
     ).fetchall()
 
@@ -93,7 +94,7 @@ def test_a_file_is_never_moved_for_itself(shop: Path, tmp_path: Path, connection
     connection.execute("update imgsearch.image set path = 'same.png' where path = 'copy of 0.png'")
     moves = [move for move in away.plan(_groups(connection)) if move.location.endswith("same.png")]
     assert len(moves) == 1
-    outcomes = list(away.apply(connection, moves, tmp_path / "trash"))
+    outcomes = list(apply(connection, moves, tmp_path / "trash"))
     assert "its keeper's own file" in outcomes[0].outcome
     assert (shop / "same.png").exists()
 
@@ -104,7 +105,7 @@ def test_nothing_is_written_over(shop: Path, tmp_path: Path, connection: Connect
     taken.parent.mkdir(parents=True)
     taken.write_bytes(b"mine")
     before = files(shop)
-    assert {outcome.outcome for outcome in away.apply(connection, moves, trash)} == {"moved"}
+    assert {outcome.outcome for outcome in apply(connection, moves, trash)} == {"moved"}
     assert taken.read_bytes() == b"mine"
     (shop / "small 0.png").write_bytes(b"a new one")
     back = {Path(outcome.location).name: outcome.outcome for outcome in away.undo(connection, trash)}
@@ -120,10 +121,10 @@ def test_undo_finds_a_trash_that_was_moved_and_goes_on_over_a_torn_line(
     before, rows = files(shop), images(connection)
     monkeypatch.chdir(tmp_path)
     moves = away.plan(_groups(connection))
-    list(away.apply(connection, moves[:1], Path("trash")))
+    list(apply(connection, moves[:1], Path("trash")))
     with (tmp_path / "trash" / "undo.jsonl").open("a") as undo:
         undo.write('{"from": "/torn')
-    list(away.apply(connection, moves[1:], Path("trash")))
+    list(apply(connection, moves[1:], Path("trash")))
     (tmp_path / "trash").rename(tmp_path / "elsewhere")
     lost = next((tmp_path / "elsewhere").rglob("small 1.png"))
     lost.unlink()
@@ -141,7 +142,7 @@ def test_undo_finds_a_trash_that_was_moved_and_goes_on_over_a_torn_line(
 def test_a_file_that_came_back_without_its_row_gets_it(shop: Path, tmp_path: Path, connection: Connection) -> None:
     """As after a kill between the move and the row."""
     rows = images(connection)
-    for outcome in list(away.apply(connection, away.plan(_groups(connection)), tmp_path / "trash")):
+    for outcome in list(apply(connection, away.plan(_groups(connection)), tmp_path / "trash")):
         Path(outcome.to).rename(outcome.location)
     assert len(images(connection)) == 3
     assert list(away.undo(connection, tmp_path / "trash")) == []
@@ -151,8 +152,8 @@ def test_a_file_that_came_back_without_its_row_gets_it(shop: Path, tmp_path: Pat
 def test_a_trash_that_would_be_ingested_is_refused(shop: Path, connection: Connection) -> None:
     moves = away.plan(_groups(connection))
     with pytest.raises(UsageError, match="inside of collection shop"):
-        next(away.apply(connection, moves, shop / "trash"))
-    assert {outcome.outcome for outcome in away.apply(connection, moves, shop / ".trash")} == {"moved"}
+        next(apply(connection, moves, shop / "trash"))
+    assert {outcome.outcome for outcome in apply(connection, moves, shop / ".trash")} == {"moved"}
 
 
 def test_what_a_reference_collection_shows_stays_also_where_another_shows_it(
@@ -171,17 +172,17 @@ def test_what_a_reference_collection_shows_stays_also_where_another_shows_it(
 def test_one_at_a_time_and_only_plans(shop: Path, tmp_path: Path, connection: Connection, url: str) -> None:
     moves = away.plan(_groups(connection))
     with psycopg.connect(url, autocommit=True) as other:
-        running = away.apply(other, moves, tmp_path / "trash")
+        running = apply(other, moves, tmp_path / "trash")
         next(running)
         with pytest.raises(DatabaseError, match="another command is moving"):
-            next(away.apply(connection, moves, tmp_path / "trash"))
+            next(apply(connection, moves, tmp_path / "trash"))
         assert len(list(running)) == 2
     (tmp_path / "plan.jsonl").write_text('{"image_id": 1}\n')
     with pytest.raises(SourceError, match="line 1 is no line of a plan"):
-        away.read_plan(tmp_path / "plan.jsonl")
+        read_plan(tmp_path / "plan.jsonl")
     with pytest.raises(SourceError, match="there is no"):
         next(away.undo(connection, tmp_path))
 
 
 def _groups(connection: Connection, **question: Any) -> Any:
-    return groups(connection, Question(**question))
+    return groups(connection, GroupRequest(**question))

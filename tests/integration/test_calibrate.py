@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from benchmarks.copies import EDITS  # of other strengths than those that thresholds are measured with
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import get_model
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import folder_source
 from tests.pictures import photo
 
 
@@ -31,8 +31,8 @@ def halves(photos: list[Path], folder: Path, seed: int) -> tuple[Path, Path, int
     for number, path in enumerate(photos[middle:]):
         shutil.copy(path, new / f"{number:05}{path.suffix}")
     copied = range(0, len(photos) - middle, 10)
-    for turn, number in enumerate(copied):
-        kind = list(EDITS)[turn % len(EDITS)]
+    for transform, number in enumerate(copied):
+        kind = list(EDITS)[transform % len(EDITS)]
         original = ImageOps.exif_transpose(Image.open(photos[middle + number])).convert("RGB")
         EDITS[kind](original).save(new / f"{number:05}-{kind}.png")
     return known, new, len(copied)
@@ -44,9 +44,9 @@ def test_the_promise_holds_on_photos_and_edits_that_were_not_seen(
 ) -> None:
     known, new, copies = halves(sorted((data / "fashion").rglob("*.jpg")), tmp_path, seed=7)
     with connect(url) as connection:
-        loaded = register.open_model(connection, "pdq")
+        loaded = open_model(connection, "pdq")
     for folder in (known, new):
-        run.ingest(url, scan.folder_source(folder), [loaded], run.Options(workers=2, collection=folder.name))
+        run.ingest(url, folder_source(folder), [loaded], run.Options(workers=2, collection=folder.name))
     done = cli("--json", "models", "calibrate", "pdq", "--collection", "known", "--precision", "0.9", "--sample", "25")
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
@@ -90,7 +90,7 @@ def test_a_person_knows_better(
     told = json.loads(calibrate(cli).stdout)
     assert told["near"]["false_pairs"] < mistaken["near"]["false_pairs"]
     assert told["copies_left_out"] == mistaken["copies_left_out"] + 1
-    stored = store.get_model(connection, "pdq")
+    stored = get_model(connection, "pdq")
     assert (stored.near, stored.similar) == (
         pytest.approx(told["near"]["value"]),
         pytest.approx(min(told["near"]["value"], told["similar"]["value"])),
@@ -101,7 +101,7 @@ def test_a_person_knows_better(
 def test_what_cannot_be_promised_is_refused_and_changes_nothing(
     drawn: Path, cli: Callable[..., Any], connection: Connection, tmp_path: Path
 ) -> None:
-    before = store.get_model(connection, "pdq").near
+    before = get_model(connection, "pdq").near
     done = cli(
         "models",
         "calibrate",
@@ -120,7 +120,7 @@ def test_what_cannot_be_promised_is_refused_and_changes_nothing(
     assert "No threshold: 60 images" in (tmp_path / "page.html").read_text()
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert calibrate(cli, "--dry-run").returncode == 0
-    assert store.get_model(connection, "pdq").near == before
+    assert get_model(connection, "pdq").near == before
     for path in drawn.iterdir():
         path.unlink()
     done = calibrate(cli)

@@ -147,12 +147,10 @@ def test_ingest_from_a_query(cli: Run, photos: Path, connection: Connection) -> 
         "insert into product values (1, %s, 'shirt', 'red'), (2, %s, 'hat', null)",
         [str(photos / "a/00.png"), str(photos / "a/01.png")],
     )
-    query = "select picture as path, id as external_id, title as caption, colour from product order by id"
+    query = "select picture as path, id as key, title as caption, colour from product order by id"
     done = cli("--json", "ingest", "--from-sql", query, "-m", "palette", "--collection", "shop")
     assert json.loads(done.stdout)[0]["embedded"] == 2, done.stderr
-    rows = connection.execute(
-        "select external_id, caption, metadata from imgsearch.image order by external_id"
-    ).fetchall()
+    rows = connection.execute("select key, caption, metadata from imgsearch.image order by key").fetchall()
     assert rows == [("1", "shirt", {"colour": "red"}), ("2", "hat", {})]
 
 

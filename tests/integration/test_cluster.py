@@ -10,10 +10,10 @@ import pytest
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import get_model
 from pgimgsearch.duplicates import cluster
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.integration.test_duplicate_pairs import fill
 
 
@@ -45,9 +45,9 @@ def test_groups_are_those_over_all_distances(
     assert progress[-1] == len(truth)
     assert adjusted_rand_score(whole.labels_, exactly.labels) > 0.9  # at their edges neighbours say less
     assert adjusted_rand_score(truth[truth >= 0], exactly.labels[truth >= 0]) > 0.95
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     monkeypatch.setattr(cluster, "FEW", 0)
-    by_index = cluster.cluster(connection, store.get_model(connection, "pairs"), 15, 8, None, lambda *_: None)
+    by_index = cluster.cluster(connection, get_model(connection, "pairs"), 15, 8, None, lambda *_: None)
     assert adjusted_rand_score(exactly.labels, by_index.labels) > 0.95
 
     with pytest.raises(psycopg.Error, match="no clusters were made"):
@@ -64,13 +64,13 @@ def test_groups_are_those_over_all_distances(
     for row in shown:  # the most typical image is the first
         assert row["image_id"] == next(image for label, _, image, _ in rows if label == row["cluster"])
     # a copy of its pixels is in the same cluster
-    connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id in (30, 31)")
+    connection.execute("update imgsearch.content set pixel_hash = sha256('same') where content_id in (30, 31)")
     assert cli("cluster", "--least", "8").returncode == 0
     both = connection.execute(
         "select count(distinct coalesce(cluster, -1)), count(*) from imgsearch.clusters() where image_id in (30, 31)"
     )
     assert both.fetchone() == (1, 2)
-    connection.execute("update imgsearch.content set pixel_sha256 = sha256 where content_id in (30, 31)")
+    connection.execute("update imgsearch.content set pixel_hash = sha256 where content_id in (30, 31)")
     # twice, and after images went
     connection.execute("delete from imgsearch.image where image_id <= 20")
     connection.execute("delete from imgsearch.content where content_id <= 20")
@@ -99,9 +99,9 @@ def test_many_equal_pictures_are_a_group_by_the_index_too(
     vectors = np.random.default_rng(2).standard_normal((500, 16))
     vectors[:400] = vectors[0]
     model = fill(connection, vectors.astype(np.float32))
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     monkeypatch.setattr(cluster, "FEW", 0)
-    found = cluster.cluster(connection, store.get_model(connection, "pairs"), 15, 5, None, lambda *_: None)
+    found = cluster.cluster(connection, get_model(connection, "pairs"), 15, 5, None, lambda *_: None)
     assert np.bincount(found.labels[:400] + 1).max() > 300
 
 

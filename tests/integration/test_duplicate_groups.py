@@ -13,9 +13,9 @@ from PIL import Image
 
 from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.duplicates import trash as away
-from pgimgsearch.duplicates.groups import Question
+from pgimgsearch.duplicates.groups import GroupRequest
 from pgimgsearch.duplicates.groups import groups as duplicate_groups
+from pgimgsearch.duplicates.trash import plan
 from pgimgsearch.sources.decode import register_formats
 from tests.pictures import photo
 
@@ -188,7 +188,7 @@ def test_what_is_not_like_its_keeper_is_linked_and_never_planned_to_go(connectio
     rows = connection.execute(query).fetchall()
     assert [row[:3] for row in rows] == [(1, True, None), (2, False, "near"), (3, False, "linked")]
     assert [row[3] for row in rows] == pytest.approx(np.cos(np.radians([0, 10, 20])), abs=2e-3)
-    planned = away.plan(duplicate_groups(connection, Question(threshold=0.98)))
+    planned = plan(duplicate_groups(connection, GroupRequest(threshold=0.98)))
     assert [(move.image_id, move.keeper_id) for move in planned] == [(2, 1)]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 Pairs = set[tuple[int, int]]
 
@@ -69,7 +69,7 @@ def test_a_neighbourhood_larger_than_one_look_loses_no_pair(connection: Connecti
     model = fill(connection, vectors)
     true = exact(vectors, 0.9)
     assert len(true) > 700_000
-    index.build(connection, model, index.Build(256))
+    build_index(connection, model, BuildOptions(256))
     found = asked(connection, model, 0.9)
     assert len(true - found) / len(true) < 0.001
     assert len(found - true) / len(true) < 0.001  # at the threshold, where the order of the sum rounds
@@ -80,7 +80,7 @@ def test_what_is_remembered_follows_every_change(connection: Connection, indexed
     vectors = clustered(600, 16)
     model = fill(connection, vectors)
     if indexed:
-        index.build(connection, model, index.Build(64))
+        build_index(connection, model, BuildOptions(64))
     true = exact(vectors, 0.9)
     on_the_fly = reported(connection)
     assert scan(connection, model, 0.9) == 600
@@ -102,7 +102,7 @@ def test_what_is_remembered_follows_every_change(connection: Connection, indexed
     assert len(reported(connection, "threshold => 0.85") ^ left) / len(left) < 0.01
     copy = vectors[:1].copy()
     connection.execute(
-        "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) "
+        "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) "
         "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, 2) n"
     )
     connection.execute(
@@ -124,7 +124,7 @@ def test_when_the_picture_that_stands_for_others_goes_another_is_compared(connec
     vectors[:3] = vectors[0]
     vectors[3] = [0.95, 0.05, 0, 0, 0, 0, 0, 0]
     model = fill(connection, vectors)
-    connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id <= 3")
+    connection.execute("update imgsearch.content set pixel_hash = sha256('same') where content_id <= 3")
     scan(connection, model, 0.9)
     assert connection.execute("select content_a, content_b from imgsearch.duplicate_pair").fetchall() == [(1, 4)]
     assert reported(connection) == {(1, 2), (1, 3), (1, 4)}
@@ -198,7 +198,7 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
     vectors[1] = vectors[0]
     vectors[3] = [0.95, 0.05, 0, 0, 0, 0, 0, 0]
     model = fill(connection, vectors)
-    connection.execute("update imgsearch.content set pixel_sha256 = sha256('same') where content_id <= 2")
+    connection.execute("update imgsearch.content set pixel_hash = sha256('same') where content_id <= 2")
     scan(connection, model, 0.9)
     with login(connection, admin, "writer") as role:
         connection.execute("alter table imgsearch.image enable row level security")
@@ -213,7 +213,7 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
 def test_row_level_security_hides_pairs(connection: Connection, admin: Connection) -> None:
     model = fill(connection, clustered(200, 16))
     every = reported(connection)
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     scan(connection, model, 0.9)
     with login(connection, admin, "reader") as role:
         connection.execute("alter table imgsearch.image enable row level security")
@@ -242,7 +242,7 @@ def test_a_search_can_leave_out_what_is_near_an_earlier_answer(connection: Conne
     model = fill(connection, vectors)
     connection.execute("update imgsearch.model set near = 0.98")
     if indexed:
-        index.build(connection, model, index.Build(64))
+        build_index(connection, model, BuildOptions(64))
     stored = vectors.astype(np.float16).astype(np.float64)
     stored /= np.linalg.norm(stored, axis=1, keepdims=True)
     kept: list[int] = []

@@ -20,14 +20,14 @@ from psycopg.types.json import Jsonb
 
 from benchmarks import disc21
 from benchmarks.harness import add_images, add_model, add_vectors
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import get_model
 from pgimgsearch.errors import InterruptedRun, ModelError, PgImgSearchError, SourceError, UsageError
-from pgimgsearch.evaluation import images as pictures
-from pgimgsearch.evaluation.context import Wish
+from pgimgsearch.evaluation.context import EvaluationRequest
+from pgimgsearch.evaluation.images import holds
 from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
 from pgimgsearch.evaluation.run import evaluate, summary
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import sidecar
 from tests import independent
@@ -273,7 +273,7 @@ def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection
     with pytest.raises(ModelError, match="sparse has no index"):
         judge("index", "sparse")
     with connect(url) as opened:
-        index.build(opened, store.get_model(opened, "sparse"), index.Build(64))
+        build_index(opened, get_model(opened, "sparse"), BuildOptions(64))
         opened.execute("update imgsearch.model set ef_search = 10")
     # so few rows may as well be read whole and sorted, says the planner from one sample of them and not from another
     through_index = "-c%20enable_seqscan%3Doff%20-c%20enable_sort%3Doff"
@@ -370,7 +370,7 @@ OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), JSON, max_size=3)
 def test_a_filter_holds_as_it_does_in_sql(admin: Connection, value: Any, wanted: Any) -> None:
     for asked in (wanted, {key: value[key] for key in list(value)[:1]}):
         row = admin.execute("select %s::jsonb @> %s::jsonb", [Jsonb(value), Jsonb(asked)]).fetchone()
-        assert (pictures.holds(value, asked),) == row
+        assert (holds(value, asked),) == row
 
 
 def test_captions_of_a_list_are_told_beside_each_other_and_filtered_before_they_are_cut(
@@ -406,15 +406,15 @@ def test_captions_find_their_pictures_and_the_other_way_round(
         "9.png,red",
     ]
     (folder / "captions.csv").write_text("path,caption\n" + "\n".join(lines))
-    wish: dict[str, Any] = {"data": folder}
+    request: dict[str, Any] = {"data": folder}
     if layout == "database":
         captions = sidecar.read_sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
-        wish = {"collection": "colours"}
-    found = judge("text-to-image", "palette", **wish)
+        request = {"collection": "colours"}
+    found = judge("text-to-image", "palette", **request)
     assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "orange" is told of a green picture
     assert found.results[0].outcome.questions == 6
-    back = judge("image-to-text", "palette", **wish)
+    back = judge("image-to-text", "palette", **request)
     assert values(back)["palette"]["r@1"] == 1
     assert back.results[0].outcome.questions == 5
     shutil.copy(folder / "0.png", folder / "6.png")  # the same bytes with another caption, and one without
@@ -423,11 +423,11 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     if layout == "database":
         captions = sidecar.read_sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
-    told = judge("text-to-image", "palette", **wish)
+    told = judge("text-to-image", "palette", **request)
     extra = 3 if layout == "database" else 0  # green, yellow and orange, which are kept, and red again
     assert told.results[0].outcome.questions == 3 + extra + (layout == "database")
     assert not any("not there" in line for line in told.notes.told())
-    assert judge("image-to-text", "palette", sample=2, **wish).results[0].outcome.questions == 2
+    assert judge("image-to-text", "palette", sample=2, **request).results[0].outcome.questions == 2
     if layout == "file":
         assert found.notes.told() == ["pictures of the captions are not there: 1 (9.png)"]
 
@@ -471,7 +471,7 @@ def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "wish", "match"),
+    ("protocol", "request", "match"),
     [
         ("classes", {}, "what is a class"),
         ("classes", {"key": "colour"}, "no picture has the metadata key colour"),
@@ -486,11 +486,11 @@ def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
     ],
 )
 def test_bad_questions_are_refused(
-    judge: Evaluate, photos: Path, ingest: Callable[..., Any], protocol: str, wish: dict[str, Any], match: str
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], protocol: str, request: dict[str, Any], match: str
 ) -> None:
     ingest(photos, "palette")
     with pytest.raises(PgImgSearchError, match=match) as raised:
-        judge(protocol, "palette", **wish)
+        judge(protocol, "palette", **request)
     assert raised.value.hint or protocol == "classes"
 
 
@@ -543,7 +543,7 @@ def test_a_reader_may_evaluate_what_is_there(
     connection.execute("select imgsearch.grant_access('looks', 'reader')")
     told: list[str] = []
     found = evaluate(
-        url.replace("pgimgsearch@", "looks@"), BY_NAME["classes"], Wish(models=("palette",), key="folder"), device="cpu",
+        url.replace("pgimgsearch@", "looks@"), BY_NAME["classes"], EvaluationRequest(models=("palette",), key="folder"), device="cpu",
         trust=False, tell=told.append, progress=lambda _, __: None,
     )  # fmt: skip
     assert values(found) == values(judge("classes", "palette", key="folder"))

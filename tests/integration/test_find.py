@@ -8,12 +8,12 @@ import pytest
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import StoredModel, get_model, insert_model
 from pgimgsearch.duplicates import find
 from pgimgsearch.embeddings.matmul import CpuProducts, TorchProducts
 from pgimgsearch.errors import DatabaseError, ModelError, UsageError
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.integration.test_duplicate_pairs import exact, fill, reported
 
 VECTORS = clustered(1500, 16)
@@ -29,8 +29,8 @@ def test_every_way_finds_the_pairs_that_numpy_finds(
 ) -> None:
     monkeypatch.setattr(find, "FEW", 0)
     model = fill(connection, VECTORS)
-    index.build(connection, model, index.Build(64))
-    model = store.get_model(connection, "pairs")
+    build_index(connection, model, BuildOptions(64))
+    model = get_model(connection, "pairs")
     told: list[str] = []
     progress: list[int] = []
     found = find.find(url, model, 0.9, method=method, tell=told.append, progress=lambda done, _: progress.append(done))
@@ -76,8 +76,8 @@ def test_hashes(connection: Connection, url: str) -> None:
         "select image_a, image_b from imgsearch.duplicates(threshold => 0.9)").fetchall()} == true  # fmt: skip
 
 
-def _bits(connection: Connection) -> store.StoredModel:
-    return store.add_model(
+def _bits(connection: Connection) -> StoredModel:
+    return insert_model(
         connection,
         {"name": "hashes", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq", "checkpoint": "hashes",
          "output": "hash", "preprocess": {}, "fingerprint": "hashes", "has_text": False, "near": 0.9},

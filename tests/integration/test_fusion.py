@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 
 ROWS, DIM = 2000, 32
 
@@ -24,7 +24,7 @@ def vectors(connection: Connection) -> NDArray[np.float32]:
     for number, name in enumerate(("test", "other")):
         model = add_model(connection, name, DIM)
         add_vectors(connection, model.table_name, clustered(ROWS, DIM, seed=number + 1))
-        index.build(connection, model, index.Build(64))
+        build_index(connection, model, BuildOptions(64))
     connection.execute("update imgsearch.model set has_text = true, logit_scale = 10 where name = 'test'")
     connection.execute("select imgsearch.set_alias('text', 'test')")
     connection.execute(
@@ -251,8 +251,8 @@ def test_recall_is_measured_and_tuned(connection: Connection, vectors: NDArray[n
     chosen = next(row for row in table if row["chosen"])
     assert chosen["recall"] >= 0.9
     assert all(row["recall"] < 0.9 for row in table if row["ef_search"] < chosen["ef_search"])
-    assert store.get_model(connection, "test").ef_search == chosen["ef_search"]
-    index.drop(connection, store.get_model(connection, "other"))
+    assert get_model(connection, "test").ef_search == chosen["ef_search"]
+    drop_index(connection, get_model(connection, "other"))
     assert rows(connection, "select imgsearch.recall('other')") == [(None,)]
     refused = cli("index", "tune", "other")
     assert refused.returncode == 5

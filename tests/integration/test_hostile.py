@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded_programs import binaries
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 HOSTILE = [
     "'; drop table imgsearch.image; --",
@@ -64,7 +64,7 @@ def world(connection: Connection) -> Connection:
     for name in ("test", HOSTILE[0]):
         model = add_model(connection, name, 16)
         add_vectors(connection, model.table_name, clustered(40, 16))
-        index.build(connection, model, index.Build(64))
+        build_index(connection, model, BuildOptions(64))
     connection.execute("update imgsearch.model set has_text = true, logit_scale = 10")
     connection.execute("select imgsearch.set_alias('text', 'test')")
     for text in HOSTILE:
@@ -98,7 +98,7 @@ def test_nothing_that_comes_in_is_run(world: Connection, call: str, name: str, t
 def test_a_hostile_name_works_as_any_other(world: Connection) -> None:
     rows = world.execute("select image_id from imgsearch.similar(1, model => %s)", [HOSTILE[0]]).fetchall()
     assert rows == world.execute("select image_id from imgsearch.similar(1)").fetchall()
-    assert store.get_model(world, HOSTILE[0]).name == HOSTILE[0]
+    assert get_model(world, HOSTILE[0]).name == HOSTILE[0]
 
 
 def test_a_dump_is_restored_by_an_owner_who_is_no_superuser(world: Connection, url: str, empty_url: str) -> None:

@@ -9,22 +9,30 @@ import numpy as np
 import psycopg
 import pytest
 from numpy.typing import NDArray
+from pgimgsearch.indexing.index_names import SUFFIXES, index_name
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.models import StoredModel, get_model
 from pgimgsearch.errors import ModelError, RecallError
-from pgimgsearch.indexing import build as index
 from pgimgsearch.indexing import methods as sizing
 from pgimgsearch.indexing import recall
-from pgimgsearch.indexing import status as index_status
-from pgimgsearch.indexing.index_names import SUFFIXES, index_name
-from pgimgsearch.operations.doctor import check
+from pgimgsearch.indexing.build import (
+    BuildOptions,
+    apply_index_spec,
+    build_index,
+    drop_index,
+    has_wanted_index,
+    is_index_due,
+)
+from pgimgsearch.indexing.methods import build_memory, index_row_bytes, method_of, parameters, suitable_method
+from pgimgsearch.indexing.recall import FIRST, tune
+from pgimgsearch.indexing.status import index_status
+from pgimgsearch.operations.doctor import schema_findings
 
 ROWS, DIM, ASKED = 2500, 256, range(1, 400, 40)
-HOW = index.Build(256)
+HOW = BuildOptions(256)
 
 
 def stored(connection: Connection, vectors: NDArray[np.float32], storage: str = "halfvec") -> StoredModel:
@@ -37,7 +45,7 @@ def stored(connection: Connection, vectors: NDArray[np.float32], storage: str = 
 
 def wishing(connection: Connection, method: str) -> StoredModel:
     connection.execute("select imgsearch.set_index('test', %s)", [method])
-    return store.get_model(connection, "test")
+    return get_model(connection, "test")
 
 
 def true_neighbours(vectors: NDArray[np.float32], image: int, keep: NDArray[np.bool_] | None = None) -> set[int]:
@@ -72,15 +80,15 @@ def scans(connection: Connection, name: str) -> int:
 def test_every_search_goes_through_any_index_and_finds_the_neighbours(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, method: str, storage: str
 ) -> None:
-    monkeypatch.setitem(recall.FIRST, "ivfflat", 20)  # one list alone finds 0.99 of these, give or take 0.01
+    monkeypatch.setitem(FIRST, "ivfflat", 20)  # one list alone finds 0.99 of these, give or take 0.01
     vectors = clustered(ROWS, DIM)
     model = stored(connection, vectors, storage)
-    built = index.build(connection, wishing(connection, method), HOW)
+    built = build_index(connection, wishing(connection, method), HOW)
     assert built is not None
     assert built.recall is not None
     assert built.recall >= 0.99
-    model = store.get_model(connection, "test")
-    assert (model.index_method, model.ef_search, index.is_fulfilled(model)) == (method, built.ef_search, True)
+    model = get_model(connection, "test")
+    assert (model.index_method, model.ef_search, has_wanted_index(model)) == (method, built.ef_search, True)
     name, most = index_name(model), np.arange(1, ROWS + 1) % 4 != 0
     connection.execute("update imgsearch.image set metadata = '{\"most\": true}' where image_id % 4 <> 0")
     connection.execute("select '[1]'::vector")  # loads the library with its settings
@@ -113,7 +121,7 @@ def pairs_and_neighbours_are_found(connection: Connection, vectors: NDArray[np.f
 def test_pages_follow_each_other_through_bits(connection: Connection) -> None:
     vectors = clustered(ROWS, DIM)
     stored(connection, vectors)
-    index.build(connection, wishing(connection, "hnsw-binary"), HOW)
+    build_index(connection, wishing(connection, "hnsw-binary"), HOW)
     whole = [row[0] for row in connection.execute("select image_id from imgsearch.similar(5, k => 30)").fetchall()]
     pages: list[int] = []
     for _ in range(3):
@@ -129,7 +137,7 @@ def test_bits_are_cut_at_the_mean(connection: Connection, scale: float) -> None:
     """Of features that are never negative the bits alone are all one; vectors need not be of length one."""
     vectors = scale * (np.abs(clustered(ROWS, DIM)) + 0.01)
     stored(connection, vectors)
-    built = index.build(connection, wishing(connection, "hnsw-binary"), HOW)
+    built = build_index(connection, wishing(connection, "hnsw-binary"), HOW)
     assert built is not None
     assert built.recall is not None
     assert built.recall >= 0.99
@@ -142,70 +150,70 @@ def test_bits_that_say_too_little_are_refused_and_the_old_index_stays(
     monkeypatch.setattr(recall, "EFFORTS", [100, 200])  # find some 0.7; two fifths of so few rows find nearly all
     vectors = np.random.default_rng(2).standard_normal((ROWS, 8), dtype=np.float32)
     model = stored(connection, vectors)
-    index.build(connection, model, HOW)
+    build_index(connection, model, HOW)
     indexes = "select relname, relfilenode from pg_class where relname ~ '^embedding_test_8_' order by 1"
     before = connection.execute(indexes).fetchall()
     with pytest.raises(RecallError, match=r"method hnsw-binary finds 0\.\d+ of the true neighbours of test"):
-        index.build(connection, model, HOW, method="hnsw-binary")
-    assert store.get_model(connection, "test").index_wanted["method"] == "hnsw"
+        build_index(connection, model, HOW, method="hnsw-binary")
+    assert get_model(connection, "test").index_spec["method"] == "hnsw"
     assert connection.execute(indexes).fetchall() == before
-    assert store.get_model(connection, "test").index_method == "hnsw"
+    assert get_model(connection, "test").index_method == "hnsw"
     assert connection.execute("select count(*) from pg_proc where proname ~ '^_bits_'").fetchone() == (0,)
     assert found_share(connection, vectors) >= 0.95
     # without any index, what was refused is not tried again with each ingest
-    index.drop(connection, model)
+    drop_index(connection, model)
     connection.execute("select imgsearch.set_index('test', 'hnsw-binary')")
     with pytest.raises(RecallError):
-        index.fulfil(connection, model, HOW)
-    assert not index.is_due(connection, store.get_model(connection, "test"))
+        apply_index_spec(connection, model, HOW)
+    assert not is_index_due(connection, get_model(connection, "test"))
 
 
 def test_an_effort_that_was_chosen_outlives_a_rebuild(connection: Connection) -> None:
     model = stored(connection, clustered(ROWS, DIM))
-    index.build(connection, model, HOW)
+    build_index(connection, model, HOW)
     connection.execute("update imgsearch.model set ef_search = 44")
-    for rebuild in (index.build, lambda *given: index.drop(*given[:2]) or index.build(*given)):
-        built = rebuild(connection, store.get_model(connection, "test"), HOW)
+    for rebuild in (build_index, lambda *given: drop_index(*given[:2]) or build_index(*given)):
+        built = rebuild(connection, get_model(connection, "test"), HOW)
         assert built is not None
-        assert built.ef_search == store.get_model(connection, "test").ef_search == 44
-    built = index.build(connection, model, HOW, method="ivfflat")
+        assert built.ef_search == get_model(connection, "test").ef_search == 44
+    built = build_index(connection, model, HOW, method="ivfflat")
     assert built is not None
     assert built.ef_search < 44
 
 
 def test_many_neighbours_never_lower_the_effort_of_ten(connection: Connection) -> None:
     """A search for 200 looks at 200 candidates whatever the effort is, so that the least reaches as much as others."""
-    index.build(connection, stored(connection, clustered(ROWS, DIM)), HOW)
-    before = store.get_model(connection, "test")
-    assert recall.tune(connection, before, 0.9, 200, 20)[0]["recall"] >= 0.9
-    after = store.get_model(connection, "test")
-    assert (after.ef_search, after.index_parameters) == (before.ef_search, before.index_parameters)
+    build_index(connection, stored(connection, clustered(ROWS, DIM)), HOW)
+    before = get_model(connection, "test")
+    assert tune(connection, before, 0.9, 200, 20)[0]["recall"] >= 0.9
+    after = get_model(connection, "test")
+    assert (after.ef_search, after.index_state) == (before.ef_search, before.index_state)
 
 
 def test_lists_fit_in_the_memory_that_there_is(connection: Connection) -> None:
     connection.execute("select imgsearch.add_model('test', 768, 'timm', 'x', 'auto')")
-    model = store.get_model(connection, "test")
-    assert sizing.parameters(model, "ivfflat", 1_000_000, 6000) == {"lists": 1000}
-    assert sizing.memory_for(1_000_000, model, "ivfflat", 6000) >= 290
-    few = sizing.parameters(model, "ivfflat", 10_000_000, 512)["lists"]
+    model = get_model(connection, "test")
+    assert parameters(model, "ivfflat", 1_000_000, 6000) == {"lists": 1000}
+    assert build_memory(1_000_000, model, "ivfflat", 6000) >= 290
+    few = parameters(model, "ivfflat", 10_000_000, 512)["lists"]
     assert few < 3162
-    assert sizing.memory_for(10_000_000, model, "ivfflat", 512) <= 512
+    assert build_memory(10_000_000, model, "ivfflat", 512) <= 512
 
 
 def test_one_index_takes_the_place_of_another(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(recall.FIRST, "ivfflat", 20)  # as above: a rebuild measures anew
+    monkeypatch.setitem(FIRST, "ivfflat", 20)  # as above: a rebuild measures anew
     stored(connection, clustered(ROWS, DIM))
     left = "select relname from pg_class where relname ~ '^embedding_test_256_.*' and relkind = 'i' order by 1"
     bits = "select count(*) from pg_proc where proname ~ '^_bits_'"
     for method, end in (("hnsw-binary", "bits"), ("ivfflat", "ivf"), ("hnsw", "hnsw"), ("hnsw-binary", "bits")):
         for concurrently in (False, True):
-            index.build(connection, wishing(connection, method), index.Build(256, concurrently))
+            build_index(connection, wishing(connection, method), BuildOptions(256, concurrently))
             names = [row[0] for row in connection.execute(left).fetchall()]
             assert names == sorted([f"embedding_test_256_{end}", "embedding_test_256_pkey"])
-            state = index_status.status(connection)[0]
+            state = index_status(connection)[0]
             assert (state["method"], state["valid"], state["advice"]) == (method, True, None)
     connection.execute("delete from imgsearch.alias")
-    assert not index.fulfil(connection, store.get_model(connection, "test"), HOW)
+    assert not apply_index_spec(connection, get_model(connection, "test"), HOW)
     assert connection.execute(bits).fetchone() == (1,)  # that of the index before went as well
     connection.execute("select imgsearch.drop_model('test')")
     assert connection.execute(bits).fetchone() == (0,)
@@ -216,17 +224,17 @@ def test_more_dimensions_than_a_graph_can_have_are_indexed_by_their_bits(
 ) -> None:
     vectors = clustered(500, 4096)
     model = stored(connection, vectors)
-    assert sizing.method_of(model) == "hnsw-binary"
-    assert not index.is_due(connection, model)
-    assert not index.fulfil(connection, model, HOW)
+    assert method_of(model) == "hnsw-binary"
+    assert not is_index_due(connection, model)
+    assert not apply_index_spec(connection, model, HOW)
     with pytest.raises(RecallError, match="500 vectors are too few"):
-        index.build(connection, model, HOW)
+        build_index(connection, model, HOW)
     monkeypatch.setattr(sizing, "LEAST_ROWS", 500)
-    assert index.is_due(connection, model)
-    assert index.fulfil(connection, model, HOW)
-    model = store.get_model(connection, "test")
+    assert is_index_due(connection, model)
+    assert apply_index_spec(connection, model, HOW)
+    model = get_model(connection, "test")
     assert model.index_method == "hnsw-binary"
-    assert index.is_fulfilled(model)
+    assert has_wanted_index(model)
     assert found_share(connection, vectors) >= 0.95
 
 
@@ -239,14 +247,14 @@ def test_bits_are_chosen_where_a_graph_of_vectors_would_not_fit(
     connection: Connection, dim: int, storage: str, rows: int, method: str
 ) -> None:
     connection.execute("select imgsearch.add_model('test', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
-    assert sizing.suitable(store.get_model(connection, "test"), rows, 6000) == method
+    assert suitable_method(get_model(connection, "test"), rows, 6000) == method
 
 
 def test_a_hash_has_no_other_bits(connection: Connection) -> None:
     connection.execute("select imgsearch.add_model('hash', 256, 'pdq', 'x', 'auto', 'bit')")
-    model = store.get_model(connection, "hash")
+    model = get_model(connection, "hash")
     with pytest.raises(ModelError, match="stores bits already"):
-        index.build(connection, model, HOW, method="hnsw-binary")
+        build_index(connection, model, HOW, method="hnsw-binary")
 
 
 def test_advice_says_what_time_has_done(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,20 +265,20 @@ def test_advice_says_what_time_has_done(connection: Connection, monkeypatch: pyt
 
     def told() -> str:
         connection.execute("select pg_stat_force_next_flush()")
-        return str(index_status.status(connection)[0]["advice"])
+        return str(index_status(connection)[0]["advice"])
 
     assert told() == "searches read all 2500 vectors: pgimgsearch index build test"
-    index.build(connection, model, HOW)
+    build_index(connection, model, HOW)
     assert told() == "None"
     connection.execute(sql.SQL("delete from {} where content_id > 1500").format(table))
     connection.execute(sql.SQL("analyze {}").format(table))
     assert told() == "1000 rows are dead: vacuum imgsearch.embedding_test_256"
     connection.execute(sql.SQL("vacuum analyze {}").format(table))
     assert told() == "it holds much that is gone: pgimgsearch index build test --concurrently"
-    index.build(connection, store.get_model(connection, "test"), HOW)
-    connection.execute("update imgsearch.model set index_parameters = index_parameters || '{\"recall\": 0.9}'")
+    build_index(connection, get_model(connection, "test"), HOW)
+    connection.execute("update imgsearch.model set index_state = index_state || '{\"recall\": 0.9}'")
     assert told() == "it misses neighbours: pgimgsearch index tune test"
-    recall.tune(connection, store.get_model(connection, "test"), 0.99, 10, 50)
+    tune(connection, get_model(connection, "test"), 0.99, 10, 50)
     assert told() == "None"
     connection.execute("select imgsearch.set_index('test', 'ivfflat')")
     assert told() == "another was wished for since: pgimgsearch index build test --concurrently"
@@ -309,14 +317,14 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
     add_vectors(connection, "embedding_test_256", vectors)
     model = wishing(connection, method)
     for concurrently in (False, True):
-        built = index.build(connection, model, index.Build(256, concurrently))
+        built = build_index(connection, model, BuildOptions(256, concurrently))
         assert built is not None
         assert built.recall is not None
         assert built.recall >= 0.99
-        model = store.get_model(connection, "test")
-        state = index_status.status(connection)[0]
+        model = get_model(connection, "test")
+        state = index_status(connection)[0]
         assert (state["method"], state["valid"], state["rows"], state["advice"]) == (method, True, ROWS, None)
-        assert state["index_bytes"] >= 0.8 * ROWS * sizing.index_row_bytes(model, method)
+        assert state["index_bytes"] >= 0.8 * ROWS * index_row_bytes(model, method)
         left = (
             "select count(*) from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '_(new|old)$'"
         )
@@ -332,7 +340,9 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
     most = np.arange(1, ROWS + 1) % 4 != 0
     assert found_share(connection, vectors, ", filter => '{\"most\": true}'", most) >= 0.95
     assert connection.execute("select count(*) from public.mine").fetchone() == (ROWS,)
-    assert [difference.what for difference in check(connection) if difference.where in {"index", "model"}] == []
+    assert [
+        difference.what for difference in schema_findings(connection) if difference.where in {"index", "model"}
+    ] == []
     connection.execute("delete from imgsearch.alias")
     connection.execute("drop view public.mine")
     connection.execute("select imgsearch.drop_model('test')")

@@ -21,17 +21,17 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.binary_copy import as_column, encode_rows
-from pgimgsearch.embeddings.loaded_model import why_not
+from pgimgsearch.embeddings.loaded_model import rejection_reason
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
-from pgimgsearch.ingest import dry_run as preview
 from pgimgsearch.ingest import run
+from pgimgsearch.ingest.dry_run import dry_run
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
 from pgimgsearch.ingest.write import drop_orphans
 from pgimgsearch.models.encoder import unit
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.limits import ImageLimits
+from pgimgsearch.sources.source import ScannedFile, folder_source, list_source
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]
@@ -184,12 +184,10 @@ def test_prune_of_a_folder_leaves_what_a_list_added(
 ) -> None:
     outside = photo(tmp_path / "elsewhere.png", seed=200)
     (photos / "list.txt").write_text(f"{outside}\na/00.png\n")
-    ingest(scan.list_source(str(photos / "list.txt")))
+    ingest(list_source(str(photos / "list.txt")))
     assert ingest(photos, prune=True).pruned == 0
     assert one(connection, "select count(*) from imgsearch.image where path = %s", str(outside)) == 1
-    assert (
-        ingest(scan.list_source(str(photos / "list.txt")), prune=True).pruned == 11
-    )  # all that the list does not name
+    assert ingest(list_source(str(photos / "list.txt")), prune=True).pruned == 11  # all that the list does not name
 
 
 def test_an_unreadable_folder_blocks_pruning(
@@ -241,7 +239,7 @@ def test_a_twin_of_a_skipped_file_is_skipped_too(ingest: Ingest, tmp_path: Path,
 
 def test_a_twin_is_known_though_its_first_is_written_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer commits and forgets an item between the planner's two looks: its twin is not embedded again."""
-    first, twin = (Item(scan.ScannedFile(name, name), frozenset([0]), data=b"x", sha256=b"1" * 32) for name in "ab")
+    first, twin = (Item(ScannedFile(name, name), frozenset([0]), data=b"x", sha256=b"1" * 32) for name in "ab")
     planner = Planner(Session(None), 1, [], Counts([]))  # type: ignore[arg-type]
     monkeypatch.setattr(planner, "_contents", lambda _: {})
     list(planner.deduplicate([first]))
@@ -279,7 +277,7 @@ def test_a_time_beyond_the_calendar_fails_one_file(ingest: Ingest, photos: Path)
 def test_a_stop_during_unchanged_files_is_heard(ingest: Ingest, photos: Path, url: str) -> None:
     ingest(photos)
 
-    def interrupting(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+    def interrupting(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
         for number, file in enumerate(files):
             if number == 3:  # the handler itself: a signal would reach it when the main thread next runs
                 handler = signal.getsignal(signal.SIGINT)
@@ -308,7 +306,7 @@ def test_subfolders_and_collections(ingest: Ingest, photos: Path, connection: Co
 def test_limit_and_preview(ingest: Ingest, photos: Path, url: str, connection: Connection) -> None:
     assert counts(ingest(photos, limit=5)) == ZERO | {"embedded": 5}
     (photos / "dangling.png").symlink_to("nowhere")
-    report = preview.preview(url, scan.folder_source(photos), ["palette", "dinov3"], run.Options())
+    report = dry_run(url, folder_source(photos), ["palette", "dinov3"], run.Options())
     assert counts(report) == ZERO | {"unchanged": 5, "embedded": 7, "failed": 1}
     assert counts(report, "dinov3") == ZERO | {"embedded": 12, "failed": 1}
     assert one(
@@ -319,15 +317,15 @@ def test_limit_and_preview(ingest: Ingest, photos: Path, url: str, connection: C
 
 def test_new_captions_reach_unchanged_files(ingest: Ingest, photos: Path, connection: Connection) -> None:
     ingest(photos)
-    about = {"a/00.png": [{"caption": "a red thing", "price": 3, "external_id": "X1"}]}
+    about = {"a/00.png": [{"caption": "a red thing", "price": 3, "key": "X1"}]}
 
-    def refine(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+    def refine(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
         return sidecar.with_groups(sidecar.with_metadata(sidecar.with_captions(files, about), about), "folder")
 
     assert counts(ingest(photos, refine=refine)) == ZERO | {"unchanged": 12}
     assert one(
         connection,
-        "select caption, metadata, external_id, group_key from imgsearch.image where path = 'a/00.png'",
+        "select caption, metadata, key, group_key from imgsearch.image where path = 'a/00.png'",
     ) == ("a red thing", {"price": 3}, "X1", "a")
     assert (
         one(connection, "select path from imgsearch.image where search @@ plainto_tsquery('simple', 'thing')")
@@ -364,13 +362,13 @@ def web(photos: Path) -> Iterator[tuple[str, list[str]]]:
 def test_urls_from_a_list(ingest: Ingest, photos: Path, web: tuple[str, list[str]], connection: Connection) -> None:
     address, asked = web
     rows = [f"{address}/a/01.png,1", f"{address}/busy.png,2", f"{address}/missing.png,3", "b/08.png,4"]
-    (photos / "list.csv").write_text("url,external_id\n" + "\n".join(rows))
-    source = scan.list_source(str(photos / "list.csv"))
+    (photos / "list.csv").write_text("url,key\n" + "\n".join(rows))
+    source = list_source(str(photos / "list.csv"))
     assert counts(ingest(source)) == ZERO | {"embedded": 3, "failed": 1}
     assert asked.count("/busy.png") == 3
     assert asked.count("/missing.png") == 1
     assert one(connection, "select error_class from imgsearch.ingest_failure") == "HTTPError"
-    assert connection.execute("select path, external_id from imgsearch.image order by external_id").fetchall() == [
+    assert connection.execute("select path, key from imgsearch.image order by key").fetchall() == [
         (f"{address}/a/01.png", "1"), (f"{address}/busy.png", "2"), ("b/08.png", "4"),
     ]  # fmt: skip
     asked.clear()
@@ -380,7 +378,7 @@ def test_urls_from_a_list(ingest: Ingest, photos: Path, web: tuple[str, list[str
 
 def test_the_same_path_twice_in_a_list(ingest: Ingest, photos: Path, connection: Connection) -> None:
     (photos / "list.txt").write_text("a/00.png\na/00.png\na/01.png\n")
-    assert counts(ingest(scan.list_source(str(photos / "list.txt")))) == ZERO | {"embedded": 2, "reused": 1}
+    assert counts(ingest(list_source(str(photos / "list.txt")))) == ZERO | {"embedded": 2, "reused": 1}
     assert one(connection, "select count(*) from imgsearch.image") == 2
 
 
@@ -412,7 +410,7 @@ def test_a_failed_write_counts_nothing(ingest: Ingest, photos: Path, connection:
 )
 def test_stored_vectors_are_finite_units(rows: list[list[float]], storage: str) -> None:
     for vector in as_column(unit(np.array(rows, dtype=np.float32)), storage):
-        if why_not(vector) is None:
+        if rejection_reason(vector) is None:
             assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(1, abs=2e-3)
         else:
             assert not vector.any() or not np.isfinite(vector).all()
@@ -464,7 +462,7 @@ def test_copies_are_refused_at_the_door(
     assert report.counts == {"pdq": expected, "palette": expected}
     why = dict(
         connection.execute(
-            "select path, message from imgsearch.ingest_failure where error_class = 'DuplicatePicture'"
+            "select path, message from imgsearch.ingest_failure where error_class = 'DuplicateImage'"
         ).fetchall()
     )
     assert why["a bytes.png"] == why["b pixels.bmp"] == "identical to 3.png"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import list_aliases
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
@@ -30,12 +30,12 @@ def two_resnets(tmp_path: Path) -> list[str]:
 def test_other_weights_never_mix_with_those_stored(url: str, two_resnets: list[str]) -> None:
     first, second = two_resnets
     with connect(url) as connection:
-        added = register.open_model(connection, "timm:resnet10t", Checkpoint(first))
-        again = register.open_model(connection, "timm:resnet10t")
+        added = open_model(connection, "timm:resnet10t", Checkpoint(first))
+        again = open_model(connection, "timm:resnet10t")
         assert again.stored.fingerprint == added.stored.fingerprint
         assert again.stored.weights == first
         with pytest.raises(ModelError, match="the weights differ") as raised:
-            register.open_model(connection, "timm:resnet10t", Checkpoint(second))
+            open_model(connection, "timm:resnet10t", Checkpoint(second))
         assert "models add" in str(raised.value.hint)
 
 
@@ -45,7 +45,7 @@ def test_add_show_alias_and_remove(cli: Callable[..., Any], connection: Connecti
     assert cli("models", "add", "timm:resnet10t", "--weights", two_resnets[0], "--as", "Mine 1").returncode == 2
     assert '"dim": 512' in cli("--json", "models", "show", "default").stdout
     cli("models", "add", "palette")
-    assert store.aliases(connection) == {"default": "Mine 1", "text": "palette"}
+    assert list_aliases(connection) == {"default": "Mine 1", "text": "palette"}
     refused = cli("models", "remove", "Mine 1", "--yes")
     assert refused.returncode == 5
     assert "in use by alias default" in refused.stderr

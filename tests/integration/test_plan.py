@@ -14,10 +14,11 @@ from benchmarks.harness import add_images, add_vectors, clustered
 from pgimgsearch.cli.plan import parse_count
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.errors import UsageError
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.indexing.methods import index_row_bytes
 from pgimgsearch.operations import plan
 from pgimgsearch.operations import plan_rates as measure
+from pgimgsearch.operations.plan_rates import measure_rates, planned_model
 
 RATES = plan.Rates(2000, 1800, 700, 10_000, 2.0, 50.0, {})
 BIG = 64e9
@@ -27,7 +28,7 @@ BIG = 64e9
 def model(url: str) -> Any:
     """A model of the catalog, 1,024 dimensions wide, that is not stored."""
     with connect(url) as connection:
-        return measure.declared(connection, "dinov3")
+        return planned_model(connection, "dinov3")
 
 
 @given(counts=st.tuples(st.integers(1, 10**10), st.integers(1, 10**10)))
@@ -63,7 +64,7 @@ def test_the_layout_is_that_of_postgres(
     connection.execute("select imgsearch.add_model('some', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
     add_images(connection, 4000)
     with connect(url) as opened:
-        stored = measure.declared(opened, "some")
+        stored = planned_model(opened, "some")
     if storage == "bit":
         bits = np.random.default_rng(0).integers(0, 2, (4000, dim))
         with connection.cursor().copy(f"copy imgsearch.{stored.table_name} from stdin") as copy:  # type: ignore[call-overload]
@@ -72,11 +73,11 @@ def test_the_layout_is_that_of_postgres(
     else:
         add_vectors(connection, stored.table_name, clustered(4000, dim))
     with connect(url) as opened:
-        index.build(opened, stored, index.Build(256))
-        rates = measure.measure(opened, measure.declared(opened, "some"), remote=False, network=None)
+        build_index(opened, stored, BuildOptions(256))
+        rates = measure_rates(opened, planned_model(opened, "some"), remote=False, network=None)
     assert rates.sources["disk"] == "4000 stored vectors"
     assert rates.table_row == pytest.approx(plan.table_row_bytes(stored), rel=1 / 12, abs=20 * 8192 / 4000)
-    assert rates.index_row == pytest.approx(sizing.index_row_bytes(stored, "hnsw"), rel=1 / 12)
+    assert rates.index_row == pytest.approx(index_row_bytes(stored, "hnsw"), rel=1 / 12)
     assert rates.trial_seconds > 0
     assert connection.execute("select to_regclass('imgsearch.plan_trial')").fetchone() == (None,)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.texts import cache_texts, missing_texts
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.limits import ImageLimits
+from pgimgsearch.sources.source import folder_source
 from tests.conftest import Evaluate, values
 
 TINY = "open_clip:openclip-mbv2-tiny"
@@ -97,18 +97,18 @@ def test_captions_find_their_photos(url: str, data: Path, judge: Evaluate) -> No
 def searcher(url: str, data: Path, folder: Path, paths: set[str]) -> Callable[[str, int], list[str]]:
     """Ingest some files with the real dual encoder; gives a search by text that answers with paths."""
     with connect(url) as connection:
-        model = register.open_model(connection, f"open_clip:{data}/weights/openclip-mbv2-tiny")
+        model = open_model(connection, f"open_clip:{data}/weights/openclip-mbv2-tiny")
     assert model.stored.name == TINY
 
     def only_those(files: Any) -> Any:
         return (file for file in files if file.path in paths)
 
-    run.ingest(url, scan.folder_source(folder), [model], run.Options(workers=2), refine=only_those)
+    run.ingest(url, folder_source(folder), [model], run.Options(workers=2), refine=only_those)
 
     def ask(text: str, k: int) -> list[str]:
         with connect(url) as connection:
-            if text_cache.missing(connection, model.stored, [text]):
-                text_cache.keep(connection, model.stored, [text], model.embed_texts([text]))
+            if missing_texts(connection, model.stored, [text]):
+                cache_texts(connection, model.stored, [text], model.embed_texts([text]))
             rows = connection.execute("select path from imgsearch.search_text(%s, %s)", [text, k]).fetchall()
         return [row[0] for row in rows]
 
@@ -142,8 +142,8 @@ def test_every_odd_file_is_embedded_upright_or_recorded(
         if row["pillow_status"] == "ok":
             assert name in stored, (name, failed.get(name))
             width, height = map(int, row["size"].split("x"))
-            turned = row["exif_orientation"] in {"5", "6", "7", "8"} and row["pillow_format"] != "TIFF"
-            assert stored[name] == ((height, width) if turned else (width, height)), name
+            transform = row["exif_orientation"] in {"5", "6", "7", "8"} and row["pillow_format"] != "TIFF"
+            assert stored[name] == ((height, width) if transform else (width, height)), name
 
 
 def test_all_orientations_of_a_photo_are_one_picture(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import report
-from pgimgsearch.duplicates.groups import Question, groups
+from pgimgsearch.duplicates.groups import GroupRequest, groups
 from tests.pictures import photo
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -37,7 +37,7 @@ def copies(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
 def test_pages_hold_every_group_once(
     copies: Path, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = groups(connection, Question())
+    found = groups(connection, GroupRequest())
     assert len(found) == 3
     monkeypatch.setattr(report, "GROUPS_A_PAGE", 2)
     pages = report.write(tmp_path / "report.html", found, "by colours")

@@ -10,14 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import models as store
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.embedded_programs import binaries
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.indexing import build as index
+from pgimgsearch.database.models import get_model
+from pgimgsearch.database.texts import cache_texts
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.indexing import methods as sizing
+from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.conftest import ROOT
 from tests.unit.test_docs import blocks
 
@@ -27,7 +27,7 @@ QUESTIONS = (
     "select path from imgsearch.search_text('red', k => 5)",
     "select * from imgsearch.coverage(exact => true)",
     "select alias, model_name from imgsearch.alias_history order by history_id",
-    "select name, fingerprint, index_method, index_wanted from imgsearch.model order by 1",
+    "select name, fingerprint, index_method, index_spec from imgsearch.model order by 1",
 )
 
 
@@ -54,9 +54,9 @@ def test_a_dump_answers_the_same_on_a_fresh_server(
     monkeypatch.setattr(sizing, "LEAST_ROWS", 1)
     connection.execute("select imgsearch.set_index('palette', 'hnsw-binary')")  # on a function that a dump has to hold
     with connect(url) as opened:
-        assert index.build(opened, store.get_model(opened, "palette"), index.Build(64))
-        model = register.open_model(opened, "palette")
-        text_cache.keep(opened, model.stored, ["red"], model.embed_texts(["red"]))
+        assert build_index(opened, get_model(opened, "palette"), BuildOptions(64))
+        model = open_model(opened, "palette")
+        cache_texts(opened, model.stored, ["red"], model.embed_texts(["red"]))
     (commands,) = [block for block in blocks(ROOT / "docs" / "operations.md", "sh") if "pg_dump" in block]
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -7,13 +7,13 @@ import numpy as np
 import psycopg
 import pytest
 from numpy.typing import NDArray
+from pgimgsearch.indexing.index_names import index_name
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing.index_names import index_name
+from pgimgsearch.database.models import get_model, insert_model
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 ROWS, DIM = 3000, 32
 
@@ -25,7 +25,7 @@ def vectors(connection: Connection) -> NDArray[np.float32]:
     model = add_model(connection, "test", DIM)
     made = clustered(ROWS, DIM)
     add_vectors(connection, model.table_name, made)
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     return made.astype(np.float16).astype(np.float32)
 
 
@@ -101,7 +101,7 @@ def test_more_than_ten_thousand_matches_go_through_the_index_and_stay_right(conn
     model = add_model(connection, "test", 16)
     made = clustered(rows, 16)
     add_vectors(connection, model.table_name, made)
-    index.build(connection, model, index.Build(256))
+    build_index(connection, model, BuildOptions(256))
     connection.execute("update imgsearch.image set metadata = jsonb_build_object('half', image_id % 2)")
     exact = made.astype(np.float16).astype(np.float32)
     odd = np.arange(1, rows + 1) % 2 == 1
@@ -149,7 +149,7 @@ def test_the_length_of_a_query_does_not_matter(connection: Connection, vectors: 
 def test_a_partly_embedded_model_answers_with_what_it_has(connection: Connection, vectors: NDArray[np.float32]) -> None:
     model = add_model(connection, "second", DIM)
     add_vectors(connection, model.table_name, vectors[:5])
-    index.build(connection, model, index.Build(64))
+    build_index(connection, model, BuildOptions(64))
     connection.execute("set imgsearch.exact_limit = 100")
     assert len(ids(connection, "select image_id from imgsearch.similar(1, model => 'second')")) == 4
     assert len(ids(connection, "select image_id from imgsearch.similar(1, model => 'second', filter => '{}')")) == 4
@@ -187,7 +187,7 @@ def test_copies_follow_each_other_or_collapse(connection: Connection, vectors: N
 
 def test_the_index_is_used(connection: Connection, vectors: NDArray[np.float32]) -> None:
     """A plan test: what the function runs, in its exact form, is an index scan in order."""
-    model = store.get_model(connection, "test")
+    model = get_model(connection, "test")
     lateral = "cross join lateral (select from imgsearch.image i where i.content_id = e.content_id and i.metadata @> '{\"tenth\": 1}' limit 1) v"
     for extra in ("", lateral):
         query = sql.SQL(
@@ -226,7 +226,7 @@ def test_errors_have_a_state_and_a_way_out(
     connection: Connection, vectors: NDArray[np.float32], query: str, state: str, hint: str
 ) -> None:
     connection.execute(
-        "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) select sha256('x'), sha256('x'), 1, 1, 1, 'PNG'"
+        "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) select sha256('x'), sha256('x'), 1, 1, 1, 'PNG'"
     )
     connection.execute("insert into imgsearch.image (content_id, collection_id, path) values (3001, 1, 'not embedded')")
     with pytest.raises(psycopg.Error) as raised:
@@ -249,7 +249,7 @@ def test_vectors_come_out_as_they_went_in(connection: Connection, vectors: NDArr
 
 def test_bits(connection: Connection) -> None:
     add_images(connection, 500)
-    model = store.add_model(connection, {"name": "hash", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq",
+    model = insert_model(connection, {"name": "hash", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq",
         "checkpoint": "x", "output": "hash", "preprocess": {}, "fingerprint": "x", "has_text": False})  # fmt: skip
     bits = np.random.default_rng(5).integers(0, 2, (500, 64))
     rows = [(number + 1, "".join(map(str, row))) for number, row in enumerate(bits)]
@@ -257,7 +257,7 @@ def test_bits(connection: Connection) -> None:
         cursor.executemany(sql.SQL("insert into {} values (%s, %s::bit(64))").format(model.table), rows)
     for indexed in (False, True):
         if indexed:
-            index.build(connection, model, index.Build(64))
+            build_index(connection, model, BuildOptions(64))
         hamming = np.count_nonzero(bits != bits[41], axis=1)
         found = connection.execute(
             "select image_id, similarity from imgsearch.similar(42, k => 5, exact => %s)", [not indexed]

@@ -17,11 +17,11 @@ from pyarrow import parquet
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.ingest import run
-from pgimgsearch.sources import object_store as remote
-from pgimgsearch.sources import read as fetch
 from pgimgsearch.sources import shards
-from pgimgsearch.sources import source as scan
-from pgimgsearch.sources.parse import named
+from pgimgsearch.sources.object_store import read_object
+from pgimgsearch.sources.parse import parse_sources
+from pgimgsearch.sources.read import TooManyBytes, read_bytes
+from pgimgsearch.sources.source import location_of
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]
@@ -90,7 +90,7 @@ def test_a_tar_is_what_its_folder_is(
     Path(paths[0]).parent.mkdir()
     for path, half in zip(paths, halves, strict=True):
         Path(path).write_bytes(tar_of(half, "w:gz" if ending == "tar.gz" else "w"))
-    (source,) = named(paths, None)
+    (source,) = parse_sources(paths, None)
     report = ingest(source)
     assert counts(report) == {"embedded": FILES}
     assert report.collection == "shards"
@@ -114,7 +114,7 @@ def test_a_sample_is_its_picture_caption_and_metadata(
             "a/003.json": b"{broken", "a/003.png": three,
         })
     )  # fmt: skip
-    assert counts(ingest(named([str(path)], None)[0])) == {"embedded": 2, "failed": 1}
+    assert counts(ingest(parse_sources([str(path)], None)[0])) == {"embedded": 2, "failed": 1}
     rows = connection.execute("select path, caption, group_key, metadata from imgsearch.image order by path").fetchall()
     assert rows == [
         ("wds.tar/a/001.png", "a red door", "G1", {"url": "https://example.com/a.png", "width": 64}),
@@ -140,7 +140,7 @@ def test_parquet_of_images(
         table = pa.table({"jpg": [*values, None], "key": [*pictures, "missing.png"]})
     path = tmp_path / "images.parquet"
     parquet.write_table(table, path, row_group_size=5)
-    (source,) = named([str(path)], None)
+    (source,) = parse_sources([str(path)], None)
     assert counts(ingest(source)) == {"embedded": FILES} | ({"failed": 1} if layout == "bytes" else {})
     assert stored(connection) == wanted
     assert counts(ingest(source)) == {"unchanged": FILES} | ({"skipped": 1} if layout == "bytes" else {})
@@ -161,7 +161,7 @@ def test_a_corrupt_shard_is_named_and_the_next_one_is_read(
     (tmp_path / "4.tar").write_bytes(tar_of({name: pictures[name] for name in names[6:]}))
     parquet.write_table(pa.table({"words": ["none"]}), tmp_path / "5.parquet")
     paths = [str(tmp_path / name) for name in ("1.tar", "2.tar", "3.parquet", "4.tar", "5.parquet")]
-    (source,) = named(paths, None)
+    (source,) = parse_sources(paths, None)
     found = counts(ingest(source))
     assert found["failed"] == 4
     assert 7 <= found["embedded"] < FILES
@@ -191,7 +191,7 @@ def test_a_tar_that_breaks_between_its_members_is_named(
         whole[before : before + (512 if kind == "header" else 3000)] = b"x" * (512 if kind == "header" else 3000)
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(bytes(whole)) if ending == "tar.gz" else bytes(whole))
-    assert counts(ingest(named([str(path)], None)[0])) == {"embedded": 5, "failed": 1}
+    assert counts(ingest(parse_sources([str(path)], None)[0])) == {"embedded": 5, "failed": 1}
     assert "breaks off" in stored(connection, "select message from imgsearch.ingest_failure")[0]
 
 
@@ -203,18 +203,18 @@ def test_a_shard_below_a_collection_is_part_of_it(
     for folder, name in zip("ab", pictures, strict=False):
         (tmp_path / "all" / folder).mkdir()
         (tmp_path / "all" / folder / "1.tar").write_bytes(tar_of({"x.png": pictures[name]}))
-        assert ingest(named([str(tmp_path / "all" / folder / "1.tar")], None)[0]).collection == "all"
+        assert ingest(parse_sources([str(tmp_path / "all" / folder / "1.tar")], None)[0]).collection == "all"
     paths = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
     assert paths == (["a/1.tar/x.png", "b/1.tar/x.png", "first.png"],)
     root = stored(connection, "select root from imgsearch.collection")[0]
-    assert fetch.read_bytes(scan.location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
+    assert read_bytes(location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
 
 
 def test_what_names_not_everything_cannot_prune(ingest: Ingest, tmp_path: Path, pictures: dict[str, bytes]) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(pictures))
     for place in (str(tmp_path / "a.tar"), "https://example.com/a.jpg"):
         with pytest.raises(UsageError, match="would remove what"):
-            ingest(named([place], None)[0], prune=True)
+            ingest(parse_sources([place], None)[0], prune=True)
 
 
 def test_what_postgres_could_not_store_fails_one_picture(
@@ -230,7 +230,7 @@ def test_what_postgres_could_not_store_fails_one_picture(
         members |= {name: text, name.partition(".")[0] + ".png": data}
     members |= {"caf\udce9.png": others[-1], "../../out.png": others[-2], "._0.png": b"hidden"}
     (tmp_path / "bad.tar").write_bytes(tar_of(members))
-    assert counts(ingest(named([str(tmp_path / "bad.tar")], None)[0])) == {"embedded": 3, "failed": len(said)}
+    assert counts(ingest(parse_sources([str(tmp_path / "bad.tar")], None)[0])) == {"embedded": 3, "failed": len(said)}
     kept = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
     assert kept == (["bad.tar/0.png", "bad.tar/caf\\xe9.png", "bad.tar/out.png"],)
     table = pa.table({
@@ -238,7 +238,7 @@ def test_what_postgres_could_not_store_fails_one_picture(
         "path": ["same", "same", "other", "last"],
     })  # fmt: skip
     parquet.write_table(table, tmp_path / "b.parquet")
-    report = ingest(named([str(tmp_path / "b.parquet")], None)[0])
+    report = ingest(parse_sources([str(tmp_path / "b.parquet")], None)[0])
     assert report.counts["palette"]["failed"] == 1
     rows = connection.execute("select path, metadata from imgsearch.image where path ~ 'parquet' order by 1").fetchall()
     assert rows == [
@@ -253,7 +253,7 @@ def test_a_folder_may_be_called_like_a_tar(ingest: Ingest, tmp_path: Path) -> No
 
 def test_a_user_in_an_address_is_refused() -> None:
     with pytest.raises(UsageError, match="with a user in it"):
-        named(["https://me:secret@example.com/a.tar"], None)
+        parse_sources(["https://me:secret@example.com/a.tar"], None)
 
 
 def test_an_object_store_is_what_a_folder_is(
@@ -264,7 +264,7 @@ def test_an_object_store_is_what_a_folder_is(
         memory.pipe(f"/bucket/shop/{number % 3}/{name}", data)
     memory.pipe("/bucket/shop/readme.txt", b"no picture")
     memory.pipe("/bucket/other/0000.png", pictures["0000.png"])
-    (source,) = named(["memory://bucket/shop"], None)
+    (source,) = parse_sources(["memory://bucket/shop"], None)
     report = ingest(source)
     assert (counts(report), report.collection, report.left_out) == ({"embedded": FILES}, "shop", 1)
     assert stored(connection) == wanted
@@ -307,11 +307,11 @@ def test_a_store_that_fails_is_tried_again(
         return whole(self, path, *args, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "_open", flaky)
-    monkeypatch.setattr(remote.read.retry, "sleep", lambda _: None)
+    monkeypatch.setattr(read_object.retry, "sleep", lambda _: None)
     monkeypatch.setattr(shards, "SECONDS_BETWEEN", 0)
-    assert counts(ingest(named(["memory://bucket"], None)[0])) == {"embedded": FILES - 1, "failed": 1}
+    assert counts(ingest(parse_sources(["memory://bucket"], None)[0])) == {"embedded": FILES - 1, "failed": 1}
     assert tries["0003.png"] == 3
-    assert counts(ingest(named(["memory://shards/a.tar"], None)[0])) == {"embedded": 1, "reused": FILES - 1}
+    assert counts(ingest(parse_sources(["memory://shards/a.tar"], None)[0])) == {"embedded": 1, "reused": FILES - 1}
     assert tries["a.tar"] == 2
 
 
@@ -319,11 +319,11 @@ def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]
     """As ``models fill`` does, which goes by stored paths."""
     (tmp_path / "a.tar").write_bytes(tar_of({f"in/{name}": data for name, data in pictures.items()}))
     for name, data in pictures.items():
-        assert fetch.read_bytes(f"{tmp_path}/a.tar/in/{name}", 1 << 20) == data
-    with pytest.raises(fetch.TooManyBytes):
-        fetch.read_bytes(f"{tmp_path}/a.tar/in/0000.png", 10)
+        assert read_bytes(f"{tmp_path}/a.tar/in/{name}", 1 << 20) == data
+    with pytest.raises(TooManyBytes):
+        read_bytes(f"{tmp_path}/a.tar/in/0000.png", 10)
     with pytest.raises(FileNotFoundError, match=r"holds no other\.png"):
-        fetch.read_bytes(f"{tmp_path}/a.tar/other.png", 10)
+        read_bytes(f"{tmp_path}/a.tar/other.png", 10)
 
 
 @pytest.mark.parametrize(
@@ -336,5 +336,5 @@ def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]
 )
 def test_what_cannot_be_read_is_said_at_once(place: str, message: str, hint: str) -> None:
     with pytest.raises(SourceError, match=message) as raised:
-        named([place], None)
+        parse_sources([place], None)
     assert hint in str(raised.value.hint)

@@ -14,12 +14,11 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.database import coverage, locks
-from pgimgsearch.database import models as store
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.coverage import Coverage
-from pgimgsearch.embeddings import open_models as opening
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import Coverage, get_model, list_aliases, list_models, remove_model
+from pgimgsearch.database.texts import cache_texts
+from pgimgsearch.embeddings.open_models import ModelRequest, add_model
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import (
     BusyError,
     DatabaseError,
@@ -29,14 +28,15 @@ from pgimgsearch.errors import (
     ModelError,
     UsageError,
 )
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, BuildResult, build_index
 from pgimgsearch.ingest import backfill as fill
 from pgimgsearch.ingest import keep
+from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import compare, switch
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import query_source
 from tests.conftest import judge_at, values
 from tests.pictures import photo
 
@@ -53,12 +53,12 @@ def detailed(tmp_path: Path) -> Path:
     return folder
 
 
-def moved(url: str, target: str = "pdq", **wish: Any) -> switch.Switched:
-    return switch.switch(url, switch.Wish("default", target, **wish), lambda _: None, lambda _, __: None)
+def moved(url: str, target: str = "pdq", **request: Any) -> switch.SwitchResult:
+    return switch.switch(url, switch.SwitchRequest("default", target, **request), lambda _: None, lambda _, __: None)
 
 
 def meant(connection: Connection) -> str | None:
-    return store.aliases(connection).get("default")
+    return list_aliases(connection).get("default")
 
 
 def rollback(connection: Connection, alias: str = "default") -> str:
@@ -73,7 +73,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
     ingest(detailed / "a", "palette", collection="one")
     ingest(detailed / "b", "palette", collection="two")
     ingest(
-        scan.query_source("list", lambda _: iter([{"path": str(detailed / "a" / "00.png")}])),
+        query_source("list", lambda _: iter([{"path": str(detailed / "a" / "00.png")}])),
         "palette",
         collection="list",
     )
@@ -101,7 +101,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
         with pytest.raises(psycopg.Error, match="an alias is a word"):
             connection.execute("select imgsearch.set_alias(%s, 'pdq')", [alias])
     with pytest.raises(ModelError, match="pdq cannot read text"):
-        switch.switch(url, switch.Wish("text", "pdq"), lambda _: None, lambda _, __: None)
+        switch.switch(url, switch.SwitchRequest("text", "pdq"), lambda _: None, lambda _, __: None)
     connection.execute("select imgsearch.set_alias('mine', 'pdq')")
     with connect(url) as opened, pytest.raises(Exception, match="meant no other model before"):
         rollback(opened, "mine")
@@ -128,13 +128,11 @@ def test_texts_that_were_asked_are_found_again(
     for folder in (detailed, photos):
         ingest(folder, "palette")
     with connect(url) as opened:
-        model = register.open_model(opened, "palette")
+        model = open_model(opened, "palette")
         for template in ("{}", "a {} wall"):
-            text_cache.keep(
-                opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template
-            )
-    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate"), lambda _: None)
-    switch.switch(url, switch.Wish("text", "palette@8", recall=0), lambda _: None, lambda _, __: None)
+            cache_texts(opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template)
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate"), lambda _: None)
+    switch.switch(url, switch.SwitchRequest("text", "palette@8", recall=0), lambda _: None, lambda _, __: None)
     assert store_text(connection) == "palette@8"
     for text, template in (("red", "{}"), ("blue", "a {} wall")):
         rows = connection.execute(
@@ -144,7 +142,7 @@ def test_texts_that_were_asked_are_found_again(
 
 
 def store_text(connection: Connection) -> str | None:
-    return store.aliases(connection).get("text")
+    return list_aliases(connection).get("text")
 
 
 def test_files_that_are_gone_keep_the_old_model(
@@ -199,7 +197,7 @@ def test_two_switches_of_one_alias_do_not_meet(url: str, detailed: Path, ingest:
     ingest(detailed, "palette")
     with (
         connect(url) as opened,
-        locks.alone(opened, "switch.default", 0, "busy"),
+        locks.exclusive(opened, "switch.default", 0, "busy"),
         pytest.raises(BusyError, match="another switch of default is running"),
     ):
         moved(url)
@@ -244,10 +242,10 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     assert answers > 10
     with connect(url) as opened:
         assert meant(opened) == "pdq"
-        assert coverage.count(opened, store.get_model(opened, "pdq")).contents == 18
+        assert coverage.count(opened, get_model(opened, "pdq")).contents == 18
         quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
-        fill.fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
-        assert coverage.count(opened, store.get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
+        fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
+        assert coverage.count(opened, get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
 
 
 def test_an_alias_that_nobody_has_is_not_touched(
@@ -255,7 +253,7 @@ def test_an_alias_that_nobody_has_is_not_touched(
 ) -> None:
     """palette reads text, and nothing here did: aliases move when someone says so."""
     ingest(detailed, "pdq")
-    assert set(store.aliases(connection)) == {"default", "duplicates"}
+    assert set(list_aliases(connection)) == {"default", "duplicates"}
     whole = keep.Keeper.write
 
     def then_stop(keeper: Any, chunk: list[keep.Lacking]) -> None:
@@ -267,20 +265,20 @@ def test_an_alias_that_nobody_has_is_not_touched(
         patched.setattr(fill, "CHUNK", 5)
         with pytest.raises(InterruptedRun):
             moved(url, "palette")
-    assert store.aliases(connection) == {"default": "pdq", "duplicates": "pdq"}
+    assert list_aliases(connection) == {"default": "pdq", "duplicates": "pdq"}
     moved(url, "palette")
-    assert store.aliases(connection) == {"default": "palette", "duplicates": "pdq"}
+    assert list_aliases(connection) == {"default": "palette", "duplicates": "pdq"}
 
 
 def test_duplicates_follows_default_again_after_a_rollback(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
     ingest(detailed, "palette")
-    done = switch.switch(url, switch.Wish("duplicates", "pdq"), lambda _: None, lambda _, __: None)
+    done = switch.switch(url, switch.SwitchRequest("duplicates", "pdq"), lambda _: None, lambda _, __: None)
     assert (done.old, done.new) == ("palette", "pdq")
     assert [rollback(connection, "duplicates") for _ in range(2)] == ["palette", "pdq"]
     assert rollback(connection, "duplicates") == "palette"
-    assert "duplicates" not in store.aliases(connection)
+    assert "duplicates" not in list_aliases(connection)
 
 
 def test_a_skip_is_said_of_the_bytes(
@@ -298,7 +296,7 @@ def test_a_skip_is_said_of_the_bytes(
         connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
     assert raised.value.sqlstate == "PI015"
     quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
-    name, covered = fill.fill_stored(url, "default", Checkpoint(), Placement(), **quiet)
+    name, covered = fill_stored(url, "default", Checkpoint(), Placement(), **quiet)
     assert (name, covered) == ("pdq", Coverage(13, 13, 0, 0))
     connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
 
@@ -308,7 +306,7 @@ def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
 ) -> None:
     ingest(detailed, "palette")
     with pytest.raises(ModelError, match="palette is the name of a model"):
-        switch.switch(url, switch.Wish("palette", "pdq"), lambda _: None, lambda _, __: None)
+        switch.switch(url, switch.SwitchRequest("palette", "pdq"), lambda _: None, lambda _, __: None)
     with pytest.raises(UsageError, match="cannot write"):
         moved(url, page=tmp_path / "nowhere" / "page.html")
     with pytest.raises(ModelError, match="unknown model: pdqq"):
@@ -318,7 +316,7 @@ def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
     connection.execute("select imgsearch.grant_access('no_owner', 'writer')")
     with pytest.raises(DatabaseError, match="does not own the tables"):
         moved(url.replace("pgimgsearch@", "no_owner@"))
-    assert [model.name for model in store.models(connection)] == ["palette"]
+    assert [model.name for model in list_models(connection)] == ["palette"]
     with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
         superuser.execute("drop owned by no_owner")
     admin.execute("drop role no_owner")
@@ -330,7 +328,7 @@ def test_an_alias_that_moved_meanwhile_stays_there(
 ) -> None:  # fmt: skip
     for folder in (detailed, photos):  # enough to fit on
         ingest(folder, "palette")
-    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
     carried = switch._carry_texts
 
     def then_move(*arguments: Any) -> Any:
@@ -347,7 +345,7 @@ def test_weights_that_changed_on_the_way_are_refused(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed, "palette")
-    opening.add(url, opening.Wish(["pdq"], claim=False), lambda _: None)
+    add_model(url, ModelRequest(["pdq"], claim=False), lambda _: None)
     connection.execute("update imgsearch.model set fingerprint = 'of other weights' where name = 'pdq'")
     with pytest.raises(DriftError, match="pdq is not the one whose vectors are stored"):
         moved(url)
@@ -431,8 +429,8 @@ def test_those_who_read_are_never_held_up_by_an_index(
 
     with psycopg.connect(url) as reading, connect(url) as opened:
         reading.execute("select count(*) from imgsearch.embedding_palette_32")
-        model = store.get_model(opened, "default")
-        building = threading.Thread(target=index.build, args=[opened, model, index.Build(64, concurrently=True)])
+        model = get_model(opened, "default")
+        building = threading.Thread(target=build_index, args=[opened, model, BuildOptions(64, concurrently=True)])
         building.start()
         swapped = "select count(*) = 1 from pg_class where relname = 'embedding_palette_32_hnsw_old'"
         while connection.execute(swapped).fetchone() != (True,):  # it is dropped when the reader has ended
@@ -454,13 +452,13 @@ def test_a_build_that_is_stopped_leaves_nothing(
         writing.execute("lock table imgsearch.embedding_palette_32 in row exclusive mode")
         threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            index.build(opened, store.get_model(opened, "default"), index.Build(64, concurrently=True))
+            build_index(opened, get_model(opened, "default"), BuildOptions(64, concurrently=True))
     with connect(url) as opened:
-        assert index.build(
-            opened, store.get_model(opened, "default"), index.Build(64, concurrently=True)
-        ) == index.Built("hnsw", 64, 100, 1.0)
+        assert build_index(opened, get_model(opened, "default"), BuildOptions(64, concurrently=True)) == BuildResult(
+            "hnsw", 64, 100, 1.0
+        )
         connection.execute("select imgsearch.set_index('default', 'none')")
-        assert index.build(opened, store.get_model(opened, "default"), index.Build(64)) is None
+        assert build_index(opened, get_model(opened, "default"), BuildOptions(64)) is None
     assert connection.execute("select relname from pg_class where relname ~ 'palette_32_hnsw'").fetchall() == []
 
 
@@ -475,14 +473,14 @@ def test_a_declared_model_is_completed_by_who_may(
     theirs = url.replace("pgimgsearch@", "a_writer@")
     quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
     with connect(theirs) as opened:
-        assert register.open_model(opened, "pdq").stored.fingerprint is not None  # to ask with
+        assert open_model(opened, "pdq").stored.fingerprint is not None  # to ask with
     with pytest.raises(ModelError, match="pdq is declared, and was never loaded"):
-        fill.fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)
+        fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)
     kept = "select fingerprint is null, near is null from imgsearch.model where name = 'pdq'"
     assert connection.execute(kept).fetchone() == (True, True)
-    fill.fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
+    fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
     assert connection.execute(kept).fetchone() == (False, False)
-    assert fill.fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)[1].missing == 0
+    assert fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)[1].missing == 0
     with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
         superuser.execute("drop owned by a_writer")
     admin.execute("drop role a_writer")
@@ -492,15 +490,15 @@ def test_a_model_that_is_filled_is_left_alone(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
     ingest(detailed, "palette")
-    added = opening.add(url, opening.Wish(["pdq"], claim=False), lambda _: None).stored
-    with connect(url) as opened, locks.alone(opened, locks.FILL, added.model_id, "busy"):
+    added = add_model(url, ModelRequest(["pdq"], claim=False), lambda _: None).stored
+    with connect(url) as opened, locks.exclusive(opened, locks.FILL, added.model_id, "busy"):
         ingest(detailed / "a", "pdq")
         state = "select status, index_method from imgsearch.model where name = 'pdq'"
         assert connection.execute(state).fetchone() == ("building", "none")
         with pytest.raises(BusyError, match="another session fills pdq"):
             moved(url)
         with connect(url) as other, pytest.raises(BusyError, match="another session fills pdq"):
-            store.remove_model(other, "pdq")
+            remove_model(other, "pdq")
     connection.execute("delete from imgsearch.embedding_pdq_256 where content_id > 1")
     photo(detailed / "new" / "0.png", seed=22)
     ingest(detailed / "new", "pdq")  # it lacks most of the images, and an index would only slow its filling down
@@ -515,12 +513,10 @@ def test_a_text_that_the_new_model_cannot_read_is_counted(
     for folder in (detailed, photos):
         ingest(folder, "palette")
     with connect(url) as opened:
-        model = register.open_model(opened, "palette")
-        text_cache.keep(
-            opened, model.stored, ["red", "of no colour", "blue"], model.embed_texts(["red", "red", "blue"])
-        )
-    opening.add(url, opening.Wish(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
-    assert moved(url, "small", recall=0).texts == switch.Texts(carried=2, refused=("of no colour",))
+        model = open_model(opened, "palette")
+        cache_texts(opened, model.stored, ["red", "of no colour", "blue"], model.embed_texts(["red", "red", "blue"]))
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    assert moved(url, "small", recall=0).texts == switch.CarriedTexts(carried=2, refused=("of no colour",))
 
 
 def test_a_model_in_use_is_not_removed(
@@ -528,15 +524,15 @@ def test_a_model_in_use_is_not_removed(
 ) -> None:
     ingest(detailed, "palette", "pdq")
     with pytest.raises(ModelError, match="model palette is in use by alias default"), connect(url) as opened:
-        store.remove_model(opened, "palette")
+        remove_model(opened, "palette")
     connection.execute("select imgsearch.set_alias('duplicates', null)")
     connection.execute("create view public.mine as select image_id, embedding from imgsearch.images_pdq")
     with pytest.raises(DatabaseError, match="mine"), connect(url) as opened:
-        store.remove_model(opened, "pdq")
+        remove_model(opened, "pdq")
     assert count(connection, "imgsearch.images_pdq") == 13
     connection.execute("drop view public.mine")
     with connect(url) as opened:
-        store.remove_model(opened, "pdq")
+        remove_model(opened, "pdq")
     left = "select relname from pg_class where relname ~ 'pdq'"
     assert connection.execute(left).fetchall() == []  # type: ignore[call-overload]
 
@@ -550,8 +546,8 @@ def test_both_models_side_by_side(
         "update imgsearch.image set metadata = jsonb_build_object('kind', split_part(path, '/', 1)), caption = path"
     )
     page = tmp_path / "page.html"
-    wish = compare.Wish("palette", "pdq", key="kind", sample=12, page=page)
-    found = compare.compare(url, wish, lambda _: None, lambda _, __: None)
+    request = compare.CompareRequest("palette", "pdq", key="kind", sample=12, page=page)
+    found = compare.compare(url, request, lambda _: None, lambda _, __: None)
     rows = {row.measure: row for row in found.rows}
     assert found.models == ("palette", "pdq")
     common = rows["neighbours in common, of 10"].both
@@ -572,7 +568,7 @@ def test_both_models_side_by_side(
     assert text.count("<section>") == 12
     assert text.count("data:image/jpeg;base64,") >= 12 * 21
     with pytest.raises(UsageError, match="are the same model"):
-        compare.compare(url, compare.Wish("palette", "default"), lambda _: None, lambda _, __: None)
+        compare.compare(url, compare.CompareRequest("palette", "default"), lambda _: None, lambda _, __: None)
 
 
 def count(connection: Connection, relation: str) -> int:

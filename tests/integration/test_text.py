@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.texts import cache_texts, missing_texts
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
 
 
@@ -55,12 +55,12 @@ def test_search_from_the_shell_fills_the_cache(swatches: Path, cli: Callable[...
 
 def test_the_least_recently_used_texts_leave(swatches: Path, connection: Connection, url: str) -> None:
     with connect(url) as opened:
-        loaded = register.open_model(opened, "palette")
+        loaded = open_model(opened, "palette")
         names = list(COLOURS)[:6]
-        text_cache.keep(opened, loaded.stored, names, loaded.encoder.embed_text(names))
-        assert text_cache.missing(opened, loaded.stored, [names[0]]) == []  # used just now
+        cache_texts(opened, loaded.stored, names, loaded.encoder.embed_text(names))
+        assert missing_texts(opened, loaded.stored, [names[0]]) == []  # used just now
         opened.execute("set imgsearch.text_cache_limit = 3")
-        text_cache.keep(opened, loaded.stored, ["red"], loaded.encoder.embed_text(["red"]))
+        cache_texts(opened, loaded.stored, ["red"], loaded.encoder.embed_text(["red"]))
         left = {row[0] for row in opened.execute("select query from imgsearch.text_embedding").fetchall()}
     assert left == {"red", names[0], names[5]}
 
@@ -73,9 +73,9 @@ def test_a_wrong_dimension_is_refused(swatches: Path, connection: Connection) ->
 
 def test_search_text_equals_numpy(swatches: Path, connection: Connection, url: str) -> None:
     with connect(url) as opened:
-        loaded = register.open_model(opened, "palette")
+        loaded = open_model(opened, "palette")
         query = loaded.encoder.embed_text(["pink and green"])
-        text_cache.keep(opened, loaded.stored, ["pink and green"], query)
+        cache_texts(opened, loaded.stored, ["pink and green"], query)
     rows = connection.execute(
         "select image_id, embedding::vector::real[] from imgsearch.images_palette order by 1"
     ).fetchall()

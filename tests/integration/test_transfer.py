@@ -10,23 +10,24 @@ import pytest
 from psycopg import sql
 from pyarrow import parquet
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import canary_of, get_model
 from pgimgsearch.errors import DriftError, SourceError, UsageError
 from pgimgsearch.ingest import run
 from pgimgsearch.operations import export_import as transfer
+from pgimgsearch.operations.export_import import export, import_files
 from tests.conftest import clone
 from tests.pictures import photo
 
 Ingest = Callable[..., run.Report]
 FILES = 40
 IMAGES = """
-select l.name, l.root, i.path, i.external_id, i.group_key, i.caption, i.metadata, i.modified_at, c.sha256,
-       c.pixel_sha256, c.bytes, c.width, c.height, c.format, e.embedding::text
+select l.name, l.root, i.path, i.key, i.group_key, i.caption, i.metadata, i.modified_at, c.sha256,
+       c.pixel_hash, c.bytes, c.width, c.height, c.format, e.embedding::text
 from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using (collection_id)
 join {} e using (content_id) order by 1, 3
 """
-MODEL = "select to_jsonb(m) - array['model_id', 'embeddings', 'images', 'added_at', 'weights', 'status', 'index_method', 'index_parameters'] from imgsearch.model m where name = %s"
+MODEL = "select to_jsonb(m) - array['model_id', 'embeddings', 'images', 'added_at', 'weights', 'status', 'index_method', 'index_state'] from imgsearch.model m where name = %s"
 
 
 @pytest.fixture
@@ -46,13 +47,13 @@ def filled(ingest: Ingest, connection: Connection, tmp_path: Path) -> None:
     ingest(tmp_path / "one", "palette", "pdq")
     ingest(tmp_path / "two", "palette", "pdq")
     connection.execute(
-        "update imgsearch.image set caption = 'a \"red\" door', group_key = 'G', external_id = path, "
+        "update imgsearch.image set caption = 'a \"red\" door', group_key = 'G', key = path, "
         'metadata = \'{"price": 1.5, "tags": ["a"]}\' where path like \'%5.png\''
     )
 
 
 def images(connection: Connection, name: str) -> list[Any]:
-    query = sql.SQL(IMAGES).format(store.get_model(connection, name).table)
+    query = sql.SQL(IMAGES).format(get_model(connection, name).table)
     return connection.execute(query).fetchall()
 
 
@@ -65,21 +66,21 @@ def test_there_and_back(url: str, other: str, tmp_path: Path, name: str, monkeyp
     with connect(url) as connection:
         wanted, model = images(connection, name), connection.execute(MODEL, [name]).fetchone()
     done: list[int] = []
-    assert transfer.export(url, name, target, None, done.append) == len(wanted)
+    assert export(url, name, target, None, done.append) == len(wanted)
     assert done[-1] == len(wanted)
-    for turn in range(2):  # the second time nothing changes
-        (imported,) = transfer.bring(other, [target])
+    for transform in range(2):  # the second time nothing changes
+        (imported,) = import_files(other, [target])
         assert (imported.model, imported.images, imported.skipped) == (name, len(wanted), 0)
         with connect(other) as connection:
-            assert images(connection, name) == wanted, turn
+            assert images(connection, name) == wanted, transform
             assert connection.execute(MODEL, [name]).fetchone() == model
             found = connection.execute(
                 "select count(*) from imgsearch.similar(1, k => 5, model => %s)", [name]
             ).fetchone()
             assert found == (5,)
-            ours = store.canary_of(connection, store.get_model(connection, name))
+            ours = canary_of(connection, get_model(connection, name))
     with connect(url) as connection:
-        assert ours == store.canary_of(connection, store.get_model(connection, name))
+        assert ours == canary_of(connection, get_model(connection, name))
     table = parquet.read_table(target)  # and others can read it
     vectors = np.array(table.column("embedding").to_pylist())
     assert vectors.shape[0] == len(wanted)
@@ -89,39 +90,39 @@ def test_there_and_back(url: str, other: str, tmp_path: Path, name: str, monkeyp
 @pytest.mark.usefixtures("filled")
 def test_one_collection(url: str, other: str, tmp_path: Path) -> None:
     target = str(tmp_path / "two.parquet")
-    assert transfer.export(url, "palette", target, "two") == 2
-    transfer.bring(other, [target])
+    assert export(url, "palette", target, "two") == 2
+    import_files(other, [target])
     with connect(other) as connection:
         assert connection.execute("select array_agg(name) from imgsearch.collection").fetchone() == (["two"],)
     with pytest.raises(UsageError, match="no collection three"):
-        transfer.export(url, "palette", target, "three")
+        export(url, "palette", target, "three")
 
 
 @pytest.mark.usefixtures("filled")
 def test_what_is_no_export_or_does_not_fit_is_refused(url: str, other: str, tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
-    transfer.export(url, "palette", str(target), None)
+    export(url, "palette", str(target), None)
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(target.read_bytes()[:-100])
     with pytest.raises(SourceError, match=r"cannot read .*cut\.parquet"):
-        transfer.bring(other, [str(cut)])
+        import_files(other, [str(cut)])
     plain = tmp_path / "plain.parquet"
     parquet.write_table(parquet.read_table(target).replace_schema_metadata({}), plain)
     with pytest.raises(SourceError, match="no export of embeddings"):
-        transfer.bring(other, [str(plain)])
+        import_files(other, [str(plain)])
     with pytest.raises(SourceError, match="cannot write"):
-        transfer.export(url, "palette", str(tmp_path), None)
-    transfer.bring(other, [str(target)])
+        export(url, "palette", str(tmp_path), None)
+    import_files(other, [str(target)])
     with connect(other) as connection:
         connection.execute("update imgsearch.model set fingerprint = %s", [hashlib.sha256(b"x").hexdigest()])
     with pytest.raises(DriftError, match="other weights"):
-        transfer.bring(other, [str(target)])
+        import_files(other, [str(target)])
 
 
 @pytest.mark.usefixtures("filled")
 def test_a_vector_that_must_not_be_stored_is_counted(url: str, other: str, tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
-    rows = transfer.export(url, "palette", str(target), None)
+    rows = export(url, "palette", str(target), None)
     table = parquet.read_table(target)
     vectors = table.column("embedding").to_pylist()
     vectors[3] = [float("nan")] * len(vectors[3])
@@ -129,7 +130,7 @@ def test_a_vector_that_must_not_be_stored_is_counted(url: str, other: str, tmp_p
 
     column = pyarrow.array([np.array(v, np.float16) for v in vectors], table.schema.field("embedding").type)
     parquet.write_table(table.set_column(table.num_columns - 1, table.schema.field("embedding"), column), target)
-    (imported,) = transfer.bring(other, [str(target)])
+    (imported,) = import_files(other, [str(target)])
     assert (imported.images, imported.skipped) == (rows - 1, 1)
 
 

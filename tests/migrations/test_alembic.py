@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import list_aliases
 from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
@@ -57,7 +57,7 @@ def succeed(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def meant(connection: Connection) -> str | None:
-    return store.aliases(connection).get("default")
+    return list_aliases(connection).get("default")
 
 
 def test_the_example_goes_up_and_down(
@@ -123,7 +123,7 @@ def test_revisions_are_written_and_run(
     ingest(pictures, "palette")
     succeed(cli("db", "revision", "-m", "denser", "--set-index", "pdq=30,90", "--config", ini))
     succeed(alembic("upgrade", "head"))
-    wanted = "select index_wanted ->> 'm' from imgsearch.model where name = 'pdq'"
+    wanted = "select index_spec ->> 'm' from imgsearch.model where name = 'pdq'"
     assert connection.execute(wanted).fetchone() == ("30",)
     succeed(alembic("downgrade", "-1"))
     assert connection.execute(wanted).fetchone() == ("24",)  # as the migration before wished
@@ -178,9 +178,9 @@ def test_an_unprepared_database_is_said(alembic: Alembic, connection: Connection
 def test_another_model_by_the_same_name_is_refused(connection: Connection) -> None:
     add = "select imgsearch.add_model('mine', {}, 'timm', 'resnet50', 'auto')"
     first = connection.execute(add.format(2048)).fetchone()
-    for wish in ("'none', null", "'hnsw', null", "'hnsw', 16, 20", "'ivf'"):
+    for request in ("'none', null", "'hnsw', null", "'hnsw', 16, 20", "'ivf'"):
         with pytest.raises(psycopg.Error) as raised:
-            connection.execute(f"select imgsearch.set_index('mine', {wish})")  # type: ignore[call-overload]
+            connection.execute(f"select imgsearch.set_index('mine', {request})")  # type: ignore[call-overload]
         assert raised.value.sqlstate == "PI008"
     assert connection.execute(add.format(2048)).fetchone() == first
     with pytest.raises(psycopg.Error, match="mine is there already, as 2048 dimensions, halfvec, timm, resnet50, auto"):

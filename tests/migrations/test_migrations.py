@@ -12,12 +12,21 @@ import pytest
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database import functions as bundles
 from pgimgsearch.database import migrate
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.functions import (
+    bundle_path,
+    current_functions,
+    freeze,
+    head_revision,
+    known_revisions,
+    signatures,
+    tables_path,
+)
+from pgimgsearch.database.models import get_model, remove_model
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
-from pgimgsearch.indexing import build as index
-from pgimgsearch.indexing import shadow_table as aside
-from pgimgsearch.operations.doctor import check, listed
+from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.indexing.shadow_table import create_shadow
+from pgimgsearch.operations.doctor import list_tables, schema_findings
 from pgimgsearch.settings import package_folder
 
 # Everything of the catalogs that makes our schema what it is, in a form that two databases share.
@@ -51,10 +60,10 @@ def run(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def test_fresh_equals_downgraded_and_upgraded(empty_url: str) -> None:
-    assert migrate.upgrade(empty_url) == (None, bundles.head_revision())
+    assert migrate.upgrade(empty_url) == (None, head_revision())
     fresh = catalog(empty_url)
     assert len(fresh) > 100
-    assert migrate.downgrade(empty_url, "base") == (bundles.head_revision(), "base")
+    assert migrate.downgrade(empty_url, "base") == (head_revision(), "base")
     assert {row[1] for row in catalog(empty_url) if row[0] == "column"} <= {
         "alembic_version",
         "alembic_version_pkc",
@@ -66,7 +75,7 @@ def test_fresh_equals_downgraded_and_upgraded(empty_url: str) -> None:
 
 def test_upgrading_twice_changes_nothing(url: str) -> None:
     before = catalog(url)
-    assert migrate.upgrade(url) == (bundles.head_revision(), bundles.head_revision())
+    assert migrate.upgrade(url) == (head_revision(), head_revision())
     assert catalog(url) == before
 
 
@@ -87,18 +96,13 @@ def test_downgrade_to_base_takes_the_models_along(url: str, connection: Connecti
 
 
 def test_the_newest_bundle_is_what_sql_says() -> None:
-    frozen = bundles.bundle_path(bundles.head_revision()).read_text()
-    assert frozen == bundles.current_functions(), (
-        "sql/ changed: run make bundle, or add a revision once this one is released"
-    )
+    frozen = bundle_path(head_revision()).read_text()
+    assert frozen == current_functions(), "sql/ changed: run make bundle, or add a revision once this one is released"
 
 
 def test_every_function_is_seen_by_the_parser(connection: Connection) -> None:
     """The drop list comes from headers, so the parser must see each function with its true types."""
-    found = {
-        (name, types.replace("@vector@.", ""))
-        for name, types in bundles.signatures(bundles.current_functions()).values()
-    }
+    found = {(name, types.replace("@vector@.", "")) for name, types in signatures(current_functions()).values()}
     rows = connection.execute(
         "select 'imgsearch.' || proname, pg_get_function_identity_arguments(oid) from pg_proc where pronamespace = 'imgsearch'::regnamespace"
     ).fetchall()
@@ -128,7 +132,7 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     labels.write_text(re.sub(r"-- Give a role.*", "", labels.read_text(), flags=re.DOTALL))
     monkeypatch.setattr(bundles, "package_folder", lambda name: tmp_path / name)
     monkeypatch.setattr(migrate, "package_folder", lambda name: tmp_path / name)
-    bundles.freeze()
+    freeze()
     yield tmp_path
     monkeypatch.undo()
 
@@ -179,7 +183,7 @@ def test_a_database_of_the_first_revision_goes_up_and_down_with_its_grants(empty
 # What a database of each release holds, written with what that release had.
 FIRST = """
 insert into imgsearch.collection (name, root) values ('shop', '/photos');
-insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format)
+insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
     select sha256(n::text::bytea), sha256(n::text::bytea), n, n, n, 'PNG' from generate_series(1, 30) n;
 insert into imgsearch.image (content_id, collection_id, path, caption, metadata)
     select n, 1, n || '.png', 'number ' || n, jsonb_build_object('n', n) from generate_series(1, 30) n;
@@ -192,12 +196,12 @@ select imgsearch.set_alias('default', 'old'), imgsearch.set_alias('text', 'old')
        imgsearch.cache_text('red', '[0,1,0]', 'old');
 insert into imgsearch.ingest_run (collection_id, source, models, status) values (1, 'x', '{old}', 'complete');
 insert into imgsearch.ingest_failure (collection_id, path, model_id, kind, error_class, message)
-    values (1, 'flat.png', 1, 'skipped', 'SkippedPicture', 'flat'), (1, 'broken.png', null, 'failed', 'OSError', 'broken');
+    values (1, 'flat.png', 1, 'skipped', 'SkippedImage', 'flat'), (1, 'broken.png', null, 'failed', 'OSError', 'broken');
 """
 SECOND = """
 insert into imgsearch.duplicate_scan (model_id, threshold) values (1, 0.9);
 insert into imgsearch.duplicate_pair (content_a, content_b, model_id, similarity) values (1, 2, 1, 0.97);
-insert into imgsearch.duplicate_verdict (pixels_a, pixels_b, verdict) select min(pixel_sha256), max(pixel_sha256), 'rejected'
+insert into imgsearch.duplicate_verdict (pixels_a, pixels_b, verdict) select min(pixel_hash), max(pixel_hash), 'rejected'
     from imgsearch.content;
 insert into imgsearch.cluster values (1, 1, 7, 0.5);
 """
@@ -218,7 +222,7 @@ def rows(url: str, columns: dict[str, str]) -> dict[str, object]:
     return {table: run(url, f"select {names} from imgsearch.{table} order by 1, 2") for table, names in columns.items()}
 
 
-@pytest.mark.parametrize("revision", bundles.known_revisions())
+@pytest.mark.parametrize("revision", known_revisions())
 def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection, revision: str) -> None:
     """With the grants, views and foreign keys that an application has made."""
     migrate.upgrade(empty_url, revision)
@@ -228,9 +232,9 @@ def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection,
     run(empty_url, "grant execute on function imgsearch.set_alias(text, text) to shop; "
         "create view public.mine as select image_id, embedding from imgsearch.images_old; "
         "create table public.product (image_id bigint references imgsearch.image); insert into product values (3)")  # fmt: skip
-    listed = "select table_name, string_agg(quote_ident(column_name), ', ' order by column_name) from " \
+    list_tables = "select table_name, string_agg(quote_ident(column_name), ', ' order by column_name) from " \
         "information_schema.columns where table_schema = 'imgsearch' and table_name <> 'alembic_version' group by 1"  # fmt: skip
-    columns = {str(table): str(names) for table, names in run(empty_url, listed)}
+    columns = {str(table): str(names) for table, names in run(empty_url, list_tables)}
     questions = (
         "select image_id, similarity from imgsearch.similar(5, k => 7)",
         "select image_id from imgsearch.search_text('red', k => 7)", "select count(*) from public.mine",
@@ -245,8 +249,8 @@ def test_data_of_every_release_go_up_and_down(empty_url: str, admin: Connection,
     rights = "select has_function_privilege('shop', 'imgsearch.set_alias(text, text)', 'execute')"
     assert run(empty_url, rights) == [(True,)]
     with connect(empty_url) as connection:
-        assert store.get_model(connection, "default").index_wanted["method"] == "hnsw"
-        found = {difference.what for difference in check(connection)}
+        assert get_model(connection, "default").index_spec["method"] == "hnsw"
+        found = {difference.what for difference in schema_findings(connection)}
         assert all("checkpoint" in what or "index" in what or "declared" in what for what in found), found
 
     migrate.downgrade(empty_url, revision)
@@ -268,11 +272,11 @@ def test_a_release_that_knows_neither_bits_nor_partitions(url: str, connection: 
         add_vectors(connection, model.table_name, clustered(2200, 256))
     for name in ("bits", "parts"):
         connection.execute("select imgsearch.set_index(%s, 'hnsw-binary')", [name])
-        index.build(connection, store.get_model(connection, name), index.Build(64))
+        build_index(connection, get_model(connection, name), BuildOptions(64))
     wanted = "select image_id from imgsearch.similar(7, model => 'parts', exact => true)"
     before = run(url, wanted)
     migrate.downgrade(url, "0004")
-    assert run(url, "select name, index_method, index_wanted ->> 'method' from imgsearch.model order by 1") == [
+    assert run(url, "select name, index_method, index_spec ->> 'method' from imgsearch.model order by 1") == [
         ("bits", "none", "hnsw"), ("parts", "none", "hnsw")
     ]  # fmt: skip
     assert run(url, "select relname from pg_class where relkind in ('i', 'I') and relname ~ '_bits$'") == []
@@ -288,7 +292,7 @@ def test_a_release_that_knows_no_tables_beside_others(url: str, connection: Conn
     add_images(connection, 300)
     model = add_model(connection, "test", 16)
     add_vectors(connection, model.table_name, clustered(300, 16)[:200])
-    aside.begin(connection, model, 2)
+    create_shadow(connection, model, 2)
     add_vectors(connection, "embeddings_1_aside", clustered(300, 16)[190:], first=190)
     migrate.downgrade(url, "0005")
     assert run(url, "select count(*) from imgsearch.embedding_test_16") == [(300,)]
@@ -316,7 +320,7 @@ def test_a_failed_upgrade_changes_nothing(url: str, next_release: Path) -> None:
 
 def differences(url: str) -> list[tuple[str, str]]:
     with connect(url) as connection:
-        return [(found.where, found.what) for found in check(connection)]
+        return [(found.where, found.what) for found in schema_findings(connection)]
 
 
 def test_check_says_what_is_not_as_this_release_has_it(url: str, connection: Connection) -> None:
@@ -376,13 +380,13 @@ def test_check_says_what_became_of_models(url: str, connection: Connection) -> N
     assert not any("third has lost" in said for _, said in differences(url))
     with connect(url) as opened:
         for name in ("dinov2-base", "one"):  # also where the table is gone
-            store.remove_model(opened, name)
+            remove_model(opened, name)
     assert {where for where, _ in differences(url)} == {"model", "index"}
 
 
 def test_the_tables_are_listed(url: str) -> None:
     with connect(url) as connection:
-        assert listed(connection) == bundles.listing_path().read_text().splitlines(), "run: make bundle"
+        assert list_tables(connection) == tables_path().read_text().splitlines(), "run: make bundle"
 
 
 def test_what_users_built_stops_the_run_and_nothing_changes(url: str, next_release: Path) -> None:
@@ -446,7 +450,7 @@ def test_the_extension_may_live_elsewhere(admin: Connection, server: str) -> Non
             connection.execute("insert into imgsearch.collection (name) values ('c')")
             for number in range(1, 4):
                 connection.execute(
-                    "insert into imgsearch.content (sha256, pixel_sha256, bytes, width, height, format) values (sha256(%s::text::bytea), sha256('x'), 1, 1, 1, 'P')",
+                    "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) values (sha256(%s::text::bytea), sha256('x'), 1, 1, 1, 'P')",
                     [number],
                 )
                 connection.execute(

@@ -39,7 +39,7 @@ def inside(url: str, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def real_pictures(data: Path) -> list[Image.Image]:
-    """Real photos: of every shape, grey, CMYK, palette, transparent and turned, as the pipeline decodes them."""
+    """Real photos: of every shape, grey, CMYK, palette, transparent and rotated, as the pipeline decodes them."""
     limit_pixels(50_000_000)
     register_formats()
     files = [data / name for name in KINDS.values()]

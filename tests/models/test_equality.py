@@ -266,7 +266,7 @@ def test_real_weights_on_onnx_runtime_are_those_of_torch(data: Path, real_pictur
 
 def test_canonical_vector_of_real_weights(data: Path) -> None:
     """The first numbers of a drawn picture's vector, as timm 1.0.31 and torch 2.15 gave them on a CPU."""
-    from pgimgsearch.models.canary import pictures as drawn
+    from pgimgsearch.models.canary import images as drawn
 
     path = data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
     ours = load(catalog.resolve("mobilenetv2", Checkpoint(str(path))), CPU)

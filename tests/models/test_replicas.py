@@ -9,8 +9,8 @@ import torch
 
 from pgimgsearch.models import catalog
 from pgimgsearch.models import load as models_load
-from pgimgsearch.models.runtime import multi_gpu as replicas
 from pgimgsearch.models.runtime.batches import Batches
+from pgimgsearch.models.runtime.multi_gpu import Replicas, on_gpus
 from tests.models.tiny import save, tiny
 
 
@@ -41,8 +41,8 @@ def test_a_batch_is_divided_among_gpus(tmp_path: Path, monkeypatch: pytest.Monke
     def places(device: str, visible: int) -> list[str]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
         made.clear()
-        found = replicas.on_gpus(load, device)
-        assert isinstance(found, replicas.Replicas) is (len(made) > 1)
+        found = on_gpus(load, device)
+        assert isinstance(found, Replicas) is (len(made) > 1)
         return [one.device for one in made]
 
     assert places("auto", 1) == ["cuda"]
@@ -51,7 +51,7 @@ def test_a_batch_is_divided_among_gpus(tmp_path: Path, monkeypatch: pytest.Monke
     assert places("cuda", 2) == ["cuda", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     made.clear()
-    spread: Any = replicas.on_gpus(load, "auto")
+    spread: Any = on_gpus(load, "auto")
     one = made[0].loaded
     height, width = one.towers.preprocess.size
     pictures = list(np.random.default_rng(1).random((11, 3, height, width), dtype=np.float32))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import open_models as opening
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
+from pgimgsearch.embeddings.registry import Loader, check_canary, open_model, store_model
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.ingest import run
 from pgimgsearch.models import canary, catalog, reduction
@@ -21,7 +21,7 @@ from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime.batches import Batches, find_size
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -86,7 +86,7 @@ def test_templates_are_averaged_and_cached_with_the_text(
     assert '"embedded": 0' in cli("--json", "embed-text", "dress", *forms).stdout
     assert '"embedded": 1' in cli("--json", "embed-text", "dress").stdout
     with connect(url) as opened:
-        network = register.open_model(opened, "text").encoder
+        network = open_model(opened, "text").encoder
     expected = unit(network.embed_text(["a photo of a dress", "dress in a shop"]).mean(0, keepdims=True))[0]
     template = "a photo of a {}\n{} in a shop"
     (stored,) = connection.execute(
@@ -113,8 +113,8 @@ def test_reduced_vectors_keep_neighbours_and_serve_queries(
     }, done.stderr  # fmt: skip
     assert "of the ten nearest neighbours" in done.stderr
     with connect(url) as opened:
-        model = register.open_model(opened, "hf:clip@8")
-        assert register.check_canary(opened, model) == pytest.approx(0, abs=1e-6)
+        model = open_model(opened, "hf:clip@8")
+        assert check_canary(opened, model) == pytest.approx(0, abs=1e-6)
     assert model.reduction is not None
     text = model.embed_texts(["a red dress"])[0]
     expected = unit(model.reduction.apply(model.encoder.embed_text(["a red dress"])))[0]
@@ -134,7 +134,7 @@ def test_a_reduced_model_is_filled_from_stored_vectors(
     done = cli("models", "add", clip, "--dim", "6", "--as", "small")
     assert "60 vectors taken over from hf:clip" in done.stderr
     with connect(url) as opened:
-        model = register.open_model(opened, "small")
+        model = open_model(opened, "small")
         full = np.array(
             [
                 row[0]
@@ -193,9 +193,9 @@ def test_an_exported_network_that_is_another_is_refused(
 ) -> None:
     monkeypatch.setenv("PGIMGSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pgimgsearch.models.runtime.onnx_export.LEAST_COSINE", 1.1)
-    wish = opening.Wish([clip], placement=Placement("cpu", "int8", "onnx"))
+    request = ModelRequest([clip], placement=Placement("cpu", "int8", "onnx"))
     with pytest.raises(ModelError, match="is not the same model: cosine 0"):
-        opening.open_models(url, wish, [scan.folder_source(photos)])
+        open_models(url, request, [folder_source(photos)])
     for table in ("image", "model", "alias"):
         assert connection.execute(f"select count(*) from imgsearch.{table}").fetchone() == (0,)  # type: ignore[call-overload]
 
@@ -228,16 +228,16 @@ def test_a_drift_stops_with_what_changed(cli: Run, url: str, connection: Connect
     assert told.returncode == 1
     assert any(row["check"] == "canary hf:clip" and row["state"] == "bad" for row in json.loads(told.stdout))
     with connect(url) as opened, pytest.raises(DriftError):
-        register.check_canary(opened, register.open_model(opened, "hf:clip"))
+        check_canary(opened, open_model(opened, "hf:clip"))
 
 
 def test_canaries_are_the_same_pictures_everywhere() -> None:
     """Another drawing would make every stored model drift."""
     import hashlib
 
-    digests = [hashlib.sha256(picture.tobytes()).hexdigest()[:12] for picture in canary.pictures()]
+    digests = [hashlib.sha256(picture.tobytes()).hexdigest()[:12] for picture in canary.images()]
     assert digests == PINNED
-    assert len({picture.size for picture in canary.pictures()}) == 4
+    assert len({picture.size for picture in canary.images()}) == 4
 
 
 class Cramped:
@@ -284,7 +284,7 @@ def test_a_cpu_that_runs_out_of_memory_still_finishes(
     url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(url) as opened:
-        model = register.open_model(opened, "palette")
+        model = open_model(opened, "palette")
     original = model.encoder.embed
 
     def cramped(prepared: Sequence[Any]) -> Any:
@@ -293,7 +293,7 @@ def test_a_cpu_that_runs_out_of_memory_still_finishes(
         return original(prepared)
 
     monkeypatch.setattr(model.encoder, "embed", cramped)
-    report = run.ingest(url, scan.folder_source(many), [model], run.Options(workers=2))
+    report = run.ingest(url, folder_source(many), [model], run.Options(workers=2))
     assert report.counts["palette"]["embedded"] == 60
     assert connection.execute("select count(*) from imgsearch.images_palette").fetchone() == (60,)
 
@@ -341,9 +341,9 @@ def test_derived_models_keep_licence_and_threshold(
     save(tmp_path / "clip", *tiny("clip-vit-b-32"))
     row = replace(catalog.resolve("clip-vit-b-32", Checkpoint(str(tmp_path / "clip"))), dim=24, also={"hidden": 32})
     with connect(url) as opened:
-        register.add_model(opened, row, register.Loader(Placement("cpu")).load(row))
-    for wish in (opening.Wish(["clip-vit-b-32"], ("hidden",)), opening.Wish(["clip-vit-b-32"], dim=8)):
-        opening.open_models(url, wish, [scan.folder_source(many)], tell=lambda _: None)
+        store_model(opened, row, Loader(Placement("cpu")).load(row))
+    for request in (ModelRequest(["clip-vit-b-32"], ("hidden",)), ModelRequest(["clip-vit-b-32"], dim=8)):
+        open_models(url, request, [folder_source(many)], tell=lambda _: None)
     rows = connection.execute("select name, licence, near from imgsearch.model order by name").fetchall()
     assert [row[0] for row in rows] == ["clip-vit-b-32", "clip-vit-b-32@8", "clip-vit-b-32@hidden"]
     assert all(row[1] == "MIT" and row[2] == pytest.approx(0.96) for row in rows)

@@ -10,11 +10,11 @@ import pytest
 from pgimgsearch.database import migrate
 from pgimgsearch.database import reconnect as session
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import ScannedFile, folder_source
 from tests import pictures
 from tests.reliability.mortal import mortal_server
 
@@ -41,7 +41,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupting(at: set[int], what: Callable[[], object]) -> run.Refine:
     """Do something as soon as so many files were scanned."""
 
-    def refine(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+    def refine(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
         for number, file in enumerate(files):
             if number in at:
                 what()
@@ -53,8 +53,8 @@ def interrupting(at: set[int], what: Callable[[], object]) -> run.Refine:
 def ingest(url: str, folder: Path, refine: run.Refine = lambda files: files, **options: Any) -> tuple[run.Report, str]:
     told: list[str] = []
     with connect(url) as connection:
-        models = [register.open_model(connection, name) for name in ("palette", "pdq")]
-    source = scan.folder_source(folder)
+        models = [open_model(connection, name) for name in ("palette", "pdq")]
+    source = folder_source(folder)
     report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine, tell=told.append)
     return report, "\n".join(told)
 

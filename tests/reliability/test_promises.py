@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.indexing import build as index
+from pgimgsearch.indexing.build import BuildOptions, build_index
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def world(server: str, admin: Connection, template: str) -> Iterator[World]:
         connection.execute("vacuum full analyze imgsearch.image")
         model = add_model(connection, "test", DIM)
         add_vectors(connection, model.table_name, made)
-        index.build(connection, model, index.Build(1024))
+        build_index(connection, model, BuildOptions(1024))
         connection.execute("update imgsearch.model set has_text = true")
         connection.execute("select imgsearch.set_alias('text', 'test'), "
                            "imgsearch.cache_text('blue', imgsearch.embedding(9))")  # fmt: skip

@@ -11,14 +11,14 @@ from psycopg import sql
 
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import open_models as opening
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.open_models import ModelRequest, open_models
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import UsageError
 from pgimgsearch.ingest import ray as on_ray
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
 from pgimgsearch.sources import shards
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import Source, folder_source
 from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.pictures import photo
@@ -59,19 +59,17 @@ def rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
     return {name: connection.execute(sql.SQL(query)).fetchall() for name, query in TABLES.items()}  # type: ignore[arg-type]
 
 
-def ingest(
-    url: str, source: scan.Source, progress: Callable[[int], None] = lambda _: None, **options: bool
-) -> run.Report:
-    wish = opening.Wish(MODELS)
+def ingest(url: str, source: Source, progress: Callable[[int], None] = lambda _: None, **options: bool) -> run.Report:
+    request = ModelRequest(MODELS)
     chosen = run.Options(**options)
-    models = opening.open_models(url, wish, [source], chosen, lambda _: None)
-    return on_ray.ingest(url, source, models, chosen, wish=wish, workers=2, progress=progress)
+    models = open_models(url, request, [source], chosen, lambda _: None)
+    return on_ray.ingest_on_ray(url, source, models, chosen, request=request, workers=2, progress=progress)
 
 
-def locally(url: str, source: scan.Source) -> dict[str, list[tuple[object, ...]]]:
+def locally(url: str, source: Source) -> dict[str, list[tuple[object, ...]]]:
     """What the local engine makes of it; the tables are empty again afterwards."""
     with connect(url) as connection:
-        models = [register.open_model(connection, name) for name in MODELS]
+        models = [open_model(connection, name) for name in MODELS]
         run.ingest(url, source, models, run.Options(workers=2))
         found = rows(connection)
         connection.execute("truncate imgsearch.content, imgsearch.collection cascade")
@@ -93,7 +91,7 @@ def test_the_same_rows_as_the_local_engine_although_a_worker_is_lost(
     url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray, "FILES_A_PART", A_PART)
-    wanted = locally(url, scan.folder_source(many))
+    wanted = locally(url, folder_source(many))
     killed = []
 
     def kill_one(_: int) -> None:
@@ -103,11 +101,11 @@ def test_the_same_rows_as_the_local_engine_although_a_worker_is_lost(
             killed.append(workers[0])
             workers[0].kill()
 
-    report = ingest(url, scan.folder_source(many), kill_one)
+    report = ingest(url, folder_source(many), kill_one)
     assert killed
     assert_adds_up(report, connection)
     assert rows(connection) == wanted
-    again = ingest(url, scan.folder_source(many))
+    again = ingest(url, folder_source(many))
     assert again.counts["palette"]["unchanged"] == FILES + TWINS
     assert rows(connection) == wanted
 
@@ -116,11 +114,11 @@ def test_the_same_rows_as_the_local_engine_although_a_worker_is_lost(
 def test_contents_that_were_replaced_are_gone(url: str, connection: Connection, tmp_path: Path) -> None:
     for number in range(40):
         photo(tmp_path / f"{number}.png", seed=number)
-    ingest(url, scan.folder_source(tmp_path))
+    ingest(url, folder_source(tmp_path))
     for number in range(20):
         photo(tmp_path / f"{number}.png", seed=100 + number)
         os.utime(tmp_path / f"{number}.png", (1, 1))
-    report = ingest(url, scan.folder_source(tmp_path))
+    report = ingest(url, folder_source(tmp_path))
     assert (report.counts["palette"]["embedded"], report.counts["palette"]["unchanged"]) == (20, 20)
     assert connection.execute("select count(*) from imgsearch.content").fetchone() == (40,)
 
@@ -148,7 +146,7 @@ def test_every_worker_fits_onto_a_machine(
 def test_the_database_goes_away(url: str, connection: Connection, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections are ended over and over, of workers and of the driver."""
     monkeypatch.setattr(on_ray, "FILES_A_PART", A_PART)
-    wanted = locally(url, scan.folder_source(many))
+    wanted = locally(url, folder_source(many))
     with psycopg.connect(url, autocommit=True) as killer:
 
         def end(_: int) -> None:
@@ -157,7 +155,7 @@ def test_the_database_goes_away(url: str, connection: Connection, many: Path, mo
                 "where datname = current_database() and application_name = 'pgimgsearch'"
             )
 
-        report = ingest(url, scan.folder_source(many), end)
+        report = ingest(url, folder_source(many), end)
     assert_adds_up(report, connection)
     assert rows(connection) == wanted
 
@@ -168,14 +166,14 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path, many: Path, monk
     killed = []
     with mortal_server(tmp_path / "home") as server:
         migrate.upgrade(server.url)
-        wanted = locally(server.url, scan.folder_source(many))
+        wanted = locally(server.url, folder_source(many))
 
         def kill_once(_: int) -> None:
             if not killed:
                 killed.append(True)
                 server.kill_for_a_moment()
 
-        report = ingest(server.url, scan.folder_source(many), kill_once)
+        report = ingest(server.url, folder_source(many), kill_once)
         assert killed
         with psycopg.connect(server.url, autocommit=True) as connection:
             assert_adds_up(report, connection)
@@ -197,4 +195,4 @@ def test_shards_go_one_by_one(url: str, connection: Connection, many: Path, tmp_
 def test_what_needs_one_machine_is_refused(url: str, many: Path) -> None:
     for option in ("prune", "skip_duplicates"):
         with pytest.raises(UsageError, match="does not go with --engine ray"):
-            ingest(url, scan.folder_source(many), **{option: True})
+            ingest(url, folder_source(many), **{option: True})

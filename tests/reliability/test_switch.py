@@ -14,16 +14,16 @@ import numpy as np
 import psycopg
 import pytest
 
-from pgimgsearch.database import models as store
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.database.models import list_aliases
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.indexing.after_load import finish
-from pgimgsearch.ingest import backfill as fill
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
+from pgimgsearch.ingest.backfill import fill
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources import source as scan
 from pgimgsearch.sources.open_image import open_image
+from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
 
@@ -109,7 +109,7 @@ def test_a_switch_under_load_that_is_killed_twice(
             assert process.returncode == 0, told
         assert meant(connection) == "dinov2-large"
         new = opened(url, "dinov2-large", weights)
-        fill.fill(url, new, lambda _, __: None)  # what came after the alias had moved
+        fill(url, new, lambda _, __: None)  # what came after the alias had moved
         assert [rollback(connection) for _ in range(2)] == ["dinov2-base", "dinov2-large"]
         before = list(answered)
         wait_for(lambda: all(now > then for now, then in zip(answered, before, strict=True)))
@@ -144,7 +144,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 def meant(connection: Connection) -> str:
-    return store.aliases(connection)["default"]
+    return list_aliases(connection)["default"]
 
 
 def rollback(connection: Connection) -> str:
@@ -155,12 +155,12 @@ def rollback(connection: Connection) -> str:
 
 def opened(url: str, name: str, weights: dict[str, str]) -> LoadedModel:
     with connect(url) as own:
-        return register.open_model(own, name, Checkpoint(weights[name])).with_batch_size(8)
+        return open_model(own, name, Checkpoint(weights[name])).with_batch_size(8)
 
 
 def ingest(url: str, folder: Path, model: LoadedModel) -> None:
-    run.ingest(url, scan.folder_source(folder), [model], run.Options(workers=2))
-    finish(url, [model.stored.name], remote=False)
+    run.ingest(url, folder_source(folder), [model], run.Options(workers=2))
+    after_load(url, [model.stored.name], remote=False)
 
 
 def embedded(connection: Connection) -> int:

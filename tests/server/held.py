@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgimgsearch.database.connection import connect
-from pgimgsearch.embeddings import registry as register
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.server.metrics import Metrics
-from pgimgsearch.server.pg_server import Wire
+from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.serve import _bound
 from pgimgsearch.server.service import Service
 from tests.server.conftest import PASSWORD
@@ -46,12 +46,12 @@ class HeldBack:
 def held_back(url: str, most_waiting: int = 512) -> Iterator[tuple[HeldBack, int]]:
     """Serve palette for Postgres; yields its encoder and the port."""
     with connect(url) as connection:
-        model = register.open_model(connection, "palette")
+        model = open_model(connection, "palette")
     encoder = HeldBack(model.encoder)
     held = LoadedModel(model.stored, encoder, model.batch_size)  # type: ignore[arg-type]
     service = Service([held], {"text": "palette"}, None, Metrics(), 1, most_waiting)
     encoder.waiting = lambda: sum(batcher.waiting for batcher in service._batchers.values())
-    with serving(Wire(service, PASSWORD, None)) as port:
+    with serving(PgServer(service, PASSWORD, None)) as port:
         yield encoder, port
         encoder.go.set()
     service.close()
@@ -68,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def serving(wire: Wire) -> Iterator[int]:
+def serving(wire: PgServer) -> Iterator[int]:
     """Run a wire on a thread; yields its port."""
     loop = asyncio.new_event_loop()
     bound = _bound("127.0.0.1", 0)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pgimgsearch.database import texts as text_cache
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.embedded_programs import binaries
-from pgimgsearch.embeddings import registry as register
-from pgimgsearch.indexing.after_load import finish
+from pgimgsearch.database.texts import cache_texts
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources import source as scan
+from pgimgsearch.sources.source import ScannedFile, folder_source
 from tests.conftest import judge_at
 from tests.pictures import photo
 from tests.server.conftest import PASSWORD, start_serving
@@ -46,15 +46,15 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
         photo(folder / f"{number}.png", seed=number, size=(200, 160))
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     with connect(url) as connection:
-        models = [register.open_model(connection, name) for name in ("palette", "pdq")]
-        text_cache.keep(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
+        models = [open_model(connection, name) for name in ("palette", "pdq")]
+        cache_texts(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
 
-    def in_summer(files: Iterator[scan.ScannedFile]) -> Iterator[scan.ScannedFile]:
+    def in_summer(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
         about = {f"{number}.png": [{"season": "summer" if number % 3 else "winter"}] for number in range(12)}
         return sidecar.with_metadata(files, about)
 
-    run.ingest(url, scan.folder_source(folder), models, run.Options(workers=1), refine=in_summer)
-    finish(url, [model.stored.name for model in models], remote=False)
+    run.ingest(url, folder_source(folder), models, run.Options(workers=1), refine=in_summer)
+    after_load(url, [model.stored.name for model in models], remote=False)
     serving = start_serving(url, tmp_path_factory.mktemp("embedder"))
     with connect(url) as connection:
         connection.execute("update imgsearch.image set caption = 'a red picture', metadata = metadata || '{\"season\": \"summer\"}', "

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.embeddings import registry as register
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
 from pgimgsearch.server.jobs import MOST_JOBS, Jobs
 from tests.server.conftest import PASSWORD, Serving
@@ -22,7 +22,7 @@ from tests.server.held import until
 @pytest.fixture
 def client(url: str, serve: Callable[..., Serving]) -> Iterator[httpx.Client]:
     with connect(url) as opened:
-        register.open_model(opened, "palette")
+        open_model(opened, "palette")
     serving = serve("--queue", "64")
     headers = {"Authorization": f"Bearer {PASSWORD}"}
     with httpx.Client(base_url=f"http://127.0.0.1:{serving.http_port}", headers=headers, timeout=60) as made:
@@ -43,7 +43,7 @@ def test_texts(client: httpx.Client, connection: Connection, url: str) -> None:
     answer = client.post("/embed/text", json={"texts": ["navy", "gold and red"], "template": "a {}\nthe {}"})
     assert answer.status_code == 200
     with connect(url) as opened:
-        expected = register.open_model(opened, "palette").embed_texts(["navy", "gold and red"], "a {}\nthe {}")
+        expected = open_model(opened, "palette").embed_texts(["navy", "gold and red"], "a {}\nthe {}")
     assert answer.json()["dim"] == 32
     assert np.allclose(answer.json()["embeddings"], expected, atol=1e-6)
     until(lambda: connection.execute("select count(*) from imgsearch.text_embedding").fetchone() == (2,))
@@ -68,7 +68,7 @@ def test_files_stand_and_fall_alone(client: httpx.Client, navy: bytes, url: str)
 
 def test_normalize_off_gives_what_the_network_gave(client: httpx.Client, navy: bytes, url: str) -> None:
     with connect(url) as opened:
-        loaded = register.open_model(opened, "palette")
+        loaded = open_model(opened, "palette")
     import io
 
     raw = loaded.encoder.embed([loaded.encoder.prepare(Image.open(io.BytesIO(navy)).convert("RGB"))])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
 from tests.pictures import photo
 from tests.server.conftest import PASSWORD, Serving, free_port
@@ -286,7 +287,6 @@ def test_a_database_in_another_encoding(
 ) -> None:
     from pgimgsearch.database import migrate
     from pgimgsearch.database.connection import connect
-    from pgimgsearch.embeddings import registry as register
 
     admin.execute("create database latin owner pgimgsearch encoding 'LATIN1' locale 'C' template template0")
     try:
@@ -296,7 +296,7 @@ def test_a_database_in_another_encoding(
         latin = f"postgresql://pgimgsearch@/latin?host={server}"
         migrate.upgrade(latin)
         with connect(latin) as opened:
-            register.open_model(opened, "palette")
+            open_model(opened, "palette")
             connect_embedder(opened, connected.port)
             row = opened.execute("select imgsearch.text_vector('café in blue')::text").fetchone()
             assert row is not None

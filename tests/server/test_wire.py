@@ -20,8 +20,8 @@ from pgimgsearch.models.load import load
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import scram
 from pgimgsearch.server.metrics import Metrics
-from pgimgsearch.server.pg_server import Wire
-from pgimgsearch.server.serve import Doors
+from pgimgsearch.server.pg_server import PgServer
+from pgimgsearch.server.serve import Listeners
 from pgimgsearch.server.service import Service
 from tests.server.conftest import PASSWORD
 from tests.server.held import HeldBack, serving, until
@@ -54,7 +54,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def port(service: Service) -> Iterator[int]:
-    with serving(Wire(service, PASSWORD, None)) as open_port:
+    with serving(PgServer(service, PASSWORD, None)) as open_port:
         yield open_port
 
 
@@ -127,7 +127,7 @@ def test_strangers_are_refused(port: int, wrong: dict[str, str]) -> None:
 
 
 def test_tls_where_it_is_set_up(service: Service, certificate: tuple[Path, Path], port: int) -> None:
-    with serving(Wire(service, PASSWORD, Doors("", 0, 0, *certificate).tls())) as secure:
+    with serving(PgServer(service, PASSWORD, Listeners("", 0, 0, *certificate).tls())) as secure:
         with login(secure, sslmode="verify-full", sslrootcert=str(certificate[0]), host="localhost") as client:
             assert client.pgconn.ssl_in_use
             assert client.execute(b'{"ask": "status"}').fetchone()
@@ -183,14 +183,14 @@ def test_a_certificate_that_is_none(tmp_path: Path) -> None:
     from pgimgsearch.errors import UsageError
 
     with pytest.raises(UsageError, match="certificate"):
-        Doors("", 0, 0, tmp_path / "missing.pem").tls()
+        Listeners("", 0, 0, tmp_path / "missing.pem").tls()
 
 
 def test_who_waits_is_answered_before_it_ends(service: Service) -> None:
     model = service.find("palette")
     held = HeldBack(model.encoder)
     other = Service([LoadedModel(model.stored, held, 8)], {}, None, Metrics(), 1)  # type: ignore[arg-type]
-    wire = Wire(other, PASSWORD, None)
+    wire = PgServer(other, PASSWORD, None)
     answers: list[Any] = []
 
     def ask() -> None:

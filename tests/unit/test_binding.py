@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgimgsearch.ingest.bottleneck import binding
+from pgimgsearch.ingest.bottleneck import find_bottleneck
 from pgimgsearch.ingest.stopwatch import Stage
 
 
@@ -23,13 +23,13 @@ def test_the_busiest_stage_binds(
     stages: dict[str, float], workers: int, device: str, stage: str, share: float, advice: str
 ) -> None:
     timed = {name: Stage(seconds, 1000) for name, seconds in stages.items()}
-    bound = binding(timed, 100.0, workers, 8, device)
+    bound = find_bottleneck(timed, 100.0, workers, 8, device)
     assert bound is not None
     assert (bound.stage, bound.share) == (stage, pytest.approx(share))
     assert advice in bound.advice
 
 
 def test_nothing_binds_an_idle_or_a_short_run() -> None:
-    assert binding({}, 1.0, 2, 2, "cpu") is None
-    assert binding({"decode": Stage(10.0, 1000)}, 100.0, 2, 2, "cpu") is None
-    assert binding({"decode": Stage(100.0, 10)}, 10.0, 2, 2, "cpu") is None
+    assert find_bottleneck({}, 1.0, 2, 2, "cpu") is None
+    assert find_bottleneck({"decode": Stage(10.0, 1000)}, 100.0, 2, 2, "cpu") is None
+    assert find_bottleneck({"decode": Stage(100.0, 10)}, 10.0, 2, 2, "cpu") is None

@@ -8,7 +8,7 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog
 from pgimgsearch.models.backend import backends
 from pgimgsearch.models.backends import palette
-from pgimgsearch.models.encoder import SkippedPicture, unit
+from pgimgsearch.models.encoder import SkippedImage, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 
@@ -48,7 +48,7 @@ def test_pdq_knows_copies_and_skips_flat_pictures() -> None:
     other = Image.fromarray(noise[::-1].copy()).resize((640, 480), Image.Resampling.BICUBIC)
     original, small, different = (pdq.prepare(p) for p in (picture, picture.resize((200, 150)), other))
     assert np.count_nonzero(original != small) <= 31 < np.count_nonzero(original != different)
-    with pytest.raises(SkippedPicture, match="quality 0"):
+    with pytest.raises(SkippedImage, match="quality 0"):
         pdq.prepare(Image.new("RGB", (300, 300), "white"))
     with pytest.raises(ModelError, match="cannot read text"):
         pdq.embed_text(["x"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgimgsearch.ingest.throttle import Pace
+from pgimgsearch.ingest.throttle import Throttle
 
 
 class Machine:
@@ -37,7 +37,7 @@ def test_work_stays_within_its_share(load: float, cores: int, pieces: list[tuple
     """Of the cores and of the device, after every piece; and no longer than that needs."""
     with pytest.MonkeyPatch.context() as patched:
         machine = Machine(patched, cores)
-        pace = Pace(load, machine.stopped, lambda: machine.busy)
+        pace = Throttle(load, machine.stopped, lambda: machine.busy)
         for seconds, used, device in pieces:
             machine.work(seconds, used * cores, device * seconds)
             before = machine.now
@@ -51,9 +51,9 @@ def test_a_full_load_never_waits_and_a_stop_ends_a_wait() -> None:
     with pytest.MonkeyPatch.context() as patched:
         machine = Machine(patched, 2)
         machine.work(10, 2, 10)
-        Pace(1.0, machine.stopped, lambda: machine.busy).hold()
+        Throttle(1.0, machine.stopped, lambda: machine.busy).hold()
         assert machine.now == 10
     stopped = threading.Event()
     stopped.set()
     busy = iter([0.0, 1e6])
-    Pace(0.01, stopped, lambda: next(busy)).hold()  # a wait of years
+    Throttle(0.01, stopped, lambda: next(busy)).hold()  # a wait of years

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgimgsearch.sources.decode import BYTES_A_PIXEL, decode
-from pgimgsearch.sources.memory_budget import Room
+from pgimgsearch.sources.memory_budget import MemoryBudget
 
 SIZE = 10
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 15), min_size=1, max_size=3), min_size=1, max_size=30))
-def test_all_get_their_turn_and_no_more_than_fits(wishes: list[list[int]]) -> None:
-    room, lock = Room(SIZE), threading.Lock()
+def test_all_get_their_turn_and_no_more_than_fits(requests: list[list[int]]) -> None:
+    room, lock = MemoryBudget(SIZE), threading.Lock()
     first: dict[int, int] = {}
 
     def work(number: int) -> None:
         with room.share() as take:
-            for count in wishes[number]:
+            for count in requests[number]:
                 take(count)
                 with lock:
                     first.setdefault(number, count)
@@ -32,13 +32,13 @@ def test_all_get_their_turn_and_no_more_than_fits(wishes: list[list[int]]) -> No
                 del first[number]
 
     with ThreadPoolExecutor(8) as pool:
-        done = [pool.submit(work, number) for number in range(len(wishes))]
+        done = [pool.submit(work, number) for number in range(len(requests))]
         for one in done:
             one.result(timeout=60)
 
 
 def test_what_does_not_fit_waits_until_it_does() -> None:
-    room, waits = Room(SIZE), threading.Event()
+    room, waits = MemoryBudget(SIZE), threading.Event()
 
     class Watched(threading.Condition):
         def wait(self, timeout: float | None = None) -> bool:
@@ -61,7 +61,7 @@ def test_what_does_not_fit_waits_until_it_does() -> None:
 
 
 def test_what_a_broken_picture_has_taken_is_given_back() -> None:
-    room = Room(SIZE)
+    room = MemoryBudget(SIZE)
     with pytest.raises(OSError, match="broken"), room.share() as take:
         take(SIZE + 1)
         raise OSError("broken")

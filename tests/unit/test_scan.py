@@ -7,12 +7,11 @@ import pytest
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources import source as scan
-from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.source import ScannedFile, Source, folder_source, list_source
 from tests.pictures import photo
 
 
-def paths(source: scan.Source) -> list[str]:
+def paths(source: Source) -> list[str]:
     return [file.path for file in source.files(source.root or "")]
 
 
@@ -20,7 +19,7 @@ def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path
     for name in ("b/two.PNG", "one.png", ".hidden/three.png", "b/.four.png", "b/c/five.png"):
         photo(tmp_path / name.replace("PNG", "png")).rename(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    source = scan.folder_source(tmp_path)
+    source = folder_source(tmp_path)
     assert source.count() == 3
     assert paths(source) == ["b/c/five.png", "b/two.PNG", "one.png"]
     assert source.left_out == [1]
@@ -28,9 +27,9 @@ def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
-        scan.folder_source(tmp_path / "nowhere")
+        folder_source(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="no pictures"):
-        scan.folder_source(tmp_path).count()
+        folder_source(tmp_path).count()
 
 
 def test_links_pipes_and_odd_names(tmp_path: Path) -> None:
@@ -40,7 +39,7 @@ def test_links_pipes_and_odd_names(tmp_path: Path) -> None:
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe.png")
     os.rename(folder / "real.png", os.fsencode(folder) + b"/caf\xe9.png")  # noqa: PTH104
-    found = {file.path: file.problem for file in scan.folder_source(folder).files(str(folder))}
+    found = {file.path: file.problem for file in folder_source(folder).files(str(folder))}
     assert set(found) == {"caf\\xe9.png", "dangling.png", "pipe.png"}
     assert found["caf\\xe9.png"] is None
     assert isinstance(found["dangling.png"], FileNotFoundError)
@@ -61,17 +60,17 @@ def test_links_pipes_and_odd_names(tmp_path: Path) -> None:
 def test_lists_in_all_forms(tmp_path: Path, text: str) -> None:
     photo(tmp_path / "one.png")
     (tmp_path / "list.txt").write_text(text)
-    source = scan.list_source(str(tmp_path / "list.txt"))
+    source = list_source(str(tmp_path / "list.txt"))
     assert source.count() == 2
     assert paths(source) == ["one.png", "https://example.org/two.jpg"]
 
 
 def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(
-        'url,external_id,group,caption,metadata,colour\nhttp://x/a.jpg,7,SKU1,red,"{""size"": 4}",blue\n'
+        'url,key,group,caption,metadata,colour\nhttp://x/a.jpg,7,SKU1,red,"{""size"": 4}",blue\n'
     )
-    (file,) = scan.list_source(str(tmp_path / "list.csv")).files("")
-    assert (file.external_id, file.group_key, file.caption) == ("7", "SKU1", "red")
+    (file,) = list_source(str(tmp_path / "list.csv")).files("")
+    assert (file.key, file.group_key, file.caption) == ("7", "SKU1", "red")
     assert file.metadata == {"size": 4, "colour": "blue"}
 
 
@@ -89,7 +88,7 @@ def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> Non
 )
 def test_broken_lists_are_errors(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(text)
-    source = scan.list_source(str(tmp_path / "list.csv"))
+    source = list_source(str(tmp_path / "list.csv"))
     with pytest.raises(SourceError, match=message):
         source.count()
         list(source.files(""))

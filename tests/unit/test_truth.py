@@ -9,7 +9,7 @@ from pgimgsearch.errors import RequirementError, SourceError, UsageError
 from pgimgsearch.evaluation import captions, disc21, pairs
 from pgimgsearch.evaluation import requirements as require
 from pgimgsearch.evaluation.path_matching import Names
-from pgimgsearch.evaluation.warnings import Notes
+from pgimgsearch.evaluation.warnings import Warnings
 
 COCO = {
     "images": [{"id": 7, "file_name": "000007.jpg"}, {"id": 9, "file_name": "000009.jpg"}],
@@ -49,16 +49,16 @@ SAME = {("000009.jpg", "A cat."), ("000007.jpg", "A dog"), ("000009.jpg", "A bla
 def test_caption_files_are_read_as_they_come(tmp_path: Path, text: str) -> None:
     file = tmp_path / "captions"
     file.write_text(text)
-    assert {(caption.name, caption.text) for caption in captions.read(file, Notes())} == SAME
+    assert {(caption.name, caption.text) for caption in captions.read(file, Warnings())} == SAME
 
 
 def test_splits_of_karpathy_and_of_csv(tmp_path: Path) -> None:
     file = tmp_path / "dataset_coco.json"
     file.write_text(json.dumps(KARPATHY))
     assert captions.find(tmp_path) == file
-    assert [caption.name for caption in captions.read(file, Notes(), "test")] == ["val2014/000009.jpg"] * 2
+    assert [caption.name for caption in captions.read(file, Warnings(), "test")] == ["val2014/000009.jpg"] * 2
     with pytest.raises(SourceError, match="no captions of split val") as raised:
-        captions.read(file, Notes(), "val")
+        captions.read(file, Warnings(), "val")
     assert "test, train" in str(raised.value.hint)
     (tmp_path / "captions.csv").write_text("path,caption\n")
     with pytest.raises(SourceError, match="several caption files"):
@@ -72,12 +72,12 @@ def test_what_holds_no_captions_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "captions.csv"
     file.write_text(text)
     with pytest.raises(SourceError):
-        captions.read(file, Notes())
+        captions.read(file, Warnings())
 
 
 def test_a_row_without_a_caption_is_named_and_the_others_count(tmp_path: Path) -> None:
     """As in the results.csv of Flickr30k, where one row lacks a separator."""
-    file, notes = tmp_path / "results.csv", Notes()
+    file, notes = tmp_path / "results.csv", Warnings()
     file.write_text(
         "image_name| comment_number| comment\n1.jpg| 0| A dog\n2199200615.jpg| 4   A dog runs\n1.jpg| 1| A cat\n"
     )
@@ -107,7 +107,7 @@ def test_a_truth_has_a_header_or_none(tmp_path: Path) -> None:
 
 
 def test_known_pairs_come_as_pairs_or_as_groups(tmp_path: Path) -> None:
-    file, notes = tmp_path / "pairs.csv", Notes()
+    file, notes = tmp_path / "pairs.csv", Warnings()
     file.write_text("path_a,path_b\na.jpg,b.jpg\nc.jpg,c.jpg\n")
     assert pairs.read_pairs(file, notes) == [("a.jpg", "b.jpg")]
     file.write_text("path,group\na.jpg,1\nb.jpg,1\nc.jpg,1\nd.jpg,2\n")

@@ -59,7 +59,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load both towers of a checkpoint; those of sound, depth, heat and motion are left out."""
     import open_clip
 
-    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, TorchModel
 
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
@@ -72,7 +72,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
         return {"text": tokenizer(texts)}
 
-    towers = Towers(
+    towers = TorchModel(
         network, lambda pixels: {"projection": network.encode_image(pixels)}, spec.preprocess, tokenize,
         network.encode_text, logit_scale=network.logit_scale.detach().exp().item(),
     )  # fmt: skip

@@ -48,7 +48,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     import open_clip
     from open_clip.factory import load_checkpoint
 
-    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, TorchModel
 
     architecture, _, tag = spec.checkpoint.partition("/")
     with loading(spec):
@@ -72,7 +72,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
         return {"text": tokenizer(texts)}
 
-    towers = Towers(
+    towers = TorchModel(
         network, lambda pixels: {"projection": network.encode_image(pixels)}, preprocess_of(network), tokenize,
         network.encode_text, logit_scale=network.logit_scale.detach().exp().item(),
         logit_bias=None if bias is None else bias.detach().item(), revision=files.revision_of(path),

@@ -12,7 +12,7 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.backend import Backend
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.fingerprint import digest
-from pgimgsearch.models.runtime.weightless import Algorithm
+from pgimgsearch.models.runtime.weightless import WeightlessEncoder
 from pgimgsearch.models.spec import ModelSpec
 
 BACKEND = Backend(package="numpy", has_weights=False)
@@ -56,7 +56,7 @@ def shares(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float32)
 
 
-class Palette(Algorithm):
+class Palette(WeightlessEncoder):
     """An Encoder of colours. Square roots make the cosine of two histograms their overlap (Bhattacharyya)."""
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.models.backend import Backend
-from pgimgsearch.models.encoder import Placement, SkippedPicture
-from pgimgsearch.models.runtime.weightless import Algorithm
+from pgimgsearch.models.encoder import Placement, SkippedImage
+from pgimgsearch.models.runtime.weightless import WeightlessEncoder
 from pgimgsearch.models.spec import ModelSpec
 
 BACKEND = Backend(package="pdqhash", has_weights=False, made_for_copies=True)
@@ -15,18 +15,18 @@ LONGEST_SIDE = 512  # the hash sees 64 x 64; a larger picture is only slower
 LOWEST_QUALITY = 50  # the paper discards 49 and less: flat pictures match everything
 
 
-class Pdq(Algorithm):
+class Pdq(WeightlessEncoder):
     """An Encoder whose work is done in ``prepare``, so that it runs beside the decoding."""
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The 256 bits of a picture; raises SkippedPicture where its quality is too low."""
+        """The 256 bits of a picture; raises SkippedImage where its quality is too low."""
         import pdqhash
 
         small = image.copy()
         small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BILINEAR)
         bits, quality = pdqhash.compute(np.ascontiguousarray(small))
         if quality < LOWEST_QUALITY:
-            raise SkippedPicture(f"hash quality {quality} is below {LOWEST_QUALITY}: too little detail to tell copies")
+            raise SkippedImage(f"hash quality {quality} is below {LOWEST_QUALITY}: too little detail to tell copies")
         return np.asarray(bits, dtype=np.uint8)
 
 

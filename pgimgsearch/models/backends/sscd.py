@@ -32,7 +32,7 @@ def origin(spec: ModelSpec) -> files.Origin:
 
 def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load the state dict in torchvision's layout; TorchScript, which is code, only where the user trusts it."""
-    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, TorchModel
 
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
@@ -43,7 +43,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
             network = create(state["fc.weight"].shape[0] if "fc.weight" in state else spec.dim)
             load_strictly(network, state, spec.name)
     assert spec.preprocess is not None, "the catalog gives it"
-    return TorchEncoder(spec, Towers(network, descriptor(network), spec.preprocess), placement)
+    return TorchEncoder(spec, TorchModel(network, descriptor(network), spec.preprocess), placement)
 
 
 def create(dim: int) -> Any:

@@ -45,7 +45,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load without the classifier; a checkpoint may hold one, which is left out."""
     import timm
 
-    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, TorchModel
 
     with loading(spec):
         path = files.local(spec) or files.download(origin(spec))
@@ -62,7 +62,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         load_strictly(network, read_state_dict(weights), spec.name, drop=[f"{head}." for head in heads])
-    towers = Towers(network, lambda pixels: {output: network(pixels)}, preprocess_of(network),
+    towers = TorchModel(network, lambda pixels: {output: network(pixels)}, preprocess_of(network),
                     revision=files.revision_of(path))  # fmt: skip
     return TorchEncoder(spec, towers, placement)
 

@@ -15,15 +15,11 @@ from pgimgsearch.models.weights.load_state import loading
 
 if TYPE_CHECKING:
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from pgimgsearch.models.reference import Reference
     from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
 
 BACKEND = Backend(package="transformers", prefix="hf", on_torch=True)
-
-
-disable_progress_bar()  # of reading local files
 
 DUAL = {"clip", "siglip", "siglip2"}  # an image and a text tower that meet in one space
 SIGLIP_TEXT_LENGTH = 64
@@ -41,9 +37,11 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     """Load a dual encoder or a vision model from a folder in the layout of the hub."""
     import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, Towers
+    from pgimgsearch.models.runtime.torch_encoder import TorchEncoder, TorchModel
 
+    disable_progress_bar()  # of reading local files
     with loading(spec):
         folder = files.local(spec) or files.download(origin(spec))
         if not folder.is_dir():
@@ -58,9 +56,9 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if dual else None
     revision = files.revision_of(folder)
     if tokenizer is None:
-        return TorchEncoder(spec, Towers(network, vision(network), preprocess, revision=revision), placement)
+        return TorchEncoder(spec, TorchModel(network, vision(network), preprocess, revision=revision), placement)
     bias = getattr(network, "logit_bias", None)
-    towers = Towers(
+    towers = TorchModel(
         network, vision(network), preprocess, tokenize=tokenize(tokenizer, config),
         text=lambda **tokens: network.get_text_features(**tokens).pooler_output,
         logit_scale=network.logit_scale.detach().exp().item(),

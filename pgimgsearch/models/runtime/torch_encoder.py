@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Towers:
+class TorchModel:
     """What a backend finds: a network, how it sees and reads, and how its pictures are prepared.
 
     ``image`` takes (n, 3, height, width) and gives output -> (n, dim), not normalised, all of one forward pass.
@@ -44,7 +44,7 @@ class TorchEncoder:
 
     runtime = "torch"
 
-    def __init__(self, spec: ModelSpec, towers: Towers, placement: Placement) -> None:
+    def __init__(self, spec: ModelSpec, towers: TorchModel, placement: Placement) -> None:
         self.device = choose_device(placement.device)
         self.dtype = choose_dtype(placement.dtype, self.device)
         self.towers = towers

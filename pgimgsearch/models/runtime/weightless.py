@@ -13,7 +13,7 @@ from pgimgsearch.models.spec import ModelSpec
 
 
 @dataclass
-class Algorithm:
+class WeightlessEncoder:
     """All of an Encoder but ``prepare``. ``constants`` stands for what the algorithm is made of."""
 
     spec: ModelSpec

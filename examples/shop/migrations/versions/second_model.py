@@ -7,7 +7,7 @@ down_revision = "first_model"
 
 
 def upgrade() -> None:
-    """Declare it, and wish for its index; ``models fill`` and ``index build`` do the work beside the traffic."""
+    """Declare it, and request for its index; ``models fill`` and ``index build`` do the work beside the traffic."""
     op.add_embedding_model(
         "pdq",
         dim=256,

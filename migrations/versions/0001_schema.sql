@@ -1,0 +1,275 @@
+-- Types and tables of revision 0001.
+
+create table imgsearch.collection (
+    collection_id integer generated always as identity primary key,
+    name text not null unique check (name <> ''),
+    root text,
+    created_at timestamptz not null default now()
+);
+comment on table imgsearch.collection is 'a set of images, often below one root: a folder or a URL prefix';
+
+create table imgsearch.content (
+    content_id bigint generated always as identity primary key,
+    sha256 bytea not null unique check (octet_length(sha256) = 32),
+    pixel_hash bytea not null check (octet_length(pixel_hash) = 32),
+    bytes bigint not null,
+    width integer not null,
+    height integer not null,
+    format text not null
+);
+create index content_pixel_hash on imgsearch.content (pixel_hash);
+comment on table imgsearch.content is 'one row for distinct bytes';
+
+create table imgsearch.image (
+    image_id bigint generated always as identity primary key,
+    content_id bigint not null references imgsearch.content,
+    collection_id integer not null references imgsearch.collection on delete cascade,
+    key text not null,
+    path text not null,
+    modified_at timestamptz,
+    group_key text,
+    caption text,
+    metadata jsonb not null default '{}',
+    search tsvector generated always as (
+        to_tsvector('pg_catalog.simple'::regconfig,
+                    coalesce(caption, '') || ' ' || translate(path, '/._-', '    '))) stored,
+    added_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (collection_id, key)
+);
+create index image_content on imgsearch.image (content_id);
+create index image_group on imgsearch.image (group_key) where group_key is not null;
+create index image_metadata on imgsearch.image using gin (metadata jsonb_path_ops);
+create index image_search on imgsearch.image using gin (search);
+comment on table imgsearch.image is 'what an application sees; images of equal bytes share a content';
+comment on column imgsearch.image.key is
+    'what the source calls the image: the relative path of a file, or the column key of a list or query';
+comment on column imgsearch.image.path is 'where the file is: relative to the collection''s root, absolute, or a URL';
+
+create table imgsearch.model (
+    model_id integer generated always as identity primary key,
+    name text not null unique check (name <> ''),
+    slug text not null unique,
+    dim integer not null check (dim > 0),
+    storage text not null default 'halfvec' check (storage in ('halfvec', 'vector', 'bit')),
+    metric text not null default 'cosine' check (metric in ('cosine', 'hamming')),
+    backend text not null,
+    checkpoint text not null,
+    revision text,
+    weights text,
+    output text not null,
+    preprocess jsonb not null,
+    normalize boolean not null default true,
+    logit_scale real,
+    logit_bias real,
+    fingerprint text,
+    full_dim integer,
+    has_text boolean not null default false,
+    licence text,
+    embeddings regclass,
+    images regclass,
+    partitions integer not null default 1 check (partitions between 1 and 64),
+    index_spec jsonb not null default '{"method": "hnsw", "m": 16, "ef_construction": 64}',
+    index_method text not null default 'none' check (index_method in ('none', 'hnsw', 'hnsw-binary')),
+    index_state jsonb not null default '{}',
+    ef_search integer not null default 100 check (ef_search between 1 and 1000),
+    near real check (near between -1 and 1),
+    "similar" real check ("similar" between -1 and 1),
+    status text not null default 'building' check (status in ('building', 'ready', 'retired')),
+    added_at timestamptz not null default now(),
+    check ((storage = 'bit') = (metric = 'hamming'))
+);
+comment on table imgsearch.model is 'a model, its table of embeddings and how that is indexed';
+comment on column imgsearch.model.fingerprint is
+    'weights, preprocessing and output; null until a model that was only declared is loaded';
+comment on column imgsearch.model.partitions is 'hash partitions of its table';
+comment on column imgsearch.model.index_spec is
+    'what index build builds: method (hnsw, hnsw-binary or none), m, ef_construction';
+comment on column imgsearch.model.index_method is 'the method of the index that searches use';
+comment on column imgsearch.model.index_state is
+    'what the index was built with, the rows then, and its recall as last measured';
+comment on column imgsearch.model.ef_search is
+    'candidates that a search keeps; of hnsw-binary those that the vectors rank again';
+comment on column imgsearch.model.full_dim is 'the dimension before a reduction (imgsearch.reduction), else null';
+
+-- Large, so not in model, whose rows the functions pass around.
+create table imgsearch.reduction (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    kind text not null check (kind in ('pca', 'truncate')),
+    matrix bytea not null,
+    recall real
+);
+comment on table imgsearch.reduction is 'v becomes v * matrix, before it is normalized again; float32, little endian, matrix by '
+    'rows of the full dimension; recall is that of the ten true neighbours when it was fitted';
+
+create table imgsearch.canary (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    embeddings real[] not null,
+    made_with jsonb not null,
+    added_at timestamptz not null default now()
+);
+comment on table imgsearch.canary is 'vectors of four drawn images, and what made them; comparing later vectors with '
+    'them shows whether a model has drifted';
+
+create table imgsearch.alias (
+    alias text primary key,
+    model_id integer not null references imgsearch.model
+);
+create table imgsearch.alias_history (
+    history_id bigint generated always as identity primary key,
+    alias text not null,
+    model_name text,
+    changed_at timestamptz not null default now()
+);
+comment on table imgsearch.alias is 'default, text, duplicates and names of your own: what applications ask for';
+
+create table imgsearch.text_embedding (
+    model_id integer not null references imgsearch.model on delete cascade,
+    key bytea not null,
+    query text not null,
+    template text not null,
+    embedding @vector@.vector not null,
+    used_at timestamptz not null default now(),
+    primary key (model_id, key)
+);
+create index text_embedding_used on imgsearch.text_embedding (model_id, used_at);
+comment on table imgsearch.text_embedding is 'vectors of text queries: a bounded cache that evicts the least recently used';
+
+create table imgsearch.ingest_run (
+    run_id bigint generated always as identity primary key,
+    collection_id integer references imgsearch.collection on delete set null,
+    source text not null,
+    models text[] not null,
+    placement jsonb not null default '{}',
+    started_at timestamptz not null default now(),
+    ended_at timestamptz,
+    status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
+    counts jsonb not null default '{}',
+    timings jsonb not null default '{}'
+);
+comment on table imgsearch.ingest_run is 'counts and timings of each run, and the device, dtype and runtime of '
+    'each model; scanned = embedded + reused + unchanged + skipped + failed';
+
+create table imgsearch.ingest_failure (
+    collection_id integer not null references imgsearch.collection on delete cascade,
+    key text not null,
+    path text not null,
+    model_id integer references imgsearch.model on delete cascade,
+    kind text not null check (kind in ('failed', 'skipped')),
+    error_class text not null,
+    message text not null,
+    bytes bigint,
+    modified_at timestamptz,
+    attempts integer not null default 1,
+    last_at timestamptz not null default now(),
+    unique nulls not distinct (collection_id, key, model_id)
+);
+comment on table imgsearch.ingest_failure is 'images that failed (without a model: for every model) or were skipped';
+
+create type imgsearch.match as (
+    image_id bigint, similarity double precision, collection text, key text, path text,
+    group_key text, caption text, metadata jsonb
+);
+create type imgsearch.duplicate as (
+    image_id bigint, similarity double precision, kind text, collection text, key text, path text,
+    width integer, height integer, bytes bigint
+);
+
+-- What a search asks for, as the functions of the search engine pass it on.
+create type imgsearch._request as (
+    k integer, filter jsonb, collection text, among bigint[], min_similarity double precision, exact boolean,
+    after bigint, collapse boolean, ef_search integer, self_id bigint, metadata_key text, collection_id integer
+);
+
+create table imgsearch.calibration (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    near real not null,
+    "similar" real not null,
+    precision real not null,
+    copies real not null,
+    images bigint not null,
+    measured jsonb not null,
+    calibrated_at timestamptz not null default now()
+);
+comment on table imgsearch.calibration is 'what the thresholds of a model were measured on: reported pairs are copies '
+    'with this precision if a share copies of the images has one; measured has false pairs and recall by edit';
+
+create table imgsearch.duplicate_scan (
+    model_id integer primary key references imgsearch.model on delete cascade,
+    threshold double precision not null,
+    started_at timestamptz not null default now()
+);
+create table imgsearch.duplicate_scanned (
+    content_id bigint not null references imgsearch.content on delete cascade,
+    model_id integer not null references imgsearch.duplicate_scan on delete cascade,
+    representative_id bigint not null references imgsearch.content on delete cascade,
+    transforms text[] not null default '{}',
+    primary key (content_id, model_id)
+);
+create index duplicate_scanned_representative on imgsearch.duplicate_scanned (representative_id);
+create table imgsearch.duplicate_pair (
+    content_a bigint not null references imgsearch.content on delete cascade,
+    content_b bigint not null references imgsearch.content on delete cascade,
+    model_id integer not null references imgsearch.duplicate_scan on delete cascade,
+    similarity double precision not null,
+    transform text,
+    primary key (content_a, content_b, model_id),
+    check (content_a < content_b)
+);
+create index duplicate_pair_b on imgsearch.duplicate_pair (content_b);
+alter table imgsearch.duplicate_pair enable row level security;
+create policy read on imgsearch.duplicate_pair for select using (
+    (select not row_security_active('imgsearch.image'))
+    or exists (select from imgsearch.image i where i.content_id = content_a)
+    and exists (select from imgsearch.image i where i.content_id = content_b));
+create policy add on imgsearch.duplicate_pair for insert with check (true);
+create policy change on imgsearch.duplicate_pair for update using (true);
+create policy remove on imgsearch.duplicate_pair for delete using (true);
+comment on table imgsearch.duplicate_scan is 'models whose pairs are stored, and down to which similarity';
+comment on table imgsearch.duplicate_scanned is 'contents that were compared with all others, under which transforms, and '
+    'the representative of their equal pixels';
+comment on table imgsearch.duplicate_pair is 'stored pairs of similar contents, perhaps only under a transform of one';
+
+-- By pixels, so that a verdict outlives the rows: images that are removed and added again, and other models.
+create table imgsearch.duplicate_verdict (
+    pixels_a bytea not null check (octet_length(pixels_a) = 32),
+    pixels_b bytea not null check (octet_length(pixels_b) = 32),
+    verdict text not null check (verdict in ('accepted', 'rejected')),
+    decided_by name not null default session_user,
+    decided_at timestamptz not null default now(),
+    primary key (pixels_a, pixels_b),
+    check (pixels_a <= pixels_b)
+);
+create index duplicate_verdict_b on imgsearch.duplicate_verdict (pixels_b);
+comment on table imgsearch.duplicate_verdict is 'verdicts on pairs of images, by their pixel_hash; a rejected pair is '
+    'never reported again';
+
+create table imgsearch.cluster (
+    content_id bigint not null references imgsearch.content on delete cascade,
+    model_id integer not null references imgsearch.model on delete cascade,
+    cluster integer,
+    probability real not null,
+    primary key (content_id, model_id)
+);
+create index cluster_model on imgsearch.cluster (model_id, cluster);
+comment on table imgsearch.cluster is 'groups of similar images, as last made; the cluster null has those in none';
+
+create table imgsearch.evaluation_run (
+    evaluation_id bigint generated always as identity primary key,
+    protocol text not null,
+    data text not null,
+    model text not null,
+    fingerprint text,
+    options jsonb not null default '{}',
+    questions integer not null,
+    figures jsonb not null,
+    numbers jsonb not null default '{}',
+    notes jsonb not null default '[]',
+    images_per_second double precision,
+    query_ms double precision,
+    evaluated_at timestamptz not null default now(),
+    evaluated_by name not null default session_user
+);
+create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, model);
+comment on table imgsearch.evaluation_run is 'how a model did in a protocol: each figure with its value and 95% interval; '
+    'models by name and fingerprint, so that runs outlive them';

@@ -1,0 +1,38 @@
+"""Collections: found by name or by the folder that they hold."""
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.errors import SourceError
+
+
+def open_collection(
+    connection: Connection, name: str | None, root: str | None, default_name: str
+) -> tuple[int, str, str]:
+    """Find or make the collection that a root belongs to. Returns (collection_id, name, its root).
+
+    Without a name, the collection with the deepest root at or above ``root`` is taken, else one is made.
+    """
+    if name is None and root is not None:
+        found = connection.execute(
+            "select collection_id, name, root from imgsearch.collection "
+            "where %s = root or starts_with(%s, rtrim(root, '/') || '/') order by length(root) desc limit 1",
+            [root, root],
+        ).fetchone()
+        if found:
+            return found[0], found[1], found[2]
+    wanted = name or default_name
+    found = connection.execute(
+        "select collection_id, name, coalesce(root, '') from imgsearch.collection where name = %s", [wanted]
+    ).fetchone()
+    if found:
+        if root is not None and root != found[2] and not root.startswith(found[2].rstrip("/") + "/"):
+            raise SourceError(
+                f"collection {wanted} has its root at {found[2] or '(none)'}, and {root} is not below it",
+                hint="choose another with --collection; a new one may take the folder above both",
+            )
+        return found[0], found[1], found[2]
+    row = connection.execute(
+        "insert into imgsearch.collection (name, root) values (%s, %s) returning collection_id",
+        [wanted, root],
+    ).fetchone()
+    assert row is not None
+    return row[0], wanted, root or ""
