@@ -13,7 +13,7 @@ import traceback
 from benchmarks.harness import QUICK, RESULTS, machine, results
 
 SUITE = (
-    "startup", "write_path", "query", "filters", "index_build", "index_methods", "aside", "memory", "stages", "end_to_end",
+    "startup", "write_path", "query", "filters", "index_build", "index_methods", "shadow_table", "memory", "stages", "end_to_end",
     "profile", "duplicates", "copies", "disc21", "embedder", "switch", "scale",
 )  # fmt: skip
 QUICKLY = ("startup", "write_path", "query", "index_build", "stages", "end_to_end")

@@ -23,6 +23,7 @@ from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import folder_source
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -95,7 +96,7 @@ def ours(connection: Connection, model: str, arguments: str = "") -> Pairs:
 def measure(url: str, model: LoadedModel, precision: float) -> None:
     with connect(url) as connection:
         request = calibrate.CalibrationRequest(precision=precision, collection="known", sample=50)
-        found = calibrate.calibrate(connection, model, request, lambda *_: None)
+        found = calibrate.calibrate(connection, model, request, SILENT)
         calibrate.store(connection, model.stored, found)
         assert found.near is not None
     find(url, model.stored, found.near.value)

@@ -21,6 +21,7 @@ from pgimgsearch.evaluation.context import EvaluationRequest
 from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import evaluate
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import Reporter
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LARGEST = 480  # pixels of the longer side: models see less
@@ -99,7 +100,7 @@ def main() -> None:
         }
         rows = []
         for how, request in requests.items():
-            found = evaluate(url, protocol, request, device="cpu", trust=False, tell=print, progress=lambda _, __: None)
+            found = evaluate(url, protocol, request, device="cpu", trust=False, reporter=Reporter(print))
             for line in found.notes.told():
                 print(line)
             rows += [

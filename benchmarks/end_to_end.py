@@ -32,6 +32,7 @@ from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import decode, register_formats
 from pgimgsearch.sources.source import Source, files_source, list_images
 
@@ -82,7 +83,7 @@ def bound(model: LoadedModel, data: list[bytes]) -> float:
     encoder, size = model.encoder, model.batch_size
     with ThreadPoolExecutor(cores()) as pool:
         start = time.perf_counter()
-        prepared = list(pool.map(lambda one: encoder.prepare(decode(one, 10**8)[0]), data))
+        prepared = list(pool.map(lambda one: encoder.prepare(decode(one)[0]), data))
         seconds = time.perf_counter() - start
     start = time.perf_counter()
     for first in range(0, len(prepared), size):
@@ -131,7 +132,7 @@ def _ours(stack: ExitStack, placement: Placement, weights: str, folder: Path, fi
     url, connection = stack.enter_context(fresh_database())
     source = files_source(folder, files)
     request = ModelRequest([MODEL], checkpoint=Checkpoint(weights), placement=placement)
-    (model,) = open_models(url, request, [source], tell=lambda _: None)
+    (model,) = open_models(url, request, [source], reporter=SILENT)
     return Ours(model, url, connection, source)
 
 

@@ -9,7 +9,7 @@ from psycopg import sql
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
-from pgimgsearch.indexing.methods import build_memory
+from pgimgsearch.indexing.methods import build_memory, index_spec
 
 ROWS, DIM = sized(50_000), 768
 
@@ -29,7 +29,9 @@ def main() -> dict[str, object]:
 
         def default() -> float:
             connection.execute("drop index if exists plain_hnsw")
-            memory = build_memory(ROWS, model, "hnsw", machine_memory() // 4) * 2  # a vector takes twice a halfvec
+            memory = (
+                build_memory(ROWS, index_spec(model), "hnsw", machine_memory() // 4) * 2
+            )  # a vector takes twice a halfvec
             connection.execute("select set_config('maintenance_work_mem', %s, false)", [f"{memory}MB"])
             start = time.perf_counter()
             connection.execute("create index plain_hnsw on plain using hnsw (embedding vector_cosine_ops)")

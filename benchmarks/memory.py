@@ -13,6 +13,7 @@ from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.source import folder_source
 
 FILES, EARLY = 20_000, 2_000
@@ -46,10 +47,10 @@ def main() -> dict[str, object]:
         with connect(url) as connection:
             models = [open_model(connection, m) for m in ("palette", "pdq")]
 
-        def note(done: int) -> None:
+        def note(done: int, _: int | None) -> None:
             seen[done] = resident_megabytes()
 
-        run.ingest(url, folder_source(folder), models, run.Options(), progress=note)
+        run.ingest(url, folder_source(folder), models, run.Options(), reporter=Reporter(progress=note))
     early = max(megabytes for done, megabytes in seen.items() if done <= EARLY)
     late = max(megabytes for done, megabytes in seen.items() if done > FILES - EARLY)
     row = {f"at {EARLY} images, MB": early, f"at {FILES} images, MB": late}

@@ -20,6 +20,7 @@ from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.source import folder_source
 
@@ -101,7 +102,7 @@ def ingest(model: str, weights: str, folder: str) -> None:
     with fresh_database() as (url, _):
         source = folder_source(Path(folder))
         request = ModelRequest([model], checkpoint=Checkpoint(weights), placement=Placement("cpu", "fp32"))
-        models = open_models(url, request, [source], tell=lambda _: None)
+        models = open_models(url, request, [source], reporter=SILENT)
         print(json.dumps("ready"), flush=True)
         sys.stdin.readline()
         run.ingest(url, source, models, run.Options())

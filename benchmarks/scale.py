@@ -18,7 +18,7 @@ from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 from pgimgsearch.operations import plan
-from pgimgsearch.operations.plan_rates import measure_rates
+from pgimgsearch.operations.plan_rates import measure_rates, planned_model
 
 PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
 ROUNDING = 1e-3  # of a similarity in half precision
@@ -48,7 +48,9 @@ def _measured(url: str, connection: Connection, method: str, kept: list[NDArray[
     size = len(kept) * PART
     connection.execute("select imgsearch.set_index('bench', %s)", [method])
     model = get_model(connection, "bench")
-    estimate = plan.build_seconds(size, measure_rates(connection, model, remote=False, network=None))
+    estimate = plan.build_seconds(
+        size, measure_rates(connection, planned_model(connection, "bench"), remote=False, placement=None)
+    )
     start = time.perf_counter()
     built = build_index(connection, model, BuildOptions(machine_memory() // 4))
     taken = time.perf_counter() - start  # with the measurement of recall, which the estimate leaves out

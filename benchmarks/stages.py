@@ -19,9 +19,10 @@ from PIL import Image
 from benchmarks.end_to_end import DATA
 from benchmarks.harness import report, sized
 from pgimgsearch.models import catalog
+from pgimgsearch.models.backend import backend_module
 from pgimgsearch.models.encoder import Encoder, Placement, unit
 from pgimgsearch.models.load import load
-from pgimgsearch.models.reference import REFERENCES, Reference
+from pgimgsearch.models.reference import Reference
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources.decode import decode, register_formats, turn_upright
@@ -45,7 +46,7 @@ def main() -> dict[str, object]:
         ours = load(spec, Placement("cpu", "fp32"))
         rows = [*decoding(pool, photos), *decoding(pool, [camera(data) for data in photos[:LARGE]])]
         pictures = [decode(data)[0] for data in photos]
-        timm = REFERENCES["timm"](spec)
+        timm = backend_module("timm").reference(spec)
         rows += preparing(pool, pictures, ours, timm)
         rows += networks([ours.prepare(picture) for picture in pictures], timm)
     ratio = max(row["over it"] for row in rows if row["what"].startswith("ours"))

@@ -13,7 +13,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.ingest.item import Counts, Item
-from pgimgsearch.ingest.run import FILES_A_CHUNK
+from pgimgsearch.ingest.run import FILES_PER_CHUNK
 from pgimgsearch.ingest.write import Writer
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.source import ScannedFile
@@ -27,7 +27,7 @@ def items(vectors: np.ndarray, turn: int) -> list[Item]:
     for number, vector in enumerate(vectors):
         digest = hashlib.sha256(f"{turn} {number}".encode()).digest()
         item = Item(ScannedFile(f"folder/{turn}/{number:06}.jpg", "", 1000), frozenset([0]), sha256=digest, size=1000)
-        item.picture = ImageFacts(digest, 640, 480, "JPEG")
+        item.image = ImageFacts(digest, 640, 480, "JPEG")
         item.vectors[0] = vector
         made.append(item)
     return made
@@ -49,13 +49,13 @@ def bare_vectors(connection: Connection, vectors: np.ndarray) -> float:
 def bare_rows(connection: Connection, made: list[Item], first_id: int) -> float:
     """Seconds of bare COPYs of all that we write, straight into our tables, in one transaction a chunk."""
     start = time.perf_counter()
-    for first in range(0, len(made), FILES_A_CHUNK):
+    for first in range(0, len(made), FILES_PER_CHUNK):
         with connection.transaction():
             for name, (columns, types, row) in BARE.items():
                 statement = f"copy imgsearch.{name} ({columns}) from stdin (format binary)"
                 with connection.cursor().copy(statement) as copy:  # type: ignore[arg-type]
                     copy.set_types(types.split())
-                    for number, item in enumerate(made[first : first + FILES_A_CHUNK], first_id + first):
+                    for number, item in enumerate(made[first : first + FILES_PER_CHUNK], first_id + first):
                         copy.write_row(row(number, item))
     return time.perf_counter() - start
 
@@ -84,8 +84,8 @@ def ours(writer: Writer, made: list[Item]) -> float:
     """The writer's chunks, each a transaction: content, image, vector, failures and counts."""
     counts = Counts(["bench"])
     start = time.perf_counter()
-    for first in range(0, len(made), FILES_A_CHUNK):
-        writer.write(made[first : first + FILES_A_CHUNK], counts)
+    for first in range(0, len(made), FILES_PER_CHUNK):
+        writer.write(made[first : first + FILES_PER_CHUNK], counts)
     return time.perf_counter() - start
 
 
@@ -95,7 +95,7 @@ def main() -> dict[str, object]:
         model: StoredModel = add_model(connection, "bench", DIM)
         connection.execute("insert into imgsearch.collection (name) values ('bench')")
         connection.execute("insert into imgsearch.ingest_run (source, models) values ('bench', '{bench}')")
-        writer = Writer(Session(connection), 1, 1, [model])
+        writer = Writer(Session(connection), 1, 1, [model], [model.table])
         vectors = clustered(ROWS, DIM).astype(np.float16)
         register_vector(connection)
         rounds = []

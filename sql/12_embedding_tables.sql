@@ -40,14 +40,14 @@ $$;
 -- The statement that creates an index of a relation (a quoted table, perhaps after "only"). state is what the model's row
 -- will hold of the index.
 create or replace function imgsearch._index_definition(
-    m imgsearch.model, method text, state jsonb, relation text, index_name text, concurrently boolean
+    m imgsearch.model, method text, state jsonb, relation text, index_name text, is_concurrent boolean
 ) returns text
 language plpgsql stable parallel safe as $$
 begin
     m.index_method := _index_definition.method;
     m.index_state := _index_definition.state;
     return format('create index %s %I on %s using hnsw ((%s) @vector@.%s) with (m = %s, ef_construction = %s)',
-        case when _index_definition.concurrently then 'concurrently' else '' end, index_name, relation,
+        case when is_concurrent then 'concurrently' else '' end, index_name, relation,
         imgsearch._indexed(m, 'embedding'),
         case when method = 'hnsw-binary' or m.storage = 'bit' then 'bit_hamming_ops' else m.storage || '_cosine_ops' end,
         state ->> 'm', state ->> 'ef_construction');

@@ -21,6 +21,7 @@ from pgimgsearch.evaluation.protocols import BY_NAME
 from pgimgsearch.evaluation.run import Evaluation, evaluate
 from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import Source, folder_source
 from tests.pictures import photo
 
@@ -43,6 +44,9 @@ def admin(server: str) -> Iterator[Connection]:
     """A superuser's connection."""
     with psycopg.connect(host=server, user="postgres", dbname="postgres", autocommit=True) as connection:
         print(f"PostgreSQL {connection.info.server_version}")
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # no test takes the machine down
+            connection.execute(f"alter system set {setting} = off")
+        connection.execute("select pg_reload_conf()")
         yield connection
 
 
@@ -123,8 +127,7 @@ def judge(url: str) -> Evaluate:
 def judge_at(url: str, protocol: str, *models: str, **request: Any) -> Evaluation:
     """Evaluate in silence."""
     return evaluate(
-        url, BY_NAME[protocol], EvaluationRequest(models=models, **request), device="cpu", trust=False, tell=lambda _: None,
-        progress=lambda _, __: None,
+        url, BY_NAME[protocol], EvaluationRequest(models=models, **request), device="cpu", trust=False, reporter=SILENT,
     )  # fmt: skip
 
 

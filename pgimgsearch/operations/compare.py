@@ -28,7 +28,7 @@ class CompareRequest:
     other: str
     key: str | None = None
     sample: int = 200
-    page: Path | None = None
+    html: Path | None = None
     device: str = "auto"
     trust: bool = False
 
@@ -72,8 +72,8 @@ def compare(url: str, request: CompareRequest, reporter: Reporter) -> Comparison
         one, other = get_model(connection, request.one), get_model(connection, request.other)
         if one == other:
             raise UsageError(f"{request.one} and {request.other} are the same model", hint="name two: models list")
-        if request.page is not None:
-            check(request.page)
+        if request.html is not None:
+            check(request.html)
         seen = neighbour_pairs(connection, one, other, request.sample)
         if not seen:
             raise ModelError(
@@ -99,10 +99,10 @@ def compare(url: str, request: CompareRequest, reporter: Reporter) -> Comparison
     names = (one.name, other.name)
     with connect(url) as connection:
         rows += _costs(connection, one, other)
-        if request.page is not None:
+        if request.html is not None:
             table = [["", *names, "both", "difference"], *(row.cells() for row in rows)]
-            write(connection, request.page, names, seen, table)
-            reporter.say(f"what both models find: {request.page}")
+            write(connection, request.html, names, seen, table)
+            reporter.say(f"what both models find: {request.html}")
     return Comparison(names, rows)
 
 

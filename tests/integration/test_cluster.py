@@ -14,6 +14,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.duplicates import cluster
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.reporter import SILENT, Reporter
 from tests.integration.test_duplicate_pairs import fill
 
 
@@ -41,13 +42,13 @@ def test_groups_are_those_over_all_distances(
         np.clip(1 - vectors @ vectors.T, 0, 2).astype(np.float64)
     )
     progress: list[int] = []
-    exactly = cluster.cluster(connection, model, 15, 8, None, lambda done, _: progress.append(done))
+    exactly = cluster.cluster(connection, model, 15, 8, None, Reporter(progress=lambda done, _: progress.append(done)))
     assert progress[-1] == len(truth)
     assert adjusted_rand_score(whole.labels_, exactly.labels) > 0.9  # at their edges neighbours say less
     assert adjusted_rand_score(truth[truth >= 0], exactly.labels[truth >= 0]) > 0.95
     build_index(connection, model, BuildOptions(64))
     monkeypatch.setattr(cluster, "FEW", 0)
-    by_index = cluster.cluster(connection, get_model(connection, "pairs"), 15, 8, None, lambda *_: None)
+    by_index = cluster.cluster(connection, get_model(connection, "pairs"), 15, 8, None, SILENT)
     assert adjusted_rand_score(exactly.labels, by_index.labels) > 0.95
 
     with pytest.raises(psycopg.Error, match="no clusters were made"):
@@ -101,7 +102,7 @@ def test_many_equal_pictures_are_a_group_by_the_index_too(
     model = fill(connection, vectors.astype(np.float32))
     build_index(connection, model, BuildOptions(64))
     monkeypatch.setattr(cluster, "FEW", 0)
-    found = cluster.cluster(connection, get_model(connection, "pairs"), 15, 5, None, lambda *_: None)
+    found = cluster.cluster(connection, get_model(connection, "pairs"), 15, 5, None, SILENT)
     assert np.bincount(found.labels[:400] + 1).max() > 300
 
 

@@ -29,6 +29,7 @@ from pgimgsearch.evaluation.protocols import BY_NAME, FIGURES, PROTOCOLS
 from pgimgsearch.evaluation.run import evaluate, summary
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.ingest import run
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources import sidecar
 from tests import independent
 from tests.conftest import Evaluate, judge_at, values
@@ -471,7 +472,7 @@ def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "request", "match"),
+    ("protocol", "asked", "match"),
     [
         ("classes", {}, "what is a class"),
         ("classes", {"key": "colour"}, "no picture has the metadata key colour"),
@@ -486,11 +487,11 @@ def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
     ],
 )
 def test_bad_questions_are_refused(
-    judge: Evaluate, photos: Path, ingest: Callable[..., Any], protocol: str, request: dict[str, Any], match: str
+    judge: Evaluate, photos: Path, ingest: Callable[..., Any], protocol: str, asked: dict[str, Any], match: str
 ) -> None:
     ingest(photos, "palette")
     with pytest.raises(PgImgSearchError, match=match) as raised:
-        judge(protocol, "palette", **request)
+        judge(protocol, "palette", **asked)
     assert raised.value.hint or protocol == "classes"
 
 
@@ -544,7 +545,7 @@ def test_a_reader_may_evaluate_what_is_there(
     told: list[str] = []
     found = evaluate(
         url.replace("pgimgsearch@", "looks@"), BY_NAME["classes"], EvaluationRequest(models=("palette",), key="folder"), device="cpu",
-        trust=False, tell=told.append, progress=lambda _, __: None,
+        trust=False, reporter=Reporter(told.append),
     )  # fmt: skip
     assert values(found) == values(judge("classes", "palette", key="folder"))
     assert "may not write" in told[0]

@@ -14,6 +14,7 @@ from pgimgsearch.duplicates import find
 from pgimgsearch.embeddings.matmul import CpuProducts, TorchProducts
 from pgimgsearch.errors import DatabaseError, ModelError, UsageError
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from pgimgsearch.reporter import Reporter
 from tests.integration.test_duplicate_pairs import exact, fill, reported
 
 VECTORS = clustered(1500, 16)
@@ -33,7 +34,9 @@ def test_every_way_finds_the_pairs_that_numpy_finds(
     model = get_model(connection, "pairs")
     told: list[str] = []
     progress: list[int] = []
-    found = find.find(url, model, 0.9, method=method, tell=told.append, progress=lambda done, _: progress.append(done))
+    found = find.find(
+        url, model, 0.9, method=method, reporter=Reporter(told.append, lambda done, _: progress.append(done))
+    )
     true = exact(VECTORS, 0.9)
     assert found.compared == 1500
     assert progress[-1] == 1500
@@ -96,7 +99,7 @@ def test_an_interrupted_scan_goes_on_and_a_second_one_waits(
             with pytest.raises(DatabaseError, match="another scan"):
                 find.find(url, model, 0.9)
 
-    stopped = find.find(url, model, 0.9, method="exact", progress=interrupt)
+    stopped = find.find(url, model, 0.9, method="exact", reporter=Reporter(progress=interrupt))
     assert stopped.interrupted
     assert stopped.compared == 256
     rest = find.find(url, model, 0.9, method="exact")

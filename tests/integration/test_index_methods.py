@@ -1,4 +1,4 @@
-"""Indexes of graphs, bits and lists: they find what NumPy finds, are refused where they would not, and leave nothing."""
+"""HNSW indexes of vectors and of bits: they find what NumPy finds, are refused where they would not, and leave nothing."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import numpy as np
 import psycopg
 import pytest
 from numpy.typing import NDArray
-from pgimgsearch.indexing.index_names import SUFFIXES, index_name
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered
@@ -17,7 +16,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, get_model
 from pgimgsearch.errors import ModelError, RecallError
 from pgimgsearch.indexing import methods as sizing
-from pgimgsearch.indexing import recall
+from pgimgsearch.indexing import recall, status
 from pgimgsearch.indexing.build import (
     BuildOptions,
     apply_index_spec,
@@ -26,13 +25,14 @@ from pgimgsearch.indexing.build import (
     has_wanted_index,
     is_index_due,
 )
-from pgimgsearch.indexing.methods import build_memory, index_row_bytes, method_of, parameters, suitable_method
-from pgimgsearch.indexing.recall import FIRST, tune
+from pgimgsearch.indexing.methods import index_row_bytes, index_spec, suitable_method
+from pgimgsearch.indexing.recall import tune
 from pgimgsearch.indexing.status import index_status
-from pgimgsearch.operations.doctor import schema_findings
+from pgimgsearch.operations.schema_check import schema_findings
 
 ROWS, DIM, ASKED = 2500, 256, range(1, 400, 40)
 HOW = BuildOptions(256)
+ENDS = {"hnsw": "hnsw", "hnsw-binary": "bits"}  # of the names of indexes
 
 
 def stored(connection: Connection, vectors: NDArray[np.float32], storage: str = "halfvec") -> StoredModel:
@@ -43,7 +43,7 @@ def stored(connection: Connection, vectors: NDArray[np.float32], storage: str = 
     return model
 
 
-def wishing(connection: Connection, method: str) -> StoredModel:
+def with_method(connection: Connection, method: str) -> StoredModel:
     connection.execute("select imgsearch.set_index('test', %s)", [method])
     return get_model(connection, "test")
 
@@ -75,25 +75,24 @@ def scans(connection: Connection, name: str) -> int:
 
 @pytest.mark.parametrize(
     ("method", "storage"),
-    [("hnsw-binary", "halfvec"), ("hnsw-binary", "vector"), ("ivfflat", "halfvec"), ("ivfflat", "vector")],
+    [("hnsw-binary", "halfvec"), ("hnsw-binary", "vector"), ("hnsw", "vector")],
 )
 def test_every_search_goes_through_any_index_and_finds_the_neighbours(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, method: str, storage: str
+    connection: Connection, method: str, storage: str
 ) -> None:
-    monkeypatch.setitem(FIRST, "ivfflat", 20)  # one list alone finds 0.99 of these, give or take 0.01
     vectors = clustered(ROWS, DIM)
     model = stored(connection, vectors, storage)
-    built = build_index(connection, wishing(connection, method), HOW)
+    built = build_index(connection, with_method(connection, method), HOW)
     assert built is not None
     assert built.recall is not None
     assert built.recall >= 0.99
     model = get_model(connection, "test")
     assert (model.index_method, model.ef_search, has_wanted_index(model)) == (method, built.ef_search, True)
-    name, most = index_name(model), np.arange(1, ROWS + 1) % 4 != 0
+    name, most = f"embedding_test_256_{ENDS[method]}", np.arange(1, ROWS + 1) % 4 != 0
     connection.execute("update imgsearch.image set metadata = '{\"most\": true}' where image_id % 4 <> 0")
     connection.execute("select '[1]'::vector")  # loads the library with its settings
     settings = "select array_agg(current_setting(name)) from unnest(array['enable_seqscan', 'hnsw.ef_search', " \
-        "'hnsw.iterative_scan', 'ivfflat.probes', 'ivfflat.iterative_scan', 'ivfflat.max_probes']) name"  # fmt: skip
+        "'hnsw.iterative_scan', 'hnsw.max_scan_tuples']) name"  # fmt: skip
     before = connection.execute(settings).fetchone()
     with connection.transaction():
         assert found_share(connection, vectors) >= 0.95
@@ -121,7 +120,7 @@ def pairs_and_neighbours_are_found(connection: Connection, vectors: NDArray[np.f
 def test_pages_follow_each_other_through_bits(connection: Connection) -> None:
     vectors = clustered(ROWS, DIM)
     stored(connection, vectors)
-    build_index(connection, wishing(connection, "hnsw-binary"), HOW)
+    build_index(connection, with_method(connection, "hnsw-binary"), HOW)
     whole = [row[0] for row in connection.execute("select image_id from imgsearch.similar(5, k => 30)").fetchall()]
     pages: list[int] = []
     for _ in range(3):
@@ -137,7 +136,7 @@ def test_bits_are_cut_at_the_mean(connection: Connection, scale: float) -> None:
     """Of features that are never negative the bits alone are all one; vectors need not be of length one."""
     vectors = scale * (np.abs(clustered(ROWS, DIM)) + 0.01)
     stored(connection, vectors)
-    built = build_index(connection, wishing(connection, "hnsw-binary"), HOW)
+    built = build_index(connection, with_method(connection, "hnsw-binary"), HOW)
     assert built is not None
     assert built.recall is not None
     assert built.recall >= 0.99
@@ -147,7 +146,9 @@ def test_bits_are_cut_at_the_mean(connection: Connection, scale: float) -> None:
 def test_bits_that_say_too_little_are_refused_and_the_old_index_stays(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recall, "EFFORTS", [100, 200])  # find some 0.7; two fifths of so few rows find nearly all
+    monkeypatch.setattr(
+        recall, "EF_SEARCH_GRID", [100, 200]
+    )  # find some 0.7; two fifths of so few rows find nearly all
     vectors = np.random.default_rng(2).standard_normal((ROWS, 8), dtype=np.float32)
     model = stored(connection, vectors)
     build_index(connection, model, HOW)
@@ -176,9 +177,6 @@ def test_an_effort_that_was_chosen_outlives_a_rebuild(connection: Connection) ->
         built = rebuild(connection, get_model(connection, "test"), HOW)
         assert built is not None
         assert built.ef_search == get_model(connection, "test").ef_search == 44
-    built = build_index(connection, model, HOW, method="ivfflat")
-    assert built is not None
-    assert built.ef_search < 44
 
 
 def test_many_neighbours_never_lower_the_effort_of_ten(connection: Connection) -> None:
@@ -190,26 +188,15 @@ def test_many_neighbours_never_lower_the_effort_of_ten(connection: Connection) -
     assert (after.ef_search, after.index_state) == (before.ef_search, before.index_state)
 
 
-def test_lists_fit_in_the_memory_that_there_is(connection: Connection) -> None:
-    connection.execute("select imgsearch.add_model('test', 768, 'timm', 'x', 'auto')")
-    model = get_model(connection, "test")
-    assert parameters(model, "ivfflat", 1_000_000, 6000) == {"lists": 1000}
-    assert build_memory(1_000_000, model, "ivfflat", 6000) >= 290
-    few = parameters(model, "ivfflat", 10_000_000, 512)["lists"]
-    assert few < 3162
-    assert build_memory(10_000_000, model, "ivfflat", 512) <= 512
-
-
-def test_one_index_takes_the_place_of_another(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FIRST, "ivfflat", 20)  # as above: a rebuild measures anew
+def test_one_index_replaces_another(connection: Connection) -> None:
     stored(connection, clustered(ROWS, DIM))
     left = "select relname from pg_class where relname ~ '^embedding_test_256_.*' and relkind = 'i' order by 1"
     bits = "select count(*) from pg_proc where proname ~ '^_bits_'"
-    for method, end in (("hnsw-binary", "bits"), ("ivfflat", "ivf"), ("hnsw", "hnsw"), ("hnsw-binary", "bits")):
+    for method in ("hnsw-binary", "hnsw", "hnsw-binary"):
         for concurrently in (False, True):
-            build_index(connection, wishing(connection, method), BuildOptions(256, concurrently))
+            build_index(connection, with_method(connection, method), BuildOptions(256, concurrently))
             names = [row[0] for row in connection.execute(left).fetchall()]
-            assert names == sorted([f"embedding_test_256_{end}", "embedding_test_256_pkey"])
+            assert names == sorted([f"embedding_test_256_{ENDS[method]}", "embedding_test_256_pkey"])
             state = index_status(connection)[0]
             assert (state["method"], state["valid"], state["advice"]) == (method, True, None)
     connection.execute("delete from imgsearch.alias")
@@ -224,12 +211,12 @@ def test_more_dimensions_than_a_graph_can_have_are_indexed_by_their_bits(
 ) -> None:
     vectors = clustered(500, 4096)
     model = stored(connection, vectors)
-    assert method_of(model) == "hnsw-binary"
+    assert index_spec(model).method == "hnsw-binary"
     assert not is_index_due(connection, model)
     assert not apply_index_spec(connection, model, HOW)
     with pytest.raises(RecallError, match="500 vectors are too few"):
         build_index(connection, model, HOW)
-    monkeypatch.setattr(sizing, "LEAST_ROWS", 500)
+    monkeypatch.setattr(sizing, "MIN_ROWS", 500)
     assert is_index_due(connection, model)
     assert apply_index_spec(connection, model, HOW)
     model = get_model(connection, "test")
@@ -247,7 +234,7 @@ def test_bits_are_chosen_where_a_graph_of_vectors_would_not_fit(
     connection: Connection, dim: int, storage: str, rows: int, method: str
 ) -> None:
     connection.execute("select imgsearch.add_model('test', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
-    assert suitable_method(get_model(connection, "test"), rows, 6000) == method
+    assert suitable_method(index_spec(get_model(connection, "test")), rows, 6000) == method
 
 
 def test_a_hash_has_no_other_bits(connection: Connection) -> None:
@@ -258,7 +245,7 @@ def test_a_hash_has_no_other_bits(connection: Connection) -> None:
 
 
 def test_advice_says_what_time_has_done(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_status, "MANY", 1000)
+    monkeypatch.setattr(status, "MANY", 1000)
     vectors = clustered(ROWS, DIM)
     model = stored(connection, vectors)
     table = model.table
@@ -274,31 +261,31 @@ def test_advice_says_what_time_has_done(connection: Connection, monkeypatch: pyt
     connection.execute(sql.SQL("analyze {}").format(table))
     assert told() == "1000 rows are dead: vacuum imgsearch.embedding_test_256"
     connection.execute(sql.SQL("vacuum analyze {}").format(table))
-    assert told() == "it holds much that is gone: pgimgsearch index build test --concurrently"
+    assert told() == "it is bloated: pgimgsearch index build test --concurrently"
     build_index(connection, get_model(connection, "test"), HOW)
     connection.execute("update imgsearch.model set index_state = index_state || '{\"recall\": 0.9}'")
-    assert told() == "it misses neighbours: pgimgsearch index tune test"
+    assert told() == "its recall is too low: pgimgsearch index tune test"
     tune(connection, get_model(connection, "test"), 0.99, 10, 50)
     assert told() == "None"
-    connection.execute("select imgsearch.set_index('test', 'ivfflat')")
-    assert told() == "another was wished for since: pgimgsearch index build test --concurrently"
+    connection.execute("select imgsearch.set_index('test', 'hnsw-binary')")
+    assert told() == "its settings were changed since: pgimgsearch index build test --concurrently"
     connection.execute("drop index imgsearch.embedding_test_256_hnsw")
-    assert told() == "it is invalid or gone: pgimgsearch index build test --concurrently"
+    assert told() == "it is invalid or was dropped: pgimgsearch index build test --concurrently"
 
 
 def test_the_command_builds_what_is_asked_for(cli: Callable[..., Any], url: str) -> None:
     with connect(url) as connection:
         stored(connection, np.random.default_rng(2).standard_normal((ROWS, DIM), dtype=np.float32))
-    listed = json.loads(cli("--json", "index", "build", "test", "--method", "ivfflat", "--recall", "0.95").stdout)
-    assert listed["method"] == "ivfflat"
-    assert listed["index"] == "embedding_test_256_ivf"
+    listed = json.loads(cli("--json", "index", "build", "test", "--method", "hnsw", "--recall", "0.95").stdout)
+    assert listed["method"] == "hnsw"
+    assert listed["index"] == "embedding_test_256_hnsw"
     assert listed["recall"] >= 0.95
-    # a graph of so many dimensions needs more than 64 MB of nothing here; bits of random vectors find too little
+    # bits of random vectors find too little
     refused = cli("index", "build", "test", "--method", "hnsw-binary", "--recall", "1")
     assert refused.returncode == 5
     assert "pgimgsearch index build test --method hnsw" in refused.stderr
     rows = json.loads(cli("--json", "index", "status").stdout)
-    assert [(row["method"], row["valid"]) for row in rows] == [("ivfflat", True)]
+    assert [(row["method"], row["valid"]) for row in rows] == [("hnsw", True)]
     assert json.loads(cli("--json", "index", "build", "test", "--method", "auto").stdout)["method"] == "hnsw"
     cli("index", "drop", "test")
     assert [row["method"] for row in json.loads(cli("--json", "index", "status").stdout)] == ["none"]
@@ -315,7 +302,7 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
     for _ in range(2):  # the second time there is nothing to do
         connection.execute("select imgsearch.partition_embeddings('test', 4)")
     add_vectors(connection, "embedding_test_256", vectors)
-    model = wishing(connection, method)
+    model = with_method(connection, method)
     for concurrently in (False, True):
         built = build_index(connection, model, BuildOptions(256, concurrently))
         assert built is not None
@@ -324,9 +311,9 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
         model = get_model(connection, "test")
         state = index_status(connection)[0]
         assert (state["method"], state["valid"], state["rows"], state["advice"]) == (method, True, ROWS, None)
-        assert state["index_bytes"] >= 0.8 * ROWS * index_row_bytes(model, method)
+        assert state["index_bytes"] >= 0.8 * ROWS * index_row_bytes(index_spec(model), method)
         left = (
-            "select count(*) from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '_(new|old)$'"
+            "select count(*) from pg_class where relnamespace = 'imgsearch'::regnamespace and relname ~ '__(new|old)$'"
         )
         assert connection.execute(left).fetchone() == (0,)
         each = "select count(*), bool_and(indisvalid) from pg_index where indrelid in " \
@@ -334,19 +321,17 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
         assert connection.execute(each).fetchone() == (4, True)
     with connection.transaction():
         assert found_share(connection, vectors) >= 0.95
-        part = f"embeddings_{model.model_id}_4_00{SUFFIXES[method]}"
+        part = f"embedding_test_256_p0_{ENDS[method]}"
         assert scans(connection, part) >= len(ASKED)
     connection.execute("update imgsearch.image set metadata = '{\"most\": true}' where image_id % 4 <> 0")
     most = np.arange(1, ROWS + 1) % 4 != 0
     assert found_share(connection, vectors, ", filter => '{\"most\": true}'", most) >= 0.95
     assert connection.execute("select count(*) from public.mine").fetchone() == (ROWS,)
-    assert [
-        difference.what for difference in schema_findings(connection) if difference.where in {"index", "model"}
-    ] == []
+    assert [found for found in schema_findings(connection) if "never loaded" not in found.finding] == []
     connection.execute("delete from imgsearch.alias")
     connection.execute("drop view public.mine")
     connection.execute("select imgsearch.drop_model('test')")
-    assert connection.execute("select count(*) from pg_class where relname ~ '^embeddings?_'").fetchone() == (0,)
+    assert connection.execute("select count(*) from pg_class where relname ~ '^embedding_'").fetchone() == (0,)
 
 
 def test_a_partitioned_model_is_ingested_and_indexed(cli: Callable[..., Any], url: str, photos: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from benchmarks.harness import add_images, add_vectors, clustered
 from pgimgsearch.cli.plan import parse_count
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.models import get_model
 from pgimgsearch.errors import UsageError
 from pgimgsearch.indexing.build import BuildOptions, build_index
-from pgimgsearch.indexing.methods import index_row_bytes
+from pgimgsearch.indexing.methods import index_row_bytes, index_spec
 from pgimgsearch.operations import plan
 from pgimgsearch.operations import plan_rates as measure
 from pgimgsearch.operations.plan_rates import measure_rates, planned_model
@@ -64,7 +65,7 @@ def test_the_layout_is_that_of_postgres(
     connection.execute("select imgsearch.add_model('some', %s, 'timm', 'x', 'auto', %s)", [dim, storage])
     add_images(connection, 4000)
     with connect(url) as opened:
-        stored = planned_model(opened, "some")
+        stored = get_model(opened, "some")
     if storage == "bit":
         bits = np.random.default_rng(0).integers(0, 2, (4000, dim))
         with connection.cursor().copy(f"copy imgsearch.{stored.table_name} from stdin") as copy:  # type: ignore[call-overload]
@@ -74,10 +75,10 @@ def test_the_layout_is_that_of_postgres(
         add_vectors(connection, stored.table_name, clustered(4000, dim))
     with connect(url) as opened:
         build_index(opened, stored, BuildOptions(256))
-        rates = measure_rates(opened, planned_model(opened, "some"), remote=False, network=None)
+        rates = measure_rates(opened, planned_model(opened, "some"), remote=False, placement=None)
     assert rates.sources["disk"] == "4000 stored vectors"
-    assert rates.table_row == pytest.approx(plan.table_row_bytes(stored), rel=1 / 12, abs=20 * 8192 / 4000)
-    assert rates.index_row == pytest.approx(index_row_bytes(stored, "hnsw"), rel=1 / 12)
+    assert rates.table_row == pytest.approx(plan.table_row_bytes(index_spec(stored)), rel=1 / 12, abs=20 * 8192 / 4000)
+    assert rates.index_row == pytest.approx(index_row_bytes(index_spec(stored), "hnsw"), rel=1 / 12)
     assert rates.trial_seconds > 0
     assert connection.execute("select to_regclass('imgsearch.plan_trial')").fetchone() == (None,)
 

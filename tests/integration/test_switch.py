@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import coverage, locks
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import Coverage, get_model, list_aliases, list_models, remove_model
+from pgimgsearch.database.models import Coverage, count_coverage, get_model, list_aliases, list_models, remove_model
 from pgimgsearch.database.texts import cache_texts
 from pgimgsearch.embeddings.open_models import ModelRequest, add_model
 from pgimgsearch.embeddings.registry import open_model
@@ -29,12 +29,12 @@ from pgimgsearch.errors import (
     UsageError,
 )
 from pgimgsearch.indexing.build import BuildOptions, BuildResult, build_index
-from pgimgsearch.ingest import backfill as fill
-from pgimgsearch.ingest import keep
+from pgimgsearch.ingest import backfill, write
 from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import compare, switch
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.source import query_source
 from tests.conftest import judge_at, values
@@ -54,7 +54,7 @@ def detailed(tmp_path: Path) -> Path:
 
 
 def moved(url: str, target: str = "pdq", **request: Any) -> switch.SwitchResult:
-    return switch.switch(url, switch.SwitchRequest("default", target, **request), lambda _: None, lambda _, __: None)
+    return switch.switch(url, switch.SwitchRequest("default", target, **request), SILENT)
 
 
 def meant(connection: Connection) -> str | None:
@@ -101,7 +101,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
         with pytest.raises(psycopg.Error, match="an alias is a word"):
             connection.execute("select imgsearch.set_alias(%s, 'pdq')", [alias])
     with pytest.raises(ModelError, match="pdq cannot read text"):
-        switch.switch(url, switch.SwitchRequest("text", "pdq"), lambda _: None, lambda _, __: None)
+        switch.switch(url, switch.SwitchRequest("text", "pdq"), SILENT)
     connection.execute("select imgsearch.set_alias('mine', 'pdq')")
     with connect(url) as opened, pytest.raises(Exception, match="meant no other model before"):
         rollback(opened, "mine")
@@ -131,8 +131,8 @@ def test_texts_that_were_asked_are_found_again(
         model = open_model(opened, "palette")
         for template in ("{}", "a {} wall"):
             cache_texts(opened, model.stored, ["red", "blue"], model.embed_texts(["red", "blue"], template), template)
-    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate"), lambda _: None)
-    switch.switch(url, switch.SwitchRequest("text", "palette@8", recall=0), lambda _: None, lambda _, __: None)
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate"), SILENT)
+    switch.switch(url, switch.SwitchRequest("text", "palette@8", recall=0), SILENT)
     assert store_text(connection) == "palette@8"
     for text, template in (("red", "{}"), ("blue", "a {} wall")):
         rows = connection.execute(
@@ -175,16 +175,16 @@ def test_a_switch_that_is_stopped_goes_on(
 ) -> None:
     ingest(detailed, "palette")
     embedded: list[int] = []
-    whole = keep.Keeper.write
+    whole = write.EmbeddingWriter.write
 
-    def then_stop(keeper: Any, chunk: list[keep.Lacking]) -> None:
+    def then_stop(keeper: Any, chunk: list[write.MissingContent]) -> None:
         whole(keeper, chunk)
         embedded.append(len(chunk))
         if len(embedded) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(keep.Keeper, "write", then_stop)
-    monkeypatch.setattr(fill, "CHUNK", 5)
+    monkeypatch.setattr(write.EmbeddingWriter, "write", then_stop)
+    monkeypatch.setattr(backfill, "CHUNK", 5)
     with pytest.raises(InterruptedRun, match="goes on from there"):
         moved(url)
     assert meant(connection) == "palette"
@@ -242,10 +242,10 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     assert answers > 10
     with connect(url) as opened:
         assert meant(opened) == "pdq"
-        assert coverage.count(opened, get_model(opened, "pdq")).contents == 18
+        assert count_coverage(opened, get_model(opened, "pdq")).contents == 18
         quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
         fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
-        assert coverage.count(opened, get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
+        assert count_coverage(opened, get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
 
 
 def test_an_alias_that_nobody_has_is_not_touched(
@@ -254,15 +254,15 @@ def test_an_alias_that_nobody_has_is_not_touched(
     """palette reads text, and nothing here did: aliases move when someone says so."""
     ingest(detailed, "pdq")
     assert set(list_aliases(connection)) == {"default", "duplicates"}
-    whole = keep.Keeper.write
+    whole = write.EmbeddingWriter.write
 
-    def then_stop(keeper: Any, chunk: list[keep.Lacking]) -> None:
+    def then_stop(keeper: Any, chunk: list[write.MissingContent]) -> None:
         whole(keeper, chunk)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(keep.Keeper, "write", then_stop)
-        patched.setattr(fill, "CHUNK", 5)
+        patched.setattr(write.EmbeddingWriter, "write", then_stop)
+        patched.setattr(backfill, "CHUNK", 5)
         with pytest.raises(InterruptedRun):
             moved(url, "palette")
     assert list_aliases(connection) == {"default": "pdq", "duplicates": "pdq"}
@@ -274,7 +274,7 @@ def test_duplicates_follows_default_again_after_a_rollback(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
     ingest(detailed, "palette")
-    done = switch.switch(url, switch.SwitchRequest("duplicates", "pdq"), lambda _: None, lambda _, __: None)
+    done = switch.switch(url, switch.SwitchRequest("duplicates", "pdq"), SILENT)
     assert (done.old, done.new) == ("palette", "pdq")
     assert [rollback(connection, "duplicates") for _ in range(2)] == ["palette", "pdq"]
     assert rollback(connection, "duplicates") == "palette"
@@ -306,7 +306,7 @@ def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
 ) -> None:
     ingest(detailed, "palette")
     with pytest.raises(ModelError, match="palette is the name of a model"):
-        switch.switch(url, switch.SwitchRequest("palette", "pdq"), lambda _: None, lambda _, __: None)
+        switch.switch(url, switch.SwitchRequest("palette", "pdq"), SILENT)
     with pytest.raises(UsageError, match="cannot write"):
         moved(url, page=tmp_path / "nowhere" / "page.html")
     with pytest.raises(ModelError, match="unknown model: pdqq"):
@@ -328,7 +328,7 @@ def test_an_alias_that_moved_meanwhile_stays_there(
 ) -> None:  # fmt: skip
     for folder in (detailed, photos):  # enough to fit on
         ingest(folder, "palette")
-    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", store_as="small"), SILENT)
     carried = switch._carry_texts
 
     def then_move(*arguments: Any) -> Any:
@@ -345,7 +345,7 @@ def test_weights_that_changed_on_the_way_are_refused(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed, "palette")
-    add_model(url, ModelRequest(["pdq"], claim=False), lambda _: None)
+    add_model(url, ModelRequest(["pdq"], claim=False), SILENT)
     connection.execute("update imgsearch.model set fingerprint = 'of other weights' where name = 'pdq'")
     with pytest.raises(DriftError, match="pdq is not the one whose vectors are stored"):
         moved(url)
@@ -382,20 +382,20 @@ def test_images_that_come_in_the_last_moment_do_not_stop_a_switch(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed / "a", "palette")
-    counted = coverage.count
+    counted = backfill.count_coverage
 
     def then_arrive(*arguments: Any) -> Any:
         ingest(detailed / "b", "palette", collection="late")
         return counted(*arguments)
 
-    monkeypatch.setattr(coverage, "count", then_arrive)
+    monkeypatch.setattr(backfill, "count_coverage", then_arrive)
     done = moved(url)
     assert (done.coverage.contents, done.coverage.missing) == (12, 0)  # there was time to pick them up
     monkeypatch.setattr(switch, "MOST_LATE", 0)
     connection.execute("select imgsearch.set_alias('default', 'palette')")
     connection.execute("delete from imgsearch.embedding_pdq_256 where content_id > 6")
     with monkeypatch.context() as patched:
-        patched.setattr(fill, "_pages", lambda *_: iter([]))
+        patched.setattr(backfill, "_pages", lambda *_: iter([]))
         with pytest.raises(ModelError, match="6 images arrive faster than pdq is filled; default stays palette"):
             moved(url)
 
@@ -404,13 +404,13 @@ def test_a_stop_is_heard_where_there_is_nothing_to_fill(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(detailed, "palette", "pdq")
-    counted = coverage.count
+    counted = backfill.count_coverage
 
     def then_stop(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return counted(*arguments)
 
-    monkeypatch.setattr(coverage, "count", then_stop)
+    monkeypatch.setattr(backfill, "count_coverage", then_stop)
     with pytest.raises(InterruptedRun):
         moved(url)
     assert meant(connection) == "palette"
@@ -490,7 +490,7 @@ def test_a_model_that_is_filled_is_left_alone(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
     ingest(detailed, "palette")
-    added = add_model(url, ModelRequest(["pdq"], claim=False), lambda _: None).stored
+    added = add_model(url, ModelRequest(["pdq"], claim=False), SILENT).stored
     with connect(url) as opened, locks.exclusive(opened, locks.FILL, added.model_id, "busy"):
         ingest(detailed / "a", "pdq")
         state = "select status, index_method from imgsearch.model where name = 'pdq'"
@@ -515,7 +515,7 @@ def test_a_text_that_the_new_model_cannot_read_is_counted(
     with connect(url) as opened:
         model = open_model(opened, "palette")
         cache_texts(opened, model.stored, ["red", "of no colour", "blue"], model.embed_texts(["red", "red", "blue"]))
-    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", called="small"), lambda _: None)
+    add_model(url, ModelRequest(["palette"], dim=8, reduction="truncate", store_as="small"), SILENT)
     assert moved(url, "small", recall=0).texts == switch.CarriedTexts(carried=2, refused=("of no colour",))
 
 
@@ -546,8 +546,8 @@ def test_both_models_side_by_side(
         "update imgsearch.image set metadata = jsonb_build_object('kind', split_part(path, '/', 1)), caption = path"
     )
     page = tmp_path / "page.html"
-    request = compare.CompareRequest("palette", "pdq", key="kind", sample=12, page=page)
-    found = compare.compare(url, request, lambda _: None, lambda _, __: None)
+    request = compare.CompareRequest("palette", "pdq", key="kind", sample=12, html=page)
+    found = compare.compare(url, request, SILENT)
     rows = {row.measure: row for row in found.rows}
     assert found.models == ("palette", "pdq")
     common = rows["neighbours in common, of 10"].both
@@ -568,7 +568,7 @@ def test_both_models_side_by_side(
     assert text.count("<section>") == 12
     assert text.count("data:image/jpeg;base64,") >= 12 * 21
     with pytest.raises(UsageError, match="are the same model"):
-        compare.compare(url, compare.CompareRequest("palette", "default"), lambda _: None, lambda _, __: None)
+        compare.compare(url, compare.CompareRequest("palette", "default"), SILENT)
 
 
 def count(connection: Connection, relation: str) -> int:

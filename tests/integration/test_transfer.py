@@ -16,6 +16,7 @@ from pgimgsearch.errors import DriftError, SourceError, UsageError
 from pgimgsearch.ingest import run
 from pgimgsearch.operations import export_import as transfer
 from pgimgsearch.operations.export_import import export, import_files
+from pgimgsearch.reporter import Reporter
 from tests.conftest import clone
 from tests.pictures import photo
 
@@ -66,7 +67,7 @@ def test_there_and_back(url: str, other: str, tmp_path: Path, name: str, monkeyp
     with connect(url) as connection:
         wanted, model = images(connection, name), connection.execute(MODEL, [name]).fetchone()
     done: list[int] = []
-    assert export(url, name, target, None, done.append) == len(wanted)
+    assert export(url, name, target, None, Reporter(progress=lambda rows, _: done.append(rows))) == len(wanted)
     assert done[-1] == len(wanted)
     for transform in range(2):  # the second time nothing changes
         (imported,) = import_files(other, [target])

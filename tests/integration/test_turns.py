@@ -45,7 +45,7 @@ def test_turned_copies_are_found_where_wanted(transform: Path, cli: Callable[...
     def pairs(*arguments: str) -> dict[frozenset[str], str | None]:
         done = cli("--json", "duplicates", "--pairs", *arguments)
         assert done.returncode == 0, done.stderr
-        pairs.talk = done.stderr  # type: ignore[attr-defined]
+        pairs.said = done.stderr  # type: ignore[attr-defined]
         return {frozenset([row["path_a"], row["path_b"]]): row["transform"] for row in json.loads(done.stdout)}
 
     assert pairs() == {}
@@ -61,11 +61,11 @@ def test_turned_copies_are_found_where_wanted(transform: Path, cli: Callable[...
     assert found[frozenset(["0.png", "mirrored.png"])] == "mirrored"
     assert str(found[frozenset(["0.png", "rotated.png"])]).startswith("rotated")
     assert str(found[frozenset(["0.png", "both.png"])]).startswith("mirrored, rotated")
-    assert "6 images compared under transforms" in pairs.talk  # type: ignore[attr-defined]
-    assert "1 files could not be read" in pairs.talk  # type: ignore[attr-defined]
+    assert "6 images compared under transforms" in pairs.said  # type: ignore[attr-defined]
+    assert "1 files could not be read" in pairs.said  # type: ignore[attr-defined]
     assert pairs() == {}  # remembered, and shown where wanted
     assert pairs("--transformed", "mirror,rotate") == found
-    assert "0 images compared under transforms" in pairs.talk  # type: ignore[attr-defined]  (the file that is gone is tried again)
+    assert "0 images compared under transforms" in pairs.said  # type: ignore[attr-defined]  # (the file that is gone is tried again)
     query = "select path from imgsearch.duplicate_groups(transformed => true) where keeper"
     assert connection.execute(query).fetchall() == [("0.png",)]
     # a low threshold, at which the same two met before, takes nothing away

@@ -21,6 +21,7 @@ from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime.batches import Batches, find_size
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
 from tests.pictures import photo
@@ -343,7 +344,7 @@ def test_derived_models_keep_licence_and_threshold(
     with connect(url) as opened:
         store_model(opened, row, Loader(Placement("cpu")).load(row))
     for request in (ModelRequest(["clip-vit-b-32"], ("hidden",)), ModelRequest(["clip-vit-b-32"], dim=8)):
-        open_models(url, request, [folder_source(many)], tell=lambda _: None)
+        open_models(url, request, [folder_source(many)], reporter=SILENT)
     rows = connection.execute("select name, licence, near from imgsearch.model order by name").fetchall()
     assert [row[0] for row in rows] == ["clip-vit-b-32", "clip-vit-b-32@8", "clip-vit-b-32@hidden"]
     assert all(row[1] == "MIT" and row[2] == pytest.approx(0.96) for row in rows)

@@ -14,6 +14,7 @@ from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.source import ScannedFile, folder_source
 from tests import pictures
 from tests.reliability.mortal import mortal_server
@@ -55,7 +56,9 @@ def ingest(url: str, folder: Path, refine: run.Refine = lambda files: files, **o
     with connect(url) as connection:
         models = [open_model(connection, name) for name in ("palette", "pdq")]
     source = folder_source(folder)
-    report = run.ingest(url, source, models, run.Options(workers=2, **options), refine=refine, tell=told.append)
+    report = run.ingest(
+        url, source, models, run.Options(workers=2, **options), refine=refine, reporter=Reporter(told.append)
+    )
     return report, "\n".join(told)
 
 

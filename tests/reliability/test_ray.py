@@ -17,6 +17,7 @@ from pgimgsearch.errors import UsageError
 from pgimgsearch.ingest import ray as on_ray
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
+from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources import shards
 from pgimgsearch.sources.source import Source, folder_source
 from tests import pictures
@@ -62,8 +63,16 @@ def rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
 def ingest(url: str, source: Source, progress: Callable[[int], None] = lambda _: None, **options: bool) -> run.Report:
     request = ModelRequest(MODELS)
     chosen = run.Options(**options)
-    models = open_models(url, request, [source], chosen, lambda _: None)
-    return on_ray.ingest_on_ray(url, source, models, chosen, request=request, workers=2, progress=progress)
+    models = open_models(url, request, [source], chosen.limits, SILENT)
+    return on_ray.ingest_on_ray(
+        url,
+        source,
+        models,
+        chosen,
+        request=request,
+        workers=2,
+        reporter=Reporter(progress=lambda done, _: progress(done)),
+    )
 
 
 def locally(url: str, source: Source) -> dict[str, list[tuple[object, ...]]]:

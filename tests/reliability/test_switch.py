@@ -109,12 +109,12 @@ def test_a_switch_under_load_that_is_killed_twice(
             assert process.returncode == 0, told
         assert meant(connection) == "dinov2-large"
         new = opened(url, "dinov2-large", weights)
-        fill(url, new, lambda _, __: None)  # what came after the alias had moved
+        fill(url, new)  # what came after the alias had moved
         assert [rollback(connection) for _ in range(2)] == ["dinov2-base", "dinov2-large"]
         before = list(answered)
         wait_for(lambda: all(now > then for now, then in zip(answered, before, strict=True)))
     assert wrong == []
-    assert connection.execute("select relname from pg_class where relname ~ '_new$'").fetchall() == []
+    assert connection.execute("select relname from pg_class where relname ~ '__new$'").fetchall() == []
     for model in (old, new):
         compare(connection, folder, model)
 

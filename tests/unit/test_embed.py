@@ -53,5 +53,5 @@ def test_as_many_passes_as_the_device_wants_in_order(device: str, at_once: int) 
     done = list(embed(iter(items), [model], watch))
     assert [item.file.path for item in done] == [str(number) for number in range(PICTURES)]
     assert [float(item.vectors[0][0]) for item in done] == [number + 1 for number in range(PICTURES)]
-    assert watch.stages["embed test"].pictures == PICTURES
+    assert watch.stages["embed test"].images == PICTURES
     assert encoder.most == at_once

@@ -41,7 +41,7 @@ def test_work_stays_within_its_share(load: float, cores: int, pieces: list[tuple
         for seconds, used, device in pieces:
             machine.work(seconds, used * cores, device * seconds)
             before = machine.now
-            pace.hold()
+            pace.wait()
             share = max(machine.cpu / cores, machine.busy) / machine.now
             assert share <= load * 1.000001
             assert machine.now == before or share == pytest.approx(load)
@@ -51,9 +51,9 @@ def test_a_full_load_never_waits_and_a_stop_ends_a_wait() -> None:
     with pytest.MonkeyPatch.context() as patched:
         machine = Machine(patched, 2)
         machine.work(10, 2, 10)
-        Throttle(1.0, machine.stopped, lambda: machine.busy).hold()
+        Throttle(1.0, machine.stopped, lambda: machine.busy).wait()
         assert machine.now == 10
     stopped = threading.Event()
     stopped.set()
     busy = iter([0.0, 1e6])
-    Throttle(0.01, stopped, lambda: next(busy)).hold()  # a wait of years
+    Throttle(0.01, stopped, lambda: next(busy)).wait()  # a wait of years

@@ -1,4 +1,4 @@
-"""A large load: beside a live table, with its copy, its build and the swap, over the same rows put into the live graph."""
+"""A large load: into a shadow table, with copy, build and swap, over the same rows inserted into the live graph."""
 
 import time
 
@@ -13,7 +13,7 @@ ROWS, NEW, TRIED, DIM = sized(100_000), sized(30_000), sized(3_000), 768
 
 
 def main() -> dict[str, object]:
-    """Put some rows into the live graph, and take its pace for all; then the others beside it."""
+    """Put some rows into the live graph, and take its pace for all; then load the others into a shadow table."""
     with fresh_database() as (_, connection):
         add_images(connection, ROWS + TRIED + NEW)
         model = add_model(connection, "bench", DIM)
@@ -27,18 +27,18 @@ def main() -> dict[str, object]:
         live = (time.perf_counter() - start) / TRIED * NEW
         start = time.perf_counter()
         create_shadow(connection, model)
-        beside = shadow_table(connection, model)
-        assert beside is not None
-        copy_vectors(connection, beside.table_name, vectors[ROWS + TRIED :], first=ROWS + TRIED)
+        shadow = shadow_table(connection, model)
+        assert shadow is not None
+        copy_vectors(connection, shadow.name, vectors[ROWS + TRIED :], first=ROWS + TRIED)
         built = complete_load(connection, model, request)
         taken = time.perf_counter() - start
         assert built is not None
     return report(
-        "Aside: a load beside a live table over the same rows into its graph",
+        "Shadow table: a load into it with copy, build and swap, over the same rows into the live graph",
         [
             {
                 "rows there": ROWS + TRIED, "new rows": NEW, "dim": DIM, "live, s": live, "live, rows/s": NEW / live,
-                "beside, s": taken, "beside, rows/s": NEW / taken, "recall@10": built.recall,
+                "shadow, s": taken, "shadow, rows/s": NEW / taken, "recall@10": built.recall,
             }
         ],
         taken / live,
