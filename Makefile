@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast check bench bundle clean
+.PHONY: demo test test-fast check bench tables release-bundle clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,10 +43,13 @@ check: $(VENV)/full
 bench: $(VENV)/full
 	$(VENV)/bin/python -m benchmarks $(BENCH)
 
-# Freeze sql/ as the functions of the newest revision, and list its tables, from a database of its own.
-bundle: $(VENV)/core
+# List the tables of the newest revision, from a new database.
+tables: $(VENV)/core
+	$(VENV)/bin/python -m pgimgsearch.operations.schema_check > migrations/tables.txt
+
+# At a release: freeze sql/ as the functions of its revision.
+release-bundle: $(VENV)/core
 	$(VENV)/bin/python -m pgimgsearch.database.functions
-	$(VENV)/bin/python -m pgimgsearch.operations.doctor > migrations/tables.txt
 
 clean:
 	rm -rf $(VENV) dist build benchmarks/results

@@ -82,6 +82,7 @@ def add_model(connection: Connection, name: str, dim: int, storage: str = "halfv
         connection,
         {"name": name, "dim": dim, "storage": storage, "backend": "timm", "checkpoint": name, "output": "pool",
          "preprocess": {}, "fingerprint": name, "has_text": False, "near": 0.95},
+        aliases=["default"],
     )  # fmt: skip
 
 
@@ -94,8 +95,8 @@ def add_images(connection: Connection, rows: int) -> None:
         [rows],
     )
     connection.execute(
-        "insert into imgsearch.image (content_id, collection_id, path, metadata) "
-        "select content_id, 1, content_id || '.jpg', jsonb_build_object('tenth', content_id % 10, 'hundredth', "
+        "insert into imgsearch.image (content_id, collection_id, key, path, metadata) "
+        "select content_id, 1, content_id || '.jpg', content_id || '.jpg', jsonb_build_object('tenth', content_id % 10, 'hundredth', "
         "content_id % 100) from imgsearch.content order by content_id"
     )
     connection.execute("vacuum analyze imgsearch.image, imgsearch.content")

@@ -137,8 +137,8 @@ def values(found: Evaluation) -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture
-def cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line as a user would, against the fresh database."""
+def program(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own, as a user would, against the fresh database."""
 
     def run_cli(*arguments: str, db: str | None = url, **environment: str) -> subprocess.CompletedProcess[str]:
         known = {key: value for key, value in os.environ.items() if not key.startswith("PGIMGSEARCH_")}
@@ -153,6 +153,12 @@ def cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return run_cli
+
+
+@pytest.fixture
+def cli(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The command line; in-process where the process is not what is tested."""
+    return program
 
 
 @pytest.fixture

@@ -39,37 +39,39 @@ COPY_FIGURES = ("r@1", "r@3", "micro-ap", "r@p90")
 PROTOCOLS = (
     Protocol(
         "copy-detection", "edited queries find their reference, others none; folders and truth as in DISC21",
-        "Douze et al. 2021, arXiv:2106.09672", COPY_FIGURES, "copies.copies", COPIES,
+        "Douze et al. 2021, arXiv:2106.09672", COPY_FIGURES, "copy_detection.copies", COPIES,
     ),
     Protocol(
         "clip-vs-dinov2", "the same of CLIP's projection, the mean of DINOv2's tokens, and its CLS",
         "a published comparison on 150,000 references and 1,448 queries with a match: top-1 28.45% and 64%",
-        COPY_FIGURES, "copies.copies", COPIES, ("clip-vit-b-32", "dinov2-base@mean", "dinov2-base"),
+        COPY_FIGURES, "copy_detection.copies", COPIES, ("clip-vit-b-32", "dinov2-base@mean", "dinov2-base"),
         {("clip-vit-b-32", "r@1"): 0.2845, ("dinov2-base@mean", "r@1"): 0.64},
     ),
     Protocol(
         "instances", "a picture finds the others of its group",
         "mAP: Philbin et al. 2007; R@k: Song et al. 2016, arXiv:1511.06452", ("map", "r@1", "r@5", "r@10"),
-        "grouped.instances", (*PICTURES, "sample", "key", "min_images"),
+        "labelled.instances", (*PICTURES, "sample", "key", "min_images"),
     ),
     Protocol(
         "classes", "a picture finds others of its class, and 20 weighted neighbours tell it",
         "kNN: Wu et al. 2018, arXiv:1805.01978, with the temperature 0.07", ("p@1", "p@5", "p@10", "knn"),
-        "grouped.classes", (*PICTURES, "sample", "key", "min_images"),
+        "labelled.classes", (*PICTURES, "sample", "key", "min_images"),
     ),
     Protocol(
         "text-to-image", "captions, or names of classes, find their pictures",
         "Karpathy and Fei-Fei 2015, arXiv:1412.2306", ("r@1", "r@5", "r@10"),
-        "texts.text_to_image", TEXTS, ("text",), of_classes=("p@1", "p@5", "p@10"),
+        "caption_protocols.text_to_image", TEXTS, ("text",), of_classes=("p@1", "p@5", "p@10"),
     ),
     Protocol(
         "image-to-text", "pictures find their captions", "Karpathy and Fei-Fei 2015, arXiv:1412.2306",
-        ("r@1", "r@5", "r@10"), "texts.image_to_text", (*PICTURES, "sample", "template", "captions", "split"),
+        ("r@1", "r@5", "r@10"), "caption_protocols.image_to_text",
+        (*PICTURES, "sample", "template", "captions", "split"),
         ("text",),
     ),
     Protocol(
         "zero-shot", "the class of a picture is told by its name", "Radford et al. 2021, arXiv:2103.00020, section 3.1",
-        ("top-1", "top-5"), "texts.zero_shot", (*PICTURES, "sample", "key", "min_images", "template"), ("text",),
+        ("top-1", "top-5"), "caption_protocols.zero_shot",
+        (*PICTURES, "sample", "key", "min_images", "template"), ("text",),
     ),
     Protocol(
         "duplicates", "pairs above the model's threshold are the known ones",
@@ -79,7 +81,7 @@ PROTOCOLS = (
     ),
     Protocol(
         "index", "the index finds the true nearest neighbours", "Aumüller et al. 2018, arXiv:1807.05614",
-        ("recall@K",), "ann.index", ("sample", "k"),
+        ("recall@K",), "index_recall.index", ("sample", "k"),
     ),
 )  # fmt: skip
 BY_NAME = {protocol.name: protocol for protocol in PROTOCOLS}

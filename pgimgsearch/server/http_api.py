@@ -68,6 +68,9 @@ class JobState(BaseModel):
     results: list[FileResult] | None = None
 
 
+BEARER = HTTPBearer(auto_error=False)  # says in the description that a route needs the password
+
+
 def application(service: Service, password: str) -> FastAPI:
     """The routes; all but /health, /metrics and the description want the password as a bearer token."""
     jobs = Jobs(service)
@@ -82,11 +85,17 @@ def application(service: Service, password: str) -> FastAPI:
     app.exception_handler(Refusal)(_refuse)
     app.exception_handler(ModelError)(_refuse)
     app.middleware("http")(_limit_body)
-    known = HTTPBearer(auto_error=False)  # says in the description that they want the password
+    _add_password_check(app, password)
+    _add_embedding(app, service)
+    _add_jobs(app, service, jobs)
+    _add_status(app, service)
+    return app
 
+
+def _add_password_check(app: FastAPI, password: str) -> None:
     @app.middleware("http")
     async def check_password(request: Request, call_next: Any) -> Any:
-        """Refuse strangers before anything of a body is read."""
+        """Refuse requests without the password before anything of a body is read."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         right = scheme.lower() == "bearer" and secrets.compare_digest(token.encode(), password.encode())
         if right or request.url.path in OPEN_PATHS:
@@ -95,7 +104,9 @@ def application(service: Service, password: str) -> FastAPI:
             request, Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
         )
 
-    @app.post("/embed/text", dependencies=[Depends(known)])
+
+def _add_embedding(app: FastAPI, service: Service) -> None:
+    @app.post("/embed/text", dependencies=[Depends(BEARER)])
     async def embed_text(asked: Texts) -> TextVectors:
         """Embed texts; new ones go into the database's cache."""
         model = service.find(asked.model)
@@ -107,7 +118,7 @@ def application(service: Service, password: str) -> FastAPI:
         service.metrics.count("http", "text", "ok")
         return TextVectors(model=model.stored.name, dim=model.stored.dim, embeddings=vectors.tolist())
 
-    @app.post("/embed/image", dependencies=[Depends(known)])
+    @app.post("/embed/image", dependencies=[Depends(BEARER)])
     async def embed_image(
         files: list[UploadFile], model: str = "default", normalize: bool | None = None
     ) -> FileVectors:  # fmt: skip
@@ -116,16 +127,20 @@ def application(service: Service, password: str) -> FastAPI:
         results = await _all_results(service, held, files, normalize)
         return FileVectors(model=held.stored.name, dim=held.stored.dim, results=results)
 
-    @app.post("/jobs", status_code=202, dependencies=[Depends(known)])
+
+def _add_jobs(app: FastAPI, service: Service, jobs: Jobs) -> None:
+    @app.post("/jobs", status_code=202, dependencies=[Depends(BEARER)])
     async def add_job(files: list[UploadFile], model: str = "default", normalize: bool | None = None) -> JobState:
         """Take files for later, and answer with a job to ask for."""
         return _state(await jobs.add(service.find(model), files, normalize=normalize))
 
-    @app.get("/jobs/{job_id}", dependencies=[Depends(known)])
+    @app.get("/jobs/{job_id}", dependencies=[Depends(BEARER)])
     async def job(job_id: str) -> JobState:
         """Say how far a job is; results are kept for an hour."""
         return _state(jobs.find(job_id))
 
+
+def _add_status(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Say that it runs, and what it holds."""
@@ -137,8 +152,6 @@ def application(service: Service, password: str) -> FastAPI:
     async def metrics() -> Response:
         """Show counters in Prometheus' form."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return app
 
 
 async def _all_results(

@@ -162,7 +162,7 @@ def test_what_a_reference_collection_shows_stays_also_where_another_shows_it(
     """The small copy is in two collections, of which one is kept whole."""
     connection.execute("insert into imgsearch.collection (name, root) values ('kept', %s)", [str(shop.parent)])
     connection.execute(
-        "insert into imgsearch.image (content_id, collection_id, path) select content_id, 2, 'shop/' || path "
+        "insert into imgsearch.image (content_id, collection_id, key, path) select content_id, 2, path, 'shop/' || path "
         "from imgsearch.image where path in ('small 0.png', '0.png')"
     )
     moves = away.plan(_groups(connection, reference=["kept"]))

@@ -13,6 +13,12 @@ from pgimgsearch.database.connection import Connection
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture
+def cli(program: Run) -> Run:
+    """In a process of its own."""
+    return program
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
@@ -37,10 +43,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         (["search", "--text", "red"], 5, "unknown model or alias: text", "ingest"),
         (["search"], 2, "give one of", "--text"),
         (["ingest", "{photos}", "-m", "palett", "--dry-run"], 5, "unknown model: palett", "palette"),
-        (["ingest", "{photos}", "--list", "-", "--prune", "-m", "palette"], 2, "--prune with a list", "removed"),
+        (["ingest", "{photos}", "--list", "-", "--prune", "-m", "palette"], 2, "--prune with a list", "deleted"),
         (["ingest", "{photos}", "-m", "palette", "--ray-workers", "2"], 2, "belongs to --engine ray", "--workers"),
         (["ingest", "{photos}/a", "{photos}/b", "-c", "all", "-m", "palette"], 6, "has its root at", "--collection"),
-        (["search", "--id", "1", "--filter", "{oops"], 2, "no JSON", "--filter"),
+        (["search", "--id", "1", "--filter", "{oops"], 2, "not valid JSON", "--filter"),
         (["models", "show", "dinov4"], 5, "unknown model: dinov4", "dinov3"),
         (["models", "remove", "x", "-y"], 5, "unknown model or alias: x", "added"),
         (["db", "grant", "reader", "nobody"], 2, "there is no role nobody", "create role"),

@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture
+def cli(program: Callable[..., Any]) -> Callable[..., Any]:
+    """In a process of its own."""
+    return program
+
+
 @pytest.mark.slow
 def test_the_demo_answers_rightly_and_writes_its_sheet(cli: Callable[..., Any], tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.html"

@@ -106,8 +106,8 @@ def test_what_is_remembered_follows_every_change(connection: Connection, indexed
         "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, 2) n"
     )
     connection.execute(
-        "insert into imgsearch.image (content_id, collection_id, path) "
-        "select content_id, 1, 'new ' || content_id from imgsearch.content where content_id > 600"
+        "insert into imgsearch.image (content_id, collection_id, key, path) "
+        "select content_id, 1, 'new ' || content_id, 'new ' || content_id from imgsearch.content where content_id > 600"
     )
     connection.execute(
         f"insert into imgsearch.{model.table_name} select c.content_id, %s::real[]::vector::halfvec from imgsearch.content c "

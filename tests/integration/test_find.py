@@ -84,6 +84,7 @@ def _bits(connection: Connection) -> StoredModel:
         connection,
         {"name": "hashes", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq", "checkpoint": "hashes",
          "output": "hash", "preprocess": {}, "fingerprint": "hashes", "has_text": False, "near": 0.9},
+        aliases=["default"],
     )  # fmt: skip
 
 

@@ -205,8 +205,8 @@ def test_predict_label_votes_among_those_that_have_the_key(
 
 @pytest.mark.parametrize("options", ["", ", filter => '{\"tenth\": 3}'", ", collapse => true"])
 def test_pages_join_into_one_list(connection: Connection, vectors: NDArray[np.float32], options: str) -> None:
-    connection.execute("insert into imgsearch.image (content_id, collection_id, path, metadata) "
-                       "select content_id, 1, 'copy-' || n || '-' || content_id, metadata from imgsearch.image, generate_series(1, 4) n where image_id <= 300")  # fmt: skip
+    connection.execute("insert into imgsearch.image (content_id, collection_id, key, path, metadata) "
+                       "select content_id, 1, 'copy-' || n || '-' || content_id, path, metadata from imgsearch.image, generate_series(1, 4) n where image_id <= 300")  # fmt: skip
     whole = [
         row[0] for row in rows(connection, f"select image_id from imgsearch.similar(5, 60, exact => true{options})")
     ]

@@ -172,8 +172,8 @@ def test_no_setting_leaks(connection: Connection, vectors: NDArray[np.float32]) 
 def test_copies_follow_each_other_or_collapse(connection: Connection, vectors: NDArray[np.float32]) -> None:
     best = nearest(vectors, 1, 1)[0]
     connection.execute(
-        "insert into imgsearch.image (content_id, collection_id, path) "
-        "select content_id, 1, 'copy-' || n from imgsearch.image, generate_series(1, 3) n where image_id = %s", [best]
+        "insert into imgsearch.image (content_id, collection_id, key, path) "
+        "select content_id, 1, 'copy-' || n, 'copy-' || n from imgsearch.image, generate_series(1, 3) n where image_id = %s", [best]
     )  # fmt: skip
     copies = ids(connection, "select image_id from imgsearch.image where starts_with(path, 'copy-') order by 1")
     found = ids(connection, "select image_id from imgsearch.similar(1, k => 6, exact => true)")
@@ -227,7 +227,9 @@ def test_errors_have_a_state_and_a_way_out(
     connection.execute(
         "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) select sha256('x'), sha256('x'), 1, 1, 1, 'PNG'"
     )
-    connection.execute("insert into imgsearch.image (content_id, collection_id, path) values (3001, 1, 'not embedded')")
+    connection.execute(
+        "insert into imgsearch.image (content_id, collection_id, key, path) values (3001, 1, 'new', 'not embedded')"
+    )
     with pytest.raises(psycopg.Error) as raised:
         connection.execute(query)  # type: ignore[call-overload]
     assert raised.value.sqlstate == state
@@ -249,7 +251,7 @@ def test_vectors_come_out_as_they_went_in(connection: Connection, vectors: NDArr
 def test_bits(connection: Connection) -> None:
     add_images(connection, 500)
     model = insert_model(connection, {"name": "hash", "dim": 64, "storage": "bit", "metric": "hamming", "backend": "pdq",
-        "checkpoint": "x", "output": "hash", "preprocess": {}, "fingerprint": "x", "has_text": False})  # fmt: skip
+        "checkpoint": "x", "output": "hash", "preprocess": {}, "fingerprint": "x", "has_text": False}, aliases=["default"])  # fmt: skip
     bits = np.random.default_rng(5).integers(0, 2, (500, 64))
     rows = [(number + 1, "".join(map(str, row))) for number, row in enumerate(bits)]
     with connection.cursor() as cursor:

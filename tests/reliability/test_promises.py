@@ -194,8 +194,8 @@ def test_the_index_is_used(opened: Connection, query: str) -> None:
 
 def test_with_a_gap_in_the_ids_that_hides_all_from_the_sample(world: World, opened: Connection) -> None:
     with opened.transaction(force_rollback=True):
-        opened.execute("insert into imgsearch.image (image_id, content_id, collection_id, path) overriding system value "
-                       "values (100000000000, 5, 1, 'far.jpg')")  # fmt: skip
+        opened.execute("insert into imgsearch.image (image_id, content_id, collection_id, key, path) overriding system value "
+                       "values (100000000000, 5, 1, 'far.jpg', 'far.jpg')")  # fmt: skip
         keep = "random-p50"
         found = [
             world.recall(opened, one, keep, ", filter => %s", json.dumps({keep: 1})) for one in queries(world)[:10]
