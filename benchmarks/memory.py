@@ -20,7 +20,7 @@ FILES, EARLY = 20_000, 2_000
 
 
 def make_pictures(folder: Path) -> None:
-    """So many small, different pictures."""
+    """So many small, different images."""
     rng = np.random.default_rng(0)
     for number in range(FILES):
         path = folder / f"{number // 1000:02}" / f"{number:05}.jpg"

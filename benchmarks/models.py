@@ -1,7 +1,7 @@
 """Models: images a second and peak memory of each, by runtime and precision, with random weights of the real size.
 
 ``python -m benchmarks.models [--device cuda] [NAME ...]``; every figure comes from a process of its own, on drawn
-pictures that are decoded and prepared already.
+images that are decoded and prepared already.
 """
 
 import argparse

@@ -88,7 +88,7 @@ def checkpoint(folder: Path, name: str, width: int) -> str:
 
 
 def draw(folder: Path, images: int) -> None:
-    """Small pictures, each another: a few patches of colour."""
+    """Small images, each another: a few patches of colour."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(images):

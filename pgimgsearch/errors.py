@@ -48,7 +48,7 @@ class DriftError(ModelError):
 
 
 class SourceError(PgImgSearchError):
-    """The pictures could not be found or listed."""
+    """The images could not be found or listed."""
 
     exit_code = 6
 

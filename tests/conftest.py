@@ -163,7 +163,7 @@ def cli(program: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 12 different pictures, in two subfolders."""
+    """A folder of 12 different images, in two subfolders."""
     folder = tmp_path / "photos"
     for number in range(12):
         photo(folder / ("a" if number < 8 else "b") / f"{number:02}.png", seed=number)

@@ -51,7 +51,7 @@ def ranked(scores: dict[str, float], right: set[str]) -> list[str]:
 def copy_detection(
     known: dict[str, Vector], folder: Path, *, bits: bool
 ) -> tuple[dict[str, float], list[list[object]]]:
-    """Of a set in DISC21's layout, whose pictures all differ; with the predictions as rows of a CSV."""
+    """Of a set in DISC21's layout, whose images all differ; with the predictions as rows of a CSV."""
     references = {path.stem: f"references/{path.name}" for path in (folder / "references").iterdir()}
     queries = {path.stem: f"queries/{path.name}" for path in (folder / "queries").iterdir()}
     with (folder / "ground_truth.csv").open() as file:
@@ -102,7 +102,7 @@ def same_label(known: dict[str, Vector], labels: dict[str, str], *, bits: bool) 
 def pairs_found(
     known: dict[str, Vector], true: set[frozenset[str]], threshold: float, *, bits: bool
 ) -> dict[str, float]:
-    """Precision, recall, F1 and average precision over all pairs of paths, whose pictures all differ."""
+    """Precision, recall, F1 and average precision over all pairs of paths, whose images all differ."""
     names = sorted(known)
     scored = [
         (similarity(known[a], known[b], bits=bits), frozenset((a, b)))

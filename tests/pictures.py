@@ -1,4 +1,4 @@
-"""Pictures that tests make."""
+"""Images that tests make."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 72), **save: Any) -> Path:
-    """Write a picture with detail enough for every model: smooth noise from a seed."""
+    """Write an image with detail enough for every model: smooth noise from a seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, **save)

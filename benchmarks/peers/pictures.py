@@ -1,4 +1,4 @@
-"""Peers that embed a folder of pictures with a CLIP checkpoint of the hub's layout: PEER FOLDER CHECKPOINT OUT.
+"""Peers that embed a folder of images with a CLIP checkpoint of the hub's layout: PEER FOLDER CHECKPOINT OUT.
 
 Loads once; then, for each line on stdin, embeds the folder, saves the vectors in the order of the files' names to OUT,
 and prints the seconds it took as JSON.

@@ -23,8 +23,8 @@ def calibrate(
     copies: Annotated[
         float, typer.Option(min=0.0001, max=1, help="The share of your images that have a copy, as you expect it.")
     ] = 0.1,
-    sample: Annotated[int, typer.Option(min=20, help="Pictures of which edited copies are made.")] = 100,
-    compared: Annotated[int, typer.Option(min=20, help="Pictures that are compared with all others.")] = 5000,
+    sample: Annotated[int, typer.Option(min=20, help="Images of which edited copies are made.")] = 100,
+    compared: Annotated[int, typer.Option(min=20, help="Images that are compared with all others.")] = 5000,
     collection: CollectionOption = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, as PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page: the plot, and the hardest pairs to judge.")] = None,
@@ -65,7 +65,7 @@ def calibrate(
     terminal.show([{"edit": edit, "near": near[edit], "similar": similar[edit]} for edit in near],
                   ["edit", "near", "similar"])  # fmt: skip
     terminal.notify(
-        f"{stored.name}: {found.images} pictures, {found.edited} of them edited, {found.compared} compared with all; "
+        f"{stored.name}: {found.images} images, {found.edited} of them edited, {found.compared} compared with all; "
         f"{found.negatives.copies} pairs left out as copies; copies expected: {copies:.0%} of the images"
     )
     terminal.notify("nothing was changed" if dry_run else f"duplicates are near from {summary['near']['value']:.4g} on")

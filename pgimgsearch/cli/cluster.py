@@ -38,4 +38,4 @@ def cluster(
         )
     terminal.show(rows, ["cluster", "images", "image_id", "typical"])
     alone = int((found.labels == -1).sum())
-    terminal.notify(f"{stored.name}: {len(found.labels)} pictures in {len(rows)} groups, {alone} like no others")
+    terminal.notify(f"{stored.name}: {len(found.labels)} images in {len(rows)} groups, {alone} like no others")

@@ -1,4 +1,4 @@
-"""``demo``: the main job on drawn pictures, or on one's own, offline."""
+"""``demo``: the main job on drawn images, or on one's own, offline."""
 
 import shutil
 from dataclasses import replace
@@ -22,11 +22,11 @@ TEXTS = ("red", "navy", "yellow")
 def demo(
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Argument(help="Your own photos. Without it, pictures are drawn.", metavar="DIR")
+        Path | None, typer.Argument(help="Your own photos. Without it, images are drawn.", metavar="DIR")
     ] = None,
     sheet: Annotated[Path, typer.Option(help="Where to write the contact sheet.")] = Path("contact-sheet.html"),
 ) -> None:
-    """See the main job in a minute: pictures in, SQL answers out; offline, in a database of its own."""
+    """See the main job in a minute: images in, SQL answers out; offline, in a database of its own."""
     from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.sources.source import folder_source
 
@@ -42,7 +42,7 @@ def demo(
     shutil.rmtree(home / "pictures", ignore_errors=True)
     if folder is None:
         drawn, copies = pictures.make(home / "pictures", PICTURES)
-        terminal.notify(f"drew {drawn} pictures, {copies} of them near-copies of others")
+        terminal.notify(f"drew {drawn} images, {copies} of them near-copies of others")
     source = folder_source(folder or home / "pictures")
     total = source.count()
     with database_url(replace(terminal.settings, db=None, home=home)) as url:
@@ -56,12 +56,12 @@ def demo(
         if report.status == "interrupted":
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]
-        terminal.notify(f"ingested {counts['embedded']} pictures with {' and '.join(MODELS)} in {report.seconds:.1f} s")
+        terminal.notify(f"ingested {counts['embedded']} images with {' and '.join(MODELS)} in {report.seconds:.1f} s")
         with connect(url) as connection:
             answers = tour.ask(connection, TEXTS)
             sections = tour.sections(connection, answers)
     _print(terminal, answers)
-    contact_sheet.write(sheet, "pgimgsearch: pictures and SQL", sections)
+    contact_sheet.write(sheet, "pgimgsearch: images and SQL", sections)
     terminal.notify(f"\ncontact sheet: {sheet.resolve()} (open it in a browser)")
     terminal.notify(
         "next, with your own photos and a strong model:\n"

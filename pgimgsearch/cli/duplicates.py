@@ -53,7 +53,7 @@ def duplicates(
     ] = None,
     count: Annotated[int | None, typer.Option("--count", "-k", min=1, help="Groups or pairs on a page.")] = None,
     after: Annotated[str | None, typer.Option(help="The last group, or pair A,B, of the page before.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a gallery with the pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a gallery with the images.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Write what --apply would move; moves nothing.")] = None,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,

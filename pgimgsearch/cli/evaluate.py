@@ -1,4 +1,4 @@
-"""``pgimgsearch evaluate``: how good models are, on the user's own pictures."""
+"""``pgimgsearch evaluate``: how good models are, on the user's own images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,7 @@ def evaluate(
     context: typer.Context,
     data: Annotated[
         Path | None,
-        typer.Argument(help="A folder or a list of pictures, embedded where they are new. Default: the database."),
+        typer.Argument(help="A folder or a list of images, embedded where they are new. Default: the database."),
     ] = None,
     protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="What to ask, by name.")] = None,
     model: Annotated[
@@ -46,13 +46,13 @@ def evaluate(
     ] = None,
     filter_json: Annotated[
         str | None,
-        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Metadata that pictures hold, as JSON."),
+        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Metadata that images hold, as JSON."),
     ] = None,
     key: Annotated[
         str | None, typer.Option(help="What tells the class or group: folder, a metadata key, or a pattern.")
     ] = None,
     min_images: Annotated[
-        int | None, typer.Option(min=1, help="Pictures that a class or group needs to ask. Default: 2, of words 1.")
+        int | None, typer.Option(min=1, help="Images that a class or group needs to ask. Default: 2, of words 1.")
     ] = None,
     template: TemplateOption = None,
     captions: Annotated[Path | None, typer.Option(help="Captions: COCO or Karpathy JSON, Flickr, CSV.")] = None,
@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     references: Annotated[Path | None, typer.Option(help="The folder of references, if not found.")] = None,
     queries: Annotated[Path | None, typer.Option(help="The folder of queries, if not found.")] = None,
-    background: Annotated[Path | None, typer.Option(help="Other pictures, to normalise on. Default: train/.")] = None,
+    background: Annotated[Path | None, typer.Option(help="Other images, to normalise on. Default: train/.")] = None,
     limit_references: Annotated[int | None, typer.Option(min=1, help="Only the first references by name.")] = None,
     score_norm: Annotated[
         int | None, typer.Option(min=1, help="Take a query's mean similarity to so many of the background off.")
@@ -71,13 +71,13 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="CSV of query_id,reference_id,score to judge in the place of models.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Only so many pictures, the first.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only so many images, the first.")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Ask so many questions, drawn at random.")] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, max=999, help="Neighbours, for index.")] = 10,
     require: Annotated[
         list[str] | None, typer.Option(help='Fail unless reached: "r@1>=0.6", or "dinov3:r@1>=0.6".')
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with curves and images.")] = None,
     history: Annotated[
         bool, typer.Option("--history", help="Show the last evaluations instead, all or of --protocol and --model.")
     ] = False,

@@ -202,9 +202,7 @@ def verify(
     name: Annotated[str, typer.Argument(help="A model, by any name that ingest takes.")],
     weights: WeightsOption = None,
     revision: RevisionOption = None,
-    images: Annotated[
-        Path | None, typer.Option(help="A folder of pictures to compare on. Default: drawn ones.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of images to compare on. Default: drawn ones.")] = None,
 ) -> None:
     """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
     from pgimgsearch.embeddings.registry import look_up
@@ -234,7 +232,7 @@ def verify(
             hint=backends()[spec.backend].no_reference,
         )
     good = all(cosine >= LEAST_COSINE for cosine in found.cosines.values()) and found.grey_levels <= 1.0
-    terminal.show_one({"model": spec.name, "reference": found.how, "pictures": found.pictures,
+    terminal.show_one({"model": spec.name, "reference": found.how, "images": found.pictures,
                        "cosines": found.cosines, "grey_levels": found.grey_levels, "equal": good})  # fmt: skip
     if not good:
         raise ModelError(

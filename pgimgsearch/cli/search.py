@@ -36,7 +36,7 @@ MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
 
 def search(
     context: typer.Context,
-    image: Annotated[Path | None, typer.Argument(help="A picture, which need not be in the database.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="An image, which need not be in the database.")] = None,
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image_id: Annotated[
         int | None,
@@ -55,20 +55,20 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
     template: TemplateOption = None,
     crop: Annotated[
-        str | None, typer.Option(help="A part of the picture: x,y,width,height in pixels of it, upright.")
+        str | None, typer.Option(help="A part of the image: x,y,width,height in pixels of it, upright.")
     ] = None,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Find images like a picture, like an image of the database, or by words."""
+    """Find images like an image, like an image of the database, or by words."""
     terminal = terminal_of(context)
     if sum(given is not None for given in (image, text, image_id)) != 1:
         raise UsageError(
-            "give one of a picture, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
+            "give one of an image, --text or --id", hint='for example: pgimgsearch search --text "red shoes"'
         )
     part, held = _crop(crop), parse_filter(filter_json)
     if part is not None and image is None:
-        raise UsageError("--crop is for a picture", hint="for example: pgimgsearch search one.jpg --crop 0,0,200,200")
+        raise UsageError("--crop is for an image", hint="for example: pgimgsearch search one.jpg --crop 0,0,200,200")
     limits = {"k": count, "filter": None if held is None else Jsonb(held), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:

@@ -1,4 +1,4 @@
-"""``serve``: the embedder, for texts and pictures that SQL brings."""
+"""``serve``: the embedder, for texts and images that SQL brings."""
 
 import importlib.util
 from pathlib import Path
@@ -30,13 +30,13 @@ def serve(
     password: PasswordFileOption = None,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate in PEM: both doors take TLS then.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Texts and pictures that may wait; more are told busy.")] = 512,
+    queue: Annotated[int, typer.Option(min=1, help="Texts and images that may wait; more are told busy.")] = 512,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     runtime: RuntimeOption = "torch",
     trust: TrustOption = False,
 ) -> None:
-    """Hold models and answer new texts and pictures, for SQL (db connect-embedder) and over HTTP."""
+    """Hold models and answer new texts and images, for SQL (db connect-embedder) and over HTTP."""
     terminal = terminal_of(context)
     for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
         if importlib.util.find_spec(package) is None:

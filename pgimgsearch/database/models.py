@@ -60,7 +60,7 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Vectors of the four drawn pictures, and what made them: device, dtype, runtime and versions of software."""
+    """Vectors of the four drawn images, and what made them: device, dtype, runtime and versions of software."""
 
     embeddings: list[list[float]]
     made_with: dict[str, str]

@@ -1,4 +1,4 @@
-"""A page that a person can look at: questions, the SQL that asks them, and the answers as pictures."""
+"""A page that a person can look at: questions, the SQL that asks them, and the answers as images."""
 
 import html
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ figcaption { font-size: .75rem; overflow-wrap: anywhere; opacity: .8; }
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One picture of an answer; ``query`` marks the one that was asked with."""
+    """One image of an answer; ``query`` marks the one that was asked with."""
 
     path: Path
     caption: str
@@ -39,7 +39,7 @@ class Section:
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write the page, with its pictures inside, so that it can be sent to someone."""
+    """Write the page, with its images inside, so that it can be sent to someone."""
     body = "\n".join(_section(section) for section in sections)
     path.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'

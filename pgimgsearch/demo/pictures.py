@@ -1,4 +1,4 @@
-"""Product-like pictures, drawn: shapes and patterns in named colours on plain grounds, with near-copies."""
+"""Product-like images, drawn: shapes and patterns in named colours on plain grounds, with near-copies."""
 
 import random
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def make(folder: Path, count: int, seed: int = 7) -> tuple[int, int]:
 
 
 def product(kind: str, colour: str, rng: random.Random) -> Image.Image:
-    """One picture: a thing of one colour with a pattern of its own, at its own place and angle."""
+    """One image: a thing of one colour with a pattern of its own, at its own place and angle."""
     side = SIDE * DRAWN_TWICE
     ground = rng.choice(GROUNDS)
     mask = Image.new("L", (side, side), 0)

@@ -27,18 +27,18 @@ class Answer:
 
 
 def ask(connection: Connection, texts: Sequence[str]) -> list[Answer]:
-    """Similar pictures, each text, and groups of duplicates."""
+    """Similar images, each text, and groups of duplicates."""
     first = _rows(connection, "select min(image_id) as id from imgsearch.images_palette")[0]["id"]
     if first is None:
-        raise SourceError("none of the pictures could be read", hint="choose a folder with photos in it")
-    questions = [(f"Pictures in the colours of image {first}", SIMILAR.format(id=first), first)]
-    questions += [(f"Pictures that are {text}", TEXT.format(query=text), None) for text in texts]
+        raise SourceError("none of the images could be read", hint="choose a folder with photos in it")
+    questions = [(f"Images in the colours of image {first}", SIMILAR.format(id=first), first)]
+    questions += [(f"Images that are {text}", TEXT.format(query=text), None) for text in texts]
     questions += [("Duplicates, with the one to keep", GROUPS, None)]
     return [Answer(title, statement, _rows(connection, statement), asked) for title, statement, asked in questions]
 
 
 def sections(connection: Connection, answers: Sequence[Answer], groups: int = 12) -> list[Section]:
-    """The answers as rows of pictures; at most so many groups of duplicates."""
+    """The answers as rows of images; at most so many groups of duplicates."""
     located = {
         row["image_id"]: Path(row["root"]) / row["path"]
         for row in _rows(

@@ -34,7 +34,7 @@ class CalibrationRequest:
     """What to promise, and how much to look at.
 
     ``precision`` is that of pairs above the threshold ``near``, if a share ``copies`` of the images has one edited
-    copy; ``sample`` pictures are edited, and ``compared`` with all others.
+    copy; ``sample`` images are edited, and ``compared`` with all others.
     """
 
     precision: float = 0.9
@@ -75,7 +75,7 @@ def calibrate(
     contents = representatives(connection, model.stored, request.collection)
     if len(contents) < LEAST_PICTURES:
         raise ModelError(
-            f"{model.stored.name} has vectors of {len(contents)} different pictures: too few to measure a threshold",
+            f"{model.stored.name} has vectors of {len(contents)} different images: too few to measure a threshold",
             hint=f"ingest more: pgimgsearch ingest DIR --model {model.stored.name}",
         )
     order = np.random.default_rng(SEED).permutation(len(contents))

@@ -1,4 +1,4 @@
-"""What a calibration looks at: edited copies of a sample of pictures, and pairs of vectors that are no copies."""
+"""What a calibration looks at: edited copies of a sample of images, and pairs of vectors that are no copies."""
 
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -23,7 +23,7 @@ from pgimgsearch.sources.source import location_of
 HARDEST = 5000  # pairs kept of all that were compared
 ROWS = 2000  # vectors multiplied at once with those of the sample
 SMALL, SAME = (64, 64), 0.99  # pixels to which two files are shrunk, and the correlation from which they show the same
-LARGEST = 1024  # pixels of the longer side before a picture is edited: models see less
+LARGEST = 1024  # pixels of the longer side before an image is edited: models see less
 LOCATED = 200  # contents looked up at once
 BINS = 128  # whole steps of a PDQ hash
 
@@ -31,7 +31,7 @@ Pairs = NDArray[np.int64]  # (n, 2) content_ids
 
 
 def representatives(connection: Connection, model: StoredModel, collection: str | None) -> NDArray[np.int64]:
-    """A content for each different picture that the model has a vector of, in order."""
+    """A content for each different image that the model has a vector of, in order."""
     row = connection.execute(
         "select array_agg(distinct s.representative_id order by s.representative_id) "
         "from imgsearch.model m, imgsearch._representatives(m, "
@@ -45,7 +45,7 @@ def representatives(connection: Connection, model: StoredModel, collection: str 
 def edited_similarities(
     connection: Connection, model: LoadedModel, contents: Sequence[int], wanted: int, reporter: Reporter
 ) -> dict[str, NDArray[np.float64]]:
-    """Edit -> (n,) similarities of edited copies with their originals, of up to ``wanted`` pictures that can be read.
+    """Edit -> (n,) similarities of edited copies with their originals, of up to ``wanted`` images that can be read.
 
     A copy that the model cannot embed, as it has too little detail for a hash, counts as -1.
     """
@@ -61,7 +61,7 @@ def edited_similarities(
         reporter.progress(len(rows), wanted)
     if not rows:
         raise SourceError(
-            "none of the pictures can be read from where they were ingested",
+            "none of the images can be read from where they were ingested",
             hint="calibrate where the files are, or move the collection's root: imgsearch.collection",
         )
     return {edit.name: column for edit, column in zip(ALL, np.array(rows).T, strict=True)}
@@ -101,7 +101,7 @@ def hardest_pairs(
 def are_copies(connection: Connection, pairs: Pairs) -> NDArray[np.bool_]:
     """Which pairs are copies whatever the model says: a person accepted them, or their pixels are alike when shrunk.
 
-    What a person rejected is none, nor are pictures without contrast, or whose files cannot be read.
+    What a person rejected is none, nor are images without contrast, or whose files cannot be read.
     """
     small = _shrunk(connection, sorted({int(content) for pair in pairs for content in pair}))
     return np.array(

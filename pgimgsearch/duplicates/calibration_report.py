@@ -1,4 +1,4 @@
-"""What a calibration found, as a picture and as a page with the hardest pairs."""
+"""What a calibration found, as an image and as a page with the hardest pairs."""
 
 import base64
 import html
@@ -20,12 +20,12 @@ HARDEST_SHOWN = 20
 
 
 def png(found: Calibration, model: str) -> bytes:
-    """Shares of pairs by similarity: different pictures, edited copies and the same scene, with the thresholds."""
+    """Shares of pairs by similarity: different images, edited copies and the same scene, with the thresholds."""
     drawn_on = figure(9, 4.5)
     axes = drawn_on.subplots()
     edges = np.linspace(0, 1, BINS + 1)
     drawn = {
-        "different pictures": found.histogram,
+        "different images": found.histogram,
         "the same scene": np.histogram(_values(found, SIMILAR), edges)[0],
         "edited copies": np.histogram(_values(found, NEAR), edges)[0],
     }
@@ -34,7 +34,7 @@ def png(found: Calibration, model: str) -> bytes:
     for name, threshold, style in (("near", found.near, "-"), ("similar", found.similar, "--")):
         if threshold is not None:
             axes.axvline(threshold.value, color="black", linestyle=style, label=f"{name} {threshold.value:.3f}")
-    axes.set(yscale="log", xlabel="similarity", ylabel="share of pairs", title=f"{model}, {found.images} pictures")
+    axes.set(yscale="log", xlabel="similarity", ylabel="share of pairs", title=f"{model}, {found.images} images")
     axes.legend(loc="upper left", fontsize="small")
     out = io.BytesIO()
     drawn_on.savefig(out, format="png", dpi=120)

@@ -32,11 +32,11 @@ class Clusters:
 def cluster(
     connection: Connection, model: StoredModel, neighbours: int, least: int, collection: str | None, reporter: Reporter
 ) -> Clusters:
-    """Cluster the pictures that a model has vectors of into groups of at least ``least``; stores nothing."""
+    """Cluster the images that a model has vectors of into groups of at least ``least``; stores nothing."""
     contents = representatives(connection, model, collection)
     if len(contents) <= max(neighbours, least):
         raise ModelError(
-            f"{model.name} has vectors of {len(contents)} pictures: too few to find groups of {least} by {neighbours} "
+            f"{model.name} has vectors of {len(contents)} images: too few to find groups of {least} by {neighbours} "
             "neighbours",
             hint=f"ingest more: pgimgsearch ingest DIR --model {model.name}; or give smaller --neighbours and --least",
         )
@@ -125,7 +125,7 @@ def _through_index(
         known = (neighbour < len(contents)) & (contents[np.minimum(neighbour, len(contents) - 1)] == found[:, 1])
         row, neighbour, distance = row[known], neighbour[known], found[known, 2]
         column = np.arange(len(row)) - np.searchsorted(row, row)
-        fits = column < k  # one more came where the picture itself was not among its nearest
+        fits = column < k  # one more came where the image itself was not among its nearest
         places[row[fits], column[fits]], distances[row[fits], column[fits]] = neighbour[fits], distance[fits]
         reporter.progress(min(start + BLOCK, len(contents)), len(contents))
     return places, distances

@@ -1,4 +1,4 @@
-"""Edited copies of a picture, as people and platforms make them: what a threshold is measured with."""
+"""Edited copies of an image, as people and platforms make them: what a threshold is measured with."""
 
 import io
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Make = Callable[[Image.Image, Random], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One edit: its kind, how strong it is, and what makes it of an RGB picture."""
+    """One edit: its kind, how strong it is, and what makes it of an RGB image."""
 
     kind: str
     strength: str
@@ -116,7 +116,7 @@ def seen_again(shift: float, degrees: float) -> Make:
     return make
 
 
-# The same picture: what the threshold `near` is measured with.
+# The same image: what the threshold `near` is measured with.
 NEAR = (
     Edit("resize", "to 1/2", resized(0.5)), Edit("resize", "to 1/4", resized(0.25)), Edit("resize", "square", squeezed),
     Edit("recode", "JPEG 60", recoded("JPEG", 60)), Edit("recode", "JPEG 20", recoded("JPEG", 20)),

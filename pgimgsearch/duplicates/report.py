@@ -1,4 +1,4 @@
-"""A gallery of duplicates: self-contained pages with the pictures side by side, for a screen or a phone."""
+"""A gallery of duplicates: self-contained pages with the images side by side, for a screen or a phone."""
 
 import html
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ def _group(members: Sequence[Member]) -> str:
     more = f"<p>and {len(members) - MEMBERS_SHOWN} more</p>" if len(members) > MEMBERS_SHOWN else ""
     return (
         f'<section id="g{first.group_id}"><h2>Group {first.group_id}: {len(members)} images '
-        f"<small>similarity of its pictures: least {first.minimum:.3f}, median {first.median:.3f}</small></h2>"
+        f"<small>similarity of its images: least {first.minimum:.3f}, median {first.median:.3f}</small></h2>"
         f'<div class="row">{figures}</div>{more}'
-        f"<p>Not the same picture? <code>pgimgsearch duplicates reject {_ids(members)}</code></p></section>"
+        f"<p>Not the same image? <code>pgimgsearch duplicates reject {_ids(members)}</code></p></section>"
     )
 
 

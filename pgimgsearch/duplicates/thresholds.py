@@ -15,7 +15,7 @@ Similarities = Mapping[str, NDArray[np.float64]]  # by edit; -1 where the model 
 
 @dataclass(frozen=True, slots=True)
 class Negatives:
-    """Pairs of different pictures of a collection of ``images``, of which each was seen with the chance ``seen``.
+    """Pairs of different images of a collection of ``images``, of which each was seen with the chance ``seen``.
 
     ``hardest`` are the similarities of the most similar ones, complete down to ``floor``; pairs that were found to be
     copies are not among them, and counted in ``copies``.
@@ -90,7 +90,7 @@ def _short(negatives: Negatives, recall: float, copies: float, precision: float,
             + ("" if whole else "; or look at more pairs: --compared"),
         )
     return ModelError(
-        f"at no threshold are the pairs copies with a precision of {precision}: the best is {best:.3f}, as pictures "
+        f"at no threshold are the pairs copies with a precision of {precision}: the best is {best:.3f}, as images "
         "that are no copies are as similar as copies are",
         hint="copies that nobody marked look like this too: see the hardest pairs with --html, and accept the copies, "
         "several at once: pgimgsearch duplicates accept 12 40 41; or take a model made for copies, such as "

@@ -20,7 +20,7 @@ from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.open_image import open_image
 
-BLOCK = 64  # pictures whose copies are compared at once
+BLOCK = 64  # images whose copies are compared at once
 
 MIRRORED = {"mirrored": Transpose.FLIP_LEFT_RIGHT}
 ROTATED = {"rotated 90": Transpose.ROTATE_90, "rotated 180": Transpose.ROTATE_180, "rotated 270": Transpose.ROTATE_270}

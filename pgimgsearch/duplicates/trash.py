@@ -149,7 +149,7 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
 
 
 def _check_trash(connection: Connection, trash: Path) -> None:
-    """A trash inside a collection would be ingested as new pictures."""
+    """A trash inside a collection would be ingested as new images."""
     rows = connection.execute("select name, root from imgsearch.collection where root like '/%'").fetchall()
     here = Path(os.path.realpath(trash))
     for name, root in rows:

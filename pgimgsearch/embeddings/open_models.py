@@ -72,7 +72,7 @@ def open_models(
     """Open every model wished for, and store those that are new. Each is opened once, whatever names it goes by.
 
     Nothing is stored before all are loaded. Raises ModelError where one cannot be, DriftError where one is not what is
-    stored, and ModelError where an exported one is not the same on these pictures.
+    stored, and ModelError where an exported one is not the same on these images.
     """
     with connect(url) as connection:
         opener = ModelOpener(url, connection, request, sources, limits, reporter)
@@ -92,7 +92,7 @@ def open_models(
 
 
 def add_model(url: str, request: ModelRequest, reporter: Reporter) -> LoadedModel:
-    """Store a model without pictures at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
+    """Store a model without images at hand; one of fewer dimensions is fitted on, and filled from, stored vectors."""
     with connect(url) as connection:
         opener = ModelOpener(url, connection, request, [], DEFAULT_LIMITS, reporter)
         return opener.store(opener.find(request.names[0], request.outputs[0] if request.outputs else None))
@@ -162,18 +162,18 @@ class ModelOpener:
         )  # fmt: skip
 
     def check_exported(self, encoders: Sequence[Encoder]) -> None:
-        """Compare what was exported with what it came from, on the user's own pictures."""
+        """Compare what was exported with what it came from, on the user's own images."""
         for encoder in {id(encoder): encoder for encoder in encoders if hasattr(encoder, "check")}.values():
             sample = prepared_sample(encoder, self.sources, TRIED_IMAGES, self.limits)
             pictures = list(islice(sample, CHECKED_IMAGES))
             if not pictures:
                 raise SourceError(
-                    "no picture could be read to check the exported model on", hint="run without --runtime onnx"
+                    "no image could be read to check the exported model on", hint="run without --runtime onnx"
                 )
             lowest = encoder.check(pictures)
             self.reporter.say(
                 f"{encoder.spec.name} in {encoder.dtype} on ONNX Runtime: lowest cosine with fp32 {lowest:.4f} "
-                f"over {len(pictures)} pictures"
+                f"over {len(pictures)} images"
             )
 
     def _add_reduced(self, found: ResolvedModel, dim: int) -> LoadedModel:
@@ -193,7 +193,7 @@ class ModelOpener:
             raise ModelError(
                 f"there are no vectors of {found.spec.name} to fit on",
                 hint=f"pgimgsearch ingest DIR --model {found.spec.name}, and then add it; or fit on a sample of the "
-                f"pictures: pgimgsearch ingest DIR --model {found.spec.name} --dim {dim}",
+                f"images: pgimgsearch ingest DIR --model {found.spec.name} --dim {dim}",
             )
         reduction, recall = reduce_dimensions.fit_and_measure(vectors, dim, kind)
         name = self.request.store_as or f"{found.spec.name}@{dim}"

@@ -1,4 +1,4 @@
-"""Models of fewer dimensions: fitted on stored vectors or on a sample of pictures, and filled from stored vectors."""
+"""Models of fewer dimensions: fitted on stored vectors or on a sample of images, and filled from stored vectors."""
 
 import math
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ def stored_sample(connection: Connection, model: StoredModel) -> NDArray[np.floa
 def embedded_sample(
     encoder: Encoder, output: str, batch_size: int, sources: Sequence[Source], dim: int, limits: ImageLimits
 ) -> NDArray[np.float32]:
-    """Vectors of a sample of pictures: (n, dim)."""
+    """Vectors of a sample of images: (n, dim)."""
     network = Batches(encoder, batch_size)
     pictures = prepared_sample(encoder, sources, sample_size(dim), limits)
     vectors = [network.embed(batch)[output] for batch in batched(pictures, batch_size, lambda _: 0, 1)]
     if not vectors:
-        raise ModelError("there are no pictures to fit on", hint="give a folder that holds some")
+        raise ModelError("there are no images to fit on", hint="give a folder that holds some")
     return np.concatenate(vectors).astype(np.float32)
 
 
@@ -63,8 +63,8 @@ def fit_and_measure(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple
     needed = min_sample(dim, kind)
     if len(shuffled) < needed:
         raise ModelError(
-            f"{len(shuffled)} pictures are too few for {dim} dimensions by {kind}: {needed} are needed",
-            hint="give more pictures, or a smaller --dim",
+            f"{len(shuffled)} images are too few for {dim} dimensions by {kind}: {needed} are needed",
+            hint="give more images, or a smaller --dim",
         )
     held_out = min(len(shuffled) // 4, QUERIES)
     reduction = fit(shuffled[held_out:], dim, kind)
@@ -72,7 +72,7 @@ def fit_and_measure(vectors: NDArray[np.float32], dim: int, kind: Kind) -> tuple
 
 
 def fill_reduced_model(connection: Connection, reader: Connection, base: StoredModel, reduced: LoadedModel) -> int:
-    """Give the reduced model a vector for every stored vector of the full one, without the pictures. Returns how many.
+    """Give the reduced model a vector for every stored vector of the full one, without the images. Returns how many.
 
     ``reader`` is a second connection, as one cannot read and write a COPY at once.
     """

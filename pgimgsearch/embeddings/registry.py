@@ -213,7 +213,7 @@ def check_canary(connection: Connection, model: LoadedModel) -> float | None:
         if kept.made_with.get(key) != now.made_with.get(key)
     ]
     raise DriftError(
-        f"model {model.stored.name} has drifted: the same pictures are now {distance:.4f} away from what they were "
+        f"model {model.stored.name} has drifted: the same images are now {distance:.4f} away from what they were "
         f"({allowed} is allowed), with the same weights; changed: {', '.join(changed) or 'nothing that is recorded'}",
         hint="go back to what it was, or add the model anew and ingest again: "
         f"{_add_again_command(model.stored, model.encoder)}",

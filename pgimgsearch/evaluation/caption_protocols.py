@@ -1,4 +1,4 @@
-"""Texts and pictures: captions that find their pictures and the other way round, and classes told by words."""
+"""Texts and images: captions that find their images and the other way round, and classes told by words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,14 @@ AS_IT_IS, AS_A_PHOTO = "{}", "a photo of a {}"  # the second: Radford et al. 202
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImages:
-    """Pictures, texts, and which belong together: (text, picture) by their places, several times where said so."""
+    """Images, texts, and which belong together: (text, image) by their places, several times where said so."""
 
     pictures: Sequence[StoredImage]
     texts: Sequence[str]
     pairs: Sequence[tuple[int, int]]
 
     def by(self, side: int, count: int) -> list[Columns]:
-        """For each text (0) or picture (1) the places of the other side."""
+        """For each text (0) or image (1) the places of the other side."""
         found: list[set[int]] = [set() for _ in range(count)]
         for pair in self.pairs:
             found[pair[side]].add(pair[1 - side])
@@ -40,7 +40,7 @@ class CaptionedImages:
 
 
 def text_to_image(context: Context) -> Evaluate:
-    """Find pictures by their captions, or by the names of their classes."""
+    """Find images by their captions, or by the names of their classes."""
     context.need_text()
     told = _captioned(context)
     every = told.by(0, len(told.texts))
@@ -67,7 +67,7 @@ def text_to_image(context: Context) -> Evaluate:
 
 
 def image_to_text(context: Context) -> Evaluate:
-    """Find the captions of pictures."""
+    """Find the captions of images."""
     context.need_text()
     told = _captioned(context)
     asking = np.unique(np.array([picture for _, picture in told.pairs], np.int64))
@@ -86,7 +86,7 @@ def image_to_text(context: Context) -> Evaluate:
 
 
 def zero_shot(context: Context) -> Evaluate:
-    """Tell the class of a picture by its name in words."""
+    """Tell the class of an image by its name in words."""
     context.need_text()
     found = context.pictures()
     labelled = grouped.label(context, found, labels(found, class_key(context), context.request.data), "class", least=1)
@@ -111,7 +111,7 @@ def words(name: str) -> str:
 
 
 def _captioned(context: Context) -> CaptionedImages:
-    """Pictures with captions of a file, of the database, or with the names of their classes."""
+    """Images with captions of a file, of the database, or with the names of their classes."""
     request = context.request
     if request.key is not None:
         if request.captions or request.split:
@@ -129,7 +129,7 @@ def _captioned(context: Context) -> CaptionedImages:
     told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
     if not told:
         raise SourceError(
-            "no picture has a caption",
+            "no image has a caption",
             hint="name a file of captions: --captions FILE; or classes to ask for: --key KEY",
         )
     return _together(context, found, told)
@@ -147,16 +147,16 @@ def _classes(context: Context) -> CaptionedImages:
 
 
 def _joined(context: Context, rows: Sequence[Caption], file: Path) -> CaptionedImages:
-    """Pictures that a file of captions names: files below the folder, or images of the database."""
+    """Images that a file of captions names: files below the folder, or images of the database."""
     request, notes = context.request, context.notes
     data = request.data if request.data is not None and request.data.is_dir() else None
     there = {} if data is not None else {picture.location: picture for picture in context.images()}
     names = Names(map(str, list_images(data)) if data is not None else there)
     placed = {caption.name: names.find(caption.name) for caption in rows}
-    notes.add("pictures of the captions are not there", (name for name, path in placed.items() if path is None))
+    notes.add("images of the captions are not there", (name for name, path in placed.items() if path is None))
     wanted = list(dict.fromkeys(path for path in placed.values() if path is not None))
     if not wanted:
-        raise SourceError(f"none of the pictures that {file} names are there", hint="see --captions and --split")
+        raise SourceError(f"none of the images that {file} names are there", hint="see --captions and --split")
     if data is not None:
         first = wanted[
             : request.limit if request.filter is None else None
@@ -171,12 +171,12 @@ def _joined(context: Context, rows: Sequence[Caption], file: Path) -> CaptionedI
 def _together(
     context: Context, found: Sequence[StoredImage], told: Sequence[tuple[str, StoredImage]]
 ) -> CaptionedImages:
-    """Texts told once each, over distinct pictures; those without any are there to be found."""
+    """Texts told once each, over distinct images; those without any are there to be found."""
     kept = context.settle(found)
     at = {picture.content_id: number for number, picture in enumerate(kept)}
     pairs = [(text, at[picture.content_id]) for text, picture in told if picture.content_id in at]
     with_text = {place for _, place in pairs}
-    context.notes.add("pictures have no caption, and are only wrong answers",
+    context.notes.add("images have no caption, and are only wrong answers",
                       (picture.path for n, picture in enumerate(kept) if n not in with_text))  # fmt: skip
     place = {text: number for number, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
     if len(place) < 2:

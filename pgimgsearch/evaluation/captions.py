@@ -24,7 +24,7 @@ TOKEN = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<text>.*)")
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One caption of a picture, which the file calls ``name``."""
+    """One caption of an image, which the file calls ``name``."""
 
     name: str
     text: str
@@ -46,7 +46,7 @@ def read(path: Path, notes: Warnings, split: str | None = None) -> list[Caption]
     """All captions of a file, or those of a split; rows without a text are noted. Raises SourceError without any."""
     rows = list(_read(path))
     notes.add(
-        "rows of the captions have no picture or no text", (row.name for row in rows if not row.name or not row.text)
+        "rows of the captions have no image or no text", (row.name for row in rows if not row.name or not row.text)
     )
     found = [row for row in rows if row.name and row.text]
     if split is not None:
@@ -115,8 +115,8 @@ def _rows(rows: Iterable[Mapping[Any, Any]], path: Path) -> Iterator[Caption]:
             named[last] = ",".join([named[last], *row[None]])
         if not named.keys() & set(PICTURE) or not named.keys() & set(TEXT):
             raise SourceError(
-                f"{path}, row {number} has no column of pictures or none of captions: {', '.join(named)}",
-                hint=f"columns of pictures: {', '.join(PICTURE)}; of captions: {', '.join(TEXT)}",
+                f"{path}, row {number} has no column of images or none of captions: {', '.join(named)}",
+                hint=f"columns of images: {', '.join(PICTURE)}; of captions: {', '.join(TEXT)}",
             )
         texts = _first(named, TEXT)
         for text in texts if isinstance(texts, list) else [texts]:

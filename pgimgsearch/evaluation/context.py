@@ -26,14 +26,14 @@ from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.source import folder_source, list_source
 
-MOST_LACKING = 0.05  # of the pictures; a comparison without more of them says nothing of the whole
+MOST_LACKING = 0.05  # of the images; a comparison without more of them says nothing of the whole
 COMPARISONS, LEAST_QUESTIONS = 2_500_000_000, 1000  # some minutes: 50,000 questions to 50,000 answers, or fewer to more
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What the user asks for. ``data`` is a folder or a list of pictures; without it, the images of the database."""
+    """What the user asks for. ``data`` is a folder or a list of images; without it, the images of the database."""
 
     models: Sequence[str] = ()
     data: Path | None = None
@@ -58,7 +58,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """A picture or a text, for a person."""
+    """An image or a text, for a person."""
 
     text: str
     location: str | None = None
@@ -105,27 +105,27 @@ class Context:
 
     @cached_property
     def models(self) -> list[StoredModel]:
-        """The models, once their pictures are there."""
+        """The models, once their images are there."""
         found = [find_stored(self.connection, name) for name in self.request.models]
         for name, model in zip(self.request.models, found, strict=True):
             if model is None:
                 raise ModelError(
                     f"there are no vectors of {name}",
-                    hint=f"run: pgimgsearch ingest DIR --model {name}; or name the pictures: pgimgsearch evaluate DIR",
+                    hint=f"run: pgimgsearch ingest DIR --model {name}; or name the images: pgimgsearch evaluate DIR",
                 )
         if len({model.model_id for model in found if model is not None}) < len(found):
             raise UsageError("a model is named twice, perhaps by an alias", hint="name each model once")
         return [model for model in found if model is not None]
 
     def pictures(self) -> list[StoredImage]:
-        """The distinct pictures that are meant, with vectors of all models."""
+        """The distinct images that are meant, with vectors of all models."""
         return self.settle(self.chosen(self.images())[: self.request.limit])
 
     def images(self) -> list[StoredImage]:
         """All images of the data, equal ones too, beyond filter and limit."""
         data, request = self.request.data, self.request
         if data is not None and not data.is_dir() and data.suffix.lower() in register_formats():
-            raise SourceError(f"{data} is one picture", hint="give a folder or a list of pictures")
+            raise SourceError(f"{data} is one image", hint="give a folder or a list of images")
         if data is None:
             found = pictures.stored(self.connection, request.collection)
         else:
@@ -141,31 +141,31 @@ class Context:
         return kept
 
     def settle(self, found: Sequence[StoredImage]) -> list[StoredImage]:
-        """One picture a content, without those that some model was never asked to embed.
+        """One image a content, without those that some model was never asked to embed.
 
         What a model has skipped stays: it is what that model misses.
         """
         kept = distinct(found)
         first = {picture.image_id for picture in kept}
         self.notes.add(
-            "pictures have the bytes of another and count once",
+            "images have the bytes of another and count once",
             (picture.path for picture in found if picture.image_id not in first),
         )
         lacking: set[int] = set()
         for model in self.models:
             own, skipped = _missing(self.connection, model, kept)
             self.notes.add(
-                f"pictures have no vector of {model.name}, as it finds too little in them: it misses them",
+                f"images have no vector of {model.name}, as it finds too little in them: it misses them",
                 (picture.path for picture in kept if picture.content_id in skipped),
             )
             if len(own) > MOST_LACKING * len(kept):
                 raise ModelError(
-                    f"{model.name} has no vectors of {len(own)} of {len(kept)} pictures",
+                    f"{model.name} has no vectors of {len(own)} of {len(kept)} images",
                     hint=f"embed them first: pgimgsearch ingest DIR --model {model.name}",
                 )
             lacking |= own
             self.notes.add(
-                f"pictures have no vector of {model.name} yet and are left out for all",
+                f"images have no vector of {model.name} yet and are left out for all",
                 (picture.path for picture in kept if picture.content_id in own),
             )
         return [picture for picture in kept if picture.content_id not in lacking]

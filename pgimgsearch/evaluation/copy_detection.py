@@ -98,8 +98,8 @@ def _check_whitening(model: StoredModel, dim: int, pictures_to_fit: int) -> None
         )
     if pictures_to_fit < 2 * dim:
         raise ModelError(
-            f"{pictures_to_fit} background pictures are too few to whiten to {dim} dimensions",
-            hint=f"take --whiten {max(1, pictures_to_fit // 2)}, or more pictures",
+            f"{pictures_to_fit} background images are too few to whiten to {dim} dimensions",
+            hint=f"take --whiten {max(1, pictures_to_fit // 2)}, or more images",
         )
 
 

@@ -1,4 +1,4 @@
-"""The truth of a copy detection set: which pictures are queries and references, and which belong together."""
+"""The truth of a copy detection set: which images are queries and references, and which belong together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from pgimgsearch.evaluation.ranking import Columns
 from pgimgsearch.evaluation.warnings import Warnings
 from pgimgsearch.sources.source import files_source, list_images
 
-BACKGROUND = 20_000  # pictures to normalise on, drawn at random of what is there: DISC21 has a million
+BACKGROUND = 20_000  # images to normalise on, drawn at random of what is there: DISC21 has a million
 
 Pairs = dict[str, set[str]]  # query -> its references, by name
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Distinct pictures of the three parts, and the places of each query's references."""
+    """Distinct images of the three parts, and the places of each query's references."""
 
     queries: Sequence[StoredImage]
     references: Sequence[StoredImage]
@@ -51,7 +51,7 @@ def gather(context: Context, layout: Layout) -> Copies:
     known = {path: place.get(brought[path].content_id) if path in brought else None for path in map(str, references)}
     matched = _match(pairs, Names(map(str, queries)), Names(map(str, every_reference)), known, notes)
     if not matched:
-        there_are = ", ".join(_names(queries[:3])) or "no pictures"
+        there_are = ", ".join(_names(queries[:3])) or "no images"
         raise SourceError(
             f"none of the {len(pairs)} queries of {layout.truth} is there, such as {next(iter(pairs))}",
             hint=f"rows are query_id,reference_id; in {layout.queries} there are {there_are}",
@@ -71,7 +71,7 @@ def gather(context: Context, layout: Layout) -> Copies:
             right.setdefault(brought[path].content_id, set()).update(own)
     apart = part(background)
     if request.score_norm and request.score_norm > len(apart):
-        raise SourceError(f"there are {len(apart)} pictures to normalise on", hint="take a smaller --score-norm")
+        raise SourceError(f"there are {len(apart)} images to normalise on", hint="take a smaller --score-norm")
     found = Copies(
         asked, there, apart,
         [np.array(sorted(right[picture.content_id]), np.int64) for picture in asked],

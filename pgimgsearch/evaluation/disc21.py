@@ -24,7 +24,7 @@ Pair = tuple[str, str | None]  # query, reference; None where it has no match
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the parts of a set are; ``background`` are other pictures, to normalise on."""
+    """Where the parts of a set are; ``background`` are other images, to normalise on."""
 
     root: Path
     references: Path
@@ -49,9 +49,7 @@ def find(request: EvaluationRequest) -> Layout:
         _folder(root, request.references, REFERENCES, "references", "--references"),
         _folder(root, request.queries, QUERIES, "queries", "--queries"),
         request.truth or _only(root, _truths(root), "ground truth (*ground*truth*.csv)", "--truth"),
-        _folder(root, request.background, BACKGROUND, "pictures to normalise on", "--background")
-        if normalises
-        else None,
+        _folder(root, request.background, BACKGROUND, "images to normalise on", "--background") if normalises else None,
     )
 
 

@@ -13,7 +13,7 @@ SHOWN, ANSWERS, MISSED = 6, 6, 2
 
 
 def display(pictures: Sequence[StoredImage]) -> list[Display]:
-    """Pictures by their paths."""
+    """Images by their paths."""
     return [Display(picture.path, picture.location) for picture in pictures]
 
 

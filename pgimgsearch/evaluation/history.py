@@ -43,7 +43,7 @@ def store_run(connection: Connection, row: Mapping[str, Any]) -> int:
 
 
 def previous_run(connection: Connection, row: Mapping[str, Any]) -> StoredRun | None:
-    """The last evaluation that asked a model the same: protocol, pictures, options and as many questions."""
+    """The last evaluation that asked a model the same: protocol, images, options and as many questions."""
     return (
         connection.cursor(row_factory=class_row(StoredRun))
         .execute(

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: those the database has, and files that are brought into it first."""
+"""The images of an evaluation: those the database has, and files that are brought into it first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class EvaluationIngest:
     reporter: Reporter
 
     def bring(self, source: Source, notes: Warnings) -> dict[str, StoredImage]:
-        """Location -> picture, in the order of the source, with what it says of them now; what fails is noted."""
+        """Location -> image, in the order of the source, with what it says of them now; what fails is noted."""
         collection = self._embed(source)
         with connect(self.url) as connection:
             found = {picture.path: picture for picture in stored(connection, collection)}
@@ -79,7 +79,7 @@ class EvaluationIngest:
                 known = brought.get(file.location, found[file.path])
                 brought[file.location] = _described(known, file, again=file.location in brought)
             else:
-                notes.add("files cannot be read as pictures", [file.location])
+                notes.add("files cannot be read as images", [file.location])
         return brought
 
     def _embed(self, source: Source) -> str:
@@ -87,7 +87,7 @@ class EvaluationIngest:
         options = run.Options(collection=self.collection)
         planned = dry_run(self.url, source, self.models, options)
         if not any(counts["scanned"] for counts in planned.counts.values()):
-            raise SourceError(f"there are no pictures in {source.label}", hint="give a folder that holds some")
+            raise SourceError(f"there are no images in {source.label}", hint="give a folder that holds some")
         if not any(counts["embedded"] for counts in planned.counts.values()):
             return planned.collection
         request = ModelRequest(
@@ -104,9 +104,9 @@ class EvaluationIngest:
 
 
 def _described(picture: StoredImage, file: ScannedFile, *, again: bool) -> StoredImage:
-    """A picture as its source describes it: a list may have changed since the picture was embedded.
+    """An image as its source describes it: a list may have changed since the image was embedded.
 
-    Captions of a picture that is listed ``again`` are told beside each other.
+    Captions of an image that is listed ``again`` are told beside each other.
     """
     caption = file.caption or picture.caption
     if again and picture.caption and file.caption:
@@ -129,7 +129,7 @@ def holds(value: Any, wanted: Any) -> bool:
 
 
 def distinct(pictures: Sequence[StoredImage]) -> list[StoredImage]:
-    """The first picture of each content: the same bytes again would be an answer that no model can miss."""
+    """The first image of each content: the same bytes again would be an answer that no model can miss."""
     first: dict[int, StoredImage] = {}
     for picture in pictures:
         first.setdefault(picture.content_id, picture)
@@ -137,7 +137,7 @@ def distinct(pictures: Sequence[StoredImage]) -> list[StoredImage]:
 
 
 def labels(pictures: Sequence[StoredImage], key: str, root: Path | None = None) -> list[str | None]:
-    """What a picture is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path.
+    """What an image is said to be: ``folder``, a metadata key, or a pattern whose first group is in the path.
 
     What lies in ``root`` itself is in no folder.
     """
@@ -151,14 +151,14 @@ def labels(pictures: Sequence[StoredImage], key: str, root: Path | None = None) 
     if all(value is None for value in values):
         known = sorted({key for picture in pictures[:1000] for key in picture.metadata})
         raise SourceError(
-            f"no picture has the metadata key {key}",
+            f"no image has the metadata key {key}",
             hint=f"there are: {', '.join(known)}" if known else "give --key folder, or a pattern such as '(.*)_[0-9]+'",
         )
     return [None if value is None else str(value) for value in values]
 
 
 def vectors(connection: Connection, model: StoredModel, pictures: Sequence[StoredImage]) -> Vectors:
-    """The vectors of a model for distinct pictures, in their order."""
+    """The vectors of a model for distinct images, in their order."""
     place = {picture.content_id: number for number, picture in enumerate(pictures)}
     rows, present = np.zeros((len(pictures), model.dim), np.float32), np.zeros(len(pictures), bool)
     for contents, values in read_vectors(connection, model, contents=list(place)):

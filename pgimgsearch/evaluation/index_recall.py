@@ -24,12 +24,12 @@ def index(context: Context) -> Evaluate:
     common = sorted(set.intersection(*(_contents(context.connection, model) for model in context.models)))
     wanted = min(context.request.sample or QUESTIONS, len(common))
     if not wanted:
-        raise ModelError("the models have no picture in common", hint="see: pgimgsearch stats")
+        raise ModelError("the models have no image in common", hint="see: pgimgsearch stats")
     asking = np.random.default_rng(SEED).choice(np.array(common), wanted, replace=False).tolist()
     k = context.request.k
     if k >= len(common):
         raise UsageError(
-            f"the models have {len(common)} pictures in common, so no {k} neighbours", hint="take a smaller --count"
+            f"the models have {len(common)} images in common, so no {k} neighbours", hint="take a smaller --count"
         )
 
     def evaluate(model: StoredModel) -> Outcome:

@@ -29,7 +29,7 @@ class Figure:
 def measure(measures: Mapping[str, Measure], units: NDArray[np.int64]) -> dict[str, Figure]:
     """Each figure with its interval. The same draws for every model, so that their difference has one too.
 
-    ``units`` (q,) are drawn as wholes: five captions of one picture are not five independent questions.
+    ``units`` (q,) are drawn as wholes: five captions of one image are not five independent questions.
     """
     random = np.random.default_rng(SEED)
     count = int(units.max()) + 1

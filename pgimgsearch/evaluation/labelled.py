@@ -1,4 +1,4 @@
-"""Pictures that ask for pictures: of the same thing (instances), or of the same kind (classes)."""
+"""Images that ask for images: of the same thing (instances), or of the same kind (classes)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ DEEPEST = 50  # of the curves over k
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Distinct pictures with what they are, and the places of those that ask."""
+    """Distinct images with what they are, and the places of those that ask."""
 
     pictures: Sequence[StoredImage]
     labels: Sequence[str]
@@ -36,7 +36,7 @@ class Labelled:
 
 
 def instances(context: Context) -> Evaluate:
-    """Find the other pictures of a group."""
+    """Find the other images of a group."""
     found = context.pictures()
     key = context.request.key
     if key == "folder":  # the whole of it: shirts/001 is not shoes/001
@@ -56,7 +56,7 @@ def instances(context: Context) -> Evaluate:
 
 
 def classes(context: Context) -> Evaluate:
-    """Find pictures of the same class, and tell the class by its neighbours."""
+    """Find images of the same class, and tell the class by its neighbours."""
     found = context.pictures()
     labelled = _sample(
         context, label(context, found, pictures.labels(found, class_key(context), context.request.data), "class")
@@ -89,7 +89,7 @@ def class_key(context: Context) -> str:
 def label(
     context: Context, found: Sequence[StoredImage], named: Sequence[str | None], kind: str, least: int = 2
 ) -> Labelled:
-    """Keep pictures with a label; those whose label too few share are there to be found, but do not ask.
+    """Keep images with a label; those whose label too few share are there to be found, but do not ask.
 
     ``least`` holds where the user does not say. Raises SourceError where every answer, or none, would be right.
     """
@@ -97,24 +97,24 @@ def label(
     kinds = "classes" if kind == "class" else "groups"
     without = [picture.path for picture, name in zip(found, named, strict=True) if not name]
     if len(without) == len(found):
-        raise SourceError(f"no picture has a {kind}", hint="see --key: folder, a metadata key, or a pattern over paths")
-    notes.add(f"pictures have no {kind} and are left out", without)
+        raise SourceError(f"no image has a {kind}", hint="see --key: folder, a metadata key, or a pattern over paths")
+    notes.add(f"images have no {kind} and are left out", without)
     kept = [(picture, name) for picture, name in zip(found, named, strict=True) if name]
     counts = Counter(name for _, name in kept)
     notes.add("classes are empty", sorted(_empty_folders(context, counts) if kind == "class" else []))
     wanted = max(request.min_images or least, least)  # fewer have nothing to find
     notes.add(
-        f"{kinds} have fewer than {wanted} pictures, which do not ask",
+        f"{kinds} have fewer than {wanted} images, which do not ask",
         sorted(name for name, count in counts.items() if count < wanted),
     )
     if len(counts) < 2:
         raise SourceError(
-            f"all pictures have the same {kind}, so every answer would be right", hint="evaluate over at least two"
+            f"all images have the same {kind}, so every answer would be right", hint="evaluate over at least two"
         )
     asking = np.array([place for place, (_, name) in enumerate(kept) if counts[name] >= wanted], np.int64)
     if not len(asking):
         raise SourceError(
-            f"no {kind} has {wanted} pictures, so there is nothing to find", hint="see --key and --min-images"
+            f"no {kind} has {wanted} images, so there is nothing to find", hint="see --key and --min-images"
         )
     return Labelled([picture for picture, _ in kept], [name for _, name in kept], asking)
 

@@ -75,11 +75,9 @@ def read_pairs(path: Path, notes: Warnings) -> list[tuple[str, str]]:
         groups: dict[str, list[str]] = {}
         for member, group, *_ in rows:
             groups.setdefault(group, []).append(member)
-        notes.add(
-            "groups have one picture, so no pair", (group for group, members in groups.items() if len(members) < 2)
-        )
+        notes.add("groups have one image, so no pair", (group for group, members in groups.items() if len(members) < 2))
         named = [pair for members in groups.values() for pair in combinations(members, 2)]
-    notes.add("pairs name a picture twice", (a for a, b in named if a == b))
+    notes.add("pairs name an image twice", (a for a, b in named if a == b))
     return [(a, b) for a, b in named if a != b]
 
 
@@ -97,10 +95,10 @@ def _placed(
         if len(known) < 2:
             continue
         one, other = known
-        notes.add("pairs name a picture twice", [one] if one == other else [])
+        notes.add("pairs name an image twice", [one] if one == other else [])
         notes.add("pairs are given twice", [" and ".join(pair)] if (one, other) in found else [])
         found |= {(one, other)} if one != other else set()
-    notes.add("pictures of the truth are not there; their pairs are left out", missing)
+    notes.add("images of the truth are not there; their pairs are left out", missing)
     left_out: dict[str, None] = {}
     placed: set[Pair] = set()
     for one, other in sorted(found):
@@ -111,9 +109,9 @@ def _placed(
                 "known pairs have the same bytes, so no model is needed, and do not count", [one] if a == b else []
             )
             placed |= {(min(a, b), max(a, b))} if a != b else set()
-    notes.add("pictures of the truth are not among those compared; their pairs are left out", left_out)
+    notes.add("images of the truth are not among those compared; their pairs are left out", left_out)
     if not placed:
-        raise SourceError("the truth has no pair of different pictures that are there", hint="name them by their paths")
+        raise SourceError("the truth has no pair of different images that are there", hint="name them by their paths")
     return placed
 
 

@@ -1,4 +1,4 @@
-"""How truth files name pictures: by path, file name, or file name without its ending, in either form of accents."""
+"""How truth files name images: by path, file name, or file name without its ending, in either form of accents."""
 
 from collections.abc import Iterable
 from pathlib import PurePath

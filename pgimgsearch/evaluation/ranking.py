@@ -18,7 +18,7 @@ Columns = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """(n, dim) float32 of length one, and which of them there are: a hash has none of a picture without detail."""
+    """(n, dim) float32 of length one, and which of them there are: a hash has none of an image without detail."""
 
     rows: NDArray[np.float32]
     present: NDArray[np.bool_]
@@ -56,7 +56,7 @@ def rank(
     """Rank all answers to each question by similarity.
 
     ``right`` and ``left_out`` name answers of each question by their place; what is left out is neither right nor
-    wrong, such as the picture that asks. Ties count against: of equally similar answers the wrong ones come first.
+    wrong, such as the image that asks. Ties count against: of equally similar answers the wrong ones come first.
     Right answers are looked for among the first ``depth``, or among all. What has no vector is never found.
     """
     asked, there = len(questions.rows), len(answers.rows)

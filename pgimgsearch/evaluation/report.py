@@ -1,4 +1,4 @@
-"""An evaluation as one page: figures, curves, and the questions that went best and worst, as pictures."""
+"""An evaluation as one page: figures, curves, and the questions that went best and worst, as images."""
 
 import html
 import io

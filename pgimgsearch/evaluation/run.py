@@ -131,14 +131,14 @@ def _check_options(protocol: Protocol, request: EvaluationRequest) -> None:
 
 
 def images_per_second(connection: Connection, model: StoredModel) -> float | None:
-    """Pictures a second through the network, in the last run of a hundred, or of some; outputs of one share it."""
+    """Images a second through the network, in the last run of a hundred, or of some; outputs of one share it."""
     if not backends()[model.backend].has_weights:
         return None
     row = connection.execute(
-        "select (t.value ->> 'pictures')::float / nullif((t.value ->> 'seconds')::float, 0) "
+        "select (t.value ->> 'images')::float / nullif((t.value ->> 'seconds')::float, 0) "
         "from imgsearch.ingest_run r, jsonb_each(r.timings) t where t.key like 'embed %%' "
-        "and %s = any(string_to_array(substr(t.key, 7), '+')) and (t.value ->> 'pictures')::int > 0 "
-        "order by (t.value ->> 'pictures')::int >= 100 desc, r.run_id desc limit 1",
+        "and %s = any(string_to_array(substr(t.key, 7), '+')) and (t.value ->> 'images')::int > 0 "
+        "order by (t.value ->> 'images')::int >= 100 desc, r.run_id desc limit 1",
         [model.name],
     ).fetchone()
     return None if row is None or row[0] is None else float(row[0])

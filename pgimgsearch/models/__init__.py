@@ -1,1 +1,1 @@
-"""Models: what they are called, how they are loaded, and pictures and texts into vectors."""
+"""Models: what they are called, how they are loaded, and images and texts into vectors."""

@@ -1,4 +1,4 @@
-"""Four drawn pictures whose vectors are stored with a model: what they become later tells whether it has drifted."""
+"""Four drawn images whose vectors are stored with a model: what they become later tells whether it has drifted."""
 
 import numpy as np
 from numpy.typing import NDArray

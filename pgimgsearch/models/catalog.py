@@ -61,7 +61,7 @@ def with_checkpoint(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
         spec = replace(spec, weights=str(path))
     if checkpoint.preprocess is not None:
         if not backends()[spec.backend].needs_preprocessing:
-            raise ModelError(f"{spec.name} says itself how its pictures are prepared", hint="leave --preprocess out")
+            raise ModelError(f"{spec.name} says itself how its images are prepared", hint="leave --preprocess out")
         if checkpoint.preprocess not in PREPROCESS:
             raise ModelError(f"unknown preprocessing: {checkpoint.preprocess}", hint=f"known: {', '.join(PREPROCESS)}")
         spec = replace(spec, preprocess=PREPROCESS[checkpoint.preprocess])

@@ -12,8 +12,8 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.spec import ModelSpec
 
 
-class SkippedImage(Exception):  # noqa: N818  (a verdict on one picture, not an error)
-    """This picture has no useful vector under this model; the message says why."""
+class SkippedImage(Exception):  # noqa: N818  (a verdict on one image, not an error)
+    """This image has no useful vector under this model; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Placement:
 class Encoder(Protocol):
     """A loaded network.
 
-    ``prepare`` runs in several threads at once, on upright RGB pictures, ``embed_text`` in one, and ``embed`` in two
+    ``prepare`` runs in several threads at once, on upright RGB images, ``embed_text`` in one, and ``embed`` in two
     where a network of the run is on CUDA.
     ``spec`` is complete, with the output chosen and the revision that was loaded. ``dims`` is output -> dimension;
     texts meet the first output, where the network reads any.
@@ -52,7 +52,7 @@ class Encoder(Protocol):
         """What two vectors must share to be comparable: weights, preprocessing and output."""
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
-        """What ``embed`` takes of one picture; raises SkippedImage."""
+        """What ``embed`` takes of one image; raises SkippedImage."""
 
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One forward pass. Output -> (n, dim): float32, not yet normalised; or uint8 bits, 0 or 1, for a hash."""

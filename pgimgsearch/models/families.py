@@ -7,7 +7,7 @@ from pgimgsearch.models.spec import ModelSpec, Preprocess
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# For checkpoints that do not say how their pictures are prepared; "--preprocess NAME" takes the names.
+# For checkpoints that do not say how their images are prepared; "--preprocess NAME" takes the names.
 PREPROCESS = {
     "imagenet": Preprocess((224, 224), "shortest", 256, "bicubic", IMAGENET_MEAN, IMAGENET_STD),
     "clip": Preprocess((224, 224), "shortest", 224, "bicubic", CLIP_MEAN, CLIP_STD),
@@ -80,14 +80,14 @@ def _timm(name: str, tag: str, dim: int, size: int, parameters: float, good_for:
 
 SELF_SUPERVISED = (
     _dinov3("dinov3", "vit_large_patch16_dinov3.lvd1689m", 1024, 300,
-            "similar pictures, instances, fine detail; the strongest here for its cost"),
+            "similar images, instances, fine detail; the strongest here for its cost"),
     _dinov3("dinov3-vits16", "vit_small_patch16_dinov3.lvd1689m", 384, 21, "dinov3 at a fourteenth of its size"),
     _dinov3("dinov3-vits16plus", "vit_small_plus_patch16_dinov3.lvd1689m", 384, 29, "a better small dinov3"),
     _dinov3("dinov3-vitb16", "vit_base_patch16_dinov3.lvd1689m", 768, 86, "dinov3 at a third of its size"),
     _dinov3("dinov3-vith16plus", "vit_huge_plus_patch16_dinov3.lvd1689m", 1280, 840, "better than dinov3, on a GPU"),
     _dinov3("dinov3-vit7b16", "vit_7b_patch16_dinov3.lvd1689m", 4096, 6716, "the teacher of all of them; a large GPU",
             batch_size=4),
-    _dinov3("dinov3-vitl16-sat493m", "vit_large_patch16_dinov3.sat493m", 1024, 300, "satellite and aerial pictures"),
+    _dinov3("dinov3-vitl16-sat493m", "vit_large_patch16_dinov3.sat493m", 1024, 300, "satellite and aerial images"),
     _dinov3("dinov3-convnext-tiny", "convnext_tiny.dinov3_lvd1689m", 768, 29, "dinov3 distilled, fast on CPUs"),
     _dinov3("dinov3-convnext-small", "convnext_small.dinov3_lvd1689m", 768, 50, "the same, a size up"),
     _dinov3("dinov3-convnext-base", "convnext_base.dinov3_lvd1689m", 1024, 89, "the same, two sizes up"),
@@ -95,9 +95,9 @@ SELF_SUPERVISED = (
     _dinov3_hf("dinov3-hf", "vitl16-pretrain-lvd1689m", 1024, 300, "dinov3"),
     _dinov3_hf("dinov3-vits16-hf", "vits16-pretrain-lvd1689m", 384, 21, "dinov3-vits16"),
     _dinov3_hf("dinov3-vitb16-hf", "vitb16-pretrain-lvd1689m", 768, 86, "dinov3-vitb16"),
-    _dinov2("dinov2-small", "dinov2-small", 384, 22, "similar pictures on a CPU"),
-    _dinov2("dinov2-base", "dinov2-base", 768, 86, "similar pictures and instances at a third of dinov3's cost"),
-    _dinov2("dinov2-large", "dinov2-large", 1024, 300, "similar pictures and instances"),
+    _dinov2("dinov2-small", "dinov2-small", 384, 22, "similar images on a CPU"),
+    _dinov2("dinov2-base", "dinov2-base", 768, 86, "similar images and instances at a third of dinov3's cost"),
+    _dinov2("dinov2-large", "dinov2-large", 1024, 300, "similar images and instances"),
     _dinov2("dinov2-giant", "dinov2-giant", 1536, 1100, "the largest dinov2, on a GPU"),
     _dinov2("dinov2-small-reg", "dinov2-with-registers-small", 384, 22, "dinov2-small with cleaner features"),
     _dinov2("dinov2-base-reg", "dinov2-with-registers-base", 768, 86, "dinov2-base with cleaner features"),
@@ -123,7 +123,7 @@ TEXT_AND_IMAGE = (
     _siglip("siglip2-b-16-224", "google/siglip2-base-patch16-224", 768, 224, 375, "text to image in many languages"),
     _siglip("siglip2-b-16-256", "google/siglip2-base-patch16-256", 768, 256, 375, "the same at 256 pixels"),
     _siglip("siglip2-b-16-384", "google/siglip2-base-patch16-384", 768, 384, 376, "the same at 384: small objects"),
-    _siglip("siglip2-b-16-512", "google/siglip2-base-patch16-512", 768, 512, 376, "the same at 512: text in pictures"),
+    _siglip("siglip2-b-16-512", "google/siglip2-base-patch16-512", 768, 512, 376, "the same at 512: text in images"),
     _siglip("siglip2-l-16-256", "google/siglip2-large-patch16-256", 1024, 256, 882, "text to image, many languages"),
     _siglip("siglip2-so400m-14-384", "google/siglip2-so400m-patch14-384", 1152, 384, 1136,
             "text to image in many languages, the strongest here"),
@@ -155,10 +155,10 @@ COPIES_AND_COLOURS = (
     ),
     ModelSpec(
         "pdq", "pdq", "pdqhash", output="hash", dim=256, storage="bit", licence="BSD-3-Clause", batch_size=256,
-        near=1 - 31 / 256, proof="exact", good_for="copies: the same picture resized or re-encoded; no weights",
+        near=1 - 31 / 256, proof="exact", good_for="copies: the same image resized or re-encoded; no weights",
     ),
     ModelSpec(
         "palette", "palette", "cielab-1", output="histogram", dim=32, text=True, licence="Apache-2.0", batch_size=256,
-        near=0.99, proof="exact", good_for="colours, by picture and by name (\"navy and gold\"); no weights",
+        near=0.99, proof="exact", good_for="colours, by image and by name (\"navy and gold\"); no weights",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures into tensors, by the arithmetic of torchvision's eval transforms but without torch."""
+"""Images into tensors, by the arithmetic of torchvision's eval transforms but without torch."""
 
 import math
 from functools import cache
@@ -18,7 +18,7 @@ RESAMPLING = {
 
 
 def to_array(image: Image.Image, how: Preprocess) -> NDArray[np.float32]:
-    """Resize, crop and standardise an upright RGB picture. Returns (3, height, width) float32."""
+    """Resize, crop and standardise an upright RGB image. Returns (3, height, width) float32."""
     if how.whole:
         bands = center_crop(resize(image, how), how).split()
         standard = [np.take(grey, np.asarray(band)) for grey, band in zip(_grey_levels(how), bands, strict=True)]
@@ -52,7 +52,7 @@ def resize(image: Image.Image, how: Preprocess) -> Image.Image:
 
 
 def center_crop(image: Image.Image, how: Preprocess) -> Image.Image:
-    """Cut ``size`` out of the middle; what lies outside the picture is black."""
+    """Cut ``size`` out of the middle; what lies outside the image is black."""
     height, width = how.size
     whole = round if how.centre == "round" else math.floor
     left, top = whole((image.width - width) / 2.0), whole((image.height - height) / 2.0)

@@ -76,7 +76,7 @@ def recall_kept(vectors: NDArray[np.float32], reduction: Reduction, queries: int
 
     def nearest(of: NDArray[np.float32]) -> NDArray[np.intp]:
         similarities = of[asked] @ of.T
-        similarities[np.arange(len(asked)), asked] = -np.inf  # a picture is no neighbour of itself
+        similarities[np.arange(len(asked)), asked] = -np.inf  # an image is no neighbour of itself
         return np.argpartition(-similarities, k - 1, axis=1)[:, :k]
 
     pairs = zip(nearest(full), nearest(reduced), strict=True)

@@ -10,7 +10,7 @@ DEFAULT_BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """From an upright RGB picture to a tensor.
+    """From an upright RGB image to a tensor.
 
     ``resize`` is ``shortest`` (the short side becomes ``resize_to``) or ``squash`` (both sides are scaled, the height
     to ``resize_to``); the centre is cropped to ``size``. ``mean`` and ``std`` are of values in 0..1. ``centre`` is how
@@ -47,7 +47,7 @@ class ModelSpec:
     dimension (0 where only loading tells), and ``also`` the model's other outputs with theirs: ``NAME@OUTPUT``.
     ``size`` is the side of the input in pixels, ``parameters`` their number in millions, as the model's card says.
     ``preprocess`` is given where the checkpoint does not carry it. ``near`` is the
-    similarity from which two pictures count as near-duplicates. ``proof`` is how the row is known to be
+    similarity from which two images count as near-duplicates. ``proof`` is how the row is known to be
     right (docs/models.md).
     """
 

@@ -11,7 +11,7 @@ from pgimgsearch.reports.html import html_page
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.source import location_of
 
-SHOWN = 12  # images; that is up to 252 pictures, of about 10 kB each
+SHOWN = 12  # images; that is up to 252 images, of about 10 kB each
 STYLE = """
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; }
 .wide { overflow-x: auto; }
@@ -78,7 +78,7 @@ def _section(image: NeighbourPair, names: tuple[str, str], pictures: dict[int, t
 
 
 def _picture(name: str, location: str) -> tuple[str, str]:
-    """Its name, and the picture itself; addresses of the web are left as they are."""
+    """Its name, and the image itself; addresses of the web are left as they are."""
     web = location.startswith(("http://", "https://"))
     return name, location if web else data_url(location, 160)
 

@@ -225,7 +225,7 @@ def _description(table: Any, place: str) -> dict[str, Any]:
     if described.get("format") != FORMAT:
         raise SourceError(
             f"{place} is no export of embeddings", hint="make one: pgimgsearch export FILE.parquet --model NAME; "
-            "pictures in Parquet go by: pgimgsearch ingest FILE.parquet --model NAME"
+            "images in Parquet go by: pgimgsearch ingest FILE.parquet --model NAME"
         )  # fmt: skip
     return dict(described)
 

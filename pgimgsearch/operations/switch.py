@@ -180,7 +180,7 @@ def _require(
 
 
 def _check_embedder(connection: Connection, old: StoredModel | None, new: StoredModel) -> None:
-    """Raise EmbedderError where new texts and pictures are answered for the old model, and would not be for the new."""
+    """Raise EmbedderError where new texts and images are answered for the old model, and would not be for the new."""
     try:
         rows = connection.execute("select model, serves from imgsearch.embedder_status()").fetchall()
     except psycopg.Error:
@@ -188,7 +188,7 @@ def _check_embedder(connection: Connection, old: StoredModel | None, new: Stored
     serves: dict[str, bool] = dict(rows)
     if old is not None and serves.get(old.name) and not serves.get(new.name):
         raise EmbedderError(
-            f"the embedder holds {old.name} and not {new.name}: new texts and pictures would find nothing",
+            f"the embedder holds {old.name} and not {new.name}: new texts and images would find nothing",
             hint=f"start it with both, and run the same command again, which is quick now: "
             f"pgimgsearch serve --model {old.name} --model {new.name}",
         )

@@ -16,15 +16,15 @@ from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.server.errors import Busy
 
-Kind = Literal["text", "picture"]
+Kind = Literal["text", "image"]
 Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
 WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
-MOST_WAITING = 512  # texts and pictures
+MOST_WAITING = 512  # texts and images
 
 
 @dataclass(slots=True)
 class Request:
-    """Texts or prepared pictures, and where their outputs are awaited."""
+    """Texts or prepared images, and where their outputs are awaited."""
 
     kind: Kind
     inputs: Sequence[Any]
@@ -41,7 +41,7 @@ class Batcher:
         self.encoder = encoder
         self.most_waiting = most_waiting
         self._pictures = Batches(encoder, batch_size)
-        self._sizes = {"text": TEXTS_AT_ONCE, "picture": batch_size}
+        self._sizes = {"text": TEXTS_AT_ONCE, "image": batch_size}
         self._observe = observe
         self._queue: deque[Request] = deque()
         self._arrived = threading.Condition()
@@ -52,7 +52,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Texts and pictures that no pass has taken yet."""
+        """Texts and images that no pass has taken yet."""
         return sum(len(request.inputs) for request in self._queue)
 
     def submit(self, kind: Kind, inputs: Sequence[Any]) -> "Future[Outputs]":
@@ -60,7 +60,7 @@ class Batcher:
         request = Request(kind, inputs)
         with self._arrived:
             if self._closing or (self._queue and self.waiting + len(inputs) > self.most_waiting):
-                raise Busy(f"{self.waiting} texts and pictures wait for {self.encoder.spec.name}",
+                raise Busy(f"{self.waiting} texts and images wait for {self.encoder.spec.name}",
                            hint="try again in a moment, or run more embedders")  # fmt: skip
             self._queue.append(request)
             self._arrived.notify()
@@ -128,7 +128,7 @@ class Batcher:
 
     def _embed(self, kind: Kind, inputs: Sequence[Any]) -> Outputs:
         begin = time.perf_counter()
-        if kind == "picture":
+        if kind == "image":
             outputs = self._pictures.embed(inputs)
         else:
             starts = range(0, len(inputs), TEXTS_AT_ONCE)

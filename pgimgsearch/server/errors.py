@@ -32,7 +32,7 @@ class ModelNotServed(Refusal):
 
 
 class BadImage(Refusal):
-    """The picture cannot be read."""
+    """The image cannot be read."""
 
     sqlstate = "PI014"
     status = 422

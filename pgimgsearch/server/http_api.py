@@ -163,7 +163,7 @@ async def _all_results(
     try:
         return list(await asyncio.gather(*map(one, files)))
     except Busy:
-        service.metrics.count("http", "picture", Busy.sqlstate)
+        service.metrics.count("http", "image", Busy.sqlstate)
         raise
 
 

@@ -1,4 +1,4 @@
-"""Large batches of pictures as jobs: taken at once, worked off beside the other requests, and asked for later."""
+"""Large batches of images as jobs: taken at once, worked off beside the other requests, and asked for later."""
 
 import asyncio
 import secrets
@@ -18,7 +18,7 @@ from pgimgsearch.server.service import Service
 
 MOST_JOBS = 8  # unfinished
 KEPT_SECONDS = 3600
-AT_ONCE = 32  # pictures of one job that are decoded or wait
+AT_ONCE = 32  # images of one job that are decoded or wait
 
 
 @dataclass(slots=True)
@@ -120,9 +120,9 @@ async def file_result(
         raise
     except Exception as error:
         said = refusal_of(error)
-        service.metrics.count("http", "picture", said.sqlstate)
+        service.metrics.count("http", "image", said.sqlstate)
         return {"file": name, "status": "failed", "error": str(said), "hint": said.hint}
-    service.metrics.count("http", "picture", "ok")
+    service.metrics.count("http", "image", "ok")
     return {"file": name, "status": "ok", "embedding": vector.tolist()}
 
 

@@ -18,7 +18,7 @@ class Metrics:
             "pgimgsearch_forward_seconds", "Seconds in the network.", ["model", "kind"], registry=self.registry
         )
         self._inputs = Histogram(
-            "pgimgsearch_batch_inputs", "Texts or pictures of a forward pass.", ["model", "kind"],
+            "pgimgsearch_batch_inputs", "Texts or images of a forward pass.", ["model", "kind"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=self.registry,
         )  # fmt: skip
         self._texts = Counter("pgimgsearch_texts", "Texts for the cache.", ["outcome"], registry=self.registry)
@@ -41,8 +41,8 @@ class Metrics:
         return watch
 
     def watch_queue(self, waiting: Callable[[], int]) -> None:
-        """Show how many texts and pictures wait."""
-        Gauge("pgimgsearch_waiting", "Texts and pictures that wait.", registry=self.registry).set_function(waiting)
+        """Show how many texts and images wait."""
+        Gauge("pgimgsearch_waiting", "Texts and images that wait.", registry=self.registry).set_function(waiting)
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""

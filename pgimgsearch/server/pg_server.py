@@ -23,7 +23,7 @@ from pgimgsearch.server.service import LARGEST_PICTURE, Service
 USER = "pgimgsearch"
 PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encoding": "UTF8", "DateStyle": "ISO, MDY",
               "integer_datetimes": "on", "standard_conforming_strings": "on"}  # fmt: skip
-LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # a picture in base64, and what is around it
+LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # an image in base64, and what is around it
 LARGEST_BEFORE_LOGIN = 10_000
 SECONDS_TO_LOG_IN = 10
 SECONDS_TO_ANSWER = 30  # when the embedder ends

@@ -1,4 +1,4 @@
-"""What sql/25_embedder.sql asks, as JSON: ``{"ask": "status"}``, or for the vectors of texts or of a picture."""
+"""What sql/25_embedder.sql asks, as JSON: ``{"ask": "status"}``, or for the vectors of texts or of an image."""
 
 from typing import Annotated, Literal
 
@@ -24,9 +24,9 @@ class TextRequest(BaseModel):
 
 
 class ImageRequest(BaseModel):
-    """The vector or hash of a picture, or of a part of it: x, y, width, height."""
+    """The vector or hash of an image, or of a part of it: x, y, width, height."""
 
-    ask: Literal["picture"]
+    ask: Literal["image"]
     model: str
     bytes: Base64Bytes
     crop: tuple[int, int, int, int] | None = None

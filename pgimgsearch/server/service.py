@@ -1,4 +1,4 @@
-"""What both doors offer: vectors of texts and pictures, from the models that are held."""
+"""What both doors offer: vectors of texts and images, from the models that are held."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from pgimgsearch.sources.decode import decode, limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
-LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._picture_answer
+LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._image_answer
 
 
 class Service:
@@ -73,11 +73,11 @@ class Service:
     async def embed_picture(
         self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None
     ) -> NDArray[Any]:  # fmt: skip
-        """(dim,) float32, or bits, 0 or 1, of a picture's bytes. Raises BadPicture, Refusal or Busy."""
+        """(dim,) float32, or bits, 0 or 1, of an image's bytes. Raises BadPicture, Refusal or Busy."""
         prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, data, crop)
-        outputs = await asyncio.wrap_future(self._batcher(model).submit("picture", [prepared]))
+        outputs = await asyncio.wrap_future(self._batcher(model).submit("image", [prepared]))
         if (reason := rejection_reason(model.storable(outputs)[0])) is not None:
-            raise BadImage(f"the picture has no useful vector: {reason}", hint="try another model")
+            raise BadImage(f"the image has no useful vector: {reason}", hint="try another model")
         vector: NDArray[Any] = model.vectors(outputs, normalize=normalize)[0]
         return vector
 
@@ -94,16 +94,16 @@ class Service:
 
     def _prepare(self, model: LoadedModel, data: bytes, crop: Crop | None) -> NDArray[Any]:
         if len(data) > LARGEST_PICTURE:
-            raise BadImage(f"the picture has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
+            raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
             return model.encoder.prepare(cropped(decode(data)[0], crop))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
         except SkippedImage as why:
-            raise BadImage(f"the picture has no useful vector: {why}", hint="try another model") from why
+            raise BadImage(f"the image has no useful vector: {why}", hint="try another model") from why
         except Exception as error:  # broken bytes raise anything
-            raise BadImage(f"the picture cannot be read: {error}", hint="bring the content of an image file") from error
+            raise BadImage(f"the image cannot be read: {error}", hint="bring the content of an image file") from error
 
 
 def _check_texts(texts: Sequence[str], template: str) -> None:

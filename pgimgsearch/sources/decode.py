@@ -1,4 +1,4 @@
-"""From bytes to an upright RGB picture, whatever Pillow reads plus HEIC and AVIF."""
+"""From bytes to an upright RGB image, whatever Pillow reads plus HEIC and AVIF."""
 
 import hashlib
 import io
@@ -24,12 +24,12 @@ NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but c
 
 
 class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
-    """The picture is larger than the limit; it was not decoded."""
+    """The image is larger than the limit; it was not decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What is stored of a picture; sizes are of the upright pixels."""
+    """What is stored of an image; sizes are of the upright pixels."""
 
     pixel_hash: bytes
     width: int
@@ -51,7 +51,7 @@ def register_formats() -> frozenset[str]:
 def decode(
     data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
 ) -> tuple[Image.Image, ImageFacts]:
-    """Decode the first frame into an upright RGB picture, transparency laid on white.
+    """Decode the first frame into an upright RGB image, transparency laid on white.
 
     ``reserve`` is called with the bytes that decoding needs, before they are allocated.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
@@ -131,7 +131,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 or 32 bits to 8: by their range where it is known, else by what the picture uses."""
+    """Grey values of 16 or 32 bits to 8: by their range where it is known, else by what the image uses."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:
@@ -146,6 +146,6 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Lay an RGBA picture on white."""
+    """Lay an RGBA image on white."""
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")

@@ -59,7 +59,7 @@ def read_object(url: str, most: int) -> bytes:
 
 
 def prefix_source(url: str) -> Source:
-    """All pictures below a prefix, or one file of a store."""
+    """All images below a prefix, or one file of a store."""
     store, path = filesystem(url)
     url = store.unstrip_protocol(path).rstrip("/")  # in the form that its listings have
     try:
@@ -85,7 +85,7 @@ def prefix_source(url: str) -> Source:
 
 
 def _walk(store: AbstractFileSystem, folder: str, root: str, left_out: list[int]) -> Iterator[ScannedFile]:
-    """Pictures below a folder, in order of name; a folder that cannot be listed is told with its error."""
+    """Images below a folder, in order of name; a folder that cannot be listed is told with its error."""
     try:
         entries = sorted(again(store.ls)(folder, detail=True), key=lambda entry: str(entry["name"]))
     except Exception as error:  # as above

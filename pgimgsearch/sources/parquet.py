@@ -1,4 +1,4 @@
-"""Parquet of images: a row a picture, its bytes in one column, what is said of it in the others."""
+"""Parquet of images: a row an image, its bytes in one column, what is said of it in the others."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +27,13 @@ def libraries() -> tuple[Any, Any]:
 
 
 def rows(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """Pictures by their names, or the number of their row, each with the other columns."""
+    """Images by their names, or the number of their row, each with the other columns."""
     _, parquet = libraries()
     with fsspec.open(location, "rb") as stream, parquet.ParquetFile(stream) as table:
         schema = table.schema_arrow
         column = _column(schema, PICTURES, _holds_bytes)
         if column is None:
-            raise ValueError(f"no column holds the bytes of pictures: {', '.join(schema.names)}")
+            raise ValueError(f"no column holds the bytes of images: {', '.join(schema.names)}")
         named = _column(schema, NAMES, lambda _: True)
         others = [name for name in schema.names if name == column or not _holds_bytes(schema.field(name).type)]
         number = 0

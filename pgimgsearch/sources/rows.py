@@ -1,4 +1,4 @@
-"""Rows about pictures, from JSONL, CSV or plain lines: read, checked, and split into what is ours and metadata."""
+"""Rows about images, from JSONL, CSV or plain lines: read, checked, and split into what is ours and metadata."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""A fair sample of a source's pictures, for what has to be fitted or checked before a run."""
+"""A fair sample of a source's images, for what has to be fitted or checked before a run."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ MOST_STREAMED = 256 << 20  # bytes of a shard's beginning, as all of it has to b
 
 
 def sample_images(sources: Sequence[Source], count: int, limits: ImageLimits) -> Iterator[Image.Image]:
-    """At most ``count`` pictures, the same in every run over the same files; those that cannot be read are left out."""
+    """At most ``count`` images, the same in every run over the same files; those that cannot be read are left out."""
     limit_pixels(limits.max_pixels)
     chosen: list[ScannedFile] = []
     streamed = 0

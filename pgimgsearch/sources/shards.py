@@ -1,6 +1,6 @@
-"""Shards: many pictures in one file, read once from its beginning, as tars (webdataset) or Parquet.
+"""Shards: many images in one file, read once from its beginning, as tars (webdataset) or Parquet.
 
-A picture's path is that of its shard and its name in it: ``shards/0001.tar/000017.jpg``.
+An image's path is that of its shard and its name in it: ``shards/0001.tar/000017.jpg``.
 """
 
 import json
@@ -24,7 +24,7 @@ TRIES, SECONDS_BETWEEN = 4, 1.0
 
 
 def is_shard(location: str) -> bool:
-    """Whether a source is one file with many pictures, by its name."""
+    """Whether a source is one file with many images, by its name."""
     return location.lower().endswith(tuple(READERS))
 
 
@@ -34,7 +34,7 @@ def folder_of(location: str) -> str:
 
 
 def shard_source(locations: Sequence[str]) -> Source:
-    """The pictures of shards that lie in one folder or below one prefix, one shard after the other."""
+    """The images of shards that lie in one folder or below one prefix, one shard after the other."""
     folder = folder_of(locations[0])
     parts = [Shard(f"{folder}/{location.rpartition('/')[2]}") for location in locations]
     for shard in parts:
@@ -52,7 +52,7 @@ def shard_source(locations: Sequence[str]) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard; called with a root, it gives its pictures."""
+    """One shard; called with a root, it gives its images."""
 
     location: str
 
@@ -61,7 +61,7 @@ class Shard:
         return self.location.removeprefix(root.rstrip("/") + "/") if root else self.location
 
     def __call__(self, root: str) -> Iterator[ScannedFile]:
-        """All pictures. A shard that breaks is told as a file; a store that fails is tried again from there."""
+        """All images. A shard that breaks is told as a file; a store that fails is tried again from there."""
         reader = next(READERS[ending] for ending in READERS if self.location.lower().endswith(ending))
         name, done, seen = self.path(root), 0, set[str]()
         for attempt in range(1, TRIES + 1):
@@ -83,7 +83,7 @@ class Shard:
 
 
 def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: str) -> ScannedFile:
-    """A picture below its shard with what is said of it; what Postgres could not store fails it by name."""
+    """An image below its shard with what is said of it; what Postgres could not store fails it by name."""
     inner = webdataset.inside(file.path)
     placed = replace(file, path=f"{name}/{inner}", location=f"{location}/{inner}")
     try:

@@ -1,4 +1,4 @@
-"""Captions, metadata and groups from beside the pictures."""
+"""Captions, metadata and groups from beside the images."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from pgimgsearch.sources.source import ScannedFile
 
 
 def read_sidecar(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows about pictures by their path, relative to the folder that is ingested."""
+    """Rows about images by their path, relative to the folder that is ingested."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in parse_rows(read_text(path), str(path)):
         named = {COLUMNS.get(key, key): value for key, value in row.items()}
@@ -25,7 +25,7 @@ def read_sidecar(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def with_captions(files: Iterable[ScannedFile], captions: Mapping[str, list[dict[str, Any]]]) -> Iterator[ScannedFile]:
-    """Captions of a sidecar; several of one picture are joined by new lines."""
+    """Captions of a sidecar; several of one image are joined by new lines."""
     for file in files:
         texts = [str(row["caption"]) for row in captions.get(file.path, []) if row.get("caption")]
         yield replace(file, caption="\n".join(dict.fromkeys(texts))) if texts else file

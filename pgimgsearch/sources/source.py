@@ -79,14 +79,14 @@ def is_url(path: str) -> bool:
 
 
 def folder_source(path: Path) -> Source:
-    """All pictures of a folder and its subfolders, or one file. Hidden names are left out, links to folders too."""
+    """All images of a folder and its subfolders, or one file. Hidden names are left out, links to folders too."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             os.scandir(path).close()
     except OSError as error:
         raise SourceError(
-            f"cannot read {path}: {error.strerror}", hint="give a folder or a picture that exists"
+            f"cannot read {path}: {error.strerror}", hint="give a folder or an image that exists"
         ) from error
     path = path.resolve()
     if not stat.S_ISDIR(kind):
@@ -115,7 +115,7 @@ def folder_source(path: Path) -> Source:
         total = sum(1 for _ in _walk(path, extensions, [0]))
         if total == 0:
             raise SourceError(
-                f"there are no pictures in {path}",
+                f"there are no images in {path}",
                 hint="give a folder that holds some, at any depth; tars and Parquet are named one by one: DIR/*.tar",
             )
         return total
@@ -151,7 +151,7 @@ def list_source(path: str) -> Source:
 
 
 def url_source(url: str) -> Source:
-    """One picture of the web."""
+    """One image of the web."""
     return Source(url, "web", None, lambda _: iter([ScannedFile(url, url)]), lambda: 1, whole=False)
 
 
@@ -164,7 +164,7 @@ def files_source(folder: Path, files: Sequence[Path]) -> Source:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order of name, as ``folder_source`` finds them."""
+    """All images below a folder, in order of name, as ``folder_source`` finds them."""
     return [found for found in _walk(folder, register_formats(), [0]) if isinstance(found, Path)]
 
 
@@ -180,7 +180,7 @@ def query_source(query: str, rows: Callable[[str], Iterator[Mapping[str, Any]]])
 
 
 def _walk(folder: Path, extensions: frozenset[str], left_out: list[int]) -> Iterator[Path | tuple[Path, OSError]]:
-    """Pictures below a folder, in order of name; a folder that cannot be read is told with its error."""
+    """Images below a folder, in order of name; a folder that cannot be read is told with its error."""
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""WebDataset tars: members that share a name up to its first dot are a sample, of pictures and what is said of them."""
+"""WebDataset tars: members that share a name up to its first dot are a sample, of images and what is said of them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.object_store import again
 from pgimgsearch.sources.source import ScannedFile
 
-MOST_BYTES, MOST_TEXT, SAMPLE_BYTES = 256 << 20, 1 << 20, 64 << 20  # of a picture, a text, and of what waits for texts
+MOST_BYTES, MOST_TEXT, SAMPLE_BYTES = 256 << 20, 1 << 20, 64 << 20  # of an image, a text, and of what waits for texts
 
 
 class _Strict(tarfile.TarInfo):
@@ -31,7 +31,7 @@ class _Strict(tarfile.TarInfo):
 
 
 def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """Pictures by their names in the tar, each with what its sample says: .json, .txt as caption, .cls as class."""
+    """Images by their names in the tar, each with what its sample says: .json, .txt as caption, .cls as class."""
     pictures: list[ScannedFile] = []
     about: dict[str, bytes] = {}
     current, waiting = None, 0
@@ -60,14 +60,14 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
 
 
 def is_member(location: str) -> bool:
-    """Whether a location is that of a picture in a plain tar, which can be read by itself."""
+    """Whether a location is that of an image in a plain tar, which can be read by itself."""
     shard, inside, _ = location.partition(".tar/")
     return bool(inside) and not location.startswith(("http://", "https://")) and not os.path.isdir(f"{shard}.tar")  # noqa: PTH112
 
 
 @again
 def read_member(location: str, most: int) -> bytes:
-    """At most ``most`` bytes of one picture; raises FileNotFoundError where there is no such one."""
+    """At most ``most`` bytes of one image; raises FileNotFoundError where there is no such one."""
     shard, _, name = location.partition(".tar/")
     members = _members(f"{shard}.tar")
     if name not in members:
@@ -109,7 +109,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _with_attributes(
     pictures: list[ScannedFile], about: dict[str, bytes]
 ) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """The pictures with what was said of them; a text that cannot be read is told so, as it would be lost."""
+    """The images with what was said of them; a text that cannot be read is told so, as it would be lost."""
     said: dict[str, Any] = {}
     for ending, content in about.items():
         try:

@@ -1,4 +1,4 @@
-"""Copies are put away only as planned, and come back; whatever happened meanwhile, no picture is lost."""
+"""Copies are put away only as planned, and come back; whatever happened meanwhile, no image is lost."""
 
 import json
 import os

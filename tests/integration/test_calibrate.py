@@ -60,7 +60,7 @@ def test_the_promise_holds_on_photos_and_edits_that_were_not_seen(
 
 @pytest.fixture
 def drawn(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """Sixty pictures."""
+    """Sixty images."""
     folder = tmp_path / "photos"
     for number in range(60):
         photo(folder / f"{number}.png", seed=number, size=(160, 120))
@@ -125,6 +125,6 @@ def test_what_cannot_be_promised_is_refused_and_changes_nothing(
         path.unlink()
     done = calibrate(cli)
     assert done.returncode == 6
-    assert "none of the pictures can be read" in done.stderr
+    assert "none of the images can be read" in done.stderr
     connection.execute("delete from imgsearch.image where image_id > 10")
     assert "too few to measure" in calibrate(cli).stderr

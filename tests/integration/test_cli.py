@@ -23,7 +23,7 @@ def cli(program: Run) -> Run:
     ("arguments", "code", "message", "hint"),
     [
         (["ingest", "{tmp}/nowhere", "-m", "palette"], 6, "No such file", "exists"),
-        (["ingest", "{tmp}/empty", "-m", "palette"], 6, "there are no pictures", "some"),
+        (["ingest", "{tmp}/empty", "-m", "palette"], 6, "there are no images", "some"),
         (["ingest"], 2, "nothing to ingest", "--model dinov3"),
         (["ingest", "{photos}"], 2, "no model was named", "--model"),
         (["ingest", "{photos}", "-m", "dinov4"], 5, "unknown model: dinov4", "did you mean dinov3"),
@@ -148,12 +148,12 @@ def test_search_takes_every_limit(cli: Run, photos: Path) -> None:
 
 
 def test_ingest_from_a_query(cli: Run, photos: Path, connection: Connection) -> None:
-    connection.execute("create table product (id int, picture text, title text, colour text)")
+    connection.execute("create table product (id int, image text, title text, colour text)")
     connection.execute(
         "insert into product values (1, %s, 'shirt', 'red'), (2, %s, 'hat', null)",
         [str(photos / "a/00.png"), str(photos / "a/01.png")],
     )
-    query = "select picture as path, id as key, title as caption, colour from product order by id"
+    query = "select image as path, id as key, title as caption, colour from product order by id"
     done = cli("--json", "ingest", "--from-sql", query, "-m", "palette", "--collection", "shop")
     assert json.loads(done.stdout)[0]["embedded"] == 2, done.stderr
     rows = connection.execute("select key, caption, metadata from imgsearch.image order by key").fetchall()

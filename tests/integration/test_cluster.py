@@ -80,7 +80,7 @@ def test_groups_are_those_over_all_distances(
 
 
 def test_a_graph_in_pieces_and_of_equals() -> None:
-    """Two crowds of equal pictures that know only themselves, and a third that knows nobody."""
+    """Two crowds of equal images that know only themselves, and a third that knows nobody."""
     places = np.array(
         [[(n + 1) % 6, (n + 2) % 6] for n in range(6)]
         + [[6 + (n + 1) % 6, 6 + (n + 2) % 6] for n in range(6)]

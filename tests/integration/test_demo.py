@@ -1,4 +1,4 @@
-"""The demo's answers are right: its pictures are drawn, so what is true is known from their names."""
+"""The demo's answers are right: its images are drawn, so what is true is known from their names."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_the_demo_answers_rightly_and_writes_its_sheet(cli: Callable[..., Any], 
 
 
 def test_the_demo_takes_a_folder_of_ones_own(cli: Callable[..., Any], photos: Path, tmp_path: Path) -> None:
-    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "broken.jpg").write_bytes(b"no image")
     (photos / "copy.png").write_bytes((photos / "a" / "00.png").read_bytes())
     for _ in range(2):  # a second one starts anew
         done = cli("--json", "demo", str(photos), "--sheet", str(tmp_path / "sheet.html"), db=None)

@@ -40,7 +40,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """24 drawn pictures in three folders, each twice: as it is and smaller."""
+    """24 drawn images in three folders, each twice: as it is and smaller."""
     folder = tmp_path / "drawn"
     for number, seed in enumerate((3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)):
         path = photo(folder / "abc"[number % 3] / f"{number:02}.png", seed=seed, size=(96, 96))
@@ -50,7 +50,7 @@ def drawn(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disc(tmp_path: Path, drawn: Path) -> Path:
-    """A small set in DISC21's layout, of drawn pictures."""
+    """A small set in DISC21's layout, of drawn images."""
     folder = tmp_path / "disc"
     disc21.make(folder, sorted(drawn.rglob("*.png")), references=12, matched=5, unmatched=6, background=6, seed=1)
     return folder
@@ -119,12 +119,12 @@ def test_what_a_truth_names_in_vain_is_counted_and_named(judge: Evaluate, disc: 
     rows = list(csv.reader(truth.read_text().splitlines()))[1:]
     matched = [row for row in rows if row[1]]
     shutil.copy(disc / "references" / f"{matched[1][1]}.jpg", disc / "queries" / f"{matched[1][0]}.jpg")
-    (disc / "queries" / "Q99998.jpg").write_bytes(b"no picture")
+    (disc / "queries" / "Q99998.jpg").write_bytes(b"no image")
     extra = [["Q77777", "R000001"], [matched[0][0], "R888888"], matched[2], [matched[2][0], ""], ["Q99998", "R000002"]]
     (disc / "ground_truth.csv").write_text("\n".join(",".join(row) for row in rows[:-1] + extra))
     found = judge("copy-detection", "palette", data=disc)
     noted = {row["what"]: (row["count"], row["named"]) for row in found.notes.rows()}
-    assert noted["files cannot be read as pictures"] == (1, [str(disc / "queries" / "Q99998.jpg")])
+    assert noted["files cannot be read as images"] == (1, [str(disc / "queries" / "Q99998.jpg")])
     assert noted["rows of the truth are repeated"] == (1, [",".join(matched[2])])
     assert noted["queries have a match and none in the truth; the match counts"] == (1, [matched[2][0]])
     assert noted["queries of the truth are not there"] == (1, ["Q77777"])
@@ -145,7 +145,7 @@ def test_what_a_truth_names_in_vain_is_counted_and_named(judge: Evaluate, disc: 
 
 
 def test_files_are_judged_as_they_are_now(judge: Evaluate, drawn: Path, tmp_path: Path) -> None:
-    """One that is gone is named, though its vector is there; one that came back is a picture again."""
+    """One that is gone is named, though its vector is there; one that came back is an image again."""
     paths = sorted(drawn.rglob("*.png"))
     listed = tmp_path / "list.csv"
     listed.write_text("path\n" + "\n".join(map(str, paths[:-1])))
@@ -155,7 +155,7 @@ def test_files_are_judged_as_they_are_now(judge: Evaluate, drawn: Path, tmp_path
     for more in ([], paths[-1:]):  # with nothing to embed, and with something
         listed.write_text("path\n" + "\n".join(map(str, paths[:-1] + more)))
         found = judge("classes", "palette", data=listed, key=key)
-        assert found.notes.told() == [f"files cannot be read as pictures: 1 ({paths[3]})"]
+        assert found.notes.told() == [f"files cannot be read as images: 1 ({paths[3]})"]
         assert found.results[0].outcome.questions == 22 + len(more)
     (tmp_path / "away.png").rename(paths[3])
     found = judge("classes", "palette", data=listed, key=key)
@@ -203,10 +203,10 @@ def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc:
     with pytest.raises(SourceError, match="references: there is none"):
         judge("copy-detection", "palette", data=tmp_path / "drawn")
     for file in sorted((disc / "train").iterdir())[1:]:
-        file.write_bytes(b"no picture")
-    with pytest.raises(SourceError, match="there are 1 pictures to normalise on"):
+        file.write_bytes(b"no image")
+    with pytest.raises(SourceError, match="there are 1 images to normalise on"):
         judge("copy-detection", "palette", data=disc, score_norm=2)
-    with pytest.raises(SourceError, match="pictures to normalise on: there is none"):
+    with pytest.raises(SourceError, match="images to normalise on: there is none"):
         shutil.rmtree(disc / "train")
         judge("copy-detection", "palette", data=disc, score_norm=2)
     with pytest.raises(SourceError, match="there is no"):
@@ -218,9 +218,9 @@ def test_sets_on_which_a_figure_means_nothing_are_refused(judge: Evaluate, disc:
     with pytest.raises(SourceError, match="has no rows"):
         judge("copy-detection", "palette", data=disc, truth=none)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="there are no pictures in"):
+    with pytest.raises(SourceError, match="there are no images in"):
         judge("classes", "palette", data=tmp_path / "empty")
-    with pytest.raises(SourceError, match="is one picture"):
+    with pytest.raises(SourceError, match="is one image"):
         judge("classes", "palette", data=disc / "references" / "R000001.jpg")
 
 
@@ -256,7 +256,7 @@ def test_known_pairs_are_judged_at_the_models_threshold(
     found = judge("duplicates", "pdq", data=drawn, truth=truth)
     assert values(found)["pdq"]["recall"] == 1
     noted = {row["what"]: (row["count"], row["named"]) for row in found.notes.rows()}
-    assert noted["pictures of the truth are not there; their pairs are left out"] == (1, ["gone.png"])
+    assert noted["images of the truth are not there; their pairs are left out"] == (1, ["gone.png"])
     assert noted["known pairs have the same bytes, so no model is needed, and do not count"] == (
         1,
         [str(drawn / paths[0])],
@@ -300,7 +300,7 @@ def test_the_index_is_judged_by_distance(judge: Evaluate, connection: Connection
 
 
 def test_a_list_is_believed_as_it_is_now(judge: Evaluate, drawn: Path, tmp_path: Path) -> None:
-    """The truth of the second run, not that of the day on which the pictures were embedded."""
+    """The truth of the second run, not that of the day on which the images were embedded."""
     listed, paths = tmp_path / "list.csv", sorted(drawn.rglob("*.png"))
     for key, at in (("kind", 0), ("kind", 1), ("other", 0)):
         rows = "".join(f"{path},{path.parent.name if at == 0 else path.stem[:2]}\n" for path in paths)
@@ -308,7 +308,7 @@ def test_a_list_is_believed_as_it_is_now(judge: Evaluate, drawn: Path, tmp_path:
         found = judge("classes", "palette", data=listed, key=key)
         by_path = judge("classes", "palette", data=drawn, key="folder" if at == 0 else r"(\d\d)")
         assert values(found) == values(by_path)
-    with pytest.raises(SourceError, match="all pictures have the same class"):
+    with pytest.raises(SourceError, match="all images have the same class"):
         judge("classes", "palette", data=listed, key="other", filter={"other": "a"})
 
 
@@ -386,7 +386,7 @@ def test_captions_of_a_list_are_told_beside_each_other_and_filtered_before_they_
     listed = tmp_path / "set" / "list.csv"
     listed.write_text("path,caption,tone\n" + "\n".join(rows))
     assert judge("text-to-image", "palette", data=listed).results[0].outcome.questions == 8
-    for data in (listed, tmp_path / "set"):  # the folder has what the list said of its pictures when they were embedded
+    for data in (listed, tmp_path / "set"):  # the folder has what the list said of its images when they were embedded
         found = judge("text-to-image", "palette", data=data, captions=listed, filter={"tone": "warm"}, limit=2)
         assert found.results[0].outcome.questions == 4
         assert values(found)["palette"]["r@1"] == 1
@@ -396,7 +396,7 @@ def test_captions_of_a_list_are_told_beside_each_other_and_filtered_before_they_
 def test_captions_find_their_pictures_and_the_other_way_round(
     judge: Evaluate, photos: Path, ingest: Callable[..., Any], connection: Connection, layout: str, tmp_path: Path
 ) -> None:
-    """Palette reads names of colours; two pictures share a caption, and both are right."""
+    """Palette reads names of colours; two images share a caption, and both are right."""
     colours = ["red", "green", "blue", "yellow"]
     folder = tmp_path / "colours"
     folder.mkdir()
@@ -413,7 +413,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
         request = {"collection": "colours"}
     found = judge("text-to-image", "palette", **request)
-    assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "orange" is told of a green picture
+    assert values(found)["palette"] == {"r@1": 5 / 6, "r@5": 1, "r@10": 1}  # "orange" is told of a green image
     assert found.results[0].outcome.questions == 6
     back = judge("image-to-text", "palette", **request)
     assert values(back)["palette"]["r@1"] == 1
@@ -430,7 +430,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     assert not any("not there" in line for line in told.notes.told())
     assert judge("image-to-text", "palette", sample=2, **request).results[0].outcome.questions == 2
     if layout == "file":
-        assert found.notes.told() == ["pictures of the captions are not there: 1 (9.png)"]
+        assert found.notes.told() == ["images of the captions are not there: 1 (9.png)"]
 
 
 def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_zero_shot_tells_classes_by_their_names(judge: Evaluate, tmp_path: Path)
     Image.new("RGB", (32, 40), "blue").save(tmp_path / "set" / "beside.png")  # in no folder of the set
     again = judge("zero-shot", "palette", data=tmp_path / "set", template="{}")
     assert again.results[0].outcome.questions == 4
-    with pytest.raises(SourceError, match="no group has 2 pictures"):
+    with pytest.raises(SourceError, match="no group has 2 images"):
         judge("instances", "palette", data=tmp_path / "set", key=r"(\d)\.png", min_images=1)
     assert "classes are empty: 1 (green)" in found.notes.told()
 
@@ -456,10 +456,10 @@ def test_models_are_compared_on_the_same_pictures(
         opened.execute("delete from imgsearch.embedding_pdq_256 where content_id = 3")
     found = judge("classes", "palette", "pdq", collection="drawn", key="folder")
     assert [result.outcome.questions for result in found.results] == [23, 23]
-    assert "pictures have no vector of pdq yet and are left out for all: 1" in found.notes.told()[0]
+    assert "images have no vector of pdq yet and are left out for all: 1" in found.notes.told()[0]
     with connect(url) as opened:
         opened.execute("delete from imgsearch.embedding_pdq_256 where content_id < 8")
-    with pytest.raises(ModelError, match="pdq has no vectors of 7 of 24 pictures") as raised:
+    with pytest.raises(ModelError, match="pdq has no vectors of 7 of 24 images") as raised:
         judge("classes", "palette", "pdq", collection="drawn", key="folder")
     assert "pgimgsearch ingest" in str(raised.value.hint)
 
@@ -475,12 +475,12 @@ def test_what_a_model_skipped_it_misses(judge: Evaluate, drawn: Path) -> None:
     ("protocol", "asked", "match"),
     [
         ("classes", {}, "what is a class"),
-        ("classes", {"key": "colour"}, "no picture has the metadata key colour"),
-        ("classes", {"key": r"(\.png)"}, "all pictures have the same class"),
-        ("classes", {"key": r"(.*)"}, "no class has 2 pictures"),
+        ("classes", {"key": "colour"}, "no image has the metadata key colour"),
+        ("classes", {"key": r"(\.png)"}, "all images have the same class"),
+        ("classes", {"key": r"(.*)"}, "no class has 2 images"),
         ("classes", {"key": "folder", "collection": "nowhere"}, "nowhere"),
-        ("instances", {}, "no picture has a group"),
-        ("text-to-image", {}, "no picture has a caption"),
+        ("instances", {}, "no image has a group"),
+        ("text-to-image", {}, "no image has a caption"),
         ("duplicates", {}, "which pairs are known"),
         ("copy-detection", {}, "needs a folder"),
         ("classes", {"key": "folder", "split": "test"}, "classes does not use --split"),

@@ -90,7 +90,7 @@ def test_equal_bytes_are_embedded_once(ingest: Ingest, photos: Path, connection:
 
 def test_broken_twins_fail_alike(ingest: Ingest, photos: Path, connection: Connection) -> None:
     for number in range(5):
-        (photos / f"broken-{number}.jpg").write_bytes(b"no picture at all")
+        (photos / f"broken-{number}.jpg").write_bytes(b"no image at all")
     assert counts(ingest(photos)) == ZERO | {"embedded": 12, "failed": 5}
     assert (
         one(
@@ -212,7 +212,7 @@ def test_shifted_names_keep_their_pictures(
     ingest: Ingest, photos: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0..6 become 1..7 and a new 0 arrives, each file a chunk of its own: no content is dropped that is still promised."""
-    monkeypatch.setattr(run, "FILES_A_CHUNK", 1)
+    monkeypatch.setattr(run, "FILES_PER_CHUNK", 1)
     ingest(photos)
     for number in range(6, -1, -1):
         (photos / "a" / f"{number:02}.png").rename(photos / "a" / f"{number + 1:02}.png")
@@ -326,7 +326,7 @@ def test_new_captions_reach_unchanged_files(ingest: Ingest, photos: Path, connec
     assert one(
         connection,
         "select caption, metadata, key, group_key from imgsearch.image where path = 'a/00.png'",
-    ) == ("a red thing", {"price": 3}, "X1", "a")
+    ) == ("a red thing", {"price": 3, "key": "X1"}, "a/00.png", "a")
     assert (
         one(connection, "select path from imgsearch.image where search @@ plainto_tsquery('simple', 'thing')")
         == "a/00.png"
@@ -338,7 +338,7 @@ def test_new_captions_reach_unchanged_files(ingest: Ingest, photos: Path, connec
 
 @pytest.fixture
 def web(photos: Path) -> Iterator[tuple[str, list[str]]]:
-    """The photos over HTTP on this machine, and the paths asked for; /busy answers 503 twice, then a picture."""
+    """The photos over HTTP on this machine, and the paths asked for; /busy answers 503 twice, then an image."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -22,7 +22,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture
 def copies(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """Three pictures in red, green and blue tones with small copies; one name wants escaping."""
+    """Three images in red, green and blue tones with small copies; one name wants escaping."""
     folder = tmp_path / "photos"
     for number, name in enumerate(["<b>red & co.png", "1.png", "2.png"]):
         picture = Image.open(photo(folder / "drawn.png", seed=(3, 6, 10)[number], size=(320, 240)))

@@ -51,7 +51,7 @@ def test_a_dump_answers_the_same_on_a_fresh_server(
     ingest(photos, "palette", "pdq")
     connection.execute("select imgsearch.switch_alias('duplicates', 'palette', allow_missing => null)")
     connection.execute("create view public.shirts as select image_id, embedding from imgsearch.images_palette")
-    monkeypatch.setattr(sizing, "LEAST_ROWS", 1)
+    monkeypatch.setattr(sizing, "MIN_ROWS", 1)
     connection.execute("select imgsearch.set_index('palette', 'hnsw-binary')")  # on a function that a dump has to hold
     with connect(url) as opened:
         assert build_index(opened, get_model(opened, "palette"), BuildOptions(64))

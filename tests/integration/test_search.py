@@ -209,7 +209,7 @@ def test_the_index_is_used(connection: Connection, vectors: NDArray[np.float32])
         ("select * from imgsearch.similar(3001)", "PI003", "pgimgsearch ingest"),
         ("select * from imgsearch.similar_to('[1,2,3]'::vector)", "PI002", "same model"),
         ("select * from imgsearch.similar_to(null::vector)", "PI002", "same model"),
-        ("select * from imgsearch.similar_to(array_fill(0, array[32])::vector)", "PI002", "vector of a picture"),
+        ("select * from imgsearch.similar_to(array_fill(0, array[32])::vector)", "PI002", "vector of an image"),
         ("select * from imgsearch.similar(1, k => 2147483647)", "PI008", "after =>"),
         ("select * from imgsearch.duplicates_of(3001)", "PI003", "pgimgsearch ingest"),
         ("select imgsearch.set_alias('text', 'test')", "PI007", "can"),

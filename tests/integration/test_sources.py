@@ -1,4 +1,4 @@
-"""Pictures from tars, Parquet and object stores: the same rows as from a folder, and what breaks is named."""
+"""Images from tars, Parquet and object stores: the same rows as from a folder, and what breaks is named."""
 
 import gzip
 import io
@@ -262,7 +262,7 @@ def test_an_object_store_is_what_a_folder_is(
     wanted = from_folder(ingest, connection, tmp_path / "photos")
     for number, (name, data) in enumerate(pictures.items()):
         memory.pipe(f"/bucket/shop/{number % 3}/{name}", data)
-    memory.pipe("/bucket/shop/readme.txt", b"no picture")
+    memory.pipe("/bucket/shop/readme.txt", b"no image")
     memory.pipe("/bucket/other/0000.png", pictures["0000.png"])
     (source,) = parse_sources(["memory://bucket/shop"], None)
     report = ingest(source)

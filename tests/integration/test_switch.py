@@ -45,7 +45,7 @@ SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail 
 
 @pytest.fixture
 def detailed(tmp_path: Path) -> Path:
-    """Twelve pictures that a hash can tell, in two folders, and a copy."""
+    """Twelve images that a hash can tell, in two folders, and a copy."""
     folder = tmp_path / "detailed"
     for number, seed in enumerate(SEEDS):
         photo(folder / "ab"[number % 2] / f"{number:02}.png", seed=seed)
@@ -158,7 +158,7 @@ def test_files_that_are_gone_keep_the_old_model(
     assert meant(connection) == "palette"
     failed = connection.execute("select path, kind from imgsearch.ingest_failure order by path").fetchall()
     assert failed == [("a/02.png", "failed"), ("a/plain.png", "skipped")]
-    shutil.copy(detailed / "a" / "04.png", detailed / "a" / "02.png")  # another picture by that name is not that one
+    shutil.copy(detailed / "a" / "04.png", detailed / "a" / "02.png")  # another image by that name is not that one
     with pytest.raises(ModelError, match="pdq misses 1 of 13"):
         moved(url)
     reason = "select message from imgsearch.ingest_failure where kind = 'failed'"
@@ -284,7 +284,7 @@ def test_duplicates_follows_default_again_after_a_rollback(
 def test_a_skip_is_said_of_the_bytes(
     url: str, detailed: Path, ingest: Callable[..., Any], connection: Connection
 ) -> None:
-    """A flat picture has no hash; once there is another by that name, it is asked for again."""
+    """A flat image has no hash; once there is another by that name, it is asked for again."""
     Image.new("RGB", (64, 64), "white").save(detailed / "a" / "plain.png")
     ingest(detailed, "palette")
     assert moved(url).coverage == Coverage(13, 12, 1, 0)

@@ -17,7 +17,7 @@ from pgimgsearch.models.backends.palette import COLOURS
 
 @pytest.fixture
 def swatches(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """One plain picture for each colour."""
+    """One plain image for each colour."""
     folder = tmp_path / "swatches"
     folder.mkdir()
     for name, rgb in COLOURS.items():

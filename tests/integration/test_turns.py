@@ -29,7 +29,7 @@ def test_the_turns_are_all_of_a_square_and_each_has_its_inverse() -> None:
 
 @pytest.fixture
 def transform(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """Four pictures, and of the first a mirrored, a rotated and a mirrored and rotated copy, smaller."""
+    """Four images, and of the first a mirrored, a rotated and a mirrored and rotated copy, smaller."""
     folder = tmp_path / "photos"
     for number in range(4):
         photo(folder / f"{number}.png", seed=number + 3, size=(320, 240))

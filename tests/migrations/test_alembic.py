@@ -45,7 +45,7 @@ def alembic(url: str, project: Path) -> Alembic:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Six pictures that a hash can tell."""
+    """Six images that a hash can tell."""
     for seed in SEEDS:
         photo(tmp_path / "pictures" / f"{seed}.png", seed=seed)
     return tmp_path / "pictures"

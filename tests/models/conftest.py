@@ -1,4 +1,4 @@
-"""Pictures of every kind, and text towers whose configurations are on the hub."""
+"""Images of every kind, and text towers whose configurations are on the hub."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +59,7 @@ def mode_of(path: Path) -> str | None:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
-    """Drawn pictures, where there is no test data."""
+    """Drawn images, where there is no test data."""
     folder = tmp_path_factory.mktemp("pictures")
     sizes = [(320, 200), (200, 320), (224, 224), (37, 50), (641, 427)]
     return [Image.open(photo(folder / f"{n}.png", seed=n, size=size)).convert("RGB") for n, size in enumerate(sizes)]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pytest.fixture(params=["drawn", "real"])
 def shown(request: pytest.FixtureRequest) -> list[Image.Image]:
-    """Drawn pictures, then real ones of every kind."""
+    """Drawn images, then real ones of every kind."""
     found: list[Image.Image] = request.getfixturevalue("pictures" if request.param == "drawn" else "real_pictures")
     return found
 
@@ -198,7 +198,7 @@ def trunk(
 
 
 def imagebind_image(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-    film = pixels.unsqueeze(2).repeat(1, 1, 2, 1, 1)  # a picture is a film of two equal frames
+    film = pixels.unsqueeze(2).repeat(1, 1, 2, 1, 1)  # an image is a film of two equal frames
     kernel = state["modality_preprocessors.vision.rgbt_stem.proj.1.weight"]
     patches = torch.nn.functional.conv3d(film, kernel, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
     first = state["modality_preprocessors.vision.cls_token"].expand(len(pixels), -1, -1)
@@ -265,7 +265,7 @@ def test_real_weights_on_onnx_runtime_are_those_of_torch(data: Path, real_pictur
 
 
 def test_canonical_vector_of_real_weights(data: Path) -> None:
-    """The first numbers of a drawn picture's vector, as timm 1.0.31 and torch 2.15 gave them on a CPU."""
+    """The first numbers of a drawn image's vector, as timm 1.0.31 and torch 2.15 gave them on a CPU."""
     from pgimgsearch.models.canary import images as drawn
 
     path = data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"

@@ -144,7 +144,7 @@ def test_verify_compares_with_the_library(online: Run, hub: Hub, photos: Path) -
     done = online("--json", "models", "verify", "hf:someone/tiny-dino", "--images", str(photos))
     found = json.loads(done.stdout)
     assert found["equal"], done.stderr
-    assert found["pictures"] == 12
+    assert found["images"] == 12
     assert online("models", "verify", "palette").returncode == 5
 
 
@@ -155,7 +155,7 @@ def test_two_outputs_of_a_repository_share_one_network(
     done = online("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", "--output", "cls,mean")
     assert [row["embedded"] for row in json.loads(done.stdout)] == [12, 12], done.stderr
     (stages,) = connection.execute("select timings from imgsearch.ingest_run").fetchone() or ({},)
-    assert stages["embed hf:someone/tiny-dino+hf:someone/tiny-dino@mean"]["pictures"] == 12
+    assert stages["embed hf:someone/tiny-dino+hf:someone/tiny-dino@mean"]["images"] == 12
 
 
 def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: Run, hub: Hub, photos: Path) -> None:

@@ -28,7 +28,7 @@ def export(
     batch: int | str = "batch",
     kind: int = TensorProto.FLOAT,
 ) -> Path:
-    """A model whose output is the first pixels of the picture, in some shape after the batch."""
+    """A model whose output is the first pixels of the image, in some shape after the batch."""
     size = int(np.prod(shape))
     path.parent.mkdir(parents=True, exist_ok=True)
     nodes = [
@@ -97,7 +97,7 @@ def test_what_is_no_embedder_is_refused(tmp_path: Path, shape: tuple[int, ...], 
 
 def test_preprocessing_is_read_or_asked_for(tmp_path: Path) -> None:
     path = export(tmp_path / "onnx" / "model.onnx", (8,))
-    with pytest.raises(ModelError, match="nothing says how pictures are prepared") as raised:
+    with pytest.raises(ModelError, match="nothing says how images are prepared") as raised:
         load(path, Checkpoint())
     assert "--preprocess imagenet" in str(raised.value.hint)
     processor = zoo.processor_of(catalog.resolve("siglip-b-16-224"))

@@ -46,10 +46,10 @@ def clip(tmp_path: Path) -> str:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Sixty pictures, and one that is broken."""
+    """Sixty images, and one that is broken."""
     for number in range(60):
         photo(tmp_path / "many" / f"{number:02}.png", seed=number)
-    (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "many" / "broken.png").write_bytes(b"no image")
     return tmp_path / "many"
 
 
@@ -58,9 +58,9 @@ def test_two_outputs_share_one_forward_pass(cli: Run, connection: Connection, cl
     counts = {row["model"]: row["embedded"] for row in json.loads(done.stdout)}
     assert counts == {"hf:clip": 12, "hf:clip@hidden": 12}, done.stderr
     (stages,) = connection.execute("select timings from imgsearch.ingest_run").fetchone() or ({},)
-    passes = {name: stage["pictures"] for name, stage in stages.items() if name.startswith("embed")}
+    passes = {name: stage["images"] for name, stage in stages.items() if name.startswith("embed")}
     assert passes == {"embed hf:clip+hf:clip@hidden": 12}
-    assert stages["scan"]["pictures"] == stages["decode"]["pictures"] == 12
+    assert stages["scan"]["images"] == stages["decode"]["images"] == 12
     rows = connection.execute("select name, dim, has_text from imgsearch.model order by name").fetchall()
     assert rows == [("hf:clip", 24, True), ("hf:clip@hidden", 32, False)]
     assert connection.execute("select count(*) from imgsearch.similar(1, 5, 'hf:clip@hidden')").fetchone() == (5,)
@@ -106,7 +106,7 @@ def test_templates_are_averaged_and_cached_with_the_text(
 def test_reduced_vectors_keep_neighbours_and_serve_queries(
     cli: Run, url: str, connection: Connection, clip: str, many: Path, kind: str
 ) -> None:
-    """Fitted on a sample of the pictures; stored vectors, texts and pictures from outside go through the same map."""
+    """Fitted on a sample of the images; stored vectors, texts and images from outside go through the same map."""
     done = cli("--json", "ingest", str(many), "--model", clip, "--dim", "8", "--reduction", kind)
     assert json.loads(done.stdout)[0] == {
         "collection": "many", "model": "hf:clip@8", "scanned": 61, "embedded": 60, "reused": 0, "unchanged": 0,
@@ -179,7 +179,7 @@ def test_the_exported_network_gives_the_same_vectors(
     cli("ingest", str(many), "--model", clip, "--limit", "10")
     done = cli("--json", "ingest", str(many), "--model", clip, "--runtime", "onnx", **own)
     assert json.loads(done.stdout)[0]["embedded"] == 50, done.stderr
-    assert re.search(r"lowest cosine with fp32 1\.0000 over 1[56] pictures", done.stderr), done.stderr
+    assert re.search(r"lowest cosine with fp32 1\.0000 over 1[56] images", done.stderr), done.stderr
     placements = connection.execute("select placement from imgsearch.ingest_run order by run_id").fetchall()
     assert [row[0]["hf:clip"]["runtime"] for row in placements] == ["torch", "onnx"]
     exported = list((tmp_path / "cache" / "onnx").rglob("model.onnx"))
@@ -242,7 +242,7 @@ def test_canaries_are_the_same_pictures_everywhere() -> None:
 
 
 class Cramped:
-    """An encoder whose device holds so many pictures at once."""
+    """An encoder whose device holds so many images at once."""
 
     preprocess = {"size": [4, 4]}  # noqa: RUF012
 

@@ -33,7 +33,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
 
 
 def settle(network: torch.nn.Module) -> None:
-    """Statistics as after training: with those of a fresh network deep ones give the same vector for every picture."""
+    """Statistics as after training: with those of a fresh network deep ones give the same vector for every image."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)

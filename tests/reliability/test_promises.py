@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROWS, DIM, K = 100_000, 96, 10
 SHARES = {"p50": 0.5, "p10": 0.1, "p1": 0.01, "p01": 0.001, "p001": 0.0001}
-COPIES = 3000  # different files of one picture: one vector
+COPIES = 3000  # different files of one image: one vector
 ANCHOR = 7  # near and far are seen from here
 MARGIN = 1e-3  # half precision
 

@@ -62,7 +62,7 @@ def template(admin: Connection, server: str) -> str:
 
 @pytest.fixture
 def swatches(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
-    """One plain picture for each colour, in the database."""
+    """One plain image for each colour, in the database."""
     folder = tmp_path / "swatches"
     folder.mkdir()
     for name, rgb in COLOURS.items():

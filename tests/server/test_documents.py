@@ -38,7 +38,7 @@ django.setup()
 
 @pytest.fixture(scope="module")
 def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database as the documents assume it: pictures with palette and pdq, metadata, groups, captions, an embedder."""
+    """A database as the documents assume it: images with palette and pdq, metadata, groups, captions, an embedder."""
     admin.execute(f"create database documents template {template} owner pgimgsearch")
     url = f"postgresql://pgimgsearch@/documents?host={server}"
     folder = tmp_path_factory.mktemp("documents") / "photos"
@@ -57,7 +57,7 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
     after_load(url, [model.stored.name for model in models], remote=False)
     serving = start_serving(url, tmp_path_factory.mktemp("embedder"))
     with connect(url) as connection:
-        connection.execute("update imgsearch.image set caption = 'a red picture', metadata = metadata || '{\"season\": \"summer\"}', "
+        connection.execute("update imgsearch.image set caption = 'a red image', metadata = metadata || '{\"season\": \"summer\"}', "
                            "group_key = case when image_id % 2 = 0 then 'shirts' else 'shoes-' || image_id end")  # fmt: skip
         judge_at(url, "instances", "palette")
         connection.execute("update imgsearch.model set logit_scale = 20 where name = 'palette'")

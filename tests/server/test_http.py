@@ -146,8 +146,8 @@ def test_it_tells_of_itself(client: httpx.Client, navy: bytes, connection: Conne
     client.post("/embed/text", json={"texts": ["navy"]})
     plain = httpx.Client(base_url=client.base_url)
     metrics = plain.get("/metrics").text
-    assert 'pgimgsearch_requests_total{door="http",kind="picture",outcome="ok"} 1.0' in metrics
-    assert 'pgimgsearch_requests_total{door="http",kind="picture",outcome="PI014"} 1.0' in metrics
+    assert 'pgimgsearch_requests_total{door="http",kind="image",outcome="ok"} 1.0' in metrics
+    assert 'pgimgsearch_requests_total{door="http",kind="image",outcome="PI014"} 1.0' in metrics
     assert 'pgimgsearch_batch_inputs_count{kind="text",model="palette"} 1.0' in metrics
     assert "pgimgsearch_waiting 0.0" in metrics
     assert plain.get("/health").json()["models"][0]["model"] == "palette"

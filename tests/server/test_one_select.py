@@ -1,4 +1,4 @@
-"""Text to image and picture to image in one SELECT: SQL, dblink, the wire and the model; and all that can go wrong."""
+"""Text to image and image to image in one SELECT: SQL, dblink, the wire and the model; and all that can go wrong."""
 
 import socket
 import threading
@@ -90,7 +90,7 @@ def test_bytes_that_are_no_picture(swatches: Path, connected: Serving, connectio
     whole = (swatches / "red.png").read_bytes()
     for broken in (
         b"\0",
-        b"no picture",
+        b"no image",
         whole[: len(whole) // 2],
         bomb.read_bytes(),
         b"x" * (64 << 20),

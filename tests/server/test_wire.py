@@ -88,10 +88,10 @@ def test_a_driver_asks_and_is_answered(port: int) -> None:
         ('{"ask": "text", "model": "clip", "texts": ["navy"]}', "PI012"),
         ('{"ask": "text", "model": "text", "fingerprint": "g", "texts": ["navy"]}', "PI012"),
         ('{"ask": "text", "model": "text", "texts": ["nothing coloured"]}', "PI007"),
-        ('{"ask": "picture", "model": "text", "bytes": "?"}', "PI014"),
-        ('{"ask": "picture", "model": "text", "bytes": "aaaa"}', "PI014"),
-        ('{"ask": "picture", "model": "text", "bytes": "aaaa", "crop": [1]}', "PI008"),
-        ('{"ask": "picture", "model": "text", "bytes": "aaaa", "crop": "all of it"}', "PI008"),
+        ('{"ask": "image", "model": "text", "bytes": "?"}', "PI014"),
+        ('{"ask": "image", "model": "text", "bytes": "aaaa"}', "PI014"),
+        ('{"ask": "image", "model": "text", "bytes": "aaaa", "crop": [1]}', "PI008"),
+        ('{"ask": "image", "model": "text", "bytes": "aaaa", "crop": "all of it"}', "PI008"),
     ],
 )
 def test_bad_questions_are_refused_and_the_connection_goes_on(port: int, asked: str, state: str) -> None:

@@ -30,7 +30,7 @@ def asymmetric(width: int = 40, height: int = 24) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-# How a camera held that way would have stored the upright picture (CIPA DC-008, orientation)
+# How a camera held that way would have stored the upright image (CIPA DC-008, orientation)
 STORED = {
     1: lambda i: i,
     2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

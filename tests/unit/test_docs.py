@@ -56,6 +56,28 @@ def test_every_function_is_documented() -> None:
             assert before.startswith("-- "), f"{file.name}: a function without a purpose line: {before}"
 
 
+PRIVATE_WORDS = re.compile(
+    r"\b(pictures?|aside|wish(es|ed)?|diskann|ivfflat|--draft|external_id|pixel_sha256|invariant)\b|"
+    r"leaves the talk out|gone on with|has no say|makes up for it|take turns|at the door|else it is said|forth again"
+)
+
+
+def help_texts(group: Any) -> Iterator[str]:
+    for command in group.commands.values():
+        yield command.help or ""
+        yield from (getattr(parameter, "help", None) or "" for parameter in command.params)
+        if hasattr(command, "commands"):
+            yield from help_texts(command)
+
+
+def test_what_users_read_has_one_vocabulary() -> None:
+    """Image, content, model, embedding, source, collection, key; and no word of the code's own."""
+    texts = [path.read_text() for path in [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]]
+    texts += list(help_texts(typer.main.get_command(app)))
+    assert len(texts) > 100
+    assert [found.group() for text in texts for found in PRIVATE_WORDS.finditer(text)] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_command_lines_are_ones_the_program_takes(path: Path) -> None:
     lines = [line for block in blocks(path, "sh") for line in block.splitlines() if "pgimgsearch " in line]

@@ -17,7 +17,7 @@ PICTURES, BATCH, FITTING = 41, 8, 3
 
 
 class Counting:
-    """An encoder whose memory holds three pictures, and which counts the passes under way."""
+    """An encoder whose memory holds three images, and which counts the passes under way."""
 
     def __init__(self, device: str) -> None:
         self.device = device

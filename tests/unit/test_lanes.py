@@ -1,4 +1,4 @@
-"""A batch cut into pieces: every picture once, in order, and no piece too large for its core."""
+"""A batch cut into pieces: every image once, in order, and no piece too large for its core."""
 
 import threading
 from collections.abc import Sequence

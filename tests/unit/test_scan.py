@@ -18,7 +18,7 @@ def paths(source: Source) -> list[str]:
 def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path) -> None:
     for name in ("b/two.PNG", "one.png", ".hidden/three.png", "b/.four.png", "b/c/five.png"):
         photo(tmp_path / name.replace("PNG", "png")).rename(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     source = folder_source(tmp_path)
     assert source.count() == 3
     assert paths(source) == ["b/c/five.png", "b/two.PNG", "one.png"]
@@ -28,7 +28,7 @@ def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         folder_source(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match="no pictures"):
+    with pytest.raises(SourceError, match="no images"):
         folder_source(tmp_path).count()
 
 

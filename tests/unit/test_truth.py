@@ -82,7 +82,7 @@ def test_a_row_without_a_caption_is_named_and_the_others_count(tmp_path: Path) -
         "image_name| comment_number| comment\n1.jpg| 0| A dog\n2199200615.jpg| 4   A dog runs\n1.jpg| 1| A cat\n"
     )
     assert [caption.text for caption in captions.read(file, notes)] == ["A dog", "A cat"]
-    assert notes.told() == ["rows of the captions have no picture or no text: 1 (2199200615.jpg)"]
+    assert notes.told() == ["rows of the captions have no image or no text: 1 (2199200615.jpg)"]
 
 
 def test_a_truth_has_a_header_or_none(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_known_pairs_come_as_pairs_or_as_groups(tmp_path: Path) -> None:
     assert pairs.read_pairs(file, notes) == [("a.jpg", "b.jpg")]
     file.write_text("path,group\na.jpg,1\nb.jpg,1\nc.jpg,1\nd.jpg,2\n")
     assert pairs.read_pairs(file, notes) == [("a.jpg", "b.jpg"), ("a.jpg", "c.jpg"), ("b.jpg", "c.jpg")]
-    assert notes.told() == ["pairs name a picture twice: 1 (c.jpg)", "groups have one picture, so no pair: 1 (2)"]
+    assert notes.told() == ["pairs name an image twice: 1 (c.jpg)", "groups have one image, so no pair: 1 (2)"]
     file.write_text("a.jpg\n")
     with pytest.raises(SourceError, match="without two columns"):
         pairs.read_pairs(file, notes)

@@ -40,7 +40,7 @@ RENAMED = {
 
 RESHAPED: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "modality_preprocessors.vision.cls_token": ("visual.class_embedding", lambda token: token.flatten()),
-    # a still picture is a film of two equal frames: their kernels add up
+    # a still image is a film of two equal frames: their kernels add up
     "modality_preprocessors.vision.rgbt_stem.proj.1.weight": ("visual.conv1.weight", lambda kernel: kernel.sum(2)),
     "modality_preprocessors.vision.pos_embedding_helper.pos_embed": ("visual.positional_embedding", lambda p: p[0]),
     "modality_heads.vision.2.weight": ("visual.proj", lambda weight: weight.t()),

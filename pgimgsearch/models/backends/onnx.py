@@ -47,7 +47,7 @@ class OnnxEncoder:
         self.session = Session(path, placement.device)
         self.device, inputs = self.session.device, self.session.inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise ModelError(f"{path} does not take pictures alone", hint="export the image tower by itself")
+            raise ModelError(f"{path} does not take images alone", hint="export the image tower by itself")
         sides = inputs[0].shape[2:]
         self.dtype = "fp16" if inputs[0].type == "tensor(float16)" else "fp32"
         if placement.dtype not in {"auto", self.dtype}:
@@ -130,7 +130,7 @@ def _at_size(how: Preprocess, sides: Sequence[Any], path: Path) -> Preprocess:
     if not all(isinstance(side, int) for side in sides) or tuple(sides) == how.size:
         return how
     if sides[0] != sides[1]:
-        raise ModelError(f"{path} takes pictures of {sides[0]} x {sides[1]}", hint="export it for square pictures")
+        raise ModelError(f"{path} takes images of {sides[0]} x {sides[1]}", hint="export it for square images")
     scaled = round(how.resize_to * sides[0] / how.size[0])
     return replace(how, size=(int(sides[0]), int(sides[1])), resize_to=scaled)
 
@@ -160,6 +160,6 @@ def _described(path: Path) -> Preprocess:
         if file.exists():
             return read_processor(file)
     raise ModelError(
-        f"nothing says how pictures are prepared for {path}",
+        f"nothing says how images are prepared for {path}",
         hint="put its preprocessor_config.json beside it, or say --preprocess imagenet, clip or siglip",
     )

@@ -1,4 +1,4 @@
-"""Palette: how much of each named colour a picture shows, as a soft histogram over CIELAB; text by colour names."""
+"""Palette: how much of each named colour an image shows, as a soft histogram over CIELAB; text by colour names."""
 
 import re
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Palette(WeightlessEncoder):
     """An Encoder of colours. Square roots make the cosine of two histograms their overlap (Bhattacharyya)."""
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """The roots of a picture's histogram: (32,)."""
+        """The roots of an image's histogram: (32,)."""
         small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
         return np.asarray(np.sqrt(shares(to_lab(np.asarray(small).reshape(-1, 3))).mean(0)), dtype=np.float32)
 

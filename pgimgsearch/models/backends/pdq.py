@@ -11,15 +11,15 @@ from pgimgsearch.models.spec import ModelSpec
 
 BACKEND = Backend(package="pdqhash", has_weights=False, made_for_copies=True)
 
-LONGEST_SIDE = 512  # the hash sees 64 x 64; a larger picture is only slower
-LOWEST_QUALITY = 50  # the paper discards 49 and less: flat pictures match everything
+LONGEST_SIDE = 512  # the hash sees 64 x 64; a larger image is only slower
+LOWEST_QUALITY = 50  # the paper discards 49 and less: flat images match everything
 
 
 class Pdq(WeightlessEncoder):
     """An Encoder whose work is done in ``prepare``, so that it runs beside the decoding."""
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The 256 bits of a picture; raises SkippedImage where its quality is too low."""
+        """The 256 bits of an image; raises SkippedImage where its quality is too low."""
         import pdqhash
 
         small = image.copy()

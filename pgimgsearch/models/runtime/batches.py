@@ -15,13 +15,13 @@ WORTHWHILE = 1.1  # a doubled batch has to be faster by this
 
 
 class Batches:
-    """Runs an encoder over any number of pictures in batches; ``size`` only ever shrinks."""
+    """Runs an encoder over any number of images in batches; ``size`` only ever shrinks."""
 
     def __init__(self, encoder: Encoder, size: int) -> None:
         self.encoder, self.size = encoder, size
 
     def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Output -> (n, dim), as the encoder gives it; raises ModelError where even one picture does not fit."""
+        """Output -> (n, dim), as the encoder gives it; raises ModelError where even one image does not fit."""
         parts: list[dict[str, NDArray[Any]]] = []
         start = 0
         while start < len(prepared):

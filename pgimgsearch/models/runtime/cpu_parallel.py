@@ -1,10 +1,10 @@
 """Batches on a CPU: small pieces, each the work of one core.
 
-A pass that all cores share waits at every layer for the slowest, which decodes pictures meanwhile; cores with pieces of
+A pass that all cores share waits at every layer for the slowest, which decodes images meanwhile; cores with pieces of
 their own wait for nobody. And while a piece's widest layer stays below 32 MB, malloc hands out the same memory again;
 from there on the system maps and clears it anew for every layer. Larger ones share what a product does once with its
-weights: of 2 to 32 pictures the fastest gave 10 to 15 MB there, which are 3 of MobileNetV2, 4 of ResNet-50 and DINOv2,
-16 of CLIP B/32. Measured on 2 cores against one pass of 64 pictures over both: CLIP B/32 1.2 times as fast,
+weights: of 2 to 32 images the fastest gave 10 to 15 MB there, which are 3 of MobileNetV2, 4 of ResNet-50 and DINOv2,
+16 of CLIP B/32. Measured on 2 cores against one pass of 64 images over both: CLIP B/32 1.2 times as fast,
 ResNet-50 2.4 and MobileNetV2 4 times (torch, fp32); int8 on ONNX Runtime 1.3.
 """
 
@@ -40,7 +40,7 @@ def passes(device: str) -> int:
 
 
 def usual_layer_bytes(height: int, width: int) -> int:
-    """Of the widest layer for one picture, where a network does not tell."""
+    """Of the widest layer for one image, where a network does not tell."""
     return BYTES_A_PIXEL * height * width
 
 
@@ -54,7 +54,7 @@ def embed(
 ) -> dict[str, NDArray[Any]]:
     """Output -> (n, dim), of ``forward`` over pieces of (3, height, width) arrays; it has to keep to one thread.
 
-    ``layer_bytes`` is what its widest layer gives for one picture.
+    ``layer_bytes`` is what its widest layer gives for one image.
     """
     rounds = -(-len(pictures) // (lanes() * max(1, PIECE_BYTES // layer_bytes)))
     pieces = min(len(pictures), rounds * lanes())

@@ -14,7 +14,7 @@ from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
 
 
 class Replicas:
-    """An Encoder of several that hold the same network; what is not a pass over pictures is left to the first."""
+    """An Encoder of several that hold the same network; what is not a pass over images is left to the first."""
 
     def __init__(self, encoders: Sequence[TorchEncoder]) -> None:
         self._encoders = encoders

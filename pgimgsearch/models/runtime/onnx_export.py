@@ -53,13 +53,13 @@ class ExportedEncoder:
         return self.original.embed_text(texts)
 
     def check(self, prepared: Sequence[NDArray[Any]]) -> float:
-        """The lowest cosine between both runtimes over prepared pictures; raises ModelError below 0.99."""
+        """The lowest cosine between both runtimes over prepared images; raises ModelError below 0.99."""
         ours, theirs = self.embed(prepared), self.original.embed(prepared)
         lowest = min(float((unit(ours[name]) * unit(theirs[name])).sum(1).min()) for name in self.dims)
         if not lowest >= LEAST_COSINE:
             raise ModelError(
                 f"{self.spec.name} in {self.dtype} on ONNX Runtime is not the same model: cosine {lowest:.4f} "
-                f"with fp32 on one of {len(prepared)} of these pictures, at least {LEAST_COSINE} is needed",
+                f"with fp32 on one of {len(prepared)} of these images, at least {LEAST_COSINE} is needed",
                 hint="run without --dtype int8, or without --runtime onnx",
             )
         return lowest

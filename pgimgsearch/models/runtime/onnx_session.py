@@ -18,7 +18,7 @@ CUDA = "CUDAExecutionProvider"
 class Session:
     """A model, loaded; on a CPU once more, for single threads, as soon as a batch has a piece for every core.
 
-    ``device`` is where it runs, ``fixed_batch`` the only number of pictures it takes, where it was exported for one.
+    ``device`` is where it runs, ``fixed_batch`` the only number of images it takes, where it was exported for one.
     """
 
     def __init__(self, path: Path, device: str) -> None:

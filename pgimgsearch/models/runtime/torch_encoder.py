@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TorchModel:
-    """What a backend finds: a network, how it sees and reads, and how its pictures are prepared.
+    """What a backend finds: a network, how it sees and reads, and how its images are prepared.
 
     ``image`` takes (n, 3, height, width) and gives output -> (n, dim), not normalised, all of one forward pass.
     ``tokenize`` makes of strings what ``text`` takes, which gives (n, dim) in the space of the first output.
@@ -158,7 +158,7 @@ def _narrow(network: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def _channels_last(network: torch.nn.Module) -> None:
-    """Lay convolutions out as their fastest kernels want them; pictures follow by themselves."""
+    """Lay convolutions out as their fastest kernels want them; images follow by themselves."""
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)

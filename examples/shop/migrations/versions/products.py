@@ -1,4 +1,4 @@
-"""Products, each with its picture."""
+"""Products, each with its image."""
 
 import pgvector.sqlalchemy
 import sqlalchemy as sa
