@@ -101,7 +101,7 @@ def fill(
 
 
 def rollback(context: typer.Context, alias: AliasArgument) -> None:
-    """Let an alias mean the model that it meant before, at once; and once more to go forth again."""
+    """Point an alias at its previous model, at once; run it again to undo the rollback."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         row = connection.execute("select imgsearch.rollback_alias(%s)", [alias]).fetchone()

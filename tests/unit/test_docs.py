@@ -49,7 +49,7 @@ def test_every_protocol_and_figure_is_documented() -> None:
 
 def test_every_function_is_documented() -> None:
     text = (ROOT / "docs" / "sql-api.md").read_text()
-    for name, _ in signatures(current_functions()).values():
+    for name, _ in signatures(current_functions()):
         assert name.startswith("imgsearch._") or f"`{name}(" in text, name
     for file in (ROOT / "sql").glob("*.sql"):
         for before in re.findall(r"(.*)\ncreate or replace function", file.read_text()):
