@@ -10,6 +10,7 @@ import typer
 
 from pgimgsearch.cli import ingest_report
 from pgimgsearch.cli.terminal import (
+    SPEED,
     DeviceOption,
     DimOption,
     DtypeOption,
@@ -45,7 +46,7 @@ Examples:
 
   pgimgsearch ingest --from-sql "select sku as key, url from product" -c shop
 """
-SOURCES, MODELS, ATTRIBUTES, RUN, SPEED = "Sources", "Models", "Attributes", "What to do", "Device and speed"
+SOURCES, MODELS, ATTRIBUTES, RUN = "Sources", "Models", "Attributes", "What to do"
 
 
 def ingest(

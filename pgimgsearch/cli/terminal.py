@@ -23,7 +23,7 @@ from pgimgsearch.reporter import Reporter
 from pgimgsearch.settings import Settings
 
 LOADING = "How the model is loaded"
-SPEED = "Speed"
+SPEED = "Device and speed"
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
 DeviceOption = Annotated[

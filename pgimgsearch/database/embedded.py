@@ -184,7 +184,7 @@ class Embedded:
         programs.run("pg_ctl", "stop", "-w", "-t", "300", "-m", "fast", "-D", str(data))
 
     def _initialise(self) -> None:
-        """Make the cluster, our role and our database in a folder aside; it gets its name when all of it is there."""
+        """Make the cluster, our role and our database in a temporary folder, which is renamed once it is complete."""
         self._sweep()
         building = self.home / f"new-{secrets.token_hex(4)}"
         building.mkdir(mode=0o700)
