@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast check bench tables release-bundle clean
+# Without bytecode every command that a test starts would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-fast check bench tables docs release-bundle clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +39,7 @@ test-fast: $(VENV)/full
 check: $(VENV)/full
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell *.md docs pgimgsearch sql
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest -q tests/unit/test_docs.py
@@ -50,6 +54,11 @@ tables: $(VENV)/core
 # At a release: freeze sql/ as the functions of its revision.
 release-bundle: $(VENV)/core
 	$(VENV)/bin/python -m pgimgsearch.database.functions
+
+# Write the catalog and the benchmarks' figures into the documents.
+docs: $(VENV)/full
+	$(VENV)/bin/python -m pgimgsearch.models.catalog_table
+	$(VENV)/bin/python -m benchmarks.document
 
 clean:
 	rm -rf $(VENV) dist build benchmarks/results

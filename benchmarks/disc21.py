@@ -111,7 +111,7 @@ def main() -> None:
             ]
         micro = {(row["model"], row["how"]): row["micro-ap"] for row in rows}
         gain = micro[names[0], "score norm, whitened"] / micro[names[0], "plain"]
-        report("disc21: micro-AP of MobileNetV2, normalised and whitened over plain", rows, gain, "above 1")
+        report("Copy detection: micro-AP of MobileNetV2, normalised and whitened over plain", rows, gain, "above 1")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from tests.pictures import photo
 
 ROOT = Path(__file__).parent.parent
 counter = itertools.count()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` starts with it ignored
 Evaluate = Callable[..., Evaluation]
 
 

@@ -43,7 +43,7 @@ def _advice(stage: str, workers: int, cores: int, device: str) -> str:
             return "another GPU, --dtype bf16 or fp16, or a lighter model"
         return (
             "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX, a GPU, or a lighter model "
-            "(docs/scaling.md has the figures)"
+            "(docs/benchmarks.md has the figures)"
         )
     if stage in POOLED and workers < cores:
         return f"--workers {cores}"

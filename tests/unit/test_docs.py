@@ -1,5 +1,6 @@
 """The documents say what is there: every command and function, snippets that run, data files that are right."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from benchmarks import document
 from pgimgsearch.cli.app import app
 from pgimgsearch.database.functions import current_functions, signatures
 from pgimgsearch.evaluation.protocols import FIGURES, PROTOCOLS
@@ -78,6 +80,23 @@ def test_what_users_read_has_one_vocabulary() -> None:
     assert [found.group() for text in texts for found in PRIVATE_WORDS.finditer(text)] == []
 
 
+def sentences(text: str) -> Iterator[str]:
+    """Of prose, list items and table cells; code in one word."""
+    text = re.sub(r"```.*?```", "\n\n", text, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "code", text))
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.)\s)|\|", text):
+        yield from re.split(r"(?<=[.!?])\s+", " ".join(block.split()))
+
+
+def test_no_sentence_is_too_long() -> None:
+    """At most 30 words, in the documents and in the help."""
+    texts = [path.read_text() for path in [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]]
+    texts += list(help_texts(typer.main.get_command(app)))
+    found = [sentence for text in texts for sentence in sentences(text)]
+    assert len(found) > 1000
+    assert [sentence for sentence in found if len(sentence.split()) > 30] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_command_lines_are_ones_the_program_takes(path: Path) -> None:
     lines = [line for block in blocks(path, "sh") for line in block.splitlines() if "pgimgsearch " in line]
@@ -110,6 +129,11 @@ def test_the_compose_file_keeps_data_where_the_image_wants_them() -> None:
 def test_no_placeholder_is_left() -> None:
     for path in [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
         assert not re.findall(r"\b[A-Z]+_(?:OURS|REF|HAND|RATIO)\b|TODO|TBD|FIXME", path.read_text()), path.name
+
+
+def test_the_figures_are_those_of_the_results_file() -> None:
+    figures = json.loads(document.FIGURES.read_text())
+    assert document.document(figures) == document.DOCUMENT.read_text(), "run: make docs"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
