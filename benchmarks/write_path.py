@@ -111,7 +111,7 @@ def main() -> dict[str, object]:
         "over the vectors alone": vectors_s / ours_s,
     }
     return report(
-        "Write path: our writer over bare binary COPYs of the same rows", [row], rows_s / ours_s, "at least 0.7"
+        "Write path: our writer over a bare binary COPY of the same rows", [row], rows_s / ours_s, "at least 0.7"
     )
 
 
