@@ -4,16 +4,15 @@ Reads the photos of PGIMGSEARCH_TEST_DATA. The thresholds are measured on other 
 the edits have other strengths than those they are measured with.
 """
 
-import io
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
 from benchmarks.harness import fresh_database, peer_python, report, run_peer
 from pgimgsearch.database.connection import Connection, connect
@@ -25,36 +24,11 @@ from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import folder_source
+from tests.support.edits import EDITS
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KNOWN, SEARCHED, EDITED = 1200, 600, 60  # photos to measure on, photos to search, and those of them that are edited
 Pairs = set[tuple[str, str]]
-
-
-def recoded(image: Image.Image, kind: str, quality: int) -> Image.Image:
-    out = io.BytesIO()
-    image.save(out, kind, quality=quality)
-    return Image.open(out).convert("RGB")
-
-
-def stamped(image: Image.Image) -> Image.Image:
-    copy = image.copy()
-    ImageDraw.Draw(copy).rectangle((0, 0, image.width // 6, image.height // 6), fill="yellow")
-    return copy
-
-
-EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "resize 0.7": lambda image: image.resize((image.width * 7 // 10, image.height * 7 // 10)),
-    "resize 0.35": lambda image: image.resize((image.width * 35 // 100, image.height * 35 // 100)),
-    "JPEG 45": lambda image: recoded(image, "JPEG", 45),
-    "WebP 30": lambda image: recoded(image, "WEBP", 30),
-    "crop 95%": lambda image: ImageOps.crop(image, min(image.size) // 40),
-    "frame 3%": lambda image: ImageOps.expand(image, min(image.size) // 30, "navy"),
-    "stamp": stamped,
-    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
-    "pale": lambda image: ImageEnhance.Color(image).enhance(0.3),
-    "blur 1.5%": lambda image: image.filter(ImageFilter.GaussianBlur(min(image.size) * 0.015)),
-}
 
 
 def make(folder: Path) -> None:

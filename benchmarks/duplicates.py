@@ -12,20 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
-from benchmarks.harness import (
-    add_images,
-    add_model,
-    add_vectors,
-    clustered,
-    fresh_database,
-    peer_python,
-    report,
-    run_peer,
-)
+from benchmarks.harness import fresh_database, peer_python, report, run_peer
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, QUARTER, BATCH, PEER_ROWS, DIM, CUT = 100_000, 25_000, 1_000, 20_000, 768, 0.95
 CHECKED = 4_000  # rows whose pairs are compared with NumPy's

@@ -20,7 +20,7 @@ import numpy as np
 import psycopg
 from PIL import Image
 
-from benchmarks.harness import add_images, add_vectors, clustered, report, times_ms
+from benchmarks.harness import report, times_ms
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.embedded import Embedded
@@ -32,6 +32,7 @@ from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
 from tests.server import dblink
 from tests.server.conftest import PASSWORD, Serving, programs_with_dblink, start_serving
+from tests.support.builders import add_images, add_vectors, clustered
 
 ROWS, QUESTIONS, ROUNDS = 100_000, 12, 5
 CLIENTS, SECONDS, BATCH = 32, 10.0, 32

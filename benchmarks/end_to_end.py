@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import zoo
 from benchmarks.harness import QUICK, fresh_database, kept_peer, peer_python, report
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.embeddings.loaded_model import LoadedModel
@@ -35,6 +34,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import decode, register_formats
 from pgimgsearch.sources.source import Source, files_source, list_images
+from tests.support import checkpoints
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MODEL, PHOTOS, ROUNDS = "clip-vit-b-32", 256, 3
@@ -107,7 +107,7 @@ def main() -> dict[str, object]:
         folder, checkpoint = Path(name) / "photos", Path(name) / "weights"
         folder.mkdir()
         files = photos(folder, number)
-        weights = zoo.write_checkpoint(catalog.resolve(MODEL), checkpoint)
+        weights = checkpoints.write_checkpoint(catalog.resolve(MODEL), checkpoint)
         ours = {how: _ours(stack, placement, weights, folder, files) for how, placement in runs.items()}
         peers = {} if QUICK else _peers(stack, folder, weights, Path(name))
         times: dict[str, list[float]] = {peer: [] for peer in peers}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report
+from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM, K, QUERIES, ROUNDS = 100_000, 768, 10, 60, 3
 SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01, "ten thousandth": 0.0001}

@@ -5,10 +5,11 @@ import time
 import numpy as np
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered, fresh_database, report, sized
+from benchmarks.harness import fresh_database, report, sized
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 from pgimgsearch.indexing.methods import build_memory, index_spec
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM = sized(50_000), 768
 

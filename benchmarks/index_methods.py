@@ -14,23 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import (
-    add_images,
-    add_model,
-    add_vectors,
-    clustered,
-    fresh_database,
-    peer_python,
-    report,
-    run_peer,
-    sized,
-)
+from benchmarks.harness import fresh_database, peer_python, report, run_peer, sized
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 from pgimgsearch.indexing.recall import measure_recall
 from pgimgsearch.models.runtime.cpu_parallel import cores
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM, QUERIES = sized(100_000), 768, 200
 EFFORTS = {"hnsw": [40, 100, 200], "hnsw-binary": [40, 100, 200]}

@@ -129,9 +129,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(_child(*sys.argv[2:])))
     elif sys.argv[1:2] == ["--write"]:
-        from benchmarks import zoo
         from pgimgsearch.models import catalog
+        from tests.support import checkpoints
 
-        print(zoo.write_checkpoint(catalog.resolve(sys.argv[2]), Path(sys.argv[3])))
+        print(checkpoints.write_checkpoint(catalog.resolve(sys.argv[2]), Path(sys.argv[3])))
     else:
         main()

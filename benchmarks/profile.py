@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import zoo
 from benchmarks.end_to_end import photos
 from benchmarks.harness import fresh_database, peer_python, report, sized
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
@@ -23,6 +22,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.source import folder_source
+from tests.support import checkpoints
 
 MODELS, PHOTOS, RATE = ("clip-vit-b-32", "mobilenetv2"), sized(640), 200
 FRAME = re.compile(r"(?P<function>[^;]+) \((?P<file>[^;()]+?)(?::\d+)?\)$")
@@ -42,7 +42,7 @@ def main() -> dict[str, object]:
         folder.mkdir()
         photos(folder, PHOTOS)
         for model in [name for name in sys.argv[1:] if not name.startswith("-")] or MODELS:
-            weights = zoo.write_checkpoint(catalog.resolve(model), Path(name) / model)
+            weights = checkpoints.write_checkpoint(catalog.resolve(model), Path(name) / model)
             for part, share in shares(sampled(model, weights, folder)).items():
                 if share >= LEAST:
                     rows.append({"model": model, "part": part, "share": share})

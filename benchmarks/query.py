@@ -4,19 +4,11 @@ import numpy as np
 from psycopg import sql
 
 from benchmarks.clients import throughputs
-from benchmarks.harness import (
-    add_images,
-    add_model,
-    add_vectors,
-    clustered,
-    fresh_database,
-    report,
-    sized,
-    times_ms,
-)
+from benchmarks.harness import fresh_database, report, sized, times_ms
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM, QUERIES, ROUNDS = sized(100_000), 768, 400, 5
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clients import throughputs
-from benchmarks.harness import add_images, add_model, add_vectors, fresh_database, lifelike, report, times_ms
+from benchmarks.harness import fresh_database, report, times_ms
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
 from pgimgsearch.operations import plan
 from pgimgsearch.operations.plan_rates import measure_rates, planned_model
+from tests.support.builders import add_images, add_model, add_vectors, lifelike
 
 PART, ROWS, DIM, QUERIES, CHECKED = 100_000, 1_000_000, 768, 300, 100
 ROUNDING = 1e-3  # of a similarity in half precision

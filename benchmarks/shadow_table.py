@@ -2,12 +2,13 @@
 
 import time
 
-from benchmarks.harness import add_images, add_model, add_vectors, copy_vectors, fresh_database, lifelike, report, sized
+from benchmarks.harness import fresh_database, report, sized
 from pgimgsearch.database.memory import machine_memory
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.indexing.shadow_table import complete_load, create_shadow
+from tests.support.builders import add_images, add_model, add_vectors, copy_vectors, lifelike
 
 ROWS, NEW, TRIED, DIM = sized(100_000), sized(30_000), sized(3_000), 768
 

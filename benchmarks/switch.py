@@ -20,7 +20,6 @@ import numpy as np
 import psycopg
 from PIL import Image
 
-from benchmarks import zoo
 from benchmarks.harness import fresh_database, report
 from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.registry import open_model
@@ -29,6 +28,7 @@ from pgimgsearch.ingest import run
 from pgimgsearch.models import catalog
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources.source import folder_source
+from tests.support import checkpoints
 
 IMAGES, CLIENTS, A_SECOND, SECONDS_BEFORE = 50_000, 2, 20, 30
 MAX_LOAD = 0.5
@@ -82,7 +82,7 @@ def checkpoint(folder: Path, name: str, width: int) -> str:
     shape = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 16, "intermediate_size": 64}
     hf.Dinov2Model(hf.Dinov2Config(**shape, image_size=28, patch_size=14)).save_pretrained(folder)
     square = {"height": 28, "width": 28}
-    settings = {**zoo.processor_of(catalog.resolve(name)), "size": {"shortest_edge": 28}, "crop_size": square}
+    settings = {**checkpoints.processor_of(catalog.resolve(name)), "size": {"shortest_edge": 28}, "crop_size": square}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return str(folder)
 

@@ -8,7 +8,7 @@ import numpy as np
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 
-from benchmarks.harness import add_model, clustered, fresh_database, report, sized
+from benchmarks.harness import fresh_database, report, sized
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
@@ -17,6 +17,7 @@ from pgimgsearch.ingest.run import FILES_PER_CHUNK
 from pgimgsearch.ingest.write import Writer
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.source import ScannedFile
+from tests.support.builders import add_model, clustered
 
 ROWS, DIM, ROUNDS = sized(20_000), 768, 5
 

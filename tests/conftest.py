@@ -24,7 +24,7 @@ from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import Source, folder_source
-from tests.pictures import photo
+from tests.support.images import photo
 
 ROOT = Path(__file__).parent.parent
 counter = itertools.count()

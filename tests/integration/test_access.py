@@ -7,10 +7,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 
 @pytest.fixture

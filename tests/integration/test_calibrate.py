@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from benchmarks.copies import EDITS  # of other strengths than those that thresholds are measured with
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import get_model
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
 from pgimgsearch.sources.source import folder_source
-from tests.pictures import photo
+from tests.support.edits import EDITS
+from tests.support.images import photo
 
 
 def halves(photos: list[Path], folder: Path, seed: int) -> tuple[Path, Path, int]:

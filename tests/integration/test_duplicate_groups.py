@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.groups import GroupRequest
 from pgimgsearch.duplicates.groups import groups as duplicate_groups
 from pgimgsearch.duplicates.trash import plan
 from pgimgsearch.sources.decode import register_formats
-from tests.pictures import photo
+from tests.support.builders import add_images, add_model, add_vectors
+from tests.support.images import photo
 
 
 def at_angles(connection: Connection, *degrees: float) -> None:

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 Pairs = set[tuple[int, int]]
 

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from PIL import Image
 
-from benchmarks.harness import add_model
 from pgimgsearch.database.connection import Connection
-from tests.pictures import photo
+from tests.support.builders import add_model
+from tests.support.images import photo
 
 
 @pytest.fixture

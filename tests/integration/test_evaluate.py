@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from psycopg.types.json import Jsonb
 
-from benchmarks import disc21
-from benchmarks.harness import add_images, add_model, add_vectors
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import get_model
 from pgimgsearch.errors import InterruptedRun, ModelError, PgImgSearchError, SourceError, UsageError
@@ -31,9 +29,10 @@ from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.ingest import run
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources import sidecar
-from tests import independent
 from tests.conftest import Evaluate, judge_at, values
-from tests.pictures import photo
+from tests.support import copy_set, independent_metrics
+from tests.support.builders import add_images, add_model, add_vectors
+from tests.support.images import photo
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -52,7 +51,7 @@ def drawn(tmp_path: Path) -> Path:
 def disc(tmp_path: Path, drawn: Path) -> Path:
     """A small set in DISC21's layout, of drawn images."""
     folder = tmp_path / "disc"
-    disc21.make(folder, sorted(drawn.rglob("*.png")), references=12, matched=5, unmatched=6, background=6, seed=1)
+    copy_set.make(folder, sorted(drawn.rglob("*.png")), references=12, matched=5, unmatched=6, background=6, seed=1)
     return folder
 
 
@@ -62,7 +61,7 @@ def test_copy_detection_on_real_photos_for_three_models(
 ) -> None:
     folder = tmp_path / "disc21"
     files = sorted((data / "flickr").rglob("*.jpg"))
-    disc21.make(folder, files, references=60, matched=25, unmatched=25, background=40, seed=6)
+    copy_set.make(folder, files, references=60, matched=25, unmatched=25, background=40, seed=6)
     weights = str(data / "weights" / "mobilenetv2_100_backbone_timm.safetensors")
     assert cli("models", "add", "timm:mobilenetv2_100", "--weights", weights, "--as", "mobilenet").returncode == 0
     command = ["--json", "evaluate", str(folder), "--protocol", "copy-detection", "-m", "mobilenet", "-m", "pdq",
@@ -72,8 +71,8 @@ def test_copy_detection_on_real_photos_for_three_models(
     assert [model["questions"] for model in whole["models"]] == [50] * 3
     for model in whole["models"]:
         bits = model["model"] == "pdq"
-        known = independent.vectors(connection, model["model"], "disc21")
-        expected, predictions = independent.copy_detection(known, folder, bits=bits)
+        known = independent_metrics.vectors(connection, model["model"], "disc21")
+        expected, predictions = independent_metrics.copy_detection(known, folder, bits=bits)
         assert {name: figure["value"] for name, figure in model["figures"].items()} == pytest.approx(expected, abs=1e-6)
         assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in model["figures"].values())
         if model["model"] == "palette":
@@ -228,11 +227,13 @@ def test_instances_and_classes_are_those_of_the_script(judge: Evaluate, drawn: P
     instances = judge("instances", "palette", "pdq", data=drawn, key=r"(\d+)(?:-small)?\.png")
     classes = judge("classes", "palette", "pdq", data=drawn)
     for model in ("palette", "pdq"):
-        known = independent.vectors(connection, model, "drawn")
+        known = independent_metrics.vectors(connection, model, "drawn")
         bits = model == "pdq"
         paths = [row[0] for row in connection.execute("select path from imgsearch.image order by image_id")]
-        things = independent.same_label(known, {p: re.search(r"\d+", p)[0] for p in paths}, bits=bits)  # type: ignore[index]
-        kinds = independent.same_label(known, {path: independent.label_of(path) for path in paths}, bits=bits)
+        things = independent_metrics.same_label(known, {p: re.search(r"\d+", p)[0] for p in paths}, bits=bits)  # type: ignore[index]
+        kinds = independent_metrics.same_label(
+            known, {path: independent_metrics.label_of(path) for path in paths}, bits=bits
+        )
         assert values(instances)[model] == pytest.approx(
             {n: things[n] for n in ("map", "r@1", "r@5", "r@10")}, abs=1e-6
         )
@@ -247,10 +248,12 @@ def test_known_pairs_are_judged_at_the_models_threshold(
     truth.write_text("path,group\n" + "".join(f"{path},{re.search(r'[0-9]+', path)[0]}\n" for path in paths))  # type: ignore[index]
     found = judge("duplicates", "pdq", data=drawn, truth=truth)
     true = {frozenset((p, p.replace(".png", "-small.png"))) for p in paths if "-small" not in p}
-    known = independent.vectors(connection, "pdq", "drawn")
+    known = independent_metrics.vectors(connection, "pdq", "drawn")
     near = connection.execute("select near from imgsearch.model where name = 'pdq'").fetchone()
     assert near is not None
-    assert values(found)["pdq"] == pytest.approx(independent.pairs_found(known, true, near[0], bits=True), abs=1e-6)
+    assert values(found)["pdq"] == pytest.approx(
+        independent_metrics.pairs_found(known, true, near[0], bits=True), abs=1e-6
+    )
     shutil.copy(drawn / paths[0], drawn / "copy.png")
     truth.write_text(f"{paths[0]},copy.png\n{paths[0]},{paths[1]}\n{paths[1]},{paths[0]}\n{paths[0]},gone.png\n")
     found = judge("duplicates", "pdq", data=drawn, truth=truth)

@@ -18,7 +18,7 @@ from pgimgsearch.operations import export_import as transfer
 from pgimgsearch.operations.export_import import export, import_files
 from pgimgsearch.reporter import Reporter
 from tests.conftest import clone
-from tests.pictures import photo
+from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
 FILES = 40

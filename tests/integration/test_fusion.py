@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM = 2000, 32
 

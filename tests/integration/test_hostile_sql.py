@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded_programs import binaries
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 HOSTILE = [
     "'; drop table imgsearch.image; --",

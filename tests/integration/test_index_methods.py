@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, get_model
 from pgimgsearch.errors import ModelError, RecallError
@@ -29,6 +28,7 @@ from pgimgsearch.indexing.methods import index_row_bytes, index_spec, suitable_m
 from pgimgsearch.indexing.recall import tune
 from pgimgsearch.indexing.status import index_status
 from pgimgsearch.operations.schema_check import schema_findings
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM, ASKED = 2500, 256, range(1, 400, 40)
 HOW = BuildOptions(256)

@@ -32,7 +32,7 @@ from pgimgsearch.models.encoder import unit
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.limits import ImageLimits
 from pgimgsearch.sources.source import ScannedFile, folder_source, list_source
-from tests.pictures import photo
+from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
 ZERO = {"embedded": 0, "reused": 0, "unchanged": 0, "skipped": 0, "failed": 0}

@@ -62,7 +62,7 @@ def test_add_show_alias_and_remove(cli: Callable[..., Any], connection: Connecti
 
 
 def test_names_that_collide_or_are_long_get_tables_of_their_own(connection: Connection) -> None:
-    from benchmarks.harness import add_model
+    from tests.support.builders import add_model
 
     made = [add_model(connection, name, 8) for name in ("a-b", "a.b", "x" * 90, "x" * 91)]
     assert len({model.table_name for model in made}) == 4

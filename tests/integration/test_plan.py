@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.harness import add_images, add_vectors, clustered
 from pgimgsearch.cli.plan import parse_count
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import get_model
@@ -20,6 +19,7 @@ from pgimgsearch.indexing.methods import index_row_bytes, index_spec
 from pgimgsearch.operations import plan
 from pgimgsearch.operations import plan_rates as measure
 from pgimgsearch.operations.plan_rates import measure_rates, planned_model
+from tests.support.builders import add_images, add_vectors, clustered
 
 RATES = plan.Rates(2000, 1800, 700, 10_000, 2.0, 50.0, {})
 BIG = 64e9

@@ -15,7 +15,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import report
 from pgimgsearch.duplicates.groups import GroupRequest, groups
-from tests.pictures import photo
+from tests.support.images import photo
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model, insert_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM = 3000, 32
 

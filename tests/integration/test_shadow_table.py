@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, add_vectors, clustered
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, get_model
@@ -38,7 +37,8 @@ from pgimgsearch.ingest.load_target import count_new, join_shadows, wants_shadow
 from pgimgsearch.operations.schema_check import schema_findings
 from pgimgsearch.sources.source import folder_source
 from tests.integration.test_index_methods import found_share
-from tests.pictures import photo
+from tests.support.builders import add_images, add_model, add_vectors, clustered
+from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
 LIVE, ALL, DIM = 2500, 3200, 256

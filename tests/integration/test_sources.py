@@ -22,7 +22,7 @@ from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.parse import parse_sources
 from pgimgsearch.sources.read import TooManyBytes, read_bytes
 from pgimgsearch.sources.source import location_of
-from tests.pictures import photo
+from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
 CONTENTS = (

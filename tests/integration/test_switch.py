@@ -38,7 +38,7 @@ from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.source import query_source
 from tests.conftest import judge_at, values
-from tests.pictures import photo
+from tests.support.images import photo
 
 SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail for a hash
 

@@ -12,7 +12,7 @@ from PIL.Image import Transpose
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.transforms import BOTH, MIRRORED, ROTATED, transforms_of
-from tests.pictures import photo
+from tests.support.images import photo
 
 
 def test_the_turns_are_all_of_a_square_and_each_has_its_inverse() -> None:

@@ -15,7 +15,7 @@ from pgimgsearch.duplicates import trash as away
 from pgimgsearch.duplicates.groups import GroupRequest, groups
 from pgimgsearch.duplicates.trash import apply, read_plan
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
-from tests.pictures import photo
+from tests.support.images import photo
 
 Files = dict[str, bytes]
 

@@ -17,7 +17,7 @@ from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from tests.conftest import ROOT
-from tests.pictures import photo
+from tests.support.images import photo
 
 SEEDS = (3, 4, 5, 6, 8, 10)  # drawn with enough detail for a hash
 Alembic = Callable[..., subprocess.CompletedProcess[str]]

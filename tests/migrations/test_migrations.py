@@ -9,7 +9,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.harness import add_model
 from pgimgsearch.database import functions, migrate
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.functions import (
@@ -25,6 +24,7 @@ from pgimgsearch.database.url import prepare_embedded
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.operations.schema_check import list_tables, schema_findings
 from pgimgsearch.settings import package_folder
+from tests.support.builders import add_model
 
 # Everything of the catalogs that makes our schema what it is, in a form that two databases share.
 CATALOG = """

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pgimgsearch.cli.app import app
 from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
-from tests.pictures import photo
+from tests.support.images import photo
 
 KINDS = {
     "portrait": "clothing/dress/0546d34a-a369-4723-8d3a-74c0f51af26c.jpg",

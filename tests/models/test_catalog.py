@@ -8,7 +8,6 @@ import pytest
 import torch
 from open_clip.pretrained import get_pretrained_cfg
 
-from benchmarks import zoo
 from pgimgsearch.models import catalog, families
 from pgimgsearch.models import catalog_table as table
 from pgimgsearch.models.backend import backends
@@ -19,6 +18,7 @@ from pgimgsearch.models.backends import timm as timm_backend
 from pgimgsearch.models.backends import transformers as transformers_backend
 from pgimgsearch.models.hf_processor import preprocess_of
 from pgimgsearch.models.spec import ModelSpec
+from tests.support import checkpoints
 
 ROWS = {spec.name: spec for spec in catalog.CATALOG}
 NETWORKS = [spec for spec in catalog.CATALOG if backends()[spec.backend].on_torch]
@@ -83,9 +83,9 @@ def test_no_row_is_without_a_proof() -> None:
 
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 def test_the_full_size_network_is_what_the_row_says(spec: ModelSpec, text_towers: None) -> None:
-    network = zoo.network_of(spec, "meta")
+    network = checkpoints.network_of(spec, "meta")
     classifier = (spec.dim + 1) / 1000 if spec in families.SUPERVISED else 0  # a thousand classes, which cards count
-    assert zoo.counted(network) + classifier == pytest.approx(spec.parameters, rel=0.05)
+    assert checkpoints.counted(network) + classifier == pytest.approx(spec.parameters, rel=0.05)
     names = published(spec, network)
     layers = {int(n) for name in names for n in re.findall(r"(?:visual.*resblocks|blocks|layers?)\.(\d+)\.", name)}
     for key in KEYS[family(spec)]:
@@ -112,7 +112,7 @@ def looked_at(spec: ModelSpec, network: torch.nn.Module) -> tuple[int, dict[str,
         output = "cls" if "vit" in spec.checkpoint else "pool"
         return size, {output: network.eval()(torch.empty(1, 3, size, size, device="meta")).shape[1]}
     if spec.backend == "transformers":
-        size = preprocess_of(zoo.processor_of(spec)).size[0]
+        size = preprocess_of(checkpoints.processor_of(spec)).size[0]
         see = transformers_backend.vision(network.eval())
     elif spec.backend == "sscd":
         assert spec.preprocess
@@ -154,14 +154,14 @@ def test_every_pair_of_open_clip_is_loaded_as_its_tag_says(text_towers: None) ->
 
 def test_satellite_pictures_have_a_mean_of_their_own() -> None:
     means = {
-        name: timm_backend.preprocess_of(zoo.network_of(ROWS[name], "meta")).mean
+        name: timm_backend.preprocess_of(checkpoints.network_of(ROWS[name], "meta")).mean
         for name in ("dinov3", "dinov3-vitl16-sat493m")
     }
     assert means == {"dinov3": (0.485, 0.456, 0.406), "dinov3-vitl16-sat493m": (0.430, 0.411, 0.296)}
 
 
 def test_imagebind_leaves_out_the_other_senses_and_nothing_else() -> None:
-    shapes = zoo.imagebind_shapes("meta")
+    shapes = checkpoints.imagebind_shapes("meta")
     translated = imagebind.translate(shapes)
     assert len(translated) == len(shapes) - 2  # the mask, and a weight of the audio tower
-    assert translated.keys() == zoo.network_of(ROWS["imagebind-huge"], "meta").state_dict().keys()
+    assert translated.keys() == checkpoints.network_of(ROWS["imagebind-huge"], "meta").state_dict().keys()

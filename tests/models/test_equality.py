@@ -13,13 +13,13 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from benchmarks import zoo
 from pgimgsearch.models import catalog, reference
 from pgimgsearch.models.backend import backend_module
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 from tests.models.tiny import OPEN_CLIP, SMALL, VISION, describe, save, settle, tiny
+from tests.support import checkpoints
 
 LEAST = 0.99999
 CANONICAL = [0.010023, 0.027708, 0.037821, 0.032088, 0.002107, 0.017384]
@@ -79,7 +79,7 @@ def test_clip_and_open_clip_read_the_same_tokens(tmp_path: Path) -> None:
     """The same words to the same numbers by two libraries: the tokenizer's files are right, and so is our use of it."""
     from pgimgsearch.models.backends.transformers import tokenize
 
-    zoo.clip_tokenizer(tmp_path)
+    checkpoints.clip_tokenizer(tmp_path)
     config = hf.CLIPConfig(text_config={"max_position_embeddings": 77})
     long = "very " * 100 + "long"
     texts = [*reference.TEXTS, "  TWO   spaces ", "it's 3.5€ (50% off)", long]
@@ -108,7 +108,7 @@ def test_open_clip_with_a_text_tower_and_tokenizer_of_the_hub(shown: list[Image.
     torch.manual_seed(0)
     words = tmp_path / "words"
     hf.XLMRobertaConfig(**SMALL, vocab_size=104, max_position_embeddings=90, pad_token_id=0).save_pretrained(words)
-    zoo.sentence_pieces(tmp_path)
+    checkpoints.sentence_pieces(tmp_path)
     text = {"hf_model_name": str(words), "hf_tokenizer_name": str(words), "hf_proj_type": "mlp",
             "hf_pooler_type": "mean_pooler", "context_length": 77}  # fmt: skip
     describe(tmp_path, {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text})
@@ -147,7 +147,7 @@ def cosine(ours: Any, theirs: torch.Tensor) -> float:
 @pytest.fixture
 def imagebind_weights(tmp_path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     sizes = {"width": 160, "layers": 2, "text_width": 128, "text_layers": 2, "dim": 48, "grid": 4, "patch": 56}
-    state = zoo.imagebind_shapes("cpu", **sizes)
+    state = checkpoints.imagebind_shapes("cpu", **sizes)
     torch.save(state, tmp_path / "imagebind.pth")
     return str(tmp_path / "imagebind.pth"), state
 

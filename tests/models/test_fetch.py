@@ -159,14 +159,16 @@ def test_two_outputs_of_a_repository_share_one_network(
 
 
 def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: Run, hub: Hub, photos: Path) -> None:
-    from benchmarks import zoo
     from pgimgsearch.models import catalog
     from tests.models.test_onnx import export
+    from tests.support import checkpoints
 
     folder = hub.root / "someone" / "exported"
     export(folder / "onnx" / "model.onnx", (12,))
     export(folder / "onnx" / "model_quantized.onnx", (11,))
-    (folder / "preprocessor_config.json").write_text(json.dumps(zoo.processor_of(catalog.resolve("dinov2-small"))))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(checkpoints.processor_of(catalog.resolve("dinov2-small")))
+    )
     done = online("--json", "ingest", str(photos), "--model", "onnx:someone/exported")
     assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
     shown = json.loads(online("--json", "models", "show", "onnx:someone/exported").stdout)

@@ -121,9 +121,11 @@ def test_weights_that_nothing_asked_for_are_refused_but_a_classifiers_head_is_le
 
 
 def test_imagebind_without_its_towers_is_refused(tmp_path: Path) -> None:
-    from benchmarks import zoo
+    from tests.support import checkpoints
 
-    state = zoo.imagebind_shapes("cpu", width=160, layers=1, text_width=128, text_layers=1, dim=48, grid=4, patch=56)
+    state = checkpoints.imagebind_shapes(
+        "cpu", width=160, layers=1, text_width=128, text_layers=1, dim=48, grid=4, patch=56
+    )
     torch.save({"modality_trunks.audio.x": torch.zeros(1)}, tmp_path / "audio.pth")
     with pytest.raises(ModelError, match="no ImageBind image tower"):
         load(catalog.resolve("imagebind-huge", Checkpoint(str(tmp_path / "audio.pth"))))
@@ -174,10 +176,10 @@ def test_preprocessing_is_said_only_where_the_checkpoint_does_not(tmp_path: Path
 
 @pytest.mark.parametrize("setting", [{"include_top": True}, {"do_pad": True}, {"do_resize": False}])
 def test_a_processor_that_does_more_or_less_than_ours_is_refused(setting: dict[str, bool]) -> None:
-    from benchmarks import zoo
     from pgimgsearch.models.hf_processor import preprocess_of
+    from tests.support import checkpoints
 
-    settings = zoo.processor_of(catalog.resolve("clip-vit-b-32"))
+    settings = checkpoints.processor_of(catalog.resolve("clip-vit-b-32"))
     assert preprocess_of(settings).size == (224, 224)
     with pytest.raises(ModelError, match="image processor is not supported"):
         preprocess_of(settings | setting)

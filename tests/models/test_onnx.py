@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from benchmarks import zoo
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import catalog, encoder
 from pgimgsearch.models import load as models_load
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
+from tests.support import checkpoints
 
 IMAGENET = Checkpoint(preprocess="imagenet")
 SIDE = 32
@@ -100,7 +100,7 @@ def test_preprocessing_is_read_or_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing says how images are prepared") as raised:
         load(path, Checkpoint())
     assert "--preprocess imagenet" in str(raised.value.hint)
-    processor = zoo.processor_of(catalog.resolve("siglip-b-16-224"))
+    processor = checkpoints.processor_of(catalog.resolve("siglip-b-16-224"))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     loaded = load(path, Checkpoint())
     assert (loaded.preprocess["resize"], loaded.preprocess["mean"]) == ("squash", (0.5, 0.5, 0.5))

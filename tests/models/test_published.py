@@ -11,11 +11,10 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from benchmarks import disc21
 from pgimgsearch.database.connection import Connection
-from tests import independent
 from tests.models.tiny import TEXT, save, tiny
-from tests.pictures import photo
+from tests.support import copy_set, independent_metrics
+from tests.support.images import photo
 
 
 @pytest.mark.slow
@@ -42,7 +41,7 @@ def test_the_published_comparison_runs_as_it_was_made(
         photo(tmp_path / "photos" / f"{seed:02}.png", seed=seed, size=(96, 96))
     folder = tmp_path / "disc21"
     files = sorted((tmp_path / "photos").iterdir())
-    disc21.make(folder, files, references=12, matched=6, unmatched=8, background=4, seed=3)
+    copy_set.make(folder, files, references=12, matched=6, unmatched=8, background=4, seed=3)
     done = inside("--json", "evaluate", str(folder), "--protocol", "clip-vs-dinov2", "--limit-references", "10")
     assert done.returncode == 0, done.stderr
     models = {model["model"]: model for model in json.loads(done.stdout)["models"]}
@@ -54,8 +53,8 @@ def test_the_published_comparison_runs_as_it_was_made(
         path.unlink()
     (folder / "ground_truth.csv").write_text(truth)
     for name, model in models.items():
-        known = independent.vectors(connection, name, "disc21")
-        expected, _ = independent.copy_detection(known, folder, bits=False)
+        known = independent_metrics.vectors(connection, name, "disc21")
+        expected, _ = independent_metrics.copy_detection(known, folder, bits=False)
         assert {figure: own["value"] for figure, own in model["figures"].items()} == pytest.approx(expected, abs=1e-6)
 
     # the outputs are what the comparison says: the mean of all tokens, and the CLS
@@ -65,5 +64,5 @@ def test_the_published_comparison_runs_as_it_was_made(
     with torch.no_grad():
         tokens = network(**prepare(Image.open(path), return_tensors="pt")).last_hidden_state[0].numpy()
     for name, vector in (("dinov2-base@mean", tokens.mean(0)), ("dinov2-base", tokens[0])):
-        stored = np.array(independent.vectors(connection, name, "disc21")[f"queries/{path.name}"])
+        stored = np.array(independent_metrics.vectors(connection, name, "disc21")[f"queries/{path.name}"])
         assert stored @ vector / np.linalg.norm(vector) == pytest.approx(1, abs=2e-3)

@@ -24,7 +24,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
-from tests.pictures import photo
+from tests.support.images import photo
 
 Run = Callable[..., Any]
 PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers as hf
 
-from benchmarks import zoo
 from pgimgsearch.models import catalog
+from tests.support import checkpoints
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = SMALL | {"projection_dim": 24, "projection_size": 32, "max_position_embeddings": 77}
@@ -42,7 +42,7 @@ def settle(network: torch.nn.Module) -> None:
 
 def tiny(family: str) -> tuple[Any, dict[str, Any], Callable[[Path], None] | None]:
     """A network, its processor's settings at a small size, and what writes its tokenizer."""
-    processor = {**zoo.processor_of(catalog.resolve(family))}
+    processor = {**checkpoints.processor_of(catalog.resolve(family))}
     text = TEXT | {"vocab_size": 49408} if family.startswith("clip") else TEXT | {"vocab_size": 104}
     text["max_position_embeddings"] = 77 if family.startswith("clip") else 64
     vision = SMALL | {"image_size": 64, "patch_size": 16, "projection_dim": 24}
@@ -62,7 +62,11 @@ def tiny(family: str) -> tuple[Any, dict[str, Any], Callable[[Path], None] | Non
     square = {"height": size, "width": size}
     processor["size"] = {"shortest_edge": size + (10 if size == 70 else 0)} if "crop_size" in processor else square
     processor |= {"crop_size": square} if "crop_size" in processor else {}
-    writes = {"clip": zoo.clip_tokenizer, "siglip": zoo.sentence_pieces, "siglip2": zoo.sentence_pieces}
+    writes = {
+        "clip": checkpoints.clip_tokenizer,
+        "siglip": checkpoints.sentence_pieces,
+        "siglip2": checkpoints.sentence_pieces,
+    }
     return network, processor, writes.get(family.partition("-")[0])
 
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pgimgsearch.ingest.item import OUTCOMES
-from tests.pictures import photo
+from tests.support.images import photo
 
 FILES = 3000
 

@@ -17,7 +17,7 @@ from pgimgsearch.ingest.item import OUTCOMES
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.source import ScannedFile, folder_source
 from tests import pictures
-from tests.reliability.mortal import mortal_server
+from tests.reliability.killable import mortal_server
 
 FILES, TWINS = 1200, 120
 CHECK = """

@@ -22,8 +22,8 @@ from pgimgsearch.sources import shards
 from pgimgsearch.sources.source import Source, folder_source
 from tests import pictures
 from tests.integration.test_sources import tar_of
-from tests.pictures import photo
-from tests.reliability.mortal import mortal_server
+from tests.reliability.killable import mortal_server
+from tests.support.images import photo
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

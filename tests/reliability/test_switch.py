@@ -25,7 +25,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources.open_image import open_image
 from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
-from tests.pictures import photo
+from tests.support.images import photo
 
 PICTURES, LATE = 120, 12
 

@@ -20,8 +20,8 @@ from pgimgsearch.ingest import run
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.source import ScannedFile, folder_source
 from tests.conftest import judge_at
-from tests.pictures import photo
 from tests.server.conftest import PASSWORD, start_serving
+from tests.support.images import photo
 from tests.unit.test_docs import DOCUMENTS, blocks
 
 # what a Django project sets up by itself

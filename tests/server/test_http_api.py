@@ -15,8 +15,8 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
 from pgimgsearch.server.jobs import MOST_JOBS, Jobs
+from tests.server.blocked_model import until
 from tests.server.conftest import PASSWORD, Serving
-from tests.server.held import until
 
 
 @pytest.fixture

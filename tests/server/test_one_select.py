@@ -13,9 +13,9 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
-from tests.pictures import photo
+from tests.server.blocked_model import held_back, until
 from tests.server.conftest import PASSWORD, Serving, free_port
-from tests.server.held import held_back, until
+from tests.support.images import photo
 
 
 def connect_embedder(connection: Connection, port: int, password: str = PASSWORD) -> None:

@@ -23,8 +23,8 @@ from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.serve import Listeners
 from pgimgsearch.server.service import Service
+from tests.server.blocked_model import HeldBack, serving, until
 from tests.server.conftest import PASSWORD
-from tests.server.held import HeldBack, serving, until
 
 
 class Stored:

@@ -10,8 +10,8 @@ import pytest
 
 from pgimgsearch.database import embedded_programs as programs
 from pgimgsearch.database.connection import Connection
+from tests.server.blocked_model import until
 from tests.server.conftest import Serving, programs_with_dblink
-from tests.server.held import until
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from psycopg import sql
 
-from benchmarks.harness import add_images, add_model, clustered
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel, get_model, insert_model
 from pgimgsearch.duplicates import find
@@ -16,6 +15,7 @@ from pgimgsearch.errors import DatabaseError, ModelError, UsageError
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.reporter import Reporter
 from tests.integration.test_duplicate_pairs import exact, fill, reported
+from tests.support.builders import add_images, add_model, clustered
 
 VECTORS = clustered(1500, 16)
 

@@ -8,7 +8,7 @@ import pytest
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.source import ScannedFile, Source, folder_source, list_source
-from tests.pictures import photo
+from tests.support.images import photo
 
 
 def paths(source: Source) -> list[str]:
