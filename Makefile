@@ -1,7 +1,8 @@
 # Every target makes what it needs. PYTHON is the interpreter the virtual environment is made with.
 PYTHON ?= python3
 VENV   := .venv
-PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules compile when they are first imported; most of what lies in these packages never is.
+PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # Without bytecode every command that a test starts would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -37,8 +37,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The socket folder of a running server."""
     home = tmp_path_factory.mktemp("server") / "home"
     embedded = Embedded(home)
-    with embedded.running():
-        yield str(embedded._socket_folder())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgimgsearch.database.embedded.machine_memory", lambda: 1024)  # MB: there are several servers
+        with embedded.running():
+            patch.undo()
+            yield str(embedded._socket_folder())
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +79,16 @@ def clone(admin: Connection, server: str, template: str) -> Iterator[str]:
     admin.execute(f"drop database {name} with (force)")
 
 
+def filled(admin: Connection, server: str, template: str, fill: Callable[[Connection], object]) -> Iterator[str]:
+    """A template with what ``fill`` stores: a module's own ``template`` fixture, so that it is stored once."""
+    name = f"filled_{next(counter)}"
+    admin.execute(f"create database {name} template {template} owner pgimgsearch")  # type: ignore[call-overload]
+    with psycopg.connect(f"postgresql://pgimgsearch@/{name}?host={server}", autocommit=True) as connection:
+        fill(connection)
+    yield name
+    admin.execute(f"drop database {name} with (force)")  # type: ignore[call-overload]
+
+
 @pytest.fixture
 def url(admin: Connection, server: str, template: str) -> Iterator[str]:
     """The address of a fresh database at the newest revision."""
@@ -98,10 +111,15 @@ def connection(url: str) -> Iterator[Connection]:
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real photos and weights; tests that need it skip without it."""
-    folder = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+    folder = data_folder()
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}: set PGIMGSEARCH_TEST_DATA")
     return folder
+
+
+def data_folder() -> Path:
+    """Where real photos and weights are, if they are there."""
+    return Path(os.environ.get("PGIMGSEARCH_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Several questions at once, groups, labels, pages and recall: against NumPy on the same vectors."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +13,18 @@ from numpy.typing import NDArray
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index, drop_index
+from tests.conftest import filled
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 ROWS, DIM = 2000, 32
 
 
-@pytest.fixture
-def vectors(connection: Connection) -> NDArray[np.float32]:
+@pytest.fixture(scope="module")
+def template(admin: Connection, server: str, template: str) -> Iterator[str]:
+    yield from filled(admin, server, template, fill)
+
+
+def fill(connection: Connection) -> None:
     """2,000 images in products of five (every tenth stands alone), two models, the first of which reads text."""
     add_images(connection, ROWS)
     for number, name in enumerate(("test", "other")):
@@ -31,6 +37,11 @@ def vectors(connection: Connection) -> NDArray[np.float32]:
         "update imgsearch.image set group_key = case when image_id % 10 > 0 then 'sku-' || image_id / 5 end, "
         "caption = case image_id % 3 when 0 then 'a red shoe' when 1 then 'a blue shoe' else 'a hat' end"
     )
+
+
+@pytest.fixture
+def vectors() -> NDArray[np.float32]:
+    """Those of the first model, as stored."""
     return rounded(clustered(ROWS, DIM, seed=1))
 
 

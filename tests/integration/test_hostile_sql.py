@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.embedded_programs import binaries
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
+from tests.conftest import filled
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 
 HOSTILE = [
@@ -57,8 +59,17 @@ CALLS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def template(admin: Connection, server: str, template: str) -> Iterator[str]:
+    yield from filled(admin, server, template, fill)
+
+
 @pytest.fixture
 def world(connection: Connection) -> Connection:
+    return connection
+
+
+def fill(connection: Connection) -> None:
     """Forty images with two models, of which one has a hostile name, and both are asked by alias and name."""
     add_images(connection, 40)
     for name in ("test", HOSTILE[0]):
@@ -69,7 +80,6 @@ def world(connection: Connection) -> Connection:
     connection.execute("select imgsearch.set_alias('text', 'test')")
     for text in HOSTILE:
         connection.execute("select imgsearch.cache_text(%s, imgsearch.embedding(2), 'test')", [text])
-    return connection
 
 
 def census(connection: Connection) -> Any:
