@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TrustOption, terminal_of
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 
 
@@ -42,7 +42,7 @@ def calibrate(
     terminal = terminal_of(context)
     request = measuring.CalibrationRequest(precision, similar_precision, copies, sample, compared, collection)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, name)
+        stored = stored_model(connection, name)
         model = open_model(connection, stored.name, Checkpoint(trust=trust), Placement(device))
         with terminal.report("edit and embed", sample) as reporter:
             found = measuring.calibrate(connection, model, request, reporter)

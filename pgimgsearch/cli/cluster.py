@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 from psycopg.rows import dict_row
 
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, ModelOption, terminal_of
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 
 
@@ -23,7 +23,7 @@ def cluster(
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         with terminal.report("neighbours", None) as reporter:
             found = clustering.cluster(connection, stored, neighbours, least, collection, reporter)
         clustering.save(connection, stored, found)

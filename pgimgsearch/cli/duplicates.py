@@ -7,9 +7,9 @@ import typer
 from psycopg.rows import dict_row
 
 from pgimgsearch.cli.compare_new import How, find_all, thresholds_told, turns_of
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import get_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
@@ -92,7 +92,7 @@ def duplicates(
         after=None if pairs else _number(after),
     )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
-        models = [get_model(connection, name) for name in names]
+        models = [stored_model(connection, name) for name in names]
         told = thresholds_told(connection, models, threshold, kind)
         for line in told:
             terminal.notify(line)

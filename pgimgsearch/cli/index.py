@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CountOption, Group, Terminal, terminal_of
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, count_embeddings, get_model
@@ -53,7 +54,7 @@ def build(
     """Build a model's index anew, with the memory that it needs, and measure how many neighbours it finds."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         limit = memory or _limit(terminal, connection)
         how = BuildOptions(limit, concurrently, workers, recall)
         if method == "auto":
@@ -126,7 +127,7 @@ def drop(context: typer.Context, model: Name) -> None:
     """Drop a model's index; its searches are exact from then on."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         drop_index(connection, stored)
     terminal.notify(f"{stored.name} has no index now, and its searches read all vectors")
 
@@ -140,7 +141,7 @@ def partition(
     """Lay a model's table out in hash partitions, whose indexes are built one by one; a filled one beside itself."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         if stored.partitions != parts and count_embeddings(connection, stored):
             create_shadow(connection, stored, parts)
             _build(terminal, connection, stored, with_previous_recall(stored, _limit(terminal, connection)), None)
@@ -161,7 +162,7 @@ def tune(
     """Find the least ef_search that reaches a recall, and store it with the model."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         rows = measuring.tune(connection, stored, recall, count, sample)
         chosen = get_model(connection, stored.name).ef_search
     terminal.show([row | {"chosen": row["ef_search"] == chosen} for row in rows],

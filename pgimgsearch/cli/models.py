@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import (
     DeviceOption,
     DimOption,
@@ -92,9 +93,11 @@ def _about(name: str) -> dict[str, object]:
 @app.command()
 def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A stored or a catalog model.")]) -> None:
     """Show all that is known of a model, how it was verified, and its table and view for SQL of one's own."""
+    from pgimgsearch.embeddings.registry import find_stored
+
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = find_model(connection, name)
+        stored = find_stored(connection, name)
         canary = None if stored is None else canary_of(connection, stored)
         reduction = None if stored is None else reduction_of(connection, stored)
     spec = catalog.find(name.partition("@")[0]) if stored is None else catalog.find(stored.name.partition("@")[0])
@@ -137,7 +140,7 @@ def add(
 ) -> None:
     """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
     from pgimgsearch.embeddings.open_models import ModelRequest, add_model, expanded_names
-    from pgimgsearch.ingest.dry_run import find_stored
+    from pgimgsearch.embeddings.registry import find_stored
 
     terminal = terminal_of(context)
     from pgimgsearch.indexing.after_load import after_load
@@ -250,7 +253,7 @@ def remove(
     """Remove a model with its table, view, index and cached text."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
-        model = get_model(connection, name)
+        model = stored_model(connection, name)
         if not yes:
             typer.confirm(f"Remove {model.name} with all its vectors?", abort=True, err=True)
         remove_model(connection, model.name)
@@ -260,17 +263,24 @@ def remove(
 @app.command()
 def alias(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")],
-    model: Annotated[
-        str | None, typer.Argument(help="The model it shall mean; without one, what it means is shown.")
+    name: Annotated[
+        str | None, typer.Argument(help="default, text, duplicates, or one of your own. Default: list all.")
     ] = None,
-    drop: Annotated[bool, typer.Option("--drop", help="Let it mean nothing.")] = False,
+    model: Annotated[str | None, typer.Argument(help="The model to point it at. Default: show its model.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the alias.")] = False,
 ) -> None:
-    """Point an alias at a model: what applications ask for by that name."""
+    """Point an alias at a model, or list the aliases. Applications ask for models by alias."""
     terminal = terminal_of(context)
-    if drop and model:
-        raise UsageError("--drop takes no model", hint=f"pgimgsearch models alias {name} --drop")
+    if drop and (model or not name):
+        raise UsageError(
+            "--drop takes one alias and no model", hint=f"pgimgsearch models alias {name or 'NAME'} --drop"
+        )
     with database_url(terminal.settings) as url, connect(url) as connection:
+        if name is None:
+            rows = [{"alias": alias, "model": meant} for alias, meant in list_aliases(connection).items()]
+            terminal.show(rows, ["alias", "model"])
+            return
         if drop or model:
-            connection.execute("select imgsearch.set_alias(%s, %s)", [name, model])
+            stored = stored_model(connection, model) if model else None
+            connection.execute("select imgsearch.set_alias(%s, %s)", [name, stored and stored.name])
         terminal.show_one({name: None if drop else get_model(connection, name).name})

@@ -9,6 +9,7 @@ import typer
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import (
     CollectionOption,
     CountOption,
@@ -21,7 +22,7 @@ from pgimgsearch.cli.terminal import (
     terminal_of,
 )
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel, get_model, list_models
+from pgimgsearch.database.models import StoredModel, list_models
 from pgimgsearch.database.privileges import can_write_texts
 from pgimgsearch.database.texts import cache_texts, missing_texts
 from pgimgsearch.database.url import database_url
@@ -72,7 +73,7 @@ def search(
     limits = {"k": count, "filter": None if held is None else Jsonb(held), "collection": collection,
               "min_similarity": min_similarity, "exact": exact}  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model or ("text" if text is not None else "default"))
+        stored = stored_model(connection, model or ("text" if text is not None else "default"))
 
         def load() -> "LoadedModel":
             return _load(connection, stored, device, trust=trust)
@@ -104,7 +105,7 @@ def embed_text(
         raise UsageError("no text was given", hint='for example: pgimgsearch embed-text "red shoes"')
     form = join_templates(template) or "{}"
     with database_url(terminal.settings) as url, connect(url) as connection:
-        stored = get_model(connection, model)
+        stored = stored_model(connection, model)
         embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pgimgsearch.database.models import (
     canary_of,
     complete_declaration,
     find_model,
+    get_model,
     insert_model,
     reduction_of,
     set_weights,
@@ -97,6 +99,26 @@ def look_up(
             if stored is None or spec.weights not in {None, stored.weights}:
                 return stored, spec  # another file speaks for itself
     return stored, catalog.with_checkpoint(spec_of(stored), checkpoint)
+
+
+def find_stored(connection: Connection, name: str) -> StoredModel | None:
+    """The stored model of a name, an alias, or any name that would have added it; None where it is not stored yet.
+
+    Raises ModelError for a name that nobody knows.
+    """
+    base, _, last = name.rpartition("@")
+    if base and last.isdigit() and find_model(connection, name) is None:
+        return find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
+    stored, spec = look_up(connection, name)
+    return stored if stored and spec.weights in {None, stored.weights} else None
+
+
+def get_stored(connection: Connection, name: str) -> StoredModel:
+    """As ``find_stored``; raises ModelError with the names of the stored models where it is none of them."""
+    with suppress(ModelError):
+        if (stored := find_stored(connection, name)) is not None:
+            return stored
+    return get_model(connection, name)
 
 
 def open_model(

@@ -12,14 +12,13 @@ from psycopg import sql
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel, list_models
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.embeddings.registry import look_up, open_model
+from pgimgsearch.embeddings.registry import find_stored, look_up, open_model
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 from pgimgsearch.evaluation import images as pictures
 from pgimgsearch.evaluation.images import EvaluationIngest, StoredImage, distinct, holds
 from pgimgsearch.evaluation.metrics import Curve, Measure
 from pgimgsearch.evaluation.ranking import Columns
 from pgimgsearch.evaluation.warnings import Warnings
-from pgimgsearch.ingest.dry_run import find_stored
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import Reporter

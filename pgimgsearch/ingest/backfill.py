@@ -18,9 +18,10 @@ from psycopg.rows import class_row
 from pgimgsearch.concurrency import ordered_map, prefetch, stop_signals
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import Coverage, StoredModel, count_coverage, get_model
+from pgimgsearch.database.models import Coverage, StoredModel, count_coverage
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
+from pgimgsearch.embeddings.registry import get_stored
 from pgimgsearch.errors import BusyError, InterruptedRun
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.embed import embed
@@ -56,7 +57,7 @@ def fill_stored(
 ) -> tuple[str, Coverage]:
     """Fill a stored model, by its name or an alias; raises BusyError where another session does."""
     with connect(url) as connection:
-        stored = get_model(connection, name)
+        stored = get_stored(connection, name)
         if shadow_table(connection, stored) is not None:
             raise BusyError(
                 f"the shadow table of {stored.name} holds vectors that are not in use yet",

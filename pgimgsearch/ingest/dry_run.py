@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pgimgsearch.database.collections import open_collection
-from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel, find_model
+from pgimgsearch.database.connection import connect
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings.registry import look_up
+from pgimgsearch.embeddings.registry import find_stored
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
@@ -46,11 +45,3 @@ def dry_run(
             for outcome, number in own.by_model[names[position]].items():
                 counts.add(position, outcome, number)
     return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, {}, "dry run")
-
-
-def find_stored(connection: Connection, name: str) -> StoredModel | None:
-    """A stored model, if it is; raises ModelError for a name that nobody knows."""
-    base, _, last = name.rpartition("@")
-    if base and last.isdigit():
-        return find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
-    return look_up(connection, name)[0]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel, coverage_table, get_model
+from pgimgsearch.database.models import StoredModel, coverage_table
+from pgimgsearch.embeddings.registry import get_stored
 from pgimgsearch.errors import DriftError, ModelError, UsageError
 from pgimgsearch.evaluation.context import EvaluationRequest as Asked
 from pgimgsearch.evaluation.protocols import BY_NAME
@@ -69,7 +70,7 @@ class Comparison:
 def compare(url: str, request: CompareRequest, reporter: Reporter) -> Comparison:
     """Compare two models on the images of the database. Raises ModelError where one of them has not embedded them."""
     with connect(url) as connection:
-        one, other = get_model(connection, request.one), get_model(connection, request.other)
+        one, other = get_stored(connection, request.one), get_stored(connection, request.other)
         if one == other:
             raise UsageError(f"{request.one} and {request.other} are the same model", hint="name two: models list")
         if request.html is not None:

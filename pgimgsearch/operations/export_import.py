@@ -22,13 +22,12 @@ from pgimgsearch.database.models import (
     StoredReduction,
     canary_of,
     find_model,
-    get_model,
     insert_model,
     reduction_of,
 )
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings.loaded_model import rejection_reason
-from pgimgsearch.embeddings.registry import suitable_aliases
+from pgimgsearch.embeddings.registry import get_stored, suitable_aliases
 from pgimgsearch.errors import DriftError, SourceError, UsageError
 from pgimgsearch.indexing.embedding_table import live_table
 from pgimgsearch.ingest.item import Counts, Item
@@ -70,7 +69,7 @@ def export(url: str, name: str, target: str, collection: str | None, reporter: R
     pyarrow, parquet = libraries()
     with connect(url) as connection, connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        model = get_model(connection, name)
+        model = get_stored(connection, name)
         if (
             collection is not None
             and not connection.execute("select 1 from imgsearch.collection where name = %s", [collection]).fetchone()

@@ -20,16 +20,14 @@ with asked as materialized (
     from imgsearch.model m cross join unnest(imgsearch._sample_contents(m, {sample})) d
     join {table} e on e.content_id = d join {other_table} o on o.content_id = d
     where m.name = {one})
-select a.image_id, one.ids as one, one.similarities as one_similarities, other.ids as other,
-       other.similarities as other_similarities
-from asked a
-cross join lateral (select coalesce(array_agg(s.image_id), '{{}}') as ids,
-                           coalesce(array_agg(s.similarity), '{{}}') as similarities
-                    from imgsearch.similar(a.image_id, k => {k}, model => {one}) s) one
-cross join lateral (select coalesce(array_agg(s.image_id), '{{}}') as ids,
-                           coalesce(array_agg(s.similarity), '{{}}') as similarities
-                    from imgsearch.similar(a.image_id, k => {k}, model => {other}) s) other
+select a.image_id, one.ids as one, one.similarities as one_similarities,
+       other.ids as other, other.similarities as other_similarities
+from asked a cross join lateral ({nearest_one}) one cross join lateral ({nearest_other}) other
 where a.image_id is not null order by a.image_id
+"""
+NEAREST = """
+select coalesce(array_agg(s.image_id), '{{}}') as ids, coalesce(array_agg(s.similarity), '{{}}') as similarities
+from imgsearch.similar(a.image_id, k => {k}, model => {name}) s
 """
 
 
@@ -58,9 +56,12 @@ class NeighbourPair:
 
 def neighbour_pairs(connection: Connection, one: StoredModel, other: StoredModel, sample: int) -> list[NeighbourPair]:
     """Ask both models about at most ``sample`` images that both have a vector of."""
+    nearest = [
+        sql.SQL(NEAREST).format(k=sql.Literal(NEIGHBOURS), name=sql.Literal(model.name)) for model in (one, other)
+    ]
     query = sql.SQL(SEEN).format(
-        sample=sql.Literal(sample), k=sql.Literal(NEIGHBOURS), table=one.table, other_table=other.table,
-        one=sql.Literal(one.name), other=sql.Literal(other.name),
+        sample=sql.Literal(sample), table=one.table, other_table=other.table, one=sql.Literal(one.name),
+        nearest_one=nearest[0], nearest_other=nearest[1],
     )  # fmt: skip
     return connection.cursor(row_factory=class_row(NeighbourPair)).execute(query).fetchall()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgimgsearch.database import functions
@@ -13,22 +14,23 @@ from pgimgsearch.models import catalog
 from pgimgsearch.operations.finding import Finding
 
 # Columns, constraints, indexes and policies of our tables; those of models are looked at one by one.
-LISTED = """
+OUR_TABLES = """
 with ours as (
     select c.oid, c.relname, c.relrowsecurity from pg_class c
     where c.relnamespace = 'imgsearch'::regnamespace and c.relkind = 'r' and c.relname !~ '^embedding_')
-select format('column %s.%s %s%s', c.relname, a.attname,
-              replace(format_type(a.atttypid, a.atttypmod), {schema} || '.', ''),
-              case when a.attnotnull then ' not null' else '' end)
-from ours c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-union all select format('constraint %s: %s', c.relname, pg_get_constraintdef(k.oid))
-from ours c join pg_constraint k on k.conrelid = c.oid and k.contype <> 'n'
-union all select format('index %s', regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE |imgsearch[.]', '', 'g'))
-from ours c join pg_index i on i.indrelid = c.oid
-union all select format('row security of %s: %s', c.relname, c.relrowsecurity) from ours c where c.relrowsecurity
-union all select format('policy %s of %s', p.polname, c.relname) from ours c join pg_policy p on p.polrelid = c.oid
-order by 1
 """
+LISTED = (  # what each table has, a line each; {schema} is that of the extension
+    """select format('column %s.%s %s%s', c.relname, a.attname,
+                     replace(format_type(a.atttypid, a.atttypmod), {schema} || '.', ''),
+                     case when a.attnotnull then ' not null' else '' end)
+       from ours c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped""",
+    """select format('constraint %s: %s', c.relname, pg_get_constraintdef(k.oid))
+       from ours c join pg_constraint k on k.conrelid = c.oid and k.contype <> 'n'""",
+    """select format('index %s', regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE |imgsearch[.]', '', 'g'))
+       from ours c join pg_index i on i.indrelid = c.oid""",
+    "select format('row security of %s: %s', relname, relrowsecurity) from ours where relrowsecurity",
+    "select format('policy %s of %s', p.polname, c.relname) from ours c join pg_policy p on p.polrelid = c.oid",
+)
 MODEL_PARTS = """
 select to_regclass('imgsearch.images_' || m.slug) is not null as view, coalesce(t.relrowsecurity, false) as security,
        (select count(*) from pg_policy p where p.polrelid = t.oid
@@ -80,10 +82,11 @@ def schema_findings(connection: Connection) -> Iterator[Finding]:
 
 def list_tables(connection: Connection) -> list[str]:
     """Every column, constraint, index and policy of our tables, a line each, whatever the search path is."""
-    schema = "'" + vector_schema(connection).replace("'", "''") + "'"
+    schema = sql.Literal(vector_schema(connection))
     with connection.transaction():
         connection.execute("set local search_path = pg_catalog")
-        return [row[0] for row in connection.execute(LISTED.format(schema=schema)).fetchall()]
+        queries = [sql.SQL(OUR_TABLES + query).format(schema=schema) for query in LISTED]
+        return sorted(row[0] for query in queries for row in connection.execute(query).fetchall())
 
 
 def _lost_tables(connection: Connection) -> Iterator[Finding]:

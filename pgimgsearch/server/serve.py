@@ -12,10 +12,10 @@ from pathlib import Path
 import uvicorn
 
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.models import get_model, list_aliases
+from pgimgsearch.database.models import list_aliases
 from pgimgsearch.database.privileges import can_write_texts
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.embeddings.registry import Loader, check_canary, open_model
+from pgimgsearch.embeddings.registry import Loader, check_canary, get_stored, open_model
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.runtime.cpu_parallel import cores
@@ -56,7 +56,7 @@ def open_models(
     """Load stored models by name or alias, those of the aliases if none is named, and say what the aliases mean."""
     with connect(url) as connection:
         aliases = list_aliases(connection)
-        stored = {get_model(connection, name).name: None for name in names or aliases}
+        stored = {get_stored(connection, name).name: None for name in names or aliases}
         if not stored:
             raise ModelError("there is no model to serve", hint="add one first: pgimgsearch models add clip-vit-b-32")
         loader = Loader(placement)
