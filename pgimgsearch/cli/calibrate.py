@@ -15,24 +15,24 @@ def calibrate(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A model's name or an alias.")] = "duplicates",
     precision: Annotated[
-        float, typer.Option(min=0.01, max=0.999, help="The share of pairs called near that are to be copies.")
+        float, typer.Option(min=0.01, max=0.999, help="The share of near pairs that must be copies.")
     ] = 0.9,
     similar_precision: Annotated[
-        float, typer.Option(min=0.01, max=0.999, help="The same of pairs called similar.")
+        float, typer.Option(min=0.01, max=0.999, help="The share of similar pairs that must be copies.")
     ] = 0.8,
     copies: Annotated[
-        float, typer.Option(min=0.0001, max=1, help="The share of your images that have a copy, as you expect it.")
+        float, typer.Option(min=0.0001, max=1, help="The share of your images that you expect to have a copy.")
     ] = 0.1,
-    sample: Annotated[int, typer.Option(min=20, help="Images of which edited copies are made.")] = 100,
-    compared: Annotated[int, typer.Option(min=20, help="Images that are compared with all others.")] = 5000,
+    sample: Annotated[int, typer.Option(min=20, help="The number of images to make edited copies of.")] = 100,
+    compared: Annotated[int, typer.Option(min=20, help="The number of images to compare with all others.")] = 5000,
     collection: CollectionOption = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, as PNG.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page: the plot, and the hardest pairs to judge.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but leave the thresholds as they are.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML report with the plot and the hardest pairs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and store nothing.")] = False,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Measure the thresholds for duplicates on your own images, and what they find and miss."""
+    """Measure the duplicate thresholds on your own images, and what they find and miss."""
     from pgimgsearch.duplicates import calibrate as measuring
     from pgimgsearch.duplicates import calibration_report as drawing
     from pgimgsearch.embeddings.registry import open_model

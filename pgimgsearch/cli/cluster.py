@@ -15,10 +15,10 @@ def cluster(
     context: typer.Context,
     model: ModelOption = "default",
     collection: CollectionOption = None,
-    least: Annotated[int, typer.Option(min=2, help="The smallest group to find.")] = 5,
-    neighbours: Annotated[int, typer.Option(min=2, max=200, help="Nearest neighbours to look at.")] = 15,
+    least: Annotated[int, typer.Option(min=2, help="The smallest cluster.")] = 5,
+    neighbours: Annotated[int, typer.Option(min=2, max=200, help="Nearest neighbours per image.")] = 15,
 ) -> None:
-    """Group like images, and keep the groups for imgsearch.clusters()."""
+    """Cluster similar images, and store the clusters for imgsearch.clusters()."""
     from pgimgsearch.duplicates import cluster as clustering
 
     terminal = terminal_of(context)

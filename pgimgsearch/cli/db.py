@@ -19,7 +19,7 @@ from pgimgsearch.errors import DatabaseError, UsageError
 from pgimgsearch.settings import shared_password
 
 app = typer.Typer(
-    cls=Group, no_args_is_help=True, help="The database: prepare it, start the embedded one, grant access."
+    cls=Group, no_args_is_help=True, help="Prepare the database, grant access, and start the embedded server."
 )
 Revision = Annotated[str, typer.Argument(help="A revision: head, or its number.")]
 
@@ -29,10 +29,10 @@ def upgrade(
     context: typer.Context,
     revision: Revision = "head",
     functions: Annotated[
-        bool, typer.Option("--functions", help="Put our functions back also where the revision is reached already.")
+        bool, typer.Option("--functions", help="Restore our functions even if the revision is current.")
     ] = False,
 ) -> None:
-    """Prepare a database, or bring it to the newest revision."""
+    """Prepare a database, or upgrade it to the newest revision."""
     from pgimgsearch.database import migrate  # imports Alembic
 
     terminal = terminal_of(context)
@@ -44,10 +44,10 @@ def upgrade(
 @app.command()
 def downgrade(
     context: typer.Context,
-    revision: Annotated[str, typer.Argument(help="An older revision, or base: nothing of ours.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    revision: Annotated[str, typer.Argument(help="An older revision, or base.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Take the database back to an older revision; base drops all our tables."""
+    """Go back to an older revision; base drops all our tables."""
     from pgimgsearch.database import migrate
 
     terminal = terminal_of(context)
@@ -62,7 +62,7 @@ def downgrade(
 
 @app.command()
 def status(context: typer.Context) -> None:
-    """Show where the database is and what it holds."""
+    """Show the database's URL, version and contents."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
         version, revision = pgvector_version(connection), current_revision(connection)
@@ -82,18 +82,14 @@ def status(context: typer.Context) -> None:
 @app.command()
 def revision(
     context: typer.Context,
-    message: Annotated[str, typer.Option("--message", "-m", help="What it does: its name.")],
+    message: Annotated[str, typer.Option("--message", "-m", help="The message of the revision.")],
     add_model: Annotated[list[str] | None, typer.Option(help="Add a model, by any name that ingest takes.")] = None,
     drop_model: Annotated[list[str] | None, typer.Option(help="Drop a stored model.")] = None,
-    switch: Annotated[
-        list[str] | None, typer.Option(help="ALIAS=MODEL: point an alias at a model that is filled.")
-    ] = None,
-    set_index: Annotated[
-        list[str] | None, typer.Option(help="MODEL=M,EF_CONSTRUCTION: request for another index.")
-    ] = None,
+    switch: Annotated[list[str] | None, typer.Option(help="ALIAS=MODEL: point an alias at a filled model.")] = None,
+    set_index: Annotated[list[str] | None, typer.Option(help="MODEL=M,EF_CONSTRUCTION: record another index.")] = None,
     config: Annotated[Path, typer.Option(help="The project's Alembic configuration.")] = Path("alembic.ini"),
 ) -> None:
-    """Write a revision into your project's own Alembic environment (docs/operations.md)."""
+    """Write a revision for your project's own Alembic migrations."""
     from pgimgsearch.operations.revision import add_operation, drop_operations, index_operation, switch_operation, write
 
     terminal = terminal_of(context)
@@ -121,7 +117,7 @@ def revision(
 
 @app.command("sql")
 def sql_script(context: typer.Context, revision: Revision = "head") -> None:
-    """Print the SQL that upgrade would run, for a database that someone else changes."""
+    """Print the SQL that upgrade would run, for an administrator to review and run."""
     from pgimgsearch.database import migrate
 
     terminal = terminal_of(context)
@@ -132,10 +128,10 @@ def sql_script(context: typer.Context, revision: Revision = "head") -> None:
 @app.command()
 def grant(
     context: typer.Context,
-    access: Annotated[str, typer.Argument(help="reader (searches) or writer (ingests as well).")],
+    access: Annotated[str, typer.Argument(help="reader (searches) or writer (also ingests).")],
     role: Annotated[str, typer.Argument(help="An existing role.")],
 ) -> None:
-    """Give an application's role what it needs, and nothing else."""
+    """Grant a role the rights of a reader or a writer, and nothing else."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
@@ -145,12 +141,12 @@ def grant(
 @app.command("connect-embedder")
 def connect_embedder(
     context: typer.Context,
-    host: Annotated[str, typer.Argument(help="Where pgimgsearch serve runs, as the database server reaches it.")],
+    host: Annotated[str, typer.Argument(help="The host of pgimgsearch serve, as the database server reaches it.")],
     port: Annotated[int, typer.Argument(min=1, max=65535)],
     password: PasswordFileOption = None,
-    sslmode: Annotated[str, typer.Option(help="As libpq takes it: prefer, require, verify-full.")] = "prefer",
+    sslmode: Annotated[str, typer.Option(help="As in libpq: prefer, require, verify-full.")] = "prefer",
 ) -> None:
-    """Let SQL ask an embedder that runs, over dblink; the password is kept in a user mapping, never in SQL."""
+    """Connect SQL to a running embedder, over dblink. A user mapping holds the password."""
     terminal = terminal_of(context)
     file = password or terminal.settings.embedder_password
     if not file.exists():
@@ -173,7 +169,7 @@ def start(
         int | None, typer.Option(min=1024, max=65535, help="Also listen on 127.0.0.1 at this port.")
     ] = None,
 ) -> None:
-    """Start the embedded Postgres for other programs, and keep it running; prints its URL."""
+    """Start the embedded Postgres for other programs, keep it running, and print its URL."""
     terminal = terminal_of(context)
     server = _embedded(terminal.settings.db, terminal.settings.home)
     server.keep(port)
@@ -191,7 +187,7 @@ def stop(context: typer.Context) -> None:
 
 @app.command("url")
 def show_url(context: typer.Context) -> None:
-    """Print the address for other programs, with its password; the embedded server has to be kept by db start."""
+    """Print the URL for other programs, with its password. The embedded server must run: db start."""
     terminal = terminal_of(context)
     if terminal.settings.db:
         terminal.write(terminal.settings.db)
@@ -205,9 +201,9 @@ def show_url(context: typer.Context) -> None:
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def psql(
     context: typer.Context,
-    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this and leave.")] = None,
+    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this command and exit.")] = None,
 ) -> None:
-    """Open psql on the database; what follows -- is passed on."""
+    """Open psql on the database; arguments after -- are passed on."""
     import subprocess
 
     terminal = terminal_of(context)

@@ -26,7 +26,7 @@ def demo(
     ] = None,
     sheet: Annotated[Path, typer.Option(help="Where to write the contact sheet.")] = Path("contact-sheet.html"),
 ) -> None:
-    """See the main job in a minute: images in, SQL answers out; offline, in a database of its own."""
+    """Run the main job on drawn images or your own: ingest, search, duplicates. Offline, in its own database."""
     from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.sources.source import folder_source
 

@@ -13,7 +13,9 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
-app = typer.Typer(invoke_without_command=True, help="Find, judge and put away duplicates.")
+app = typer.Typer(
+    invoke_without_command=True, help="Find duplicates, record verdicts, and move copies to a trash folder."
+)
 
 PAIR_COLUMNS = ["image_a", "image_b", "similarity", "kind", "transform", "path_a", "path_b"]
 GROUP_COLUMNS = ["group_id", "image_id", "keeper", "similarity", "kind", "path", "width", "height", "bytes", "reason",
@@ -26,52 +28,57 @@ ImagesArgument = Annotated[list[int], typer.Argument(help="Two or more image ids
 @app.callback()
 def duplicates(
     context: typer.Context,
-    threshold: Annotated[float | None, typer.Option(help="The least similarity. Default: the model's own.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The lowest similarity. Default: the model's threshold.")
+    ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="A model's name or an alias; several agree as --agree says."),
+        typer.Option("--model", "-m", help="A model's name or an alias; with several, see --agree."),
     ] = None,
-    agree: Annotated[Literal["all", "any"], typer.Option(help="All models find a pair, or any of them.")] = "all",
+    agree: Annotated[
+        Literal["all", "any"], typer.Option(help="all: every model must find a pair; any: one is enough.")
+    ] = "all",
     collection: CollectionOption = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Only identical, near or similar ones; may be given twice.")
-    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="identical, near or similar; repeatable.")] = None,
     of: Annotated[int | None, typer.Option(help="Only the copies of this image_id.")] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Pairs instead of groups.")] = False,
     linkage: Annotated[
-        Literal["medoid", "components"], typer.Option(help="All like one of them, or whatever is connected.")
+        Literal["medoid", "components"],
+        typer.Option(help="medoid: all members are similar to one; components: all that is connected."),
     ] = "medoid",
     keep: Annotated[
         str | None,
-        typer.Option(help="What makes a keeper, first things first. Default: pixels,lossless,bytes,oldest,path."),
+        typer.Option(help="The order of rules that choose the keeper. Default: pixels,lossless,bytes,oldest,path."),
     ] = None,
     prefer: Annotated[
-        list[str] | None, typer.Option(help="Paths to keep, as patterns for LIKE: 'originals/%'; best first.")
+        list[str] | None, typer.Option(help="LIKE patterns of paths to keep, best first: 'originals/%'.")
     ] = None,
     reference: Annotated[
-        list[str] | None, typer.Option(help="A collection whose images are all kept; may be given twice.")
+        list[str] | None, typer.Option(help="A collection whose images are all kept; repeatable.")
     ] = None,
     count: Annotated[int | None, typer.Option("--count", "-k", min=1, help="Groups or pairs on a page.")] = None,
     after: Annotated[str | None, typer.Option(help="The last group, or pair A,B, of the page before.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a gallery with the images.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="Write what --apply would move; moves nothing.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML gallery.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Write a plan of the files to move; moves nothing.")] = None,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
     transformed: Annotated[
         str | None, typer.Option(help="Find copies that are mirrored, rotated or both: mirror,rotate. Reads the files.")
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Forget the pairs that are remembered first.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Delete the stored pairs first.")] = False,
     find: Annotated[
         bool,
         typer.Option(
-            "--find/--no-find", envvar="PGIMGSEARCH_DUPLICATES_FIND", help="Compare what is new, and remember it."
+            "--find/--no-find",
+            envvar="PGIMGSEARCH_DUPLICATES_FIND",
+            help="Compare new images first, and store the pairs.",
         ),
     ] = True,
     method: Annotated[
-        Literal["auto", "index", "exact"], typer.Option(help="How to compare. Default: what is faster here.")
+        Literal["auto", "index", "exact"], typer.Option(help="How to compare. Default: whichever is faster here.")
     ] = "auto",
     device: DeviceOption = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Connections that ask the index.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Connections that search the index.")] = 2,
 ) -> None:
     """Find identical and nearly identical images, in groups with a suggested keeper. No file moves without --apply."""
     if context.invoked_subcommand is not None:
@@ -110,25 +117,25 @@ def duplicates(
 
 @app.command()
 def accept(context: typer.Context, images: ImagesArgument) -> None:
-    """Say that images are copies of each other."""
+    """Record that images are copies of each other."""
     _judge(context, images, "accepted")
 
 
 @app.command()
 def reject(context: typer.Context, images: ImagesArgument) -> None:
-    """Say that images are no copies of each other; those pairs are never reported again."""
+    """Record that images are not copies of each other; those pairs are never reported again."""
     _judge(context, images, "rejected")
 
 
 @app.command()
 def forget(context: typer.Context, images: ImagesArgument) -> None:
-    """Take back what was said of images."""
+    """Delete the verdicts on images."""
     _judge(context, images, None)
 
 
 @app.command()
-def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The folder that --trash named.")]) -> None:
-    """Bring back what --apply moved."""
+def undo(context: typer.Context, trash: Annotated[Path, typer.Argument(help="The folder passed to --trash.")]) -> None:
+    """Restore what --apply moved."""
     from pgimgsearch.duplicates import trash as away
 
     terminal = terminal_of(context)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgimgsearch.evaluation.run import Evaluation
 
 HELP = "\n\n".join([
-    "Measure how good models are by a truth; vectors that are in the database are not made again.",
+    "Evaluate models against ground truth, reusing stored vectors.",
     "Protocols, and where they come from:",
     *(f"{protocol.name}: {protocol.what} ({protocol.source})." for protocol in PROTOCOLS),
 ])  # fmt: skip
@@ -36,23 +36,27 @@ def evaluate(
         Path | None,
         typer.Argument(help="A folder or a list of images, embedded where they are new. Default: the database."),
     ] = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="What to ask, by name.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="The protocol.")] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="A model; several are compared. Default: the alias.")
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model; several are compared. Default: the alias default."),
     ] = None,
     collection: Annotated[
         str | None,
-        typer.Option("--collection", "-c", help="Only this collection; of a folder, the one it is brought into."),
+        typer.Option(
+            "--collection", "-c", help="Only this collection; with a folder, the collection to ingest it into."
+        ),
     ] = None,
     filter_json: Annotated[
         str | None,
-        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Metadata that images hold, as JSON."),
+        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Only images with this metadata, as JSON."),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="What tells the class or group: folder, a metadata key, or a pattern.")
+        str | None, typer.Option(help="What names the class or group: folder, a metadata key, or a pattern.")
     ] = None,
     min_images: Annotated[
-        int | None, typer.Option(min=1, help="Images that a class or group needs to ask. Default: 2, of words 1.")
+        int | None,
+        typer.Option(min=1, help="The smallest class or group to query. Default: 2, or 1 for text protocols."),
     ] = None,
     template: TemplateOption = None,
     captions: Annotated[Path | None, typer.Option(help="Captions: COCO or Karpathy JSON, Flickr, CSV.")] = None,
@@ -62,24 +66,29 @@ def evaluate(
     ] = None,
     references: Annotated[Path | None, typer.Option(help="The folder of references, if not found.")] = None,
     queries: Annotated[Path | None, typer.Option(help="The folder of queries, if not found.")] = None,
-    background: Annotated[Path | None, typer.Option(help="Other images, to normalise on. Default: train/.")] = None,
-    limit_references: Annotated[int | None, typer.Option(min=1, help="Only the first references by name.")] = None,
+    background: Annotated[Path | None, typer.Option(help="Images to normalise on. Default: train/.")] = None,
+    limit_references: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first N references, by name.")
+    ] = None,
     score_norm: Annotated[
-        int | None, typer.Option(min=1, help="Take a query's mean similarity to so many of the background off.")
+        int | None, typer.Option(min=1, help="Subtract the mean similarity to the N nearest background images.")
     ] = None,
-    whiten: Annotated[int | None, typer.Option(min=1, help="Whiten to so many dimensions on the background.")] = None,
+    whiten: Annotated[int | None, typer.Option(min=1, help="Whiten to N dimensions, fitted on the background.")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="CSV of query_id,reference_id,score to judge in the place of models.")
+        Path | None,
+        typer.Option(help="Evaluate these predictions instead of models: CSV of query_id,reference_id,score."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Only so many images, the first.")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Ask so many questions, drawn at random.")] = None,
-    count: Annotated[int, typer.Option("--count", "-k", min=1, max=999, help="Neighbours, for index.")] = 10,
+    limit: Annotated[int | None, typer.Option(min=2, help="Process at most N images.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Use a random sample of N queries.")] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-k", min=1, max=999, help="The number of neighbours, for index.")
+    ] = 10,
     require: Annotated[
         list[str] | None, typer.Option(help='Fail unless reached: "r@1>=0.6", or "dinov3:r@1>=0.6".')
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with curves and images.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML report with curves and images.")] = None,
     history: Annotated[
-        bool, typer.Option("--history", help="Show the last evaluations instead, all or of --protocol and --model.")
+        bool, typer.Option("--history", help="Show past evaluations instead; --protocol and --model filter them.")
     ] = False,
     device: DeviceOption = "auto",
     trust: TrustOption = False,

@@ -12,9 +12,9 @@ from pgimgsearch.errors import UsageError
 
 def export(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="A Parquet file, or its address in a store.", metavar="FILE")],
+    target: Annotated[str, typer.Argument(help="A Parquet file, or its URL in an object store.", metavar="FILE")],
     model: ModelOption = "default",
-    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Of one collection alone.")] = None,
+    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Only this collection.")] = None,
 ) -> None:
     """Write a model's images and vectors to a Parquet file."""
     from pgimgsearch.operations import export_import as transfer
@@ -27,7 +27,7 @@ def export(
 
 def import_(
     context: typer.Context,
-    files: Annotated[list[str], typer.Argument(help="Files that export made, or their addresses.", metavar="FILE...")],
+    files: Annotated[list[str], typer.Argument(help="Files that export wrote, or their URLs.", metavar="FILE...")],
     shadow_table: ShadowTableOption = None,
     index: Annotated[bool, typer.Option("--index/--no-index", help="Build missing indexes at the end.")] = True,
 ) -> None:

@@ -26,10 +26,10 @@ from pgimgsearch.indexing.recall import DEFAULT_RECALL
 from pgimgsearch.indexing.shadow_table import complete_load, create_shadow
 from pgimgsearch.indexing.status import index_status
 
-app = typer.Typer(cls=Group, no_args_is_help=True, help="Indexes: build, drop and look at them.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Build, tune, partition, drop and inspect indexes.")
 Name = Annotated[str, typer.Argument(help="A model's name or an alias.")]
 Method = Literal["auto", "hnsw", "hnsw-binary"]
-RecallOption = Annotated[float, typer.Option("--recall", min=0, max=1, help="The share of true neighbours to find.")]
+RecallOption = Annotated[float, typer.Option("--recall", min=0, max=1, help="The recall to reach.")]
 
 
 @app.command()
@@ -38,20 +38,21 @@ def build(
     model: Name,
     method: Annotated[
         Method | None,
-        typer.Option(help="auto: hnsw, or hnsw-binary where that would not fit in memory. Default: as before."),
+        typer.Option(help="auto: hnsw if it fits in memory, else hnsw-binary. Default: keep the current method."),
     ] = None,
     recall: RecallOption = DEFAULT_RECALL,
     memory: Annotated[
-        int | None, typer.Option(min=64, help="At most so many megabytes. Default: a quarter of the server's.")
+        int | None,
+        typer.Option(min=64, help="Memory limit of the build in MB. Default: a quarter of the server's memory."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Processes of the server. Default: as it is set.")
+        int | None, typer.Option(min=1, max=64, help="Parallel workers of the server. Default: its setting.")
     ] = None,
     concurrently: Annotated[
-        bool, typer.Option("--concurrently", help="Let others write to the table meanwhile; slower.")
+        bool, typer.Option("--concurrently", help="Build without blocking writes; slower.")
     ] = False,
 ) -> None:
-    """Build a model's index anew, with the memory that it needs, and measure how many neighbours it finds."""
+    """Rebuild a model's index and measure its recall."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = stored_model(connection, model)
@@ -124,7 +125,7 @@ def _build(
 
 @app.command()
 def drop(context: typer.Context, model: Name) -> None:
-    """Drop a model's index; its searches are exact from then on."""
+    """Drop a model's index; searches are exact from then on."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = stored_model(connection, model)
@@ -136,9 +137,11 @@ def drop(context: typer.Context, model: Name) -> None:
 def partition(
     context: typer.Context,
     model: Name,
-    parts: Annotated[int, typer.Argument(help="How many; 1 is one piece. Each some 10 million rows.", min=1, max=64)],
+    parts: Annotated[
+        int, typer.Argument(help="The number of partitions, about 10 million rows each; 1 for none.", min=1, max=64)
+    ],
 ) -> None:
-    """Lay a model's table out in hash partitions, whose indexes are built one by one; a filled one beside itself."""
+    """Partition a model's table by hash, through a shadow table if it has rows."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = stored_model(connection, model)
@@ -157,9 +160,9 @@ def tune(
     model: Name,
     recall: RecallOption = DEFAULT_RECALL,
     count: CountOption = 10,
-    sample: Annotated[int, typer.Option(min=1, max=10000, help="How many stored vectors to ask with.")] = 200,
+    sample: Annotated[int, typer.Option(min=1, max=10000, help="The number of stored vectors to query with.")] = 200,
 ) -> None:
-    """Find the least ef_search that reaches a recall, and store it with the model."""
+    """Find and store the lowest ef_search that reaches a recall."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = stored_model(connection, model)
@@ -171,7 +174,7 @@ def tune(
 
 @app.command()
 def status(context: typer.Context) -> None:
-    """Show each model's index, whether it is valid, sizes, the recall measured last, and what to do about it."""
+    """Show each model's index: method, validity, sizes, last measured recall, and advice."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         rows = index_status(connection)

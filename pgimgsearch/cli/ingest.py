@@ -1,6 +1,6 @@
 """``pgimgsearch ingest``: embed images and store them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,14 @@ from pgimgsearch.cli.terminal import (
 )
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel, find_model, list_models
-from pgimgsearch.database.privileges import can_change_models
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import InterruptedRun, SourceError, UsageError
 
 if TYPE_CHECKING:
     from pgimgsearch.embeddings.loaded_model import LoadedModel
-    from pgimgsearch.ingest.run import Options, Refine, Report
-    from pgimgsearch.sources.source import ScannedFile, Source
+    from pgimgsearch.ingest.load_target import CountedSource
+    from pgimgsearch.ingest.run import Options, Report
+    from pgimgsearch.sources.source import Source
 
 HELP = """Embed images and store their vectors. Run it again at any time: it does only what is new.
 
@@ -70,7 +69,7 @@ def ingest(
     from_sql: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=SOURCES, help="A query with a column path or url, and key, group, caption, metadata."
+            rich_help_panel=SOURCES, help="A query with a column path or url; optional: key, group, caption, metadata."
         ),
     ] = None,
     limit: Annotated[
@@ -98,7 +97,7 @@ def ingest(
     output: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=MODELS, help="Outputs, with commas: projection,hidden. Each is a model of its own."
+            rich_help_panel=MODELS, help="Outputs, comma-separated: projection,hidden. Each is stored as a model."
         ),
     ] = None,
     dim: DimOption = None,
@@ -144,7 +143,7 @@ def ingest(
     runtime: RuntimeOption = "torch",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=SPEED, help="Images in a forward pass; halved when they do not fit."),
+        typer.Option(min=1, rich_help_panel=SPEED, help="Images per forward pass; halved if memory runs out."),
     ] = None,
     workers: Annotated[
         int | None,
@@ -164,12 +163,24 @@ def ingest(
     """See HELP."""
     terminal = terminal_of(context)
     _check(context.params)
-    from pgimgsearch.embeddings.open_models import ModelRequest
+    from pgimgsearch.embeddings.open_models import (
+        ModelRequest,
+        all_model_names,
+        default_model_name,
+        expanded_names,
+        open_models,
+    )
+    from pgimgsearch.ingest import dry_run as trial
+    from pgimgsearch.ingest import run
+    from pgimgsearch.ingest.load_target import CountedSource, choose_shadows
     from pgimgsearch.ingest.run import Options
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.reporter import Reporter
+    from pgimgsearch.sources import sidecar
     from pgimgsearch.sources.limits import ImageLimits
     from pgimgsearch.sources.parse import parse_sources
+    from pgimgsearch.sources.sql import sql_source
 
     found = parse_sources(sources or [], list_)
     options = Options(
@@ -177,95 +188,52 @@ def ingest(
         retry_failed=retry_failed, skip_duplicates=skip_duplicates,
         limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
-    refine = _refinements(caption_from, metadata, group_by)
+    refine = sidecar.refinements(caption_from, metadata, group_by)
     with database_url(terminal.settings) as url:
         if from_sql:
-            found.append(_query(url, from_sql))
-        totals = [source.count() for source in found]
+            found.append(sql_source(url, from_sql))
         with connect(url) as connection:
-            names = _all_models(connection) if all_models else model or _default_model(connection)
+            names = all_model_names(connection) if all_models else model or default_model_name(connection)
             _check_collections(connection, found, collection)
         request = ModelRequest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
         if dry_run:
-            _dry_run(terminal, url, found, request, options, refine)
+            for source in found:
+                report = trial.dry_run(url, source, expanded_names(request), options, refine=refine)
+                ingest_report.show_report(terminal, report)
             return
-        wants_shadow = shadow_table if index and not skip_duplicates else bool(shadow_table)
-        _run(terminal, url, found, totals, request, options, refine, wants_shadow, engine, ray_workers, index=index)
+        counted = [CountedSource.of(source, options.limit) for source in found]
+        models = open_models(url, request, found, options.limits, Reporter(terminal.notify))
+        if shadow_table is not False and (shadow_table or (index and not skip_duplicates)):
+            shadows = choose_shadows(url, models, counted, collection, shadow_table, Reporter(terminal.notify))
+            options = replace(options, shadow=shadows)
+        ingest_source = partial(run.ingest, refine=refine)
+        if engine == "ray":
+            from pgimgsearch.ingest.ray import ingest_on_ray
+
+            ingest_source = partial(ingest_on_ray, refine=refine, request=request, workers=ray_workers)
+        reports = [_ingest_one(terminal, partial(ingest_source, url), one, models, options, engine) for one in counted]
+        if index:
+            ingest_report.complete_loads(terminal, url, [model.stored.name for model in models])
+        _check_outcome(reports)
 
 
-def _dry_run(
-    terminal: Terminal, url: str, sources: "list[Source]", request: Any, options: "Options", refine: "Refine"
-) -> None:
-    from pgimgsearch.embeddings.open_models import expanded_names
-    from pgimgsearch.ingest.dry_run import dry_run
-
-    for source in sources:
-        report = dry_run(url, source, expanded_names(request), options, refine=refine)
-        ingest_report.show_report(terminal, report)
-
-
-def _run(
-    terminal: Terminal, url: str, sources: "list[Source]", totals: list[int | None], request: Any, options: "Options",
-    refine: "Refine", wants_shadow: bool | None, engine: str, ray_workers: int | None, *, index: bool,
-) -> None:  # fmt: skip
-    from pgimgsearch.embeddings.open_models import open_models
-    from pgimgsearch.ingest import run
-    from pgimgsearch.reporter import Reporter
-
-    models = open_models(url, request, sources, options.limits, Reporter(terminal.notify))
-    if wants_shadow is not False:
-        shadow = _shadow_models(terminal, url, models, sources, totals, options, requested=wants_shadow)
-        options = replace(options, shadow=shadow)
-    ingest_source: Any = run.ingest
-    if engine == "ray":
-        from pgimgsearch.ingest.ray import ingest_on_ray
-
-        ingest_source = partial(ingest_on_ray, request=request, workers=ray_workers)
-    reports = []
-    for source, total in zip(sources, totals, strict=True):
-        expected = min(total, options.limit) if total and options.limit else total
-        with terminal.report(source.label, expected) as reporter:
-            estimating = ingest_report.with_estimate(models, total, reporter)
-            report = ingest_source(url, source, models, options, refine=refine, reporter=estimating)
-        reports.append(report)
-        ingest_report.show_report(terminal, report)
-        if engine == "local":
-            ingest_report.show_bottleneck(terminal, report, options.workers, models)
-        if report.status == "interrupted":
-            raise InterruptedRun(hint="run the same command again to continue")
-    if index:
-        ingest_report.complete_loads(terminal, url, [model.stored.name for model in models])
-    _check_outcome(reports)
-
-
-def _shadow_models(
-    terminal: Terminal, url: str, models: "list[LoadedModel]", sources: "list[Source]", totals: list[int | None],
-    options: "Options", *, requested: bool | None,
-) -> frozenset[str]:  # fmt: skip
-    """The models whose rows go to a shadow table."""
-    from pgimgsearch.ingest.load_target import SHADOW, count_new, wants_shadow
-
-    files = [min(total, options.limit) if total and options.limit else total for total in totals]
-    names: set[str] = set()
-    with connect(url) as connection:
-
-        def new_rows(model: StoredModel) -> int:
-            counted = zip(sources, files, strict=True)
-            return sum(count_new(connection, one, count, options.collection, model) for one, count in counted)
-
-        for model in models:
-            stored = model.stored
-            if not requested and model.encoder.device == "cpu":
-                continue  # an encoder on a CPU is slower than a live index
-            if wants_shadow(connection, stored, partial(new_rows, stored), requested):
-                names.add(stored.name)
-                terminal.notify(SHADOW.format(stored.name))
-            elif requested:
-                terminal.notify(f"{stored.name} has no index; rows are inserted directly")
-    return frozenset(names)
+def _ingest_one(
+    terminal: Terminal, ingest_source: "Callable[..., Report]", counted: "CountedSource", models: "list[LoadedModel]",
+    options: "Options", engine: str,
+) -> "Report":  # fmt: skip
+    source = counted.source
+    with terminal.report(source.label, counted.files) as reporter:
+        estimating = ingest_report.with_estimate(models, counted.files, reporter)
+        report = ingest_source(source, models, options, reporter=estimating)
+    ingest_report.show_report(terminal, report)
+    if engine == "local":
+        ingest_report.show_bottleneck(terminal, report, options.workers, models)
+    if report.status == "interrupted":
+        raise InterruptedRun(hint="run the same command again to continue")
+    return report
 
 
 def _check(asked: Mapping[str, Any]) -> None:
@@ -311,51 +279,3 @@ def _check_outcome(reports: "list[Report]") -> None:
     failed = sum(counts["failed"] for report in reports for counts in report.counts.values())
     if scanned and failed == scanned:
         raise SourceError("every file failed", hint="see why: select * from imgsearch.ingest_failure")
-
-
-def _query(url: str, query: str) -> "Source":
-    from psycopg.rows import dict_row
-
-    from pgimgsearch.sources.source import query_source
-
-    def rows(text: str) -> Iterator[dict[str, object]]:
-        with connect(url) as connection, connection.transaction():
-            connection.execute("set transaction read only")
-            with connection.cursor("ingest", row_factory=dict_row) as cursor:
-                yield from cursor.execute(text)
-
-    return query_source(query, rows)
-
-
-def _refinements(caption_from: Path | None, metadata: Path | None, group_by: str | None) -> "Refine":
-    """Captions, metadata and groups, in the order in which one may need the other."""
-    from pgimgsearch.sources import sidecar
-
-    captions = sidecar.read_sidecar(caption_from) if caption_from else None
-    attributes = sidecar.read_sidecar(metadata) if metadata else None
-
-    def refine(files: "Iterator[ScannedFile]") -> "Iterator[ScannedFile]":
-        if captions is not None:
-            files = sidecar.with_captions(files, captions)
-        if attributes is not None:
-            files = sidecar.with_metadata(files, attributes)
-        return sidecar.with_groups(files, group_by) if group_by else files
-
-    return refine
-
-
-def _default_model(connection: Connection) -> list[str]:
-    if find_model(connection, "default") is None:
-        raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")
-    return ["default"]
-
-
-def _all_models(connection: Connection) -> list[str]:
-    completes = can_change_models(connection)  # models that were only declared
-    names = [
-        model.name for model in list_models(connection)
-        if model.status in {"building", "ready"} and (completes or model.fingerprint is not None)
-    ]  # fmt: skip
-    if not names:
-        raise UsageError("the database has no models yet", hint="name one: --model dinov3")
-    return names

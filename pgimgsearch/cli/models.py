@@ -40,7 +40,7 @@ LEAST_COSINE = 0.99999
 COMPARED_PICTURES = 64
 
 app = typer.Typer(
-    cls=Group, no_args_is_help=True, help="Models: list, show, add, fetch, verify, remove, and point aliases at them."
+    cls=Group, no_args_is_help=True, help="List, add, verify, switch and remove models, and point aliases at them."
 )
 
 
@@ -49,10 +49,10 @@ def list_models(
     context: typer.Context,
     catalog_too: Annotated[
         bool,
-        typer.Option("--all", envvar="PGIMGSEARCH_MODELS_LIST_ALL", help="Also those that are not in the database."),
+        typer.Option("--all", envvar="PGIMGSEARCH_MODELS_LIST_ALL", help="Also models that are not stored."),
     ] = False,
 ) -> None:
-    """List the models of the database with what they cover, or of the catalog too."""
+    """List stored models with their coverage; --all adds the catalog."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = {model.name: model for model in store.list_models(connection)}
@@ -92,7 +92,7 @@ def _about(name: str) -> dict[str, object]:
 
 @app.command()
 def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A stored or a catalog model.")]) -> None:
-    """Show all that is known of a model, how it was verified, and its table and view for SQL of one's own."""
+    """Show everything known about a model: how it was verified, its table and its view."""
     from pgimgsearch.embeddings.registry import find_stored
 
     terminal = terminal_of(context)
@@ -128,7 +128,7 @@ def add(
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
     trust: TrustOption = False,
-    output: Annotated[str | None, typer.Option(help="Another output than the main one: NAME@OUTPUT.")] = None,
+    output: Annotated[str | None, typer.Option(help="Another output of the model: NAME@OUTPUT.")] = None,
     dim: DimOption = None,
     reduction: ReductionOption = None,
     stored_name: Annotated[
@@ -138,7 +138,7 @@ def add(
     device: DeviceOption = "auto",
     dtype: TorchDtypeOption = "auto",
 ) -> None:
-    """Load a model and make its table: empty, or of fewer dimensions and filled from the model's own vectors."""
+    """Load a model and create its table. With --dim, fill it from the model's stored vectors."""
     from pgimgsearch.embeddings.open_models import ModelRequest, add_model, expanded_names
     from pgimgsearch.embeddings.registry import find_stored
 
@@ -174,11 +174,11 @@ def fetch(
     to: Annotated[Path | None, typer.Option(help="A bundle for machines without a network.")] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option("--from", envvar="PGIMGSEARCH_MODELS_FETCH_FROM", help="A bundle to take them from."),
+        typer.Option("--from", envvar="PGIMGSEARCH_MODELS_FETCH_FROM", help="A bundle to read them from."),
     ] = None,
     revision: RevisionOption = None,
 ) -> None:
-    """Download models ahead of use, into a bundle, or out of one; large files and bundles are checked."""
+    """Download models ahead of use, into a bundle or from one. Large files and bundles are checked."""
     from pgimgsearch.models.weights.offline_bundle import install
 
     terminal = terminal_of(context)
@@ -205,9 +205,11 @@ def verify(
     name: Annotated[str, typer.Argument(help="A model, by any name that ingest takes.")],
     weights: WeightsOption = None,
     revision: RevisionOption = None,
-    images: Annotated[Path | None, typer.Option(help="A folder of images to compare on. Default: drawn ones.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to compare on. Default: drawn images.")
+    ] = None,
 ) -> None:
-    """Compare a model with the reference library's own call, on its real weights; they are downloaded if need be."""
+    """Compare a model with the reference library's own call on its real weights, downloaded if necessary."""
     from pgimgsearch.embeddings.registry import look_up
 
     terminal = terminal_of(context)
@@ -248,9 +250,9 @@ def verify(
 def remove(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A stored model.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove a model with its table, view, index and cached text."""
+    """Remove a model with its table, view, index and cached texts."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         model = stored_model(connection, name)

@@ -15,19 +15,19 @@ FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 def plan(
     context: typer.Context,
-    images: Annotated[str, typer.Option(help="How many distinct images: 250000, 500k, 10M.")],
+    images: Annotated[str, typer.Option(help="The number of distinct images: 250000, 500k, 10M.")],
     model: ModelOption = "default",
     memory: Annotated[
         float | None, typer.Option(min=0.1, help="Gigabytes of the database's server. Default: this machine's.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Load the model and time it here; it is downloaded if need be.")
+        bool, typer.Option("--measure", help="Load the model and time it; downloads it if necessary.")
     ] = False,
     device: DeviceOption = "auto",
     dtype: TorchDtypeOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Say what so many images will take: disk, memory, hours; measured on this database and device."""
+    """Estimate disk, memory and hours for a number of images, from measurements on this database and device."""
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.operations import plan as planning
     from pgimgsearch.operations.plan_rates import measure_rates, planned_model, server_memory

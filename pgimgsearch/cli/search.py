@@ -37,11 +37,11 @@ MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
 
 def search(
     context: typer.Context,
-    image: Annotated[Path | None, typer.Argument(help="An image, which need not be in the database.")] = None,
-    text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="An image file; it need not be stored.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text to search for.")] = None,
     image_id: Annotated[
         int | None,
-        typer.Option("--id", envvar="PGIMGSEARCH_SEARCH_ID", max=2**63 - 1, help="An image of the database."),
+        typer.Option("--id", envvar="PGIMGSEARCH_SEARCH_ID", max=2**63 - 1, help="The image_id of a stored image."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the alias default, or text.")] = None,
     count: CountOption = 10,
@@ -49,19 +49,19 @@ def search(
     filter_json: Annotated[
         str | None,
         typer.Option(
-            "--filter", envvar="PGIMGSEARCH_SEARCH_FILTER", help='Metadata to hold, as JSON: {"colour": "red"}.'
+            "--filter",
+            envvar="PGIMGSEARCH_SEARCH_FILTER",
+            help='Only images with this metadata, as JSON: {"colour": "red"}.',
         ),
     ] = None,
-    min_similarity: Annotated[float | None, typer.Option(help="Leave out what is less similar.")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Look at every vector, not at the index.")] = False,
+    min_similarity: Annotated[float | None, typer.Option(help="Drop less similar images.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Read all vectors instead of the index.")] = False,
     template: TemplateOption = None,
-    crop: Annotated[
-        str | None, typer.Option(help="A part of the image: x,y,width,height in pixels of it, upright.")
-    ] = None,
+    crop: Annotated[str | None, typer.Option(help="A part of the upright image, in pixels: x,y,width,height.")] = None,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Find images like an image, like an image of the database, or by words."""
+    """Find images similar to a file, to a stored image, or to a text."""
     terminal = terminal_of(context)
     if sum(given is not None for given in (image, text, image_id)) != 1:
         raise UsageError(
@@ -98,7 +98,7 @@ def embed_text(
     template: TemplateOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Embed texts and keep their vectors, so that imgsearch.search_text() finds them in SQL."""
+    """Embed texts and cache their vectors, so that imgsearch.search_text() finds them."""
     terminal = terminal_of(context)
     wanted = [*(texts or []), *(_lines(from_file) if from_file else [])]
     if not wanted:

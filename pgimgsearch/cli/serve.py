@@ -24,19 +24,21 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A stored model or an alias. Default: all aliases.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The IP address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="For Postgres.")] = 5440,
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="For HTTP.")] = 8040,
     password: PasswordFileOption = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate in PEM: both doors take TLS then.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate in PEM; both ports then use TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Texts and images that may wait; more are told busy.")] = 512,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Texts and images that may wait; beyond that, the answer is busy.")
+    ] = 512,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     runtime: RuntimeOption = "torch",
     trust: TrustOption = False,
 ) -> None:
-    """Hold models and answer new texts and images, for SQL (db connect-embedder) and over HTTP."""
+    """Run the embedder: keep models loaded and embed new texts and images, for SQL and over HTTP."""
     terminal = terminal_of(context)
     for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
         if importlib.util.find_spec(package) is None:

@@ -15,7 +15,7 @@ def stats(
     context: typer.Context,
     exact: Annotated[bool, typer.Option("--exact", help="Count large tables instead of estimating.")] = False,
 ) -> None:
-    """Show what each model covers, the collections and the last runs."""
+    """Show the coverage of each model, the collections, and the last runs."""
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = coverage_table(connection, exact=exact)
@@ -50,7 +50,7 @@ def doctor(
     ] = True,
     trust: TrustOption = False,
 ) -> None:
-    """Check the server, the schema, the models and the indexes; each finding names the command that mends it."""
+    """Check the server, schema, models and indexes. Each finding names the command that fixes it."""
     from pgimgsearch.operations.doctor import canary_findings, server_findings
 
     terminal = terminal_of(context)

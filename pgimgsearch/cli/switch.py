@@ -19,23 +19,23 @@ from pgimgsearch.database.models import coverage_table
 from pgimgsearch.database.url import database_url
 
 MaxLoadOption = Annotated[
-    float, typer.Option(min=0.01, max=1, help="The share of this machine's cores, or of the device, that it may take.")
+    float, typer.Option(min=0.01, max=1, help="The share of this machine's cores, or of the device, to use.")
 ]
 AliasArgument = Annotated[str, typer.Argument(help="default, text, duplicates, or one of your own.")]
-SampleOption = Annotated[int, typer.Option(min=1, max=10000, help="Images to measure with, drawn at random.")]
+SampleOption = Annotated[
+    int, typer.Option(min=1, max=10000, help="The size of the random sample of images to measure with.")
+]
 HtmlOption = Annotated[
-    Path | None, typer.Option("--html", help="A page with the images on which both models disagree most.")
+    Path | None, typer.Option("--html", help="Write an HTML report of the images on which the models disagree most.")
 ]
 
 
 def switch(
     context: typer.Context,
     alias: AliasArgument,
-    to: Annotated[str, typer.Option(help="The model that takes over; it is added where it is new.")],
-    allow_missing: Annotated[int, typer.Option(min=0, help="Contents that may be left without a vector.")] = 0,
-    recall: Annotated[
-        float, typer.Option(min=0, max=1, help="The share of true neighbours its index must find.")
-    ] = 0.95,
+    to: Annotated[str, typer.Option(help="The new model; it is added if necessary.")],
+    allow_missing: Annotated[int, typer.Option(min=0, help="The number of contents that may lack a vector.")] = 0,
+    recall: Annotated[float, typer.Option(min=0, max=1, help="The recall that its index must reach.")] = 0.95,
     sample: SampleOption = 100,
     max_load: MaxLoadOption = 1.0,
     page: HtmlOption = None,
@@ -46,7 +46,7 @@ def switch(
     device: DeviceOption = "auto",
     dtype: TorchDtypeOption = "auto",
 ) -> None:
-    """Embed all stored images with another model, index and verify it, and only then let the alias mean it."""
+    """Embed all stored images with another model, index and verify it, then move the alias."""
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.operations import switch as switching
@@ -83,7 +83,7 @@ def fill(
     device: DeviceOption = "auto",
     dtype: TorchDtypeOption = "auto",
 ) -> None:
-    """Embed all stored images that a model has no vector of, from the files that they came from."""
+    """Embed all stored images that a model has no vector for, from their original files."""
     from pgimgsearch.ingest.backfill import fill_stored
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
@@ -115,14 +115,14 @@ def rollback(context: typer.Context, alias: AliasArgument) -> None:
 def compare(
     context: typer.Context,
     one: Annotated[str, typer.Argument(help="A stored model's name or an alias.")],
-    other: Annotated[str, typer.Argument(help="Another.")],
+    other: Annotated[str, typer.Argument(help="The other model.")],
     key: Annotated[str | None, typer.Option(help="A metadata key that names the class of an image.")] = None,
     sample: SampleOption = 200,
     page: HtmlOption = None,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
-    """Compare two models on the images of the database: what they find, how good that is, and what it costs."""
+    """Compare two models on stored images: results, quality and cost."""
     from pgimgsearch.operations import compare as comparing
 
     terminal = terminal_of(context)

@@ -53,18 +53,16 @@ RevisionOption = Annotated[
 ]
 PreprocessOption = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=LOADING, help="Preprocessing of a checkpoint that names none: imagenet, clip or siglip."
-    ),
+    typer.Option(rich_help_panel=LOADING, help="Preprocessing, if the checkpoint has none: imagenet, clip or siglip."),
 ]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", rich_help_panel=LOADING, help="Load TorchScript, which can run any code it holds.")
+    bool, typer.Option("--trust", rich_help_panel=LOADING, help="Allow TorchScript weights, which can run any code.")
 ]
 DimOption = Annotated[int | None, typer.Option(min=1, help="Reduce to this many dimensions: NAME@DIM.")]
 ReductionOption = Annotated[Literal["pca", "truncate"] | None, typer.Option(help="How to reduce. Default: pca.")]
 TemplateOption = Annotated[
     list[str] | None,
-    typer.Option(help='Wrap the text: "a photo of a {}". Give it again to average several.'),
+    typer.Option(help='Put the text in a sentence: "a photo of a {}". Repeat it to average several.'),
 ]
 WeightsOption = Annotated[
     str | None,

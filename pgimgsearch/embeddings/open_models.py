@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.models import StoredModel, discard_model, find_model, get_model, reduction_of
+from pgimgsearch.database.models import StoredModel, discard_model, find_model, get_model, list_models, reduction_of
+from pgimgsearch.database.privileges import can_change_models
 from pgimgsearch.embeddings import reduce_dimensions
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import (
@@ -96,6 +97,25 @@ def add_model(url: str, request: ModelRequest, reporter: Reporter) -> LoadedMode
     with connect(url) as connection:
         opener = ModelOpener(url, connection, request, [], DEFAULT_LIMITS, reporter)
         return opener.store(opener.find(request.names[0], request.outputs[0] if request.outputs else None))
+
+
+def default_model_name(connection: Connection) -> list[str]:
+    """The alias default; raises UsageError where it means nothing yet."""
+    if find_model(connection, "default") is None:
+        raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")
+    return ["default"]
+
+
+def all_model_names(connection: Connection) -> list[str]:
+    """The stored models that this role can fill; raises UsageError where there are none."""
+    completes = can_change_models(connection)  # models that were only declared
+    names = [
+        model.name for model in list_models(connection)
+        if model.status in {"building", "ready"} and (completes or model.fingerprint is not None)
+    ]  # fmt: skip
+    if not names:
+        raise UsageError("the database has no models yet", hint="name one: --model dinov3")
+    return names
 
 
 def expanded_names(request: ModelRequest) -> list[str]:

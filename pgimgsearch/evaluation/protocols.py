@@ -38,7 +38,7 @@ class Protocol:
 COPY_FIGURES = ("r@1", "r@3", "micro-ap", "r@p90")
 PROTOCOLS = (
     Protocol(
-        "copy-detection", "edited queries find their reference, others none; folders and truth as in DISC21",
+        "copy-detection", "edited queries find their reference, others none; folders and ground truth as in DISC21",
         "Douze et al. 2021, arXiv:2106.09672", COPY_FIGURES, "copy_detection.copies", COPIES,
     ),
     Protocol(

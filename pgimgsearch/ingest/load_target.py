@@ -2,20 +2,62 @@
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 from psycopg import sql
 
 from pgimgsearch.database import locks
 from pgimgsearch.database.collections import open_collection
-from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
+from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import BusyError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable, shadow_table
 from pgimgsearch.indexing.shadow_table import check_swap, create_shadow, pays_off
+from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.source import Source
 
 SHADOW = "{0}: loading into a shadow table; searches use the live table until it is swapped in at the end"
+
+
+@dataclass(frozen=True, slots=True)
+class CountedSource:
+    """A source, and how many of its files a run will process; None where counting would mean reading it."""
+
+    source: Source
+    files: int | None
+
+    @classmethod
+    def of(cls, source: Source, limit: int | None) -> Self:
+        """Count a source, at most up to a limit."""
+        files = source.count()
+        return cls(source, min(files, limit) if files and limit else files)
+
+
+def choose_shadows(
+    url: str, models: Sequence[LoadedModel], sources: Sequence[CountedSource], collection: str | None,
+    requested: bool | None, reporter: Reporter,
+) -> frozenset[str]:  # fmt: skip
+    """The models whose rows go to a shadow table: all as ``requested``, else those for which it pays off."""
+    names: set[str] = set()
+    with connect(url) as connection:
+
+        def new_rows(model: StoredModel) -> int:
+            return sum(count_new(connection, one.source, one.files, collection, model) for one in sources)
+
+        for model in models:
+            stored = model.stored
+            if not requested and model.encoder.device == "cpu":
+                continue  # an encoder on a CPU is slower than a live index
+            if wants_shadow(connection, stored, partial(new_rows, stored), requested):
+                names.add(stored.name)
+                reporter.say(SHADOW.format(stored.name))
+            elif requested:
+                reporter.say(f"{stored.name} has no index; rows are inserted directly")
+    return frozenset(names)
 
 
 def prefix(source: Source, root: str) -> str:

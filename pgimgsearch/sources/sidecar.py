@@ -1,7 +1,7 @@
 """Captions, metadata and groups from beside the images."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,23 @@ from typing import Any
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.rows import COLUMNS, parse_rows, read_text, split
 from pgimgsearch.sources.source import ScannedFile
+
+
+def refinements(
+    caption_from: Path | None, metadata: Path | None, group_by: str | None
+) -> Callable[[Iterator[ScannedFile]], Iterator[ScannedFile]]:
+    """What adds captions, metadata and groups to scanned files, in the order in which one may need the other."""
+    captions = read_sidecar(caption_from) if caption_from else None
+    attributes = read_sidecar(metadata) if metadata else None
+
+    def refine(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
+        if captions is not None:
+            files = with_captions(files, captions)
+        if attributes is not None:
+            files = with_metadata(files, attributes)
+        return with_groups(files, group_by) if group_by else files
+
+    return refine
 
 
 def read_sidecar(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -137,7 +137,7 @@ def list_source(path: str) -> Source:
 
     def files(root: str) -> Iterator[ScannedFile]:
         for row in parse_rows(lines, path):
-            yield _from_row(row, folder, root)
+            yield file_from_row(row, folder, root)
 
     def count() -> int:
         total = sum(1 for _ in parse_rows(lines, path))
@@ -166,17 +166,6 @@ def files_source(folder: Path, files: Sequence[Path]) -> Source:
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder, in order of name, as ``folder_source`` finds them."""
     return [found for found in _walk(folder, register_formats(), [0]) if isinstance(found, Path)]
-
-
-def query_source(query: str, rows: Callable[[str], Iterator[Mapping[str, Any]]]) -> Source:
-    """Paths and URLs from a query with a ``path`` or ``url`` column, as ``list_source`` takes them from a file."""
-    folder = Path.cwd()
-
-    def files(root: str) -> Iterator[ScannedFile]:
-        for row in rows(query):
-            yield _from_row(row, folder, root)
-
-    return Source(f"query {query}", "query", str(folder), files)
 
 
 def _walk(folder: Path, extensions: frozenset[str], left_out: list[int]) -> Iterator[Path | tuple[Path, OSError]]:
@@ -220,7 +209,7 @@ def _stored(path: str, root: str) -> str:
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
-def _from_row(row: Mapping[str, Any], folder: Path, root: str) -> ScannedFile:
+def file_from_row(row: Mapping[str, Any], folder: Path, root: str) -> ScannedFile:
     own, rest = split(row, keyed=True)
     path = str(own.pop("path", "") or "").strip()
     if not path:

@@ -36,7 +36,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import compare, switch
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources.source import query_source
+from pgimgsearch.sources.source import files_source
 from tests.conftest import judge_at, values
 from tests.support.images import photo
 
@@ -72,11 +72,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
 ) -> None:
     ingest(detailed / "a", "palette", collection="one")
     ingest(detailed / "b", "palette", collection="two")
-    ingest(
-        query_source("list", lambda _: iter([{"path": str(detailed / "a" / "00.png")}])),
-        "palette",
-        collection="list",
-    )
+    ingest(files_source(detailed, [detailed / "a" / "00.png"]), "palette", collection="list")
     before = connection.execute("select count(*) from imgsearch.image").fetchone()
     done = moved(url)
     assert (done.old, done.new, done.coverage) == ("palette", "pdq", Coverage(12, 12, 0, 0))

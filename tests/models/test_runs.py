@@ -389,6 +389,19 @@ def test_an_export_of_the_same_name_elsewhere_speaks_for_itself(cli: Run, tmp_pa
     assert "nothing says how" in cli("models", "add", f"onnx:{first}", "--as", "other").stderr
 
 
+def test_a_stored_model_goes_by_every_name_that_adds_it(cli: Run, clip: str, photos: Path, tmp_path: Path) -> None:
+    assert cli("ingest", str(photos), "--model", clip).returncode == 0
+    for name in (clip, "hf:clip", "default"):
+        for command in (
+            ["search", str(photos / "a" / "00.png"), "--model", name], ["embed-text", "a dog", "--model", name],
+            ["models", "show", name], ["models", "alias", "mine", name], ["index", "build", name],
+            ["export", str(tmp_path / "out.parquet"), "--model", name], ["duplicates", "--model", name],
+        ):  # fmt: skip
+            done = cli(*command)
+            assert done.returncode == 0, (command, done.stderr)
+    assert cli("index", "build", f"hf:{tmp_path / 'photos'}").returncode == 5
+
+
 def test_weights_that_moved_are_found_again(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
     cli("ingest", str(photos), "--model", clip)
     old = Path(clip.removeprefix("hf:"))
