@@ -52,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read the config file {path}: {error}", hint=f"mend or remove {path}") from error
+        raise UsageError(f"cannot read the config file {path}: {error}", hint=f"fix or remove {path}") from error
 
 
 def package_folder(name: str) -> Path:

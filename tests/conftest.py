@@ -91,13 +91,13 @@ def filled(admin: Connection, server: str, template: str, fill: Callable[[Connec
 
 @pytest.fixture
 def url(admin: Connection, server: str, template: str) -> Iterator[str]:
-    """The address of a fresh database at the newest revision."""
+    """The URL of a fresh database at the newest revision."""
     yield from clone(admin, server, template)
 
 
 @pytest.fixture
 def empty_url(admin: Connection, server: str, empty_template: str) -> Iterator[str]:
-    """The address of a fresh database with the extension alone."""
+    """The URL of a fresh database with the extension alone."""
     yield from clone(admin, server, empty_template)
 
 

@@ -60,7 +60,7 @@ def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how:
     if found.compared:
         terminal.notify(
             f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
-            f"{found.pairs} remembered at {found.threshold:.4g} or more"
+            f"{found.pairs} stored at or above {found.threshold:.4g}"
         )
     if found.interrupted:
         raise InterruptedRun(hint="run the same command again to go on")

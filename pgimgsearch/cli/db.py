@@ -98,7 +98,7 @@ def revision(
         raise UsageError(f"{wrong[0]} is no switch", hint="write --switch default=dinov3")
     indexes = [re.fullmatch(r"(.+)=(\d+),(\d+)", text) for text in set_index or []]
     if not all(indexes):
-        raise UsageError("an index is wished for by two numbers", hint="write --set-index dinov3=24,96")
+        raise UsageError("--set-index takes two numbers", hint="write --set-index dinov3=24,96")
     if not (add_model or drop_model or pairs or indexes):
         raise UsageError("there is nothing to write", hint="name --add-model, --set-index, --switch or --drop-model")
     with database_url(terminal.settings) as url, connect(url) as connection:

@@ -223,7 +223,7 @@ def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
 def _judge(context: typer.Context, images: list[int], verdict: str | None) -> None:
     terminal = terminal_of(context)
     if len(set(images)) < 2:
-        raise UsageError("give two images or more", hint="the ids that the table or the gallery shows")
+        raise UsageError("give two images or more", hint="use the ids of the table or the gallery")
     chosen = sorted(set(images))
     pairs = [(a, b) for place, a in enumerate(chosen) for b in chosen[place + 1 :]]
     with database_url(terminal.settings) as url, connect(url) as connection, connection.transaction():

@@ -65,7 +65,7 @@ def build(
         name = built and _index_name(connection, stored, built.method)
     if built is None:
         terminal.show_one({"model": stored.name, "index": None})
-        terminal.notify(f"none is wished for: pgimgsearch index build {stored.name} --method auto")
+        terminal.notify(f"no index is configured: pgimgsearch index build {stored.name} --method auto")
         return
     terminal.show_one({"model": stored.name, "index": name, "method": built.method,
                        "memory_mb": built.memory, "ef_search": built.ef_search, "recall": built.recall})  # fmt: skip

@@ -148,7 +148,7 @@ def add(
     from pgimgsearch.models.spec import Checkpoint
 
     if reduction is not None and dim is None:
-        raise UsageError("--reduction needs --dim", hint="say to how many dimensions, for example --dim 256")
+        raise UsageError("--reduction needs --dim", hint="give the number of dimensions, for example --dim 256")
     checkpoint = Checkpoint(weights, revision, preprocess, trust)
     request = ModelRequest(
         [name], (output,) if output else (), dim, reduction, checkpoint, Placement(device, dtype),

@@ -167,7 +167,7 @@ def translate(error: psycopg.Error) -> PgImgSearchError:
         telling = re.sub(r"host '[^']*'", "the host", telling.strip())
         return DatabaseError(f"cannot reach the database: {telling}", hint=f"check --db or PGIMGSEARCH_DB: {URL_FORM}")
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
-        return UsageError("--db or PGIMGSEARCH_DB is not a database address", hint=f"write it as {URL_FORM}")
+        return UsageError("--db or PGIMGSEARCH_DB is not a database URL", hint=f"write it as {URL_FORM}")
     if isinstance(error, pg.InsufficientPrivilege):
         return DatabaseError(message, hint=hint or "ask the owner to run: pgimgsearch db grant writer ROLE (or reader)")
     if isinstance(error, pg.LockNotAvailable):

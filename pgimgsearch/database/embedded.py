@@ -52,7 +52,7 @@ class Embedded:
         return self.home / "kept"
 
     def url(self) -> str:
-        """The address for programs on this machine: TCP where a port is open, else the Unix socket."""
+        """The URL for programs on this machine: TCP where a port is open, else the Unix socket."""
         port = self._port()
         if port:
             password = quote((self.home / "password").read_text().strip(), safe="")
@@ -61,7 +61,7 @@ class Embedded:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Start the server if need be and yield its address; the last user stops it, unless it is kept."""
+        """Start the server if need be and yield its URL; the last user stops it, unless it is kept."""
         self._make_home()
         with (self.home / "users.lock").open("a") as users:
             with self._transition():
@@ -88,7 +88,8 @@ class Embedded:
             if running and (kept or not _locks_alone(users)):
                 where = f"on port {self._port()}" if self._port() else "without a port"
                 raise DatabaseError(
-                    f"the embedded Postgres is in use {where}", hint="end what uses it, then run: pgimgsearch db stop"
+                    f"the embedded Postgres is in use {where}",
+                    hint="stop the programs that use it, then run: pgimgsearch db stop",
                 )
             if running:
                 self._stop(self.data)

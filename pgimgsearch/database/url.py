@@ -11,7 +11,7 @@ from pgimgsearch.settings import Settings
 
 @contextmanager
 def database_url(settings: Settings) -> Iterator[str]:
-    """The address of the user's database, or of the embedded one, started and prepared for the time of use."""
+    """The URL of the user's database, or of the embedded one, started and prepared for the time of use."""
     if settings.db:
         yield settings.db
         return

@@ -205,6 +205,6 @@ def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, 
     if new_pairs > MOST_PAIRS * max(compared, 1000) or (low and compared >= SOME and new_pairs > quarter):
         raise UsageError(
             f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
-            "threshold for duplicates; what was remembered is forgotten",
+            "threshold for duplicates; the stored pairs were deleted",
             hint=f"measure one: pgimgsearch models calibrate {model.name}; or give a higher --threshold",
         )

@@ -164,7 +164,7 @@ def _check_trash(connection: Connection, trash: Path) -> None:
 def _problem(move: Move, going: set[str]) -> str | None:
     """Why a file must stay."""
     if is_url(move.location):
-        return "it is an address"
+        return "it is a URL"
     if move.keeper in going:
         return "the plan moves its keeper too"
     found = _digest(move.location)

@@ -42,7 +42,7 @@ def preprocess_from(stored: Mapping[str, Any]) -> Preprocess:
 class ModelSpec:
     """One model.
 
-    ``checkpoint`` is the backend's own full name (architecture and tag, repository, or address); ``weights`` is a local
+    ``checkpoint`` is the backend's own full name (architecture and tag, repository, or URL); ``weights`` is a local
     file or folder to load instead of a download. ``output`` is what is taken of a forward pass, ``dim`` its
     dimension (0 where only loading tells), and ``also`` the model's other outputs with theirs: ``NAME@OUTPUT``.
     ``size`` is the side of the input in pixels, ``parameters`` their number in millions, as the model's card says.

@@ -78,14 +78,14 @@ def _section(image: NeighbourPair, names: tuple[str, str], pictures: dict[int, t
 
 
 def _picture(name: str, location: str) -> tuple[str, str]:
-    """Its name, and the image itself; addresses of the web are left as they are."""
+    """Its name, and the image itself; URLs are left as they are."""
     web = location.startswith(("http://", "https://"))
     return name, location if web else data_url(location, 160)
 
 
 def _figure(picture: tuple[str, str], kind: str, badge: str) -> str:
-    name, address = picture
+    name, url = picture
     return (
-        f'<figure class="{kind}"><img loading="lazy" alt="{html.escape(name)}" src="{html.escape(address)}">'
+        f'<figure class="{kind}"><img loading="lazy" alt="{html.escape(name)}" src="{html.escape(url)}">'
         f"<figcaption><b>{badge}</b> {html.escape(name)}</figcaption></figure>"
     )

@@ -73,7 +73,7 @@ def _failures(connection: Connection) -> Iterator[Finding]:
     row = connection.execute("select count(*) from imgsearch.ingest_failure where kind = 'failed'").fetchone()
     if row and row[0]:
         yield Finding("failures", "warn", f"{row[0]} files failed", "select * from imgsearch.ingest_failure; "
-                      "once they are mended: pgimgsearch ingest ... --retry-failed")  # fmt: skip
+                      "once they are fixed: pgimgsearch ingest ... --retry-failed")  # fmt: skip
 
 
 def _embedder(connection: Connection) -> Iterator[Finding]:

@@ -65,7 +65,7 @@ class ImportResult:
 
 
 def export(url: str, name: str, target: str, collection: str | None, reporter: Reporter = SILENT) -> int:
-    """Write a model's images and vectors to a Parquet file or address; returns how many. All as of one moment."""
+    """Write a model's images and vectors to a Parquet file or URL; returns how many. All as of one moment."""
     pyarrow, parquet = libraries()
     with connect(url) as connection, connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")

@@ -45,7 +45,7 @@ def write(config: Path, message: str, operations: Sequence[MigrateOperation]) ->
             downgrades=render_python_code(downgrades), imports="",
         )  # fmt: skip
     except CommandError as error:
-        raise UsageError(f"Alembic: {error}", hint=f"mend the environment of {config}: alembic heads") from error
+        raise UsageError(f"Alembic: {error}", hint=f"fix the environment of {config}: alembic heads") from error
     assert written is not None, "of one that is new there is a file"
     return Path(written.path)
 

@@ -227,7 +227,7 @@ def _build_missing(connection: Connection, name: str, request: SwitchRequest, re
     model = get_model(connection, name)
     built = waiting(apply_index_spec)(connection, model, how, reporter)
     if built:
-        reporter.say(f"the index of {name} is as it is wanted now")
+        reporter.say(f"the index of {name} is as configured now")
 
 
 def _compared(

@@ -44,6 +44,4 @@ def parse(query: str) -> Question:
     except ValidationError as error:
         what = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, what["loc"]))
-        raise Refusal(
-            f"this is no question that the embedder knows: {where} {what['msg']}", hint='for example {"ask": "status"}'
-        ) from error
+        raise Refusal(f"unknown request: {where} {what['msg']}", hint='for example {"ask": "status"}') from error

@@ -1,4 +1,4 @@
-"""Files of object stores and other systems, by the addresses of fsspec: s3://, gs://, az://, hf:// and others."""
+"""Files of object stores and other systems, by the URLs of fsspec: s3://, gs://, az://, hf:// and others."""
 
 import tarfile
 import zlib
@@ -38,14 +38,14 @@ again = retry(
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The store of an address, and the path in it; its settings are those of its own environment (AWS_PROFILE ...)."""
+    """The store of a URL, and the path in it; its settings are those of its own environment (AWS_PROFILE ...)."""
     scheme = url.partition("://")[0]
     try:
         store, path = url_to_fs(url, use_listings_cache=False)
     except Exception as error:  # each store's library raises its own
         package = PACKAGES.get(scheme)
         hint = f"run: pip install {package}" if package else "use http(s)://, s3://, gs://, az:// or hf://"
-        raise SourceError(f"addresses of {scheme}:// cannot be read: {error}", hint=hint) from error
+        raise SourceError(f"{scheme}:// URLs cannot be read: {error}", hint=hint) from error
     return store, path
 
 
@@ -65,10 +65,10 @@ def prefix_source(url: str) -> Source:
     try:
         found = again(store.info)(path)
     except FileNotFoundError as error:
-        raise SourceError(f"there is nothing at {url}", hint="check the address and your access to it") from error
+        raise SourceError(f"there is nothing at {url}", hint="check the URL and your access to it") from error
     except Exception as error:  # the libraries of stores raise many kinds
         raise SourceError(
-            f"cannot read {url}: {type(error).__name__}: {error}", hint="check the address and your access to it"
+            f"cannot read {url}: {type(error).__name__}: {error}", hint="check the URL and your access to it"
         ) from error
     single = found["type"] == "file"
     root = url.rpartition("/")[0] if single else url

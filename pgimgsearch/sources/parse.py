@@ -15,7 +15,7 @@ def parse_sources(places: Sequence[str], list_file: str | None) -> list[Source]:
     for place in places:
         if is_url(place) and "@" in place.partition("://")[2].partition("/")[0] and "abfs" not in place:
             raise UsageError(
-                "an address with a user in it would be stored and shown",
+                "a URL with a user name in it would be stored and shown",
                 hint="leave it out, and put it into the settings of the store (AWS_PROFILE, FSSPEC_* and the like)",
             )
     found: list[Source] = []

@@ -1,4 +1,4 @@
-"""Bytes of a file or of an address, with a limit; transient failures of the network are tried again."""
+"""Bytes of a file or of a URL, with a limit; transient failures of the network are tried again."""
 
 import os
 import urllib.request
@@ -23,7 +23,7 @@ class EmptyFile(ValueError):  # noqa: N818
 
 
 def read_bytes(location: str, max_bytes: int) -> bytes:
-    """Read a file, an address or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
+    """Read a file, a URL or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
     if webdataset.is_member(location):
         data = webdataset.read_member(location, max_bytes + 1)
     elif location.startswith(("http://", "https://")):

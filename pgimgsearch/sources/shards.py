@@ -94,5 +94,5 @@ def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: st
         if "\\u0000" in told:
             raise ValueError("it holds a NUL character")
     except (TypeError, ValueError, SourceError) as error:
-        return replace(placed, problem=ValueError(f"what is said of it cannot be stored: {error}"), data=None)
+        return replace(placed, problem=ValueError(f"its metadata cannot be stored: {error}"), data=None)
     return replace(placed, metadata=rest or None, **own)

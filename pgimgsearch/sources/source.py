@@ -74,7 +74,7 @@ class Source:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an address, of the web or of an object store."""
+    """Whether a path is a URL, of the web or of an object store."""
     return ADDRESS.match(path) is not None
 
 
@@ -199,7 +199,7 @@ def _examine(path: Path, root: str) -> ScannedFile:
 
 
 def location_of(path: str, root: str | None) -> str:
-    """Where a stored path is read from: below its collection's root, unless it is an address or absolute."""
+    """Where a stored path is read from: below its collection's root, unless it is a URL or absolute."""
     return path if is_url(path) or root is None else os.path.join(root, path)  # noqa: PTH118  (an absolute path wins)
 
 

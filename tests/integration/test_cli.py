@@ -77,13 +77,13 @@ def test_bad_input_gets_one_line_and_a_hint(
     ("db", "code", "message", "hint"),
     [
         ("postgresql://someone@127.0.0.1:1/x", 3, "cannot reach the database", "--db"),
-        ("this is no address", 2, "not a database address", "postgresql://"),
-        ("postgres:/user:sEcReT@host/db", 2, "not a database address", "%XX"),
+        ("this is no address", 2, "not a database URL", "postgresql://"),
+        ("postgres:/user:sEcReT@host/db", 2, "not a database URL", "%XX"),
         ("postgresql://user:p@sEcReT/w#rd@127.0.0.1/x", 3, "cannot reach", "%XX"),
         ("postgresql://user:sEcReT@127.0.0.1:1/x", 3, "cannot reach", "--db"),
     ],
 )
-def test_a_wrong_address_is_said_without_its_password(cli: Run, db: str, code: int, message: str, hint: str) -> None:
+def test_a_wrong_url_is_said_without_its_password(cli: Run, db: str, code: int, message: str, hint: str) -> None:
     done = cli("stats", db=db)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr

@@ -33,7 +33,7 @@ MODEL = "select to_jsonb(m) - array['model_id', 'embeddings', 'images', 'added_a
 
 @pytest.fixture
 def other(admin: Connection, server: str, template: str) -> Iterator[str]:
-    """The address of a second fresh database."""
+    """The URL of a second fresh database."""
     yield from clone(admin, server, template)
 
 

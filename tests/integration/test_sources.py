@@ -251,7 +251,7 @@ def test_a_folder_may_be_called_like_a_tar(ingest: Ingest, tmp_path: Path) -> No
     assert counts(ingest(tmp_path / "set")) == {"embedded": 1}
 
 
-def test_a_user_in_an_address_is_refused() -> None:
+def test_a_user_in_a_url_is_refused() -> None:
     with pytest.raises(UsageError, match="with a user in it"):
         parse_sources(["https://me:secret@example.com/a.tar"], None)
 
@@ -329,7 +329,7 @@ def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]
 @pytest.mark.parametrize(
     ("place", "message", "hint"),
     [
-        ("memory://nothing/here", "there is nothing at", "check the address"),
+        ("memory://nothing/here", "there is nothing at", "check the URL"),
         ("nonsense://bucket", "nonsense://", "s3://"),
         ("/nonexistent/a.tar", "there is no shard", "exists"),
     ],

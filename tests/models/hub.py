@@ -14,13 +14,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Its address, and what was asked of it; ``break_after`` cuts the next large answer off after so many bytes."""
+    """Its URL, and what was asked of it; ``break_after`` cuts the next large answer off after so many bytes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.asked: list[tuple[str, str, str | None]] = []
         self.break_after: int | None = None
-        self.address = ""
+        self.url = ""
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def serving(root: Path) -> Iterator[Hub]:
             self.wfile.write(rest)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_port}"
+    hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -37,7 +37,7 @@ def online(cli: Run, hub: Hub, tmp_path: Path) -> Run:
     """The command line with that hub, and caches of its own."""
 
     def run(*arguments: str, **environment: str) -> Any:
-        return cli(*arguments, HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "cache"),
+        return cli(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cache"),
                    PGIMGSEARCH_CACHE=str(tmp_path / "own"), **environment)  # fmt: skip
 
     return run
@@ -64,12 +64,12 @@ def test_fetch_takes_what_is_needed_and_no_more(online: Run, hub: Hub) -> None:
     assert not any(path.endswith(".onnx") for _, path, _ in hub.asked)
 
 
-def test_an_interrupted_address_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     from pgimgsearch.errors import ModelError
     from pgimgsearch.models.weights import download as files
 
     (hub.root / "weights.bin").write_bytes(bytes(range(256)) * 20_000)
-    origin = files.Origin(f"{hub.address}/weights.bin")
+    origin = files.Origin(f"{hub.url}/weights.bin")
     hub.break_after = 2_000_000
     with pytest.raises((ModelError, OSError)):
         files.download(origin, tmp_path / "bundle")

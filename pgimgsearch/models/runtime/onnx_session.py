@@ -66,7 +66,7 @@ def _open(path: Path, device: str, threads: int) -> tuple[Any, str]:
     except Exception as error:  # the library raises many kinds
         raise ModelError(
             f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:300]}",
-            hint="it is truncated, no ONNX model, or its .onnx_data file is not beside it",
+            hint="it is truncated, no ONNX model, or its .onnx_data file is not in the same folder",
         ) from error
     if device.startswith("cuda") and session.get_providers()[0] != CUDA:
         raise ModelError("ONNX Runtime could not start CUDA", hint="install its CUDA libraries, or use --device cpu")

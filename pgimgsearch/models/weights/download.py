@@ -1,4 +1,4 @@
-"""Where the files of a model are: local, in the hub's cache, or behind an address; downloads resume and are checked."""
+"""Where the files of a model are: local, in the hub's cache, or at a URL; downloads resume and are checked."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ from pgimgsearch.models.weights.load_state import settle_hub_access
 from pgimgsearch.settings import cache_folder
 
 CHUNK = 1 << 20
-ADDRESSES = "addresses"
+DOWNLOADS = "downloads"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A repository of the Hugging Face hub, or an address.
+    """A repository of the Hugging Face hub, or a URL.
 
     ``weights`` are groups of patterns, of which the first that the repository has is taken; ``describing`` go with it.
     """
@@ -34,8 +34,8 @@ class Origin:
     revision: str | None = None
 
     @property
-    def is_address(self) -> bool:
-        """Whether it is a plain http(s) address."""
+    def is_url(self) -> bool:
+        """Whether it is a plain http(s) URL."""
         return "://" in self.place
 
 
@@ -47,18 +47,18 @@ def local(spec: ModelSpec) -> Path | None:
     if not path.exists():
         raise ModelError(
             f"the weights of {spec.name} are gone: {path}",
-            hint="put them back, or say where they are now: pgimgsearch ingest ... --weights PATH",
+            hint="put them back, or pass their new path: pgimgsearch ingest ... --weights PATH",
         )
     return path
 
 
 def download(origin: Origin, cache: Path | None = None) -> Path:
-    """The folder of a repository's snapshot, or the file of an address; fetched unless the cache has it.
+    """The folder of a repository's snapshot, or the file of a URL; fetched unless the cache has it.
 
     ``cache`` is another cache folder than the user's own. An interrupted download goes on where it stopped.
     """
-    if origin.is_address:
-        return _fetch_address(origin.place, (cache or cache_folder()) / ADDRESSES)
+    if origin.is_url:
+        return _fetch_url(origin.place, (cache or cache_folder()) / DOWNLOADS)
     settle_hub_access()
     from huggingface_hub import snapshot_download
 
@@ -96,11 +96,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch_address(address: str, folder: Path) -> Path:
+def _fetch_url(url: str, folder: Path) -> Path:
     """Download into a folder, going on where a part ends; size and hash of what arrived are noted beside it."""
     from filelock import FileLock
 
-    target = folder / Path(urlsplit(address).path).name
+    target = folder / Path(urlsplit(url).path).name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
         note = target.with_name(target.name + ".json")
@@ -109,19 +109,19 @@ def _fetch_address(address: str, folder: Path) -> Path:
                 raise ModelError(f"{target} is not what was downloaded", hint=f"remove it and run again: rm {target}")
             return target
         part, tag = target.with_name(target.name + ".part"), target.with_name(target.name + ".etag")
-        _download(address, part, tag)
-        note.write_text(json.dumps({"address": address, "bytes": part.stat().st_size, "sha256": sha256_of(part)}))
+        _download(url, part, tag)
+        note.write_text(json.dumps({"url": url, "bytes": part.stat().st_size, "sha256": sha256_of(part)}))
         part.replace(target)
         tag.unlink(missing_ok=True)
     return target
 
 
-def _download(address: str, part: Path, tag: Path) -> None:
-    """Append to a part, as long as the file behind the address is the one it is a part of."""
+def _download(url: str, part: Path, tag: Path) -> None:
+    """Append to a part, as long as the file at the URL is the one it is a part of."""
     have = part.stat().st_size if part.exists() and tag.exists() else 0
     headers = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     try:
-        with urlopen(Request(address, headers=headers), timeout=60) as answer:  # noqa: S310  (of the catalog)
+        with urlopen(Request(url, headers=headers), timeout=60) as answer:  # noqa: S310  (of the catalog)
             if answer.headers.get("ETag"):
                 tag.write_text(answer.headers["ETag"])
             _save(answer, part, have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0)
@@ -144,5 +144,5 @@ def _save(answer: Any, part: Path, have: int) -> None:
     if total is not None and part.stat().st_size != total:
         raise ModelError(
             f"the download of {part.stem} ended at {part.stat().st_size} of {total} bytes",
-            hint="run the same command again: it goes on where it stopped",
+            hint="run the same command again to resume",
         )

@@ -81,7 +81,7 @@ def _describe(entry: dict[str, Any], origin: files.Origin, place: Path) -> None:
             entry["refs"][f"{repository.name}/refs/{origin.revision or 'main'}"] = place.name
     else:
         note = place.with_name(place.name + ".json")
-        found = {path: f"{files.ADDRESSES}/{path.name}" for path in (place, note)}
+        found = {path: f"{files.DOWNLOADS}/{path.name}" for path in (place, note)}
         if json.loads(note.read_text())["sha256"] != files.sha256_of(place):
             raise ModelError(f"{place} has a wrong checksum", hint=f"remove it and run again: rm {place}")
     for path, name in found.items():
@@ -96,7 +96,7 @@ def _in_cache(name: str) -> Path:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ModelError(f"the bundle names a file outside of it: {name}", hint="do not trust this bundle")
-    return (cache_folder() if path.parts[0] == files.ADDRESSES else Path(HF_HUB_CACHE)) / path
+    return (cache_folder() if path.parts[0] == files.DOWNLOADS else Path(HF_HUB_CACHE)) / path
 
 
 def _checked(path: Path) -> str:
