@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 # Without bytecode every command that a test starts would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast check bench tables docs release-bundle clean
+.PHONY: demo test test-all check bench tables docs release-bundle clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +32,11 @@ demo: $(VENV)/core
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/full
-	$(PYTEST)
-
-test-fast: $(VENV)/full
 	$(PYTEST) -m "not slow"
+
+# With kills, lost databases, a Ray cluster and 100,000 vectors: before a release, and after changes to what they test.
+test-all: $(VENV)/full
+	$(PYTEST)
 
 check: $(VENV)/full
 	$(VENV)/bin/ruff check .
