@@ -1,1 +1,56 @@
-"""One small file a backend: only what differs between them."""
+"""What a backend says about itself: nothing outside of ``backends/`` names one.
+
+A backend is a module in ``backends/`` with a record ``BACKEND`` and ``load(spec, placement)``; with weights also
+``origin(spec)``, where they are downloaded from, and perhaps ``companions(spec)``, other repositories that it needs.
+``reference(spec)`` is the library's own documented call, where there is one to compare with. Such a module imports its
+library inside of functions, so that records can be read at once.
+"""
+
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from pgimgsearch.models import backends as folder
+
+REBUILT = "its published arithmetic is rebuilt in the tests"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One backend.
+
+    ``package`` is what it imports, and ``extra`` the extra of pgimgsearch that installs that. ``prefix`` is how models
+    outside of the catalog are named (``timm:NAME``); a path that ends with ``file_suffix`` is a local file.
+    ``needs_preprocessing`` is whether checkpoints do not carry it; ``made_for_copies`` whether a model tells copies
+    from look-alikes, so that the first one answers for the alias ``duplicates``. ``no_reference`` says why there is
+    no ``reference``.
+    """
+
+    package: str
+    extra: str = ""
+    prefix: str | None = None
+    file_suffix: str | None = None
+    on_torch: bool = False
+    has_weights: bool = True
+    needs_preprocessing: bool = False
+    made_for_copies: bool = False
+    no_reference: str = "no library has another implementation"
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """Every backend by its name, which is that of its file."""
+    names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    return {name: backend_module(name).BACKEND for name in names}
+
+
+def backend_module(name: str) -> ModuleType:
+    """The module of a backend."""
+    return import_module(f"{folder.__name__}.{name}")
+
+
+def prefixes() -> dict[str, str]:
+    """Prefix -> name of the backend."""
+    return {backend.prefix: name for name, backend in backends().items() if backend.prefix}
