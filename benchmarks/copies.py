@@ -23,7 +23,7 @@ from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.support.edits import EDITS
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

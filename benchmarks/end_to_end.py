@@ -27,13 +27,14 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.ingest import run
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import decode, register_formats
-from pgimgsearch.sources.source import Source, files_source, list_images
+from pgimgsearch.sources.folder import files_source, list_images
+from pgimgsearch.sources.source import Source
 from tests.support import checkpoints
 
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -107,7 +108,7 @@ def main() -> dict[str, object]:
         folder, checkpoint = Path(name) / "photos", Path(name) / "weights"
         folder.mkdir()
         files = photos(folder, number)
-        weights = checkpoints.write_checkpoint(catalog.resolve(MODEL), checkpoint)
+        weights = checkpoints.write_checkpoint(lookup.resolve(MODEL), checkpoint)
         ours = {how: _ours(stack, placement, weights, folder, files) for how, placement in runs.items()}
         peers = {} if QUICK else _peers(stack, folder, weights, Path(name))
         times: dict[str, list[float]] = {peer: [] for peer in peers}

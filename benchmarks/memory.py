@@ -14,7 +14,7 @@ from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
 from pgimgsearch.reporter import Reporter
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 
 FILES, EARLY = 20_000, 2_000
 

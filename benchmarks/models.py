@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS
-from pgimgsearch.models.backend import backends
+from pgimgsearch.models.backends import backends
 from pgimgsearch.models.load import load
 
 NAMES = [
@@ -66,9 +66,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def _measure(name: str, device: str, folder: Path) -> list[dict[str, Any]]:
     """One model in every run; each twice where an export has to be made first, which is not measured."""
-    from pgimgsearch.models import catalog
+    from pgimgsearch.models import lookup
 
-    spec = catalog.resolve(name)
+    spec = lookup.resolve(name)
     weights = ""
     runs = [("numpy", "fp32")]
     if backends()[spec.backend].on_torch:
@@ -93,11 +93,11 @@ def _measure(name: str, device: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def _child(name: str, weights: str, device: str, runtime: str, dtype: str) -> dict[str, Any]:
-    from pgimgsearch.models import canary, catalog
+    from pgimgsearch.models import canary, lookup
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
 
-    spec = catalog.resolve(name, Checkpoint(weights or None))
+    spec = lookup.resolve(name, Checkpoint(weights or None))
     loaded = load(spec, Placement(device, dtype, "onnx" if runtime == "onnx" else "torch"))
     batch = min(spec.batch_size, 8) if device == "cpu" else spec.batch_size
     pictures = canary.images()
@@ -129,9 +129,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(_child(*sys.argv[2:])))
     elif sys.argv[1:2] == ["--write"]:
-        from pgimgsearch.models import catalog
+        from pgimgsearch.models import lookup
         from tests.support import checkpoints
 
-        print(checkpoints.write_checkpoint(catalog.resolve(sys.argv[2]), Path(sys.argv[3])))
+        print(checkpoints.write_checkpoint(lookup.resolve(sys.argv[2]), Path(sys.argv[3])))
     else:
         main()

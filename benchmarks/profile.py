@@ -16,12 +16,12 @@ from benchmarks.end_to_end import photos
 from benchmarks.harness import fresh_database, peer_python, report, sized
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.ingest import run
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.decode import register_formats
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.support import checkpoints
 
 MODELS, PHOTOS, RATE = ("clip-vit-b-32", "mobilenetv2"), sized(640), 200
@@ -42,7 +42,7 @@ def main() -> dict[str, object]:
         folder.mkdir()
         photos(folder, PHOTOS)
         for model in [name for name in sys.argv[1:] if not name.startswith("-")] or MODELS:
-            weights = checkpoints.write_checkpoint(catalog.resolve(model), Path(name) / model)
+            weights = checkpoints.write_checkpoint(lookup.resolve(model), Path(name) / model)
             for part, share in shares(sampled(model, weights, folder)).items():
                 if share >= LEAST:
                     rows.append({"model": model, "part": part, "share": share})

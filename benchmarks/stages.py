@@ -18,15 +18,15 @@ from PIL import Image
 
 from benchmarks.end_to_end import DATA
 from benchmarks.harness import report, sized
-from pgimgsearch.models import catalog
-from pgimgsearch.models.backend import backend_module
+from pgimgsearch.models import lookup
+from pgimgsearch.models.backends import backend_module
 from pgimgsearch.models.encoder import Encoder, Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.reference import Reference
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources.decode import decode, register_formats, turn_upright
-from pgimgsearch.sources.source import list_images
+from pgimgsearch.sources.folder import list_images
 
 MODEL, PHOTOS, LARGE, ROUNDS, BATCH = "timm:mobilenetv2_100", sized(320), sized(80), 3, 32
 WEIGHTS = DATA / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
@@ -41,7 +41,7 @@ def main() -> dict[str, object]:
     register_formats()
     found = list_images(DATA / "clothing")
     photos = [path.read_bytes() for path in found[:: max(1, len(found) // PHOTOS)][:PHOTOS]]
-    spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
+    spec = lookup.resolve(MODEL, Checkpoint(str(WEIGHTS)))
     with ThreadPoolExecutor(cores()) as pool:
         ours = load(spec, Placement("cpu", "fp32"))
         rows = [*decoding(pool, photos), *decoding(pool, [camera(data) for data in photos[:LARGE]])]
@@ -87,7 +87,7 @@ def preparing(
 
 def networks(prepared: list[NDArray[Any]], timm: Reference) -> Iterable[dict[str, Any]]:
     """Passes of full batches, each runtime over the network as timm makes it."""
-    spec = catalog.resolve(MODEL, Checkpoint(str(WEIGHTS)))
+    spec = lookup.resolve(MODEL, Checkpoint(str(WEIGHTS)))
     loaded = {run: load(spec, Placement("cpu", run[1], run[0])) for run in RUNS}
     batches = [prepared[first : first + BATCH] for first in range(0, len(prepared), BATCH)]
 

@@ -25,9 +25,9 @@ from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.spec import Checkpoint
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.support import checkpoints
 
 IMAGES, CLIENTS, A_SECOND, SECONDS_BEFORE = 50_000, 2, 20, 30
@@ -82,7 +82,7 @@ def checkpoint(folder: Path, name: str, width: int) -> str:
     shape = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 16, "intermediate_size": 64}
     hf.Dinov2Model(hf.Dinov2Config(**shape, image_size=28, patch_size=14)).save_pretrained(folder)
     square = {"height": 28, "width": 28}
-    settings = {**checkpoints.processor_of(catalog.resolve(name)), "size": {"shortest_edge": 28}, "crop_size": square}
+    settings = {**checkpoints.processor_of(lookup.resolve(name)), "size": {"shortest_edge": 28}, "crop_size": square}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return str(folder)
 

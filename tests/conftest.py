@@ -23,7 +23,8 @@ from pgimgsearch.evaluation.run import Evaluation, evaluate
 from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.reporter import SILENT
-from pgimgsearch.sources.source import Source, folder_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.source import Source
 from tests.support.images import photo
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Run the main job on drawn images or your own: ingest, search, duplicates. Offline, in its own database."""
     from pgimgsearch.embeddings.registry import open_model
-    from pgimgsearch.sources.source import folder_source
+    from pgimgsearch.sources.folder import folder_source
 
     terminal = terminal_of(context)
     from pgimgsearch.database.connection import connect

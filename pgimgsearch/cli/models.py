@@ -32,7 +32,7 @@ from pgimgsearch.database.models import (
 )
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models import catalog
+from pgimgsearch.models import catalog, lookup
 from pgimgsearch.models import catalog_table as table
 from pgimgsearch.reporter import Reporter
 
@@ -82,7 +82,7 @@ def list_models(
 
 def _about(name: str) -> dict[str, object]:
     """What the catalog says of a model; of one outside it, nothing."""
-    spec = catalog.find(name.partition("@")[0])
+    spec = lookup.find(name.partition("@")[0])
     if spec is None:
         return {"model": name, "size": "", "gated": False, "good_for": ""}
     return {"model": spec.name, "dim": spec.dim, "storage": spec.storage, "text": spec.text, "licence": spec.licence,
@@ -100,9 +100,9 @@ def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A sto
         stored = find_stored(connection, name)
         canary = None if stored is None else canary_of(connection, stored)
         reduction = None if stored is None else reduction_of(connection, stored)
-    spec = catalog.find(name.partition("@")[0]) if stored is None else catalog.find(stored.name.partition("@")[0])
+    spec = lookup.find(name.partition("@")[0]) if stored is None else lookup.find(stored.name.partition("@")[0])
     if stored is None:
-        spec = catalog.resolve(name)
+        spec = lookup.resolve(name)
     own = stored is not None and stored.weights is not None
     verified = {"verified": table.PROOFS["own" if own else spec.proof if spec else "none"]}
     if stored is None:
@@ -187,7 +187,7 @@ def fetch(
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.models.weights import offline_bundle as bundles
 
-    specs = [catalog.resolve(name, Checkpoint(revision=revision)) for name in names]
+    specs = [lookup.resolve(name, Checkpoint(revision=revision)) for name in names]
     rows = []
     for spec in specs:
         if spec.licence.startswith("CC-BY-NC"):
@@ -213,12 +213,12 @@ def verify(
     from pgimgsearch.embeddings.registry import look_up
 
     terminal = terminal_of(context)
-    from pgimgsearch.models.backend import backends
+    from pgimgsearch.models.backends import backends
     from pgimgsearch.models.load import require
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.sources.folder import folder_source
     from pgimgsearch.sources.limits import DEFAULT_LIMITS
     from pgimgsearch.sources.sample import sample_images
-    from pgimgsearch.sources.source import folder_source
 
     with database_url(terminal.settings) as url, connect(url) as connection:
         _, spec = look_up(connection, name, Checkpoint(weights, revision))

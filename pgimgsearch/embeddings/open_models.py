@@ -7,7 +7,7 @@ from itertools import islice
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, discard_model, find_model, get_model, list_models, reduction_of
 from pgimgsearch.database.privileges import can_change_models
-from pgimgsearch.embeddings import reduce_dimensions
+from pgimgsearch.embeddings import reduced_models
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import (
     Loader,
@@ -20,7 +20,7 @@ from pgimgsearch.embeddings.registry import (
     store_reduced_model,
 )
 from pgimgsearch.errors import ModelError, SourceError, UsageError
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.reduction import Kind, check_dim
 from pgimgsearch.models.runtime.batches import find_size
@@ -45,7 +45,7 @@ class ModelRequest:
     outputs: tuple[str, ...] = ()
     dim: int | None = None
     reduction: Kind | None = None
-    checkpoint: Checkpoint = catalog.PLAIN
+    checkpoint: Checkpoint = lookup.PLAIN
     placement: Placement = ANYWHERE
     batch_size: int | None = None
     store_as: str | None = None
@@ -145,7 +145,7 @@ class ModelOpener:
         """Find a model and load its network; its licence is told before that, where it is new."""
         stored, spec = look_up(self.connection, name, self.request.checkpoint)
         if self.request.store_as is not None and find_model(self.connection, name) is None:
-            spec = catalog.resolve(
+            spec = lookup.resolve(
                 name, self.request.checkpoint
             )  # anew, whatever is stored by the name it has by itself
         if stored is None and spec.name not in self.announced:
@@ -201,13 +201,11 @@ class ModelOpener:
         output = main_output(found.spec, found.encoder)
         check_dim(found.encoder.dims[output], dim)
         kind = self.request.reduction or "pca"
-        needed = reduce_dimensions.min_sample(dim, kind)
-        vectors = None if found.base is None else reduce_dimensions.stored_sample(self.connection, found.base)
+        needed = reduced_models.min_sample(dim, kind)
+        vectors = None if found.base is None else reduced_models.stored_sample(self.connection, found.base)
         if self.sources and (vectors is None or len(vectors) < needed):
             batch_size = self.request.batch_size or found.spec.batch_size
-            sample = reduce_dimensions.embedded_sample(
-                found.encoder, output, batch_size, self.sources, dim, self.limits
-            )
+            sample = reduced_models.embedded_sample(found.encoder, output, batch_size, self.sources, dim, self.limits)
             vectors = sample if vectors is None or len(sample) > len(vectors) else vectors
         if vectors is None:
             raise ModelError(
@@ -215,7 +213,7 @@ class ModelOpener:
                 hint=f"pgimgsearch ingest DIR --model {found.spec.name}, and then add it; or fit on a sample of the "
                 f"images: pgimgsearch ingest DIR --model {found.spec.name} --dim {dim}",
             )
-        reduction, recall = reduce_dimensions.fit_and_measure(vectors, dim, kind)
+        reduction, recall = reduced_models.fit_and_measure(vectors, dim, kind)
         name = self.request.store_as or f"{found.spec.name}@{dim}"
         model = store_reduced_model(self.connection, found.spec, found.encoder, reduction, recall, name)
         self.reporter.say(
@@ -230,7 +228,7 @@ class ModelOpener:
         """Take over the stored vectors; a model that could not be filled is not left behind empty."""
         try:
             with connect(self.url) as reader:
-                taken = reduce_dimensions.fill_reduced_model(self.connection, reader, base, model)
+                taken = reduced_models.fill_reduced_model(self.connection, reader, base, model)
         except BaseException:
             discard_model(self.connection, model.stored)
             raise

@@ -24,8 +24,8 @@ from pgimgsearch.database.models import (
 from pgimgsearch.database.privileges import can_change_models, owns_table
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import DriftError, ModelError
-from pgimgsearch.models import canary, catalog, encoder
-from pgimgsearch.models.backend import backends
+from pgimgsearch.models import canary, catalog, encoder, lookup
+from pgimgsearch.models.backends import backends
 from pgimgsearch.models.encoder import Encoder, Placement
 from pgimgsearch.models.fingerprint import digest, fingerprint
 from pgimgsearch.models.load import load
@@ -60,7 +60,7 @@ def main_output(spec: ModelSpec, loaded: Encoder) -> str:
 
 def spec_of(stored: StoredModel) -> ModelSpec:
     """The spec that loads a stored model again."""
-    known = catalog.find(stored.name.partition("@")[0])
+    known = lookup.find(stored.name.partition("@")[0])
     if stored.fingerprint is None and known is not None and known.checkpoint == stored.checkpoint:
         declared = known if stored.output in {known.output, "auto"} else known.with_output(stored.output)
         storage = declared.storage if "bit" in {declared.storage, stored.storage} else stored.storage
@@ -81,7 +81,7 @@ def spec_of(stored: StoredModel) -> ModelSpec:
 
 
 def look_up(
-    connection: Connection, name: str, checkpoint: Checkpoint = catalog.PLAIN
+    connection: Connection, name: str, checkpoint: Checkpoint = lookup.PLAIN
 ) -> tuple[StoredModel | None, ModelSpec]:
     """A model by its stored name or alias, or by what the catalog makes of another name, and the spec that loads it.
 
@@ -94,11 +94,11 @@ def look_up(
         if base and last.isdigit():  # of fewer dimensions, so only the database can know it
             stored = find_model(connection, f"{look_up(connection, base)[1].name}@{last}")
         if stored is None:
-            spec = catalog.resolve(name, checkpoint)
+            spec = lookup.resolve(name, checkpoint)
             stored = find_model(connection, spec.name)
             if stored is None or spec.weights not in {None, stored.weights}:
                 return stored, spec  # another file speaks for itself
-    return stored, catalog.with_checkpoint(spec_of(stored), checkpoint)
+    return stored, lookup.with_checkpoint(spec_of(stored), checkpoint)
 
 
 def find_stored(connection: Connection, name: str) -> StoredModel | None:
@@ -122,7 +122,7 @@ def get_stored(connection: Connection, name: str) -> StoredModel:
 
 
 def open_model(
-    connection: Connection, name: str, checkpoint: Checkpoint = catalog.PLAIN, placement: Placement | None = None,
+    connection: Connection, name: str, checkpoint: Checkpoint = lookup.PLAIN, placement: Placement | None = None,
     loader: Loader | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Load a model by name or alias, and store it on first use.

@@ -16,7 +16,7 @@ from pgimgsearch.evaluation.images import StoredImage, labels, vectors
 from pgimgsearch.evaluation.labelled import class_key
 from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import Columns, Ranked, Vectors, rank
-from pgimgsearch.sources.source import files_source, list_images
+from pgimgsearch.sources.folder import files_source, list_images
 
 DEEPEST = 50
 RECALLS = {"r@1": 1, "r@5": 5, "r@10": 10}

@@ -23,7 +23,8 @@ from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.decode import register_formats
-from pgimgsearch.sources.source import folder_source, list_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.listing import list_source
 
 MOST_LACKING = 0.05  # of the images; a comparison without more of them says nothing of the whole
 COMPARISONS, LEAST_QUESTIONS = 2_500_000_000, 1000  # some minutes: 50,000 questions to 50,000 answers, or fewer to more

@@ -15,7 +15,7 @@ from pgimgsearch.evaluation.images import StoredImage
 from pgimgsearch.evaluation.path_matching import Names
 from pgimgsearch.evaluation.ranking import Columns
 from pgimgsearch.evaluation.warnings import Warnings
-from pgimgsearch.sources.source import files_source, list_images
+from pgimgsearch.sources.folder import files_source, list_images
 
 BACKGROUND = 20_000  # images to normalise on, drawn at random of what is there: DISC21 has a million
 

@@ -20,7 +20,7 @@ from pgimgsearch.evaluation.images import EvaluationIngest
 from pgimgsearch.evaluation.intervals import Figure
 from pgimgsearch.evaluation.protocols import Protocol
 from pgimgsearch.evaluation.warnings import Warnings
-from pgimgsearch.models.backend import backends
+from pgimgsearch.models.backends import backends
 from pgimgsearch.reporter import Reporter
 
 TIMED = 20  # queries, after one that is not

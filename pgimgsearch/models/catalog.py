@@ -1,4 +1,4 @@
-"""The rows of the catalog, by family. A vector is what the model's paper or card says to use for retrieval."""
+"""The catalog: one row per model, by family. A vector is what the model's paper or card says to use for retrieval."""
 
 from typing import Any
 
@@ -162,3 +162,6 @@ COPIES_AND_COLOURS = (
         near=0.99, proof="exact", good_for="colours, by image and by name (\"navy and gold\"); no weights",
     ),
 )  # fmt: skip
+
+CATALOG: tuple[ModelSpec, ...] = (*SELF_SUPERVISED, *TEXT_AND_IMAGE, *SUPERVISED, *COPIES_AND_COLOURS)
+SYNONYMS = {"dinov3-vitl16": "dinov3"}

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import replace
 
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.backend import backend_module, backends
+from pgimgsearch.models.backends import backend_module, backends
 from pgimgsearch.models.encoder import Encoder, Placement, check_outputs
 from pgimgsearch.models.runtime.torch_thread import in_network_thread
 from pgimgsearch.models.spec import ModelSpec

@@ -1,20 +1,15 @@
-"""Names: the table of models that have a short one, and the prefixes that reach every other one."""
+"""From a name to what it loads: short names of the catalog, and prefixes that reach every other model."""
 
 import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import families
-from pgimgsearch.models.backend import backends, prefixes
-from pgimgsearch.models.families import PREPROCESS
+from pgimgsearch.models.backends import backends, prefixes
+from pgimgsearch.models.catalog import CATALOG, PREPROCESS, SYNONYMS
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
 
-CATALOG: tuple[ModelSpec, ...] = (
-    *families.SELF_SUPERVISED, *families.TEXT_AND_IMAGE, *families.SUPERVISED, *families.COPIES_AND_COLOURS,
-)  # fmt: skip
 PLAIN = Checkpoint()
-SYNONYMS = {"dinov3-vitl16": "dinov3"}
 
 
 def names() -> list[str]:

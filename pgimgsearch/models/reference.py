@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.models.backend import backend_module
+from pgimgsearch.models.backends import backend_module
 from pgimgsearch.models.canary import images as drawn
 from pgimgsearch.models.encoder import Encoder, Placement, unit
 from pgimgsearch.models.load import load

@@ -83,10 +83,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What the user says of a model's weights beyond its name; see ``catalog.resolve``.
+    """What the user says of a model's weights beyond its name; see ``lookup.resolve``.
 
     ``weights`` is a local file or folder, ``revision`` a commit or tag of the hub's repository, ``preprocess`` a name
-    of ``families.PREPROCESS``, ``trust`` the leave to run TorchScript.
+    of ``catalog.PREPROCESS``, ``trust`` the leave to run TorchScript.
     """
 
     weights: str | None = None

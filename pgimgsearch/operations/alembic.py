@@ -15,7 +15,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 
 from pgimgsearch.errors import ModelError, SchemaError
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 
 SCHEMA = "imgsearch"
 FIELDS = ("dim", "backend", "checkpoint", "output", "storage", "revision", "has_text", "near", "licence", "normalize")
@@ -46,7 +46,7 @@ def render_item(type_: str, object_: Any, autogen_context: AutogenContext) -> st
 
 def declaration(name: str) -> dict[str, Any]:
     """What a migration says of a model of the catalog; raises ModelError where only loading it tells its dimensions."""
-    spec = catalog.resolve(name)
+    spec = lookup.resolve(name)
     if not spec.dim or spec.output == "auto":
         raise ModelError(
             f"only loading {name} tells how many dimensions it has",

@@ -12,7 +12,7 @@ from pgimgsearch.embeddings.registry import Loader, look_up
 from pgimgsearch.errors import ModelError
 from pgimgsearch.indexing.methods import IndexSpec, build_memory, index_row_bytes, index_spec, memory_limit
 from pgimgsearch.indexing.status import index_status
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.models.spec import Checkpoint
@@ -55,7 +55,7 @@ def planned_model(connection: Connection, name: str) -> PlannedModel:
     stored = find_model(connection, name)
     if stored is not None:
         return PlannedModel(stored.name, index_spec(stored), stored.partitions, stored.full_dim is not None)
-    spec = catalog.resolve(name)
+    spec = lookup.resolve(name)
     if not spec.dim:
         raise ModelError(
             f"the number of dimensions of {name} is known only once it is loaded",

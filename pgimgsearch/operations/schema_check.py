@@ -10,7 +10,7 @@ from pgimgsearch.database import functions
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.functions import current_functions, signatures, tables_path
 from pgimgsearch.database.models import list_models
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.operations.finding import Finding
 
 # Columns, constraints, indexes and policies of our tables; those of models are looked at one by one.
@@ -156,7 +156,7 @@ def _catalog(connection: Connection) -> Iterator[Finding]:
     """Models by a name of the catalog that this release would load from elsewhere: their vectors stay comparable."""
     for model in list_models(connection):
         base, _, output = model.name.partition("@")
-        spec = catalog.find(base)
+        spec = lookup.find(base)
         if spec is None or model.weights is not None or output:
             continue
         for what in ("checkpoint", "output"):

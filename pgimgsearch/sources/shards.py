@@ -12,20 +12,13 @@ from itertools import chain
 from typing import Any
 
 from pgimgsearch.errors import PgImgSearchError, SourceError
-from pgimgsearch.sources import parquet, webdataset
+from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.object_store import filesystem, is_transient
 from pgimgsearch.sources.rows import split
 from pgimgsearch.sources.source import ScannedFile, Source, is_url
 
-READERS: dict[str, Callable[[str], Iterator[tuple[ScannedFile, dict[str, Any]]]]] = {
-    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), webdataset.samples), ".parquet": parquet.rows,
-}  # fmt: skip
+Reader = Callable[[str], Iterator[tuple[ScannedFile, dict[str, Any]]]]  # location -> images, and what is said of them
 TRIES, SECONDS_BETWEEN = 4, 1.0
-
-
-def is_shard(location: str) -> bool:
-    """Whether a source is one file with many images, by its name."""
-    return location.lower().endswith(tuple(READERS))
 
 
 def folder_of(location: str) -> str:
@@ -33,10 +26,10 @@ def folder_of(location: str) -> str:
     return (location if is_url(location) else os.path.abspath(location)).rpartition("/")[0]  # noqa: PTH100
 
 
-def shard_source(locations: Sequence[str]) -> Source:
+def shard_source(shards: Sequence["Shard"]) -> Source:
     """The images of shards that lie in one folder or below one prefix, one shard after the other."""
-    folder = folder_of(locations[0])
-    parts = [Shard(f"{folder}/{location.rpartition('/')[2]}") for location in locations]
+    folder = folder_of(shards[0].location)
+    parts = [replace(shard, location=f"{folder}/{shard.location.rpartition('/')[2]}") for shard in shards]
     for shard in parts:
         if is_url(shard.location):
             filesystem(shard.location)
@@ -55,6 +48,7 @@ class Shard:
     """One shard; called with a root, it gives its images."""
 
     location: str
+    reader: Reader
 
     def path(self, root: str) -> str:
         """Its own path as it is stored, where it fails as a whole."""
@@ -62,11 +56,10 @@ class Shard:
 
     def __call__(self, root: str) -> Iterator[ScannedFile]:
         """All images. A shard that breaks is told as a file; a store that fails is tried again from there."""
-        reader = next(READERS[ending] for ending in READERS if self.location.lower().endswith(ending))
         name, done, seen = self.path(root), 0, set[str]()
         for attempt in range(1, TRIES + 1):
             try:
-                for number, (file, about) in enumerate(reader(self.location)):
+                for number, (file, about) in enumerate(self.reader(self.location)):
                     if number >= done:
                         done += 1
                         unique = file.path if file.path not in seen else f"{number:08}-{file.path}"

@@ -6,7 +6,8 @@ from pathlib import Path
 from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import connect
-from pgimgsearch.sources.source import ScannedFile, Source, file_from_row
+from pgimgsearch.sources.listing import file_from_row
+from pgimgsearch.sources.source import ScannedFile, Source
 
 
 def sql_source(url: str, query: str) -> Source:

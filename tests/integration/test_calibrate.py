@@ -14,7 +14,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import get_model
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.support.edits import EDITS
 from tests.support.images import photo
 

@@ -30,8 +30,10 @@ from pgimgsearch.ingest.plan import Planner
 from pgimgsearch.ingest.write import drop_orphans
 from pgimgsearch.models.encoder import unit
 from pgimgsearch.sources import sidecar
+from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.limits import ImageLimits
-from pgimgsearch.sources.source import ScannedFile, folder_source, list_source
+from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.source import ScannedFile
 from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]

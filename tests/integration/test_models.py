@@ -11,7 +11,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import list_aliases
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.spec import Checkpoint
 
 
@@ -58,7 +58,7 @@ def test_add_show_alias_and_remove(cli: Callable[..., Any], connection: Connecti
         "select array_agg(model_name order by history_id) from imgsearch.alias_history where alias = 'default'"
     ).fetchone() == (["Mine 1", "palette"],)
     listed = cli("models", "list", "--all").stdout
-    assert all(name in listed for name in catalog.names())
+    assert all(name in listed for name in lookup.names())
 
 
 def test_names_that_collide_or_are_long_get_tables_of_their_own(connection: Connection) -> None:

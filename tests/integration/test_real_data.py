@@ -13,8 +13,8 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.texts import cache_texts, missing_texts
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.ingest import run
+from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.limits import ImageLimits
-from pgimgsearch.sources.source import folder_source
 from tests.conftest import Evaluate, values
 
 TINY = "open_clip:openclip-mbv2-tiny"

@@ -35,7 +35,7 @@ from pgimgsearch.indexing.status import index_status
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.load_target import count_new, join_shadows, wants_shadow
 from pgimgsearch.operations.schema_check import schema_findings
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.integration.test_index_methods import found_share
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 from tests.support.images import photo

@@ -36,7 +36,7 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations import compare, switch
 from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources.source import files_source
+from pgimgsearch.sources.folder import files_source
 from tests.conftest import judge_at, values
 from tests.support.images import photo
 

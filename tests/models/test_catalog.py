@@ -8,10 +8,9 @@ import pytest
 import torch
 from open_clip.pretrained import get_pretrained_cfg
 
-from pgimgsearch.models import catalog, families
+from pgimgsearch.models import catalog, lookup
 from pgimgsearch.models import catalog_table as table
-from pgimgsearch.models.backend import backends
-from pgimgsearch.models.backends import imagebind
+from pgimgsearch.models.backends import backends, imagebind
 from pgimgsearch.models.backends import open_clip as open_clip_backend
 from pgimgsearch.models.backends import sscd as sscd_backend
 from pgimgsearch.models.backends import timm as timm_backend
@@ -67,7 +66,7 @@ def test_every_system_has_a_row() -> None:
         "vit-b-16", "vit-l-16", "sscd-disc-mixup", "pdq", "palette",
     }  # fmt: skip
     assert needed <= ROWS.keys()
-    assert catalog.resolve("dinov3-vitl16").name == "dinov3"
+    assert lookup.resolve("dinov3-vitl16").name == "dinov3"
 
 
 def test_the_table_of_the_documents_is_that_of_the_catalog() -> None:
@@ -84,7 +83,7 @@ def test_no_row_is_without_a_proof() -> None:
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 def test_the_full_size_network_is_what_the_row_says(spec: ModelSpec, text_towers: None) -> None:
     network = checkpoints.network_of(spec, "meta")
-    classifier = (spec.dim + 1) / 1000 if spec in families.SUPERVISED else 0  # a thousand classes, which cards count
+    classifier = (spec.dim + 1) / 1000 if spec in catalog.SUPERVISED else 0  # a thousand classes, which cards count
     assert checkpoints.counted(network) + classifier == pytest.approx(spec.parameters, rel=0.05)
     names = published(spec, network)
     layers = {int(n) for name in names for n in re.findall(r"(?:visual.*resblocks|blocks|layers?)\.(\d+)\.", name)}
@@ -131,7 +130,7 @@ def test_every_pair_of_open_clip_is_loaded_as_its_tag_says(text_towers: None) ->
     built: dict[tuple[object, ...], torch.nn.Module] = {}
     quick = 0
     for architecture, tag in pairs:
-        spec = catalog.resolve(f"open_clip:{architecture}/{tag}")
+        spec = lookup.resolve(f"open_clip:{architecture}/{tag}")
         config = get_pretrained_cfg(architecture, tag)
         origin = open_clip_backend.origin(spec)
         assert origin.place == config["hf_hub"].rpartition("/")[0]

@@ -13,8 +13,8 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from pgimgsearch.models import catalog, reference
-from pgimgsearch.models.backend import backend_module
+from pgimgsearch.models import lookup, reference
+from pgimgsearch.models.backends import backend_module
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
@@ -56,7 +56,7 @@ def test_timm(architecture: str, shown: list[Image.Image], tmp_path: Path) -> No
     network = timm.create_model(architecture)  # with its classifier, where it has one, as published checkpoints
     settle(network)
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    spec = catalog.resolve(f"timm:{architecture}", Checkpoint(str(tmp_path / "weights.pt")))
+    spec = lookup.resolve(f"timm:{architecture}", Checkpoint(str(tmp_path / "weights.pt")))
     equal(spec, shown, {"cls" if architecture.startswith("vit") else "pool"})
 
 
@@ -71,7 +71,7 @@ def test_timm(architecture: str, shown: list[Image.Image], tmp_path: Path) -> No
 def test_transformers(family: str, outputs: set[str], shown: list[Image.Image], tmp_path: Path) -> None:
     torch.manual_seed(0)
     save(tmp_path, *tiny(family))
-    ours = equal(catalog.resolve(f"hf:{tmp_path}"), shown, outputs)
+    ours = equal(lookup.resolve(f"hf:{tmp_path}"), shown, outputs)
     assert ours.reads_text == ("text" in outputs)
 
 
@@ -98,7 +98,7 @@ def test_open_clip(kind: str, shown: list[Image.Image], tmp_path: Path) -> None:
     network = open_clip.create_model(f"local-dir:{tmp_path}")
     settle(network)
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    ours = equal(catalog.resolve(f"open_clip:{tmp_path}"), shown, {"projection", "text"})
+    ours = equal(lookup.resolve(f"open_clip:{tmp_path}"), shown, {"projection", "text"})
     assert (ours.logit_bias is not None) == (kind == "siglip")
     assert ours.preprocess["resize"] == ("squash" if kind == "siglip" else "shortest")
 
@@ -114,7 +114,7 @@ def test_open_clip_with_a_text_tower_and_tokenizer_of_the_hub(shown: list[Image.
     describe(tmp_path, {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text})
     network = open_clip.create_model(f"local-dir:{tmp_path}", pretrained_text=False)
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    equal(catalog.resolve(f"open_clip:{tmp_path}"), shown, {"projection", "text"})
+    equal(lookup.resolve(f"open_clip:{tmp_path}"), shown, {"projection", "text"})
 
 
 def test_a_tag_brings_its_activation_and_preprocessing(
@@ -130,7 +130,7 @@ def test_a_tag_brings_its_activation_and_preprocessing(
     network = open_clip.create_model("Tiny", force_quick_gelu=True)
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     monkeypatch.setattr("pgimgsearch.models.weights.download.download", lambda _: tmp_path)
-    ours = load(catalog.resolve("open_clip:Tiny/some_tag"), CPU)
+    ours = load(lookup.resolve("open_clip:Tiny/some_tag"), CPU)
     how = open_clip.image_transform(64, is_train=False, mean=tag["mean"], std=tag["std"], resize_mode="squash",
                                     interpolation="bilinear")  # fmt: skip
     pixels = torch.stack([how(picture) for picture in pictures])
@@ -157,7 +157,7 @@ def test_imagebind_equals_its_own_arithmetic_rebuilt(
 ) -> None:
     """Both towers of one checkpoint, against the published arithmetic written out on ImageBind's own weights."""
     path, state = imagebind_weights
-    spec = replace(catalog.resolve("imagebind-huge", Checkpoint(path)), dim=48)
+    spec = replace(lookup.resolve("imagebind-huge", Checkpoint(path)), dim=48)
     ours = load(spec, CPU)
     from torchvision import transforms
 
@@ -223,7 +223,7 @@ def test_sscd_equals_its_own_arithmetic_rebuilt(prefix: str, shown: list[Image.I
     network = models.resnet50(num_classes=512)
     settle(network)
     torch.save({prefix + name: tensor for name, tensor in network.state_dict().items()}, tmp_path / "sscd.pt")
-    ours = load(catalog.resolve("sscd-disc-mixup", Checkpoint(str(tmp_path / "sscd.pt"))), CPU)
+    ours = load(lookup.resolve("sscd-disc-mixup", Checkpoint(str(tmp_path / "sscd.pt"))), CPU)
     how = transforms.Compose([
         transforms.Resize([320, 320]), transforms.ToTensor(),
         transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
@@ -240,11 +240,11 @@ def test_sscd_equals_its_own_arithmetic_rebuilt(prefix: str, shown: list[Image.I
 
 def test_real_weights_of_timm(data: Path, real_pictures: list[Image.Image]) -> None:
     weights = Checkpoint(str(data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"))
-    equal(catalog.resolve("mobilenetv2", weights), real_pictures, {"pool"})
+    equal(lookup.resolve("mobilenetv2", weights), real_pictures, {"pool"})
 
 
 def test_real_weights_of_open_clip(data: Path, real_pictures: list[Image.Image]) -> None:
-    spec = catalog.resolve(f"open_clip:{data}/weights/openclip-mbv2-tiny")
+    spec = lookup.resolve(f"open_clip:{data}/weights/openclip-mbv2-tiny")
     equal(spec, real_pictures, {"projection", "text"})
 
 
@@ -253,9 +253,9 @@ def test_real_weights_on_onnx_runtime_are_those_of_torch(data: Path, real_pictur
     import onnxruntime
 
     path = data / "weights" / "mobilenetv2_100_features_1280.onnx"
-    ours = load(catalog.resolve(f"onnx:{path}", Checkpoint(preprocess="imagenet")), CPU)
+    ours = load(lookup.resolve(f"onnx:{path}", Checkpoint(preprocess="imagenet")), CPU)
     torch_weights = Checkpoint(str(data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"))
-    other = load(catalog.resolve("mobilenetv2", torch_weights), CPU)
+    other = load(lookup.resolve("mobilenetv2", torch_weights), CPU)
     prepared = [ours.prepare(picture) for picture in real_pictures]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (by_hand,) = session.run(["features"], {"pixel_values": np.stack(prepared)})
@@ -269,6 +269,6 @@ def test_canonical_vector_of_real_weights(data: Path) -> None:
     from pgimgsearch.models.canary import images as drawn
 
     path = data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
-    ours = load(catalog.resolve("mobilenetv2", Checkpoint(str(path))), CPU)
+    ours = load(lookup.resolve("mobilenetv2", Checkpoint(str(path))), CPU)
     vector = unit(ours.embed([ours.prepare(drawn()[0])])["pool"])[0]
     assert vector[:6] == pytest.approx(CANONICAL, abs=1e-4)

@@ -159,7 +159,7 @@ def test_two_outputs_of_a_repository_share_one_network(
 
 
 def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: Run, hub: Hub, photos: Path) -> None:
-    from pgimgsearch.models import catalog
+    from pgimgsearch.models import lookup
     from tests.models.test_onnx import export
     from tests.support import checkpoints
 
@@ -167,7 +167,7 @@ def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: R
     export(folder / "onnx" / "model.onnx", (12,))
     export(folder / "onnx" / "model_quantized.onnx", (11,))
     (folder / "preprocessor_config.json").write_text(
-        json.dumps(checkpoints.processor_of(catalog.resolve("dinov2-small")))
+        json.dumps(checkpoints.processor_of(lookup.resolve("dinov2-small")))
     )
     done = online("--json", "ingest", str(photos), "--model", "onnx:someone/exported")
     assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgimgsearch.models import catalog
 from pgimgsearch.models import load as models_load
+from pgimgsearch.models import lookup
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.models.runtime.multi_gpu import Replicas, on_gpus
 from tests.models.tiny import save, tiny
@@ -18,7 +18,7 @@ class Placed:
     """An encoder that says it is on a GPU, and counts what it is given."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.loaded: Any = models_load.load(catalog.resolve(f"hf:{folder}"))
+        self.loaded: Any = models_load.load(lookup.resolve(f"hf:{folder}"))
         self.device = "cuda" if device == "auto" else device
         self.sizes: list[int] = []
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import catalog, encoder
+from pgimgsearch.models import encoder, lookup
 from pgimgsearch.models import load as models_load
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
@@ -48,7 +48,7 @@ def export(
 
 
 def load(path: Path, checkpoint: Checkpoint = IMAGENET) -> encoder.Encoder:
-    return models_load.load(catalog.resolve(f"onnx:{path}", checkpoint), Placement("cpu"))
+    return models_load.load(lookup.resolve(f"onnx:{path}", checkpoint), Placement("cpu"))
 
 
 @pytest.mark.parametrize(("shape", "output"), [((12,), "vector"), ((6, 12), "cls"), ((12, 1, 1), "vector")])
@@ -100,11 +100,11 @@ def test_preprocessing_is_read_or_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing says how images are prepared") as raised:
         load(path, Checkpoint())
     assert "--preprocess imagenet" in str(raised.value.hint)
-    processor = checkpoints.processor_of(catalog.resolve("siglip-b-16-224"))
+    processor = checkpoints.processor_of(lookup.resolve("siglip-b-16-224"))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     loaded = load(path, Checkpoint())
     assert (loaded.preprocess["resize"], loaded.preprocess["mean"]) == ("squash", (0.5, 0.5, 0.5))
-    by_folder = models_load.load(catalog.resolve(f"onnx:{tmp_path}"), Placement("cpu"))  # in the layout of the hub
+    by_folder = models_load.load(lookup.resolve(f"onnx:{tmp_path}"), Placement("cpu"))  # in the layout of the hub
     assert by_folder.fingerprint("vector") == loaded.fingerprint("vector")
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read"):
@@ -119,7 +119,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="2 ONNX files"):
         export(tmp_path / "two" / "a.onnx", (8,))
         export(tmp_path / "two" / "b.onnx", (8,))
-        models_load.load(catalog.resolve(f"onnx:{tmp_path / 'two'}", IMAGENET), Placement("cpu"))
+        models_load.load(lookup.resolve(f"onnx:{tmp_path / 'two'}", IMAGENET), Placement("cpu"))
 
 
 def test_the_catalogs_export_is_loaded_by_its_class_token(tmp_path: Path, pictures: list[Image.Image]) -> None:
@@ -137,7 +137,7 @@ def test_the_catalogs_export_is_loaded_by_its_class_token(tmp_path: Path, pictur
     example = torch.zeros(2, 3, 224, 224)
     torch.onnx.export(Tokens().eval(), (example,), str(tmp_path / "m.onnx"), dynamo=True, verbose=False, output_names=["output"],
                       input_names=["input"], dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))  # fmt: skip
-    spec = catalog.resolve("dinov2-vits14-onnx", Checkpoint(str(tmp_path / "m.onnx")))
+    spec = lookup.resolve("dinov2-vits14-onnx", Checkpoint(str(tmp_path / "m.onnx")))
     loaded = models_load.load(spec, Placement("cpu"))
     prepared = [loaded.prepare(picture) for picture in pictures]
     with torch.inference_mode():

@@ -16,13 +16,13 @@ from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.embeddings.registry import Loader, check_canary, open_model, store_model
 from pgimgsearch.errors import DriftError, ModelError
 from pgimgsearch.ingest import run
-from pgimgsearch.models import canary, catalog, reduction
+from pgimgsearch.models import canary, lookup, reduction
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime.batches import Batches, find_size
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT
-from pgimgsearch.sources.source import folder_source
+from pgimgsearch.sources.folder import folder_source
 from tests.models.tiny import save, tiny
 from tests.support.images import photo
 
@@ -206,7 +206,7 @@ def test_half_precision_stays_within_its_tolerance(dtype: str, tmp_path: Path) -
     torch.manual_seed(0)
     for family in ("clip-vit-b-32", "dinov2-base", "siglip-b-16-224", "dinov3-hf"):
         save(tmp_path / family, *tiny(family))
-        spec = catalog.resolve(f"hf:{tmp_path / family}")
+        spec = lookup.resolve(f"hf:{tmp_path / family}")
         full, half = load(spec, Placement("cpu", "fp32")), load(spec, Placement("cpu", dtype))
         assert half.dtype == dtype
         assert full.fingerprint(full.spec.output) == half.fingerprint(half.spec.output)
@@ -248,7 +248,7 @@ class Cramped:
 
     def __init__(self, room: int, device: str = "cuda") -> None:
         self.room, self.device, self.sizes = room, device, list[int]()
-        self.spec = catalog.resolve("resnet50")
+        self.spec = lookup.resolve("resnet50")
 
     def prepare(self, _: Any) -> Any:
         return np.zeros(3, dtype=np.float32)
@@ -340,7 +340,7 @@ def test_derived_models_keep_licence_and_threshold(
 
     torch.manual_seed(0)
     save(tmp_path / "clip", *tiny("clip-vit-b-32"))
-    row = replace(catalog.resolve("clip-vit-b-32", Checkpoint(str(tmp_path / "clip"))), dim=24, also={"hidden": 32})
+    row = replace(lookup.resolve("clip-vit-b-32", Checkpoint(str(tmp_path / "clip"))), dim=24, also={"hidden": 32})
     with connect(url) as opened:
         store_model(opened, row, Loader(Placement("cpu")).load(row))
     for request in (ModelRequest(["clip-vit-b-32"], ("hidden",)), ModelRequest(["clip-vit-b-32"], dim=8)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime import cpu_parallel as lanes
@@ -19,7 +19,7 @@ from tests.models.tiny import save, tiny
 
 def test_every_pass_runs_in_the_same_thread(tmp_path: Path) -> None:
     save(tmp_path, *tiny("clip-vit-b-32"))
-    loaded = load(catalog.resolve(f"hf:{tmp_path}"), Placement("cpu"))
+    loaded = load(lookup.resolve(f"hf:{tmp_path}"), Placement("cpu"))
     assert isinstance(loaded, TorchEncoder)
     passes: set[int] = set()
     for module in loaded.towers.network.modules():
@@ -36,7 +36,7 @@ def test_a_piece_is_as_many_pictures_as_its_widest_layer_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, *tiny("clip-vit-b-32"))
-    loaded = load(catalog.resolve(f"hf:{tmp_path}"), Placement("cpu"))
+    loaded = load(lookup.resolve(f"hf:{tmp_path}"), Placement("cpu"))
     assert isinstance(loaded, TorchEncoder)
     network = loaded.towers.network
     config = network.config.vision_config

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from tests.support import checkpoints
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -42,7 +42,7 @@ def settle(network: torch.nn.Module) -> None:
 
 def tiny(family: str) -> tuple[Any, dict[str, Any], Callable[[Path], None] | None]:
     """A network, its processor's settings at a small size, and what writes its tokenizer."""
-    processor = {**checkpoints.processor_of(catalog.resolve(family))}
+    processor = {**checkpoints.processor_of(lookup.resolve(family))}
     text = TEXT | {"vocab_size": 49408} if family.startswith("clip") else TEXT | {"vocab_size": 104}
     text["max_position_embeddings"] = 77 if family.startswith("clip") else 64
     vision = SMALL | {"image_size": 64, "patch_size": 16, "projection_dim": 24}

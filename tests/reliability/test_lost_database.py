@@ -15,7 +15,8 @@ from pgimgsearch.errors import DatabaseError
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
 from pgimgsearch.reporter import Reporter
-from pgimgsearch.sources.source import ScannedFile, folder_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.source import ScannedFile
 from tests import pictures
 from tests.reliability.killable import mortal_server
 

@@ -18,8 +18,9 @@ from pgimgsearch.ingest import ray as on_ray
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.item import OUTCOMES
 from pgimgsearch.reporter import SILENT, Reporter
-from pgimgsearch.sources import shards
-from pgimgsearch.sources.source import Source, folder_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.parse import shards_of
+from pgimgsearch.sources.source import Source
 from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.reliability.killable import mortal_server
@@ -195,8 +196,8 @@ def test_shards_go_one_by_one(url: str, connection: Connection, many: Path, tmp_
     places = [str(tmp_path / f"{number}.tar") for number in range(4)]
     for number, place in enumerate(places):
         Path(place).write_bytes(tar_of({name: (many / name).read_bytes() for name in names[number::4]}))
-    wanted = locally(url, shards.shard_source(places))
-    report = ingest(url, shards.shard_source(places))
+    wanted = locally(url, shards_of(places))
+    report = ingest(url, shards_of(places))
     assert_adds_up(report, connection)
     assert rows(connection) == wanted
 

@@ -22,8 +22,8 @@ from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.backfill import fill
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.open_image import open_image
-from pgimgsearch.sources.source import folder_source
 from tests.models.tiny import save, tiny
 from tests.support.images import photo
 

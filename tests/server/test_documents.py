@@ -18,7 +18,8 @@ from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.indexing.after_load import after_load
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources.source import ScannedFile, folder_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.source import ScannedFile
 from tests.conftest import judge_at
 from tests.server.conftest import PASSWORD, start_serving
 from tests.support.images import photo

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.models import catalog
+from pgimgsearch.models import lookup
 from pgimgsearch.models.load import load
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import scram
@@ -35,7 +35,7 @@ class Stored:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    spec = catalog.resolve("palette", catalog.PLAIN)
+    spec = lookup.resolve("palette", lookup.PLAIN)
     loaded = load(spec)
     Stored.output = spec.output
     made = Service([LoadedModel(Stored(), loaded, 8)], {"text": "palette"}, None, Metrics(), 1)  # type: ignore[arg-type]

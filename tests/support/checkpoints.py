@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pgimgsearch.models.backends import imagebind, open_clip, sscd, timm
-from pgimgsearch.models.families import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from pgimgsearch.models.catalog import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from pgimgsearch.models.spec import ModelSpec
 
 DINOV2 = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}

@@ -7,7 +7,9 @@ import pytest
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import sidecar
-from pgimgsearch.sources.source import ScannedFile, Source, folder_source, list_source
+from pgimgsearch.sources.folder import folder_source
+from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.source import ScannedFile, Source
 from tests.support.images import photo
 
 

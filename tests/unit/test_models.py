@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models import catalog
-from pgimgsearch.models.backend import backends
-from pgimgsearch.models.backends import palette
+from pgimgsearch.models import catalog, lookup
+from pgimgsearch.models.backends import backends, palette
 from pgimgsearch.models.encoder import SkippedImage, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.spec import Checkpoint, ModelSpec
@@ -19,30 +18,30 @@ def test_every_row_is_whole(spec: ModelSpec) -> None:
     assert spec.dim > 0
     assert spec.good_for
     assert spec.licence != ModelSpec("x", "x", "x").licence
-    assert catalog.resolve(spec.name) == spec
+    assert lookup.resolve(spec.name) == spec
     if spec.gated:
-        assert spec.alternative in catalog.names()
+        assert spec.alternative in lookup.names()
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("dinov4", "dinov3"), ("clip-vit-b32", "clip-vit-b-32"), ("PDQ", "pdq")])
 def test_an_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(ModelError, match=f"unknown model: {typed}") as raised:
-        catalog.resolve(typed)
+        lookup.resolve(typed)
     assert meant in str(raised.value.hint)
 
 
 def test_prefixes_reach_other_models_and_folders(tmp_path: object) -> None:
-    assert catalog.resolve("timm:resnet18.a1_in1k").backend == "timm"
-    assert catalog.resolve("open_clip:ViT-B-32/openai").backend == "open_clip"
-    assert catalog.resolve(f"hf:{tmp_path}").weights == str(tmp_path)
+    assert lookup.resolve("timm:resnet18.a1_in1k").backend == "timm"
+    assert lookup.resolve("open_clip:ViT-B-32/openai").backend == "open_clip"
+    assert lookup.resolve(f"hf:{tmp_path}").weights == str(tmp_path)
     with pytest.raises(ModelError, match="no checkpoint"):
-        catalog.resolve("hf:/nowhere/at/all")
+        lookup.resolve("hf:/nowhere/at/all")
     with pytest.raises(ModelError, match="no checkpoint"):
-        catalog.resolve("resnet50", Checkpoint("/nowhere.safetensors"))
+        lookup.resolve("resnet50", Checkpoint("/nowhere.safetensors"))
 
 
 def test_pdq_knows_copies_and_skips_flat_pictures() -> None:
-    pdq = load(catalog.resolve("pdq"))
+    pdq = load(lookup.resolve("pdq"))
     noise = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
     other = Image.fromarray(noise[::-1].copy()).resize((640, 480), Image.Resampling.BICUBIC)
@@ -56,7 +55,7 @@ def test_pdq_knows_copies_and_skips_flat_pictures() -> None:
 
 @pytest.mark.parametrize("name", palette.COLOURS)
 def test_palette_finds_each_colour_by_its_name(name: str) -> None:
-    model = load(catalog.resolve("palette"))
+    model = load(lookup.resolve("palette"))
     names = list(palette.COLOURS)
     swatches = [model.prepare(Image.new("RGB", (80, 80), palette.COLOURS[other])) for other in names]
     similarities = unit(model.embed(swatches)["histogram"]) @ model.embed_text([name])[0]
@@ -64,7 +63,7 @@ def test_palette_finds_each_colour_by_its_name(name: str) -> None:
 
 
 def test_palette_reads_phrases_and_says_what_it_cannot_read() -> None:
-    model = load(catalog.resolve("palette"))
+    model = load(lookup.resolve("palette"))
     both = Image.new("RGB", (80, 80), palette.COLOURS["navy"])
     both.paste(palette.COLOURS["gold"], (0, 0, 40, 80))
     half = unit(model.embed([model.prepare(both)])["histogram"])[0]

@@ -1,6 +1,6 @@
-"""What a backend says about itself: nothing outside of ``backends/`` names one.
+"""Backends, one module each: nothing outside of this folder names one.
 
-A backend is a module in ``backends/`` with a record ``BACKEND`` and ``load(spec, placement)``; with weights also
+To add one, add a module here with a record ``BACKEND`` and ``load(spec, placement)``; with weights also
 ``origin(spec)``, where they are downloaded from, and perhaps ``companions(spec)``, other repositories that it needs.
 ``reference(spec)`` is the library's own documented call, where there is one to compare with. Such a module imports its
 library inside of functions, so that records can be read at once.
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-
-from pgimgsearch.models import backends as folder
 
 REBUILT = "its published arithmetic is rebuilt in the tests"
 
@@ -42,13 +40,13 @@ class Backend:
 @cache
 def backends() -> dict[str, Backend]:
     """Every backend by its name, which is that of its file."""
-    names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return {name: backend_module(name).BACKEND for name in names}
 
 
 def backend_module(name: str) -> ModuleType:
     """The module of a backend."""
-    return import_module(f"{folder.__name__}.{name}")
+    return import_module(f"{__name__}.{name}")
 
 
 def prefixes() -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import REBUILT, Backend
+from pgimgsearch.models.backends import REBUILT, Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.backend import Backend
+from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
 from pgimgsearch.models.hf_processor import read_processor

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import Backend
+from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.fingerprint import digest
 from pgimgsearch.models.runtime.weightless import WeightlessEncoder

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgimgsearch.models.backend import Backend
+from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement, SkippedImage
 from pgimgsearch.models.runtime.weightless import WeightlessEncoder
 from pgimgsearch.models.spec import ModelSpec

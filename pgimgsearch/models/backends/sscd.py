@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import REBUILT, Backend
+from pgimgsearch.models.backends import REBUILT, Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import Backend
+from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import download as files

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import Backend
+from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.hf_processor import preprocess_of
 from pgimgsearch.models.spec import ModelSpec

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgimgsearch.errors import ModelError
-from pgimgsearch.models.backend import backend_module, backends
+from pgimgsearch.models.backends import backend_module, backends
 from pgimgsearch.models.load import require
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
