@@ -24,8 +24,9 @@ language sql stable parallel safe as $$
     select c.relname::text, case p.parts[1] when 'bits' then 'hnsw-binary' else 'hnsw' end, coalesce(p.parts[2], ''),
            c.relkind = 'I', i.indisvalid, pg_relation_size(c.oid)
     from (select relation as oid union select t.relid from pg_partition_tree(relation) t) r
+    join pg_class x on x.oid = r.oid
     join pg_index i on i.indrelid = r.oid join pg_class c on c.oid = i.indexrelid
-    cross join lateral (select regexp_match(c.relname, '_(hnsw|bits)(__new|__old)?$') as parts) p
+    cross join lateral (select regexp_match(c.relname, '^' || x.relname || '_(hnsw|bits)(__new|__old)?$') as parts) p
     where p.parts is not null order by c.relkind <> 'I', c.relname
 $$;
 

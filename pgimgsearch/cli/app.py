@@ -99,7 +99,7 @@ def main() -> None:
     except PgImgSearchError as error:
         sys.exit(show_error(error))
     command = typer.main.get_command(app)
-    _hide_variables(command)
+    _settle_settings(command, defaults)
     command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
 
 
@@ -120,9 +120,18 @@ def global_options_first(arguments: Sequence[str]) -> list[str]:
     return moved + kept
 
 
-def _hide_variables(command: Any) -> None:
-    """Keep environment variables out of help, line by line: the text of the program explains them once."""
+def _settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None:
+    """Name each option's environment variable and key in the config file after its flag, not after its Python name.
+
+    Help does not repeat the variables line by line: the text of the program explains them once.
+    """
     for parameter in command.params:
         parameter.show_envvar = False
-    for child in getattr(command, "commands", {}).values():
-        _hide_variables(child)
+        flag = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+        if flag != parameter.name:
+            parameter.envvar = parameter.envvar or "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper()
+            if flag in defaults:
+                defaults[parameter.name] = defaults.pop(flag)
+    for name, child in getattr(command, "commands", {}).items():
+        own = defaults.get(name)
+        _settle_settings(child, own if isinstance(own, dict) else {}, *path, name)

@@ -70,7 +70,6 @@ def duplicates(
         bool,
         typer.Option(
             "--find/--no-find",
-            envvar="PGIMGSEARCH_DUPLICATES_FIND",
             help="Compare new images first, and store the pairs.",
         ),
     ] = True,
@@ -93,13 +92,14 @@ def duplicates(
 
     names = model or ["duplicates"]
     transforms = turns_of(transformed, names, agree)
-    question = GroupRequest(
-        model=names[0], threshold=threshold, collection=collection, kinds=kind, also=names[1:], agree=agree,
-        transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference, k=count,
-        after=None if pairs else _number(after),
-    )  # fmt: skip
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [stored_model(connection, name) for name in names]
+        first, *also = [model.name for model in models]
+        question = GroupRequest(
+            model=first, threshold=threshold, collection=collection, kinds=kind, also=also, agree=agree,
+            transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference,
+            k=count, after=None if pairs else _number(after),
+        )  # fmt: skip
         told = thresholds_told(connection, models, threshold, kind)
         for line in told:
             terminal.notify(line)

@@ -15,7 +15,6 @@ from pgimgsearch.cli.terminal import (
     terminal_of,
 )
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.models import find_model
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 from pgimgsearch.evaluation.protocols import BY_NAME, PROTOCOLS
@@ -49,7 +48,7 @@ def evaluate(
     ] = None,
     filter_json: Annotated[
         str | None,
-        typer.Option("--filter", envvar="PGIMGSEARCH_EVALUATE_FILTER", help="Only images with this metadata, as JSON."),
+        typer.Option("--filter", help="Only images with this metadata, as JSON."),
     ] = None,
     key: Annotated[
         str | None, typer.Option(help="What names the class or group: folder, a metadata key, or a pattern.")
@@ -178,10 +177,11 @@ def _told_before(model: dict[str, Any]) -> str:
 
 
 def _show_history(terminal: Terminal, protocol: str | None, models: list[str]) -> None:
+    from pgimgsearch.embeddings.registry import find_stored
     from pgimgsearch.evaluation.history import recent_runs
 
     with database_url(terminal.settings) as url, connect(url) as connection:
-        named = [found.name if (found := find_model(connection, name)) else name for name in models]
+        named = [found.name if (found := find_stored(connection, name)) else name for name in models]
         rows = recent_runs(connection, protocol, named, 50)
     if not terminal.settings.json:
         rows = [

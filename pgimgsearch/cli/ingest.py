@@ -61,7 +61,6 @@ def ingest(
         str | None,
         typer.Option(
             "--list",
-            envvar="PGIMGSEARCH_INGEST_LIST",
             rich_help_panel=SOURCES,
             help="A file of paths and URLs: lines, CSV or JSONL; - is stdin.",
         ),
@@ -199,12 +198,12 @@ def ingest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
+        counted = [CountedSource.of(source, options.limit) for source in found]
         if dry_run:
             for source in found:
                 report = trial.dry_run(url, source, expanded_names(request), options, refine=refine)
                 ingest_report.show_report(terminal, report)
             return
-        counted = [CountedSource.of(source, options.limit) for source in found]
         models = open_models(url, request, found, options.limits, Reporter(terminal.notify))
         if shadow_table is not False and (shadow_table or (index and not skip_duplicates)):
             shadows = choose_shadows(url, models, counted, collection, shadow_table, Reporter(terminal.notify))

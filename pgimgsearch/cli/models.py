@@ -49,7 +49,7 @@ def list_models(
     context: typer.Context,
     catalog_too: Annotated[
         bool,
-        typer.Option("--all", envvar="PGIMGSEARCH_MODELS_LIST_ALL", help="Also models that are not stored."),
+        typer.Option("--all", help="Also models that are not stored."),
     ] = False,
 ) -> None:
     """List stored models with their coverage; --all adds the catalog."""
@@ -131,9 +131,7 @@ def add(
     output: Annotated[str | None, typer.Option(help="Another output of the model: NAME@OUTPUT.")] = None,
     dim: DimOption = None,
     reduction: ReductionOption = None,
-    stored_name: Annotated[
-        str | None, typer.Option("--as", envvar="PGIMGSEARCH_MODELS_ADD_AS", help="The name to store it under.")
-    ] = None,
+    stored_name: Annotated[str | None, typer.Option("--as", help="The name to store it under.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length one.")] = True,
     device: DeviceOption = "auto",
     dtype: TorchDtypeOption = "auto",
@@ -174,7 +172,7 @@ def fetch(
     to: Annotated[Path | None, typer.Option(help="A bundle for machines without a network.")] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option("--from", envvar="PGIMGSEARCH_MODELS_FETCH_FROM", help="A bundle to read them from."),
+        typer.Option("--from", help="A bundle to read them from."),
     ] = None,
     revision: RevisionOption = None,
 ) -> None:

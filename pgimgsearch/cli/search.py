@@ -41,7 +41,7 @@ def search(
     text: Annotated[str | None, typer.Option(help="The text to search for.")] = None,
     image_id: Annotated[
         int | None,
-        typer.Option("--id", envvar="PGIMGSEARCH_SEARCH_ID", max=2**63 - 1, help="The image_id of a stored image."),
+        typer.Option("--id", max=2**63 - 1, help="The image_id of a stored image."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the alias default, or text.")] = None,
     count: CountOption = 10,
@@ -50,7 +50,6 @@ def search(
         str | None,
         typer.Option(
             "--filter",
-            envvar="PGIMGSEARCH_SEARCH_FILTER",
             help='Only images with this metadata, as JSON: {"colour": "red"}.',
         ),
     ] = None,
@@ -92,9 +91,7 @@ def embed_text(
     context: typer.Context,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.", metavar="TEXT...")] = None,
     model: ModelOption = "text",
-    from_file: Annotated[
-        Path | None, typer.Option("--from", envvar="PGIMGSEARCH_EMBED_TEXT_FROM", help="A file with one text a line.")
-    ] = None,
+    from_file: Annotated[Path | None, typer.Option("--from", help="A file with one text a line.")] = None,
     template: TemplateOption = None,
     device: DeviceOption = "auto",
 ) -> None:

@@ -47,8 +47,8 @@ def serve(
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.server import serve as server
 
-    doors = server.Listeners(host, port, http_port, tls_cert, tls_key)
-    doors.tls()
+    listeners = server.Listeners(host, port, http_port, tls_cert, tls_key)
+    listeners.tls()
     secret = password or terminal.settings.embedder_password
     with database_url(terminal.settings) as url:
         models, aliases = server.open_models(
@@ -62,4 +62,4 @@ def serve(
                 f"its password is in {secret}; once a database: pgimgsearch db connect-embedder {host} {port}"
             )
 
-        server.run(url, models, aliases, doors, shared_password(secret), queue, opened)
+        server.run(url, models, aliases, listeners, shared_password(secret), queue, opened)

@@ -44,7 +44,6 @@ def doctor(
         bool,
         typer.Option(
             "--canary/--no-canary",
-            envvar="PGIMGSEARCH_DOCTOR_CANARY",
             help="Load each model and compare its test vectors.",
         ),
     ] = True,

@@ -38,7 +38,7 @@ def switch(
     recall: Annotated[float, typer.Option(min=0, max=1, help="The recall that its index must reach.")] = 0.95,
     sample: SampleOption = 100,
     max_load: MaxLoadOption = 1.0,
-    page: HtmlOption = None,
+    html: HtmlOption = None,
     weights: WeightsOption = None,
     revision: RevisionOption = None,
     preprocess: PreprocessOption = None,
@@ -54,7 +54,7 @@ def switch(
     terminal = terminal_of(context)
     request = switching.SwitchRequest(
         alias, to, allow_missing, recall, sample, max_load, bool(terminal.settings.db),
-        Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype), page,
+        Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype), html,
     )  # fmt: skip
     with database_url(terminal.settings) as url, terminal.report(f"switch {alias}", None) as reporter:
         done = switching.switch(url, request, reporter)
@@ -118,7 +118,7 @@ def compare(
     other: Annotated[str, typer.Argument(help="The other model.")],
     key: Annotated[str | None, typer.Option(help="A metadata key that names the class of an image.")] = None,
     sample: SampleOption = 200,
-    page: HtmlOption = None,
+    html: HtmlOption = None,
     device: DeviceOption = "auto",
     trust: TrustOption = False,
 ) -> None:
@@ -126,7 +126,7 @@ def compare(
     from pgimgsearch.operations import compare as comparing
 
     terminal = terminal_of(context)
-    request = comparing.CompareRequest(one, other, key, sample, page, device, trust)
+    request = comparing.CompareRequest(one, other, key, sample, html, device, trust)
     with database_url(terminal.settings) as url, terminal.report("compare", None) as reporter:
         found = comparing.compare(url, request, reporter)
     columns = ["measure", *found.models, "both", "difference"]

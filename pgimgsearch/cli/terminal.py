@@ -153,11 +153,19 @@ class Group(TyperGroup):
             return super().invoke(ctx)
         except PgImgSearchError as error:
             raise typer.Exit(show_error(error, debug=_wants_traceback(ctx))) from error
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _stdout_is_closed():  # its reader, such as head, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
             raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_wants_traceback(ctx))) from error
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:

@@ -51,6 +51,7 @@ def downgrade(url: str, target: str) -> tuple[str | None, str]:
 def script(connection: Connection, target: str = "head") -> str:
     """The SQL that ``upgrade`` would run on this database, as text."""
     start, end = current_revision(connection), _known(target)
+    check_schema(connection, start)
     if start == end:
         return ""
     out = io.StringIO()
@@ -113,6 +114,7 @@ begin
         execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
         execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
                        imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
+        m.index_state := '{}';  -- of which none is in use any more
         perform imgsearch._drop_bits_functions(m);
     end loop;
 end $$;

@@ -86,7 +86,7 @@ def _hardest(connection: Connection, found: Calibration) -> str:
         f"<section><h2>{similarity:.4f} <small><code>pgimgsearch duplicates accept {images[a][0]} {images[b][0]}</code>"
         '</small></h2><div class="row">'
         + "".join(
-            f'<figure><img loading="lazy" alt="" src="{data_url(Path(location))}">'
+            f'<figure><img loading="lazy" alt="" src="{data_url(location)}">'
             f"<figcaption>{html.escape(location)}</figcaption></figure>"
             for _, location in (images[a], images[b])
         )

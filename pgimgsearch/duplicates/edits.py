@@ -100,16 +100,16 @@ def blurred(share: float) -> Make:
 
 
 def transposed(*how: Transpose) -> Make:
-    """Mirrored or transform by a quarter, one of ``how``."""
+    """Mirrored or rotated by a quarter, one of ``how``."""
     return lambda image, random: image.transpose(random.choice(how))
 
 
 def seen_again(shift: float, degrees: float) -> Make:
-    """The same scene a moment later: the camera moved and transform a little, in other light."""
+    """The same scene a moment later: the camera moved and turned a little, in other light."""
 
     def make(image: Image.Image, random: Random) -> Image.Image:
-        transform = image.rotate(random.uniform(-degrees, degrees), Resampling.BICUBIC, fillcolor=_mean(image))
-        part = cropped(1 - shift)(transform, random)
+        rotated = image.rotate(random.uniform(-degrees, degrees), Resampling.BICUBIC, fillcolor=_mean(image))
+        part = cropped(1 - shift)(rotated, random)
         lit = ImageEnhance.Brightness(part).enhance(random.uniform(0.8, 1.25))
         return ImageEnhance.Contrast(lit).enhance(random.uniform(0.85, 1.15))
 
@@ -131,8 +131,8 @@ NEAR = (
 )  # fmt: skip
 # The same scene: what `similar` is measured with.
 SIMILAR = (
-    Edit("scene", "moved 15%, transform 5", seen_again(0.15, 5)),
-    Edit("scene", "moved 30%, transform 10", seen_again(0.3, 10)),
+    Edit("scene", "moved 15%, rotated 5", seen_again(0.15, 5)),
+    Edit("scene", "moved 30%, rotated 10", seen_again(0.3, 10)),
     Edit("crop", "60%", cropped(0.6)), Edit("crop", "45%", cropped(0.45)),
 )  # fmt: skip
 # Reported, but no part of a threshold: found with --transformed.

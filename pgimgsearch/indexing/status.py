@@ -20,7 +20,7 @@ select m.name as model, m.index_method as method, coalesce(i.valid, false) as va
        coalesce((m.index_state ->> 'wanted')::float8, %s) as wanted,
        to_regclass(format('imgsearch.%%I', imgsearch._embedding_table(m, 'shadow'))) is not null as has_shadow,
        coalesce(s.dead, 0)::bigint as dead, (m.index_state ->> 'rows')::bigint as built_rows
-from imgsearch.model m cross join lateral (
+from imgsearch.model m join pg_class t on t.oid = m.embeddings cross join lateral (
     select sum(pg_total_relation_size(p.relid)) as bytes, sum(pg_stat_get_dead_tuples(p.relid)) as dead
     from (select m.embeddings union select relid from pg_partition_tree(m.embeddings)) p (relid)) s
 cross join lateral (select bool_and(x.valid) as valid, sum(x.bytes) as bytes from imgsearch._indexes(m.embeddings) x

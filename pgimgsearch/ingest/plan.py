@@ -85,15 +85,15 @@ class Planner:
     def prune(self, scope: str | None) -> list[int]:
         """Delete images and failures that were not seen: below a folder (a path prefix), or all with None.
 
-        A folder's scope leaves URLs and absolute paths alone, which came from a list. Returns the contents. Raises
-        DatabaseError where the connection was lost, and with it the list of files that were seen.
+        A folder's scope leaves alone what came from a list: URLs, absolute paths, and keys other than the path.
+        Returns the contents. Raises DatabaseError where the connection was lost, and with it the list of files seen.
         """
         if self.session.losses:
             raise DatabaseError(
                 "nothing was pruned: the connection was lost, and with it the list of scanned files",
                 hint="all files are ingested; run the same command again to prune",
             )
-        listed = "path ~ '^([a-z][a-z0-9+.-]*:/)?/'"
+        listed = "(path ~ '^([a-z][a-z0-9+.-]*:/)?/' or key <> path)"
         where = f"collection_id = %s and (%s::text is null or (starts_with(path, %s) and not {listed})) "
         unseen = "and not exists (select from seen s where s.key = t.key)"
         values = [self.collection_id, scope, scope]
@@ -106,14 +106,14 @@ class Planner:
 
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
-        same = known is not None and _same(file, known["bytes"], known["modified_at"])
+        same = known is not None and _same(file, known)
         again = self.retry_failed or file.unlisted
         wanted = set()
         for position, model in enumerate(self.models):
             earlier = failed.get(model.model_id) or failed.get(None)
             if same and known["have"][position]:
                 self.counts.add(position, "unchanged")
-            elif earlier and not again and _same(file, earlier["bytes"], earlier["modified_at"]):
+            elif earlier and not again and _same(file, earlier):
                 self.counts.add(position, "skipped")
             else:
                 wanted.add(position)
@@ -133,13 +133,13 @@ class Planner:
 
     def _failed(self, keys: list[str]) -> dict[str, dict[int | None, Any]]:
         rows = self.connection.execute(
-            "select key, model_id, bytes, modified_at from imgsearch.ingest_failure "
+            "select key, model_id, path, bytes, modified_at from imgsearch.ingest_failure "
             "where collection_id = %s and key = any(%s) and (kind = 'skipped' or model_id is null)",
             [self.collection_id, keys],
         ).fetchall()
         failed: dict[str, dict[int | None, Any]] = {}
-        for key, model_id, size, modified_at in rows:
-            failed.setdefault(key, {})[model_id] = {"bytes": size, "modified_at": modified_at}
+        for key, model_id, *facts in rows:
+            failed.setdefault(key, {})[model_id] = dict(zip(("path", "bytes", "modified_at"), facts, strict=True))
         return failed
 
     def _contents(self, digests: list[bytes]) -> dict[bytes, frozenset[int]]:
@@ -197,10 +197,14 @@ def digest(item: Item) -> Item:
     return item
 
 
-def _same(file: ScannedFile, size: int | None, modified_at: Any) -> bool:
-    """Whether a file is as it was; a URL without size and time counts as unchanged."""
+def _same(file: ScannedFile, known: dict[str, Any]) -> bool:
+    """Whether a file is as it was; a URL without size and time counts as unchanged, but not another URL by its key."""
+    if file.path != known["path"]:
+        return False
     unknown = file.size is None and file.modified_at is None and file.problem is None
-    return (unknown and is_url(file.location)) or (file.size == size and file.modified_at == modified_at)
+    return (unknown and is_url(file.location)) or (
+        file.size == known["bytes"] and file.modified_at == known["modified_at"]
+    )
 
 
 def _has_new_attributes(file: ScannedFile, known: dict[str, Any]) -> bool:

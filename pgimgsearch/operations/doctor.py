@@ -46,6 +46,7 @@ def _pgvector(connection: Connection) -> Finding:
 
 
 def _models(connection: Connection) -> Iterator[Finding]:
+    loading = {row["model"] for row in index_status(connection) if row["has_shadow"]}  # its finding is the index's
     for row in coverage_table(connection, exact=True):
         name = row["model"]
         if row["status"] == "building":
@@ -55,9 +56,9 @@ def _models(connection: Connection) -> Iterator[Finding]:
                 "its first ingest did not end",
                 f"pgimgsearch ingest ... --model {name}",
             )
-        elif row["missing"]:
-            yield Finding(f"model {name}", "warn", f"{row['missing']} contents have no vector",
-                          f"pgimgsearch ingest ... --model {name}")  # fmt: skip
+        elif row["missing"] and name not in loading:
+            what = f"{row['missing']} contents have no vector"
+            yield Finding(f"model {name}", "warn", what, f"pgimgsearch models fill {name}")
         else:
             yield Finding(f"model {name}", "good", f"{row['embedded']} vectors")
 

@@ -136,7 +136,7 @@ def _collection(
                 collection_id, _, _ = open_collection(writing.connection, name, rows[0]["root"], name)
                 lock_collection(writing, collection_id, name)
                 shadows = join_shadows(writing, [model], {model.name} if into_shadow else set())
-                table = shadows.get(model.model_id, live_table(model))
+                table = shadows[model.model_id] if into_shadow else live_table(model)
                 writer = Writer(writing, collection_id, None, [model], [table.identifier])
             good = [row for row in rows if rejection_reason(row["embedding"]) is None]
             writer.write([_item(row) for row in good], Counts([model.name]))
@@ -182,10 +182,17 @@ def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str,
             rows = batch.select(names).to_pylist()
             for row, vector in zip(rows, vectors, strict=True):
                 row["embedding"] = vector
+                if "external_id" in row:  # of format 1, where it did not have to be unique
+                    row |= {"key": row["path"], "pixel_hash": row["pixel_sha256"]}
+                    row["metadata"] = _with_external_id(row["metadata"], row["external_id"])
             for _, some in groupby(rows, lambda row: row["collection"]):
                 yield list(some)
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{place} breaks off: {error}", hint="export it again; what came before is kept") from error
+
+
+def _with_external_id(metadata: str, external_id: str | None) -> str:
+    return metadata if external_id is None else json.dumps({"external_id": external_id} | json.loads(metadata))
 
 
 def _schema(pyarrow: Any, model: StoredModel) -> Any:
@@ -221,6 +228,10 @@ def _describe_model(connection: Connection, model: StoredModel) -> dict[str, Any
 
 def _description(table: Any, place: str) -> dict[str, Any]:
     described = json.loads((table.schema_arrow.metadata or {}).get(KEY, b"{}"))
+    if described.get("format") == 1:  # of versions before the first release
+        described["format"] = FORMAT
+        described["model"]["index_spec"] = described["model"].pop("index_wanted")
+        (described["reduction"] or {}).pop("mean", None)
     if described.get("format") != FORMAT:
         raise SourceError(
             f"{place} is no export of embeddings", hint="make one: pgimgsearch export FILE.parquet --model NAME; "

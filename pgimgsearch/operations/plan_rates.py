@@ -8,7 +8,7 @@ from psycopg import sql
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.memory import MEGABYTE
 from pgimgsearch.database.models import DEFAULT_INDEX_SPEC, count_embeddings, find_model
-from pgimgsearch.embeddings.registry import Loader, look_up
+from pgimgsearch.embeddings.registry import Loader, find_stored, look_up
 from pgimgsearch.errors import ModelError
 from pgimgsearch.indexing.methods import IndexSpec, build_memory, index_row_bytes, index_spec, memory_limit
 from pgimgsearch.indexing.status import index_status
@@ -52,7 +52,7 @@ def measure_rates(
 
 def planned_model(connection: Connection, name: str) -> PlannedModel:
     """The stored model of a name, or one of the catalog, which this does not store."""
-    stored = find_model(connection, name)
+    stored = find_stored(connection, name)
     if stored is not None:
         return PlannedModel(stored.name, index_spec(stored), stored.partitions, stored.full_dim is not None)
     spec = lookup.resolve(name)

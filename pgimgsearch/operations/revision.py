@@ -16,10 +16,9 @@ from pgimgsearch.database.models import (
     DEFAULT_INDEX_SPEC,
     StoredModel,
     count_coverage,
-    find_model,
-    get_model,
     list_aliases,
 )
+from pgimgsearch.embeddings.registry import find_stored, get_stored
 from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.operations.alembic import (
     FIELDS,
@@ -52,7 +51,7 @@ def write(config: Path, message: str, operations: Sequence[MigrateOperation]) ->
 
 def add_operation(connection: Connection, name: str) -> AddEmbeddingModel:
     """Add a model: as it is stored in the database, where that has it, else as the catalog says."""
-    stored = find_model(connection, name)
+    stored = find_stored(connection, name)
     if stored is None:
         fields = declaration(name)
         return AddEmbeddingModel(fields.pop("name"), **fields)
@@ -64,7 +63,7 @@ def drop_operations(connection: Connection, name: str, freed: Container[str]) ->
 
     ``freed`` are aliases that move before that. Raises ModelError where another one needs it.
     """
-    stored = get_model(connection, name)
+    stored = get_stored(connection, name)
     needed = [alias for alias, model in list_aliases(connection).items() if model == stored.name and alias not in freed]
     if needed:
         raise ModelError(
@@ -78,7 +77,7 @@ def drop_operations(connection: Connection, name: str, freed: Container[str]) ->
 
 def switch_operation(connection: Connection, alias: str, name: str) -> SwitchAlias:
     """Switch an alias to a model that is filled; raises ModelError where it is not."""
-    stored = get_model(connection, name)
+    stored = get_stored(connection, name)
     missing = count_coverage(connection, stored).missing
     if missing:
         raise ModelError(
@@ -88,8 +87,8 @@ def switch_operation(connection: Connection, alias: str, name: str) -> SwitchAli
 
 
 def index_operation(connection: Connection, name: str, m: int, ef_construction: int) -> SetIndex:
-    """Wish for another index of a model, which may be one that an operation before adds."""
-    stored = find_model(connection, name)
+    """Record another index of a model, which may be one that an operation before adds."""
+    stored = find_stored(connection, name)
     previous = None if stored is None else stored.index_spec
     return SetIndex(stored.name if stored else name, previous=previous, m=m, ef_construction=ef_construction)
 

@@ -32,7 +32,8 @@ LISTED = (  # what each table has, a line each; {schema} is that of the extensio
     "select format('policy %s of %s', p.polname, c.relname) from ours c join pg_policy p on p.polrelid = c.oid",
 )
 MODEL_PARTS = """
-select to_regclass('imgsearch.images_' || m.slug) is not null as view, coalesce(t.relrowsecurity, false) as security,
+select to_regclass(format('imgsearch.%%I', imgsearch._view_name(m))) is not null as view,
+       coalesce(t.relrowsecurity, false) as security,
        (select count(*) from pg_policy p where p.polrelid = t.oid
         and p.polname in ('read', 'add', 'change', 'remove')) = 4 as policies,
        exists (select from pg_constraint k where k.conrelid = t.oid
@@ -61,7 +62,9 @@ and c.relname ~ '^embedding_' and not c.relispartition and not exists (
     or c.relname in (imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired')))
 """
 LEFTOVERS = """
-select i.name, not i.over_partitions from imgsearch.model m, imgsearch._indexes(m.embeddings) i where i.stage <> ''
+select i.name, not i.over_partitions from imgsearch.model m, imgsearch._indexes(m.embeddings) i
+join pg_class c on c.relname = i.name and c.relnamespace = 'imgsearch'::regnamespace
+where i.stage <> '' and not c.relispartition  -- those of partitions go with the whole
 """
 OTHER_TABLES = """
 select m.name, t.name, r.role from imgsearch.model m, unnest(array['shadow', 'retired']) r (role),

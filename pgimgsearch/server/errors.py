@@ -39,7 +39,7 @@ class BadImage(Refusal):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Any error as one that both doors can say."""
+    """Any error as one that both protocols can return."""
     if isinstance(error, Refusal):
         return error
     said = Refusal(str(error), hint=getattr(error, "hint", None))

@@ -1,4 +1,4 @@
-"""What both doors offer: vectors of texts and images, from the models that are held."""
+"""What both protocols offer: vectors of texts and images, from the loaded models."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from pgimgsearch.sources.decode import decode, limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
-LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._image_answer
+LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
 
 
 class Service:
@@ -44,7 +44,7 @@ class Service:
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
     def find(self, name: str, fingerprint: str | None = None) -> LoadedModel:
-        """A model by name or alias, of a fingerprint where one is given; raises NotServed."""
+        """A model by name or alias, of a fingerprint where one is given; raises ModelNotServed."""
         model = self.models.get(self.aliases.get(name, name))
         if model is None:
             raise ModelNotServed(
@@ -73,7 +73,7 @@ class Service:
     async def embed_picture(
         self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None
     ) -> NDArray[Any]:  # fmt: skip
-        """(dim,) float32, or bits, 0 or 1, of an image's bytes. Raises BadPicture, Refusal or Busy."""
+        """(dim,) float32, or bits, 0 or 1, of an image's bytes. Raises BadImage, Refusal or Busy."""
         prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, data, crop)
         outputs = await asyncio.wrap_future(self._batcher(model).submit("image", [prepared]))
         if (reason := rejection_reason(model.storable(outputs)[0])) is not None:

@@ -59,7 +59,11 @@ def decode(
     try:
         return _decode(data, limits, reserve)
     except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
-        raise TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack.")) from error
+        raise _too_many(error) from error
+
+
+def _too_many(error: Exception) -> TooManyPixels:
+    return TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack."))
 
 
 def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -95,6 +99,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     register_formats()
     try:
         image = Image.open(io.BytesIO(data), formats=sorted(Image.OPEN.keys() - PROGRAMS))
+    except Image.DecompressionBombError as error:
+        raise _too_many(error) from error
     except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
         raise UnidentifiedImageError("the bytes are not an image that can be read") from error
     if image.width * image.height > limits.max_pixels:

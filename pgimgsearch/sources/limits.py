@@ -8,7 +8,7 @@ class ImageLimits:
     """The most pixels and bytes that one image may have."""
 
     max_pixels: int = 100_000_000
-    max_bytes: int = 256 << 20
+    max_bytes: int = 256_000_000
 
 
 DEFAULT_LIMITS = ImageLimits()

@@ -13,10 +13,11 @@ from typing import Any
 import fsspec
 
 from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.limits import DEFAULT_LIMITS
 from pgimgsearch.sources.object_store import again
 from pgimgsearch.sources.source import ScannedFile
 
-MOST_BYTES, MOST_TEXT, SAMPLE_BYTES = 256 << 20, 1 << 20, 64 << 20  # of an image, a text, and of what waits for texts
+MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 
 
 class _Strict(tarfile.TarInfo):
@@ -94,8 +95,8 @@ def _members(shard: str) -> dict[str, tuple[int, int]]:
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> ScannedFile:
     modified = datetime.fromtimestamp(int(member.mtime), UTC) if 0 <= member.mtime < 1 << 33 else None
-    if member.size > MOST_BYTES:
-        problem = ValueError(f"over the limit of {MOST_BYTES / 1e6:g} MB")
+    if member.size > DEFAULT_LIMITS.max_bytes:
+        problem = ValueError(f"over the limit of {DEFAULT_LIMITS.max_bytes / 1e6:g} MB")
         return ScannedFile(member.name, "", member.size, modified, problem=problem)
     return ScannedFile(member.name, "", member.size, modified, data=_content(tar, member))
 

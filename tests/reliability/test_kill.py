@@ -100,7 +100,7 @@ def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path:
         for _ in range(2):
             before = connection.execute("select count(*) from imgsearch.image").fetchone()
             assert before is not None
-            process = start(url, many, "--aside")
+            process = start(url, many, "--shadow-table")
             wait_for_images(connection, before[0] + rng.randint(1, 300), process)
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -110,7 +110,7 @@ def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path:
         images, contents = there + FILES + FILES // 10, there + FILES
         assert connection.execute(CHECK).fetchone() == (images, images, contents, contents, contents, 0)
         assert connection.execute(asked).fetchone() == (30,)
-        left = "select count(*) from pg_class where relname ~ '_aside|_old'"
+        left = "select count(*) from pg_class where relname ~ '__(shadow|retired)'"
         assert connection.execute(left).fetchone() == (0,)
 
 

@@ -17,8 +17,8 @@ from pgimgsearch.ingest.item import OUTCOMES
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.source import ScannedFile
-from tests import pictures
 from tests.reliability.killable import mortal_server
+from tests.support import images
 
 FILES, TWINS = 1200, 120
 CHECK = """
@@ -37,7 +37,7 @@ where datname = current_database() and application_name = 'pgimgsearch'
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
+    return images.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
 
 
 def interrupting(at: set[int], what: Callable[[], object]) -> run.Refine:

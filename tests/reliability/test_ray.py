@@ -21,9 +21,9 @@ from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.parse import shards_of
 from pgimgsearch.sources.source import Source
-from tests import pictures
 from tests.integration.test_sources import tar_of
 from tests.reliability.killable import mortal_server
+from tests.support import images
 from tests.support.images import photo
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -44,7 +44,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
+    return images.many(tmp_path_factory.mktemp("many"), FILES, TWINS)
 
 
 @pytest.fixture(scope="module")
