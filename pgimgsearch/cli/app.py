@@ -99,7 +99,7 @@ def main() -> None:
     except PgImgSearchError as error:
         sys.exit(show_error(error))
     command = typer.main.get_command(app)
-    _settle_settings(command, defaults)
+    settle_settings(command, defaults)
     command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
 
 
@@ -120,7 +120,7 @@ def global_options_first(arguments: Sequence[str]) -> list[str]:
     return moved + kept
 
 
-def _settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None:
+def settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None:
     """Name each option's environment variable and key in the config file after its flag, not after its Python name.
 
     Help does not repeat the variables line by line: the text of the program explains them once.
@@ -134,4 +134,4 @@ def _settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None
                 defaults[parameter.name] = defaults.pop(flag)
     for name, child in getattr(command, "commands", {}).items():
         own = defaults.get(name)
-        _settle_settings(child, own if isinstance(own, dict) else {}, *path, name)
+        settle_settings(child, own if isinstance(own, dict) else {}, *path, name)

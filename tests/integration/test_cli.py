@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from pgimgsearch.cli.app import app, settle_settings
 from pgimgsearch.database.connection import Connection
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,6 +27,7 @@ def cli(program: Run) -> Run:
     [
         (["ingest", "{tmp}/nowhere", "-m", "palette"], 6, "No such file", "exists"),
         (["ingest", "{tmp}/empty", "-m", "palette"], 6, "there are no images", "some"),
+        (["ingest", "{tmp}/empty", "-m", "palette", "--dry-run"], 6, "there are no images", "some"),
         (["ingest"], 2, "nothing to ingest", "--model dinov3"),
         (["ingest", "{photos}"], 2, "no model was named", "--model"),
         (["ingest", "{photos}", "-m", "dinov4"], 5, "unknown model: dinov4", "did you mean dinov3"),
@@ -177,6 +181,27 @@ def test_settings_by_variable_and_by_config_file(cli: Run, photos: Path, tmp_pat
     broken = cli("stats")
     assert broken.returncode == 2
     assert "cannot read the config file" in broken.stderr
+
+
+def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -> None:
+    def walk(
+        command: Any, path: tuple[str, ...], settings: dict[str, Any]
+    ) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+        for parameter in command.params:
+            flag = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+            settings[flag] = "given"
+            yield parameter, "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper(), settings
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*path, name), settings.setdefault(name, {}))
+
+    command, defaults = typer.main.get_command(app), dict[str, Any]()
+    wanted = list(walk(command, (), defaults))
+    settle_settings(command, defaults)
+    assert len(wanted) > 200
+    for parameter, variable, settings in wanted:
+        if parameter.name != "password_file":
+            assert parameter.envvar in {None, variable}, variable
+        assert settings[parameter.name] in {"given"} or isinstance(settings[parameter.name], dict), variable
 
 
 def test_the_embedded_database_from_scratch(cli: Run, photos: Path) -> None:

@@ -1,11 +1,13 @@
 """Embeddings as Parquet: out of one database, into another, and nothing is different there."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from psycopg import sql
 from pyarrow import parquet
@@ -13,6 +15,7 @@ from pyarrow import parquet
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import canary_of, get_model
 from pgimgsearch.errors import DriftError, SourceError, UsageError
+from pgimgsearch.indexing.shadow_table import create_shadow
 from pgimgsearch.ingest import run
 from pgimgsearch.operations import export_import as transfer
 from pgimgsearch.operations.export_import import export, import_files
@@ -56,6 +59,41 @@ def filled(ingest: Ingest, connection: Connection, tmp_path: Path) -> None:
 def images(connection: Connection, name: str) -> list[Any]:
     query = sql.SQL(IMAGES).format(get_model(connection, name).table)
     return connection.execute(query).fetchall()
+
+
+@pytest.mark.usefixtures("filled")
+def test_an_import_leaves_the_shadow_table_of_another_load_alone(url: str, other: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "out.parquet")
+    count = export(url, "palette", target, None)
+    import_files(other, [target])
+    with connect(other) as connection:
+        model = get_model(connection, "palette")
+        connection.execute("delete from imgsearch.image")
+        connection.execute("delete from imgsearch.content")
+        create_shadow(connection, model, 1)
+    (imported,) = import_files(other, [target], shadow=False)
+    with connect(other) as connection:
+        assert imported.images == count == len(images(connection, "palette"))
+        assert connection.execute("select count(*) from imgsearch.embedding_palette_32__shadow").fetchone() == (0,)
+
+
+@pytest.mark.usefixtures("filled")
+def test_an_export_of_a_version_before_the_first_release(url: str, other: str, tmp_path: Path) -> None:
+    """As the message says that refuses its database: external_id in place of key, which did not have to be unique."""
+    target = str(tmp_path / "out.parquet")
+    count = export(url, "palette", target, None)
+    table = parquet.read_table(target)
+    described = json.loads(table.schema.metadata[b"pgimgsearch"])
+    described["format"] = 1
+    described["model"]["index_wanted"] = described["model"].pop("index_spec")
+    old = table.rename_columns({"key": "external_id", "pixel_hash": "pixel_sha256"})
+    old = old.set_column(old.schema.get_field_index("external_id"), "external_id", pyarrow.array(["same"] * count))
+    parquet.write_table(old.replace_schema_metadata({b"pgimgsearch": json.dumps(described).encode()}), target)
+    (imported,) = import_files(other, [target])
+    with connect(other) as connection:
+        found = connection.execute("select key = path, metadata ->> 'external_id' from imgsearch.image").fetchall()
+        assert imported.images == count == len(found)
+        assert set(found) == {(True, "same")}
 
 
 @pytest.mark.usefixtures("filled")

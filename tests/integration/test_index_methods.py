@@ -188,6 +188,27 @@ def test_many_neighbours_never_lower_the_effort_of_ten(connection: Connection) -
     assert (after.ef_search, after.index_state) == (before.ef_search, before.index_state)
 
 
+def test_indexes_of_the_users_own_are_left_alone(connection: Connection) -> None:
+    add_images(connection, 50)
+    model = add_model(connection, "test", DIM)
+    add_vectors(connection, model.table_name, clustered(50, DIM))
+    connection.execute(f"create index my_hnsw on imgsearch.{model.table_name} using hnsw (embedding halfvec_l2_ops)")
+    for _ in range(2):
+        build_index(connection, get_model(connection, "test"), BuildOptions(64))
+    drop_index(connection, get_model(connection, "test"))
+    assert connection.execute("select to_regclass('imgsearch.my_hnsw') is not null").fetchone() == (True,)
+    assert connection.execute("select imgsearch._user_objects(m) from imgsearch.model m").fetchall() == [
+        ("index my_hnsw",)
+    ]
+
+
+def test_the_state_of_other_models_is_shown_where_a_table_was_dropped(connection: Connection) -> None:
+    for name in ("one", "other"):
+        add_model(connection, name, DIM)
+    connection.execute(f"drop table imgsearch.embedding_one_{DIM} cascade")
+    assert [row["model"] for row in index_status(connection)] == ["other"]
+
+
 def test_one_index_replaces_another(connection: Connection) -> None:
     stored(connection, clustered(ROWS, DIM))
     left = "select relname from pg_class where relname ~ '^embedding_test_256_.*' and relkind = 'i' order by 1"

@@ -192,6 +192,13 @@ def test_prune_of_a_folder_leaves_what_a_list_added(
     assert ingest(list_source(str(photos / "list.txt")), prune=True).pruned == 11  # all that the list does not name
 
 
+def test_prune_of_a_folder_leaves_what_has_a_key(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    (photos / "list.csv").write_text("path,key,group\na/00.png,sku1,shirts\n")
+    ingest(list_source(str(photos / "list.csv")))
+    assert ingest(photos, prune=True).pruned == 0
+    assert one(connection, "select group_key from imgsearch.image where key = 'sku1'") == "shirts"
+
+
 def test_an_unreadable_folder_blocks_pruning(
     ingest: Ingest, photos: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +383,23 @@ def test_urls_from_a_list(ingest: Ingest, photos: Path, web: tuple[str, list[str
     asked.clear()
     assert counts(ingest(source)) == ZERO | {"unchanged": 3, "skipped": 1}
     assert asked == []
+
+
+def test_another_url_of_a_key_is_embedded(
+    ingest: Ingest, photos: Path, web: tuple[str, list[str]], connection: Connection
+) -> None:
+    address, _ = web
+    listed = photos / "list.csv"
+    listed.write_text(f"url,key\n{address}/a/01.png,shirt\n{address}/missing.png,shoe\n")
+    assert counts(ingest(list_source(str(listed)))) == ZERO | {"embedded": 1, "failed": 1}
+    before = one(connection, "select sha256 from imgsearch.content join imgsearch.image using (content_id)")
+    listed.write_text(f"url,key\n{address}/a/02.png,shirt\n{address}/a/03.png,shoe\n")
+    assert counts(ingest(list_source(str(listed)))) == ZERO | {"embedded": 2}
+    rows = connection.execute("select key, path, sha256 from imgsearch.image join imgsearch.content using (content_id) "
+                              "order by key").fetchall()  # fmt: skip
+    assert [row[:2] for row in rows] == [("shirt", f"{address}/a/02.png"), ("shoe", f"{address}/a/03.png")]
+    assert before not in {row[2] for row in rows}
+    assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
 
 
 def test_the_same_path_twice_in_a_list(ingest: Ingest, photos: Path, connection: Connection) -> None:

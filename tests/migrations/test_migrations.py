@@ -87,9 +87,14 @@ def test_the_printed_sql_does_what_upgrade_does(empty_url: str, url: str) -> Non
 
 
 def test_downgrade_to_base_takes_the_models_along(url: str, connection: Connection) -> None:
-    add_model(connection, "some", 8)
+    model = add_model(connection, "some", 8)
+    connection.execute(  # as an index over bits leaves it
+        "update imgsearch.model m set index_method = 'hnsw-binary', index_state = jsonb_build_object("
+        "'bits', imgsearch._create_bits_function(m, %s, 0))", [model.table_name],
+    )  # fmt: skip
     migrate.downgrade(url, "base")
     assert run(url, "select to_regclass('imgsearch.embedding_some_8')") == [(None,)]
+    assert run(url, "select count(*) from pg_proc where proname ~ '^_bits_'") == [(0,)]
 
 
 def test_signatures_from_files_are_those_of_the_server(connection: Connection) -> None:
