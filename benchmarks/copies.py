@@ -102,7 +102,7 @@ def main() -> dict[str, object]:
         rows += [judged(f"imagededup {method}", {(a, b) for a, b in found}) for method, found in peer.items()]
     best = max(rows[4:], key=lambda row: row["precision"])
     return report(
-        "Copies: recall by hash or network, over the most precise of imagededup's methods", rows,
+        "Copies: recall by hash or network over that of imagededup's most precise method", rows,
         rows[3]["recall"] / best["recall"], "above 1, and more precise",
     )  # fmt: skip
 

@@ -14,9 +14,9 @@ FIGURES = Path(__file__).parent / "figures.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Every figure is a ratio against a reference in the same run, with nothing else running: the speed of such machines changes
-by a quarter from run to run. `make bench` repeats all of them in 70 minutes, `make bench BENCH=--quick` six of them, at a third
-of the size. Results go to `benchmarks/results/`; `make docs` writes them here.
+Ours and a reference run in turn, with nothing else running, as the speed of such machines changes by a quarter from run to
+run. So the ratio, the first over the second, is what counts. `make bench` repeats the benchmarks in 70 minutes, `make bench
+BENCH=--quick` six of them at a third of the size. Results go to `benchmarks/results/`; `make docs` writes them here.
 """
 
 
@@ -41,7 +41,7 @@ def section(result: Mapping[str, Any]) -> str:
     title, _, about = result["question"].partition(": ")
     ratio = "" if result["ratio"] is None else f"Ratio {result['ratio']:.2f}. "
     columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
-    lines = [f"## {title}", "", f"Compares {about}. {ratio}Aim: {result['target']}.", ""]
+    lines = [f"## {title}", "", f"{about[0].upper()}{about[1:]}. {ratio}Aim: {result['target']}.", ""]
     lines += [_line(columns), "|" + "---|" * len(columns)]
     lines += [_line([_cell(row.get(column, "")) for column in columns]) for row in result["rows"]]
     if result.get("note"):

@@ -112,7 +112,12 @@ def _texts(serving: Serving, model: LoadedModel) -> dict[str, Any]:
         return ask
 
     texts = [f"a text of some words, number {number}" for number in range(BATCH)]
-    return _pace("Texts: 32 clients of the embedder", client, lambda: model.encoder.embed_text(texts), "texts/s")
+    return _pace(
+        "Texts: texts per second of 32 clients over passes of 32",
+        client,
+        lambda: model.encoder.embed_text(texts),
+        "texts/s",
+    )
 
 
 def _pictures(serving: Serving, model: LoadedModel) -> dict[str, Any]:
@@ -129,7 +134,12 @@ def _pictures(serving: Serving, model: LoadedModel) -> dict[str, Any]:
         return ask
 
     prepared = [model.encoder.prepare(canary.images()[0]) for _ in range(BATCH)]
-    return _pace("Images: 32 clients of the embedder", client, lambda: model.encoder.embed(prepared), "images/s")
+    return _pace(
+        "Images: images per second of 32 clients over passes of 32",
+        client,
+        lambda: model.encoder.embed(prepared),
+        "images/s",
+    )
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -83,7 +83,7 @@ def main() -> dict[str, object]:
                          "by hand": best[1], "ratio": min(taken["ours"]) / best[0],
                          "recall": _recall(answers, truths)})  # fmt: skip
     worst = max(float(row["ratio"]) for row in rows)  # type: ignore[arg-type]
-    return report("Filters: similar() over the better of two scans by hand", rows, worst, "at most 1.5")
+    return report("Filters: the time of similar() over the better of two scans by hand", rows, worst, "at most 1.5")
 
 
 def _measure(

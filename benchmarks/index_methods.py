@@ -42,7 +42,7 @@ def main() -> dict[str, object]:
         rows += peers(Path(name))
     seconds = {row["index"]: row["build, s"] for row in rows}
     ratio = seconds["hnsw-binary of halfvec"] / seconds["hnsw of halfvec"]
-    return report("Index methods: the build of bits over that of a graph of vectors", rows, ratio, "below 0.8")
+    return report("Index methods: the build time of bits over that of a graph of vectors", rows, ratio, "below 0.8")
 
 
 def ours(connection: Connection, storage: str, vectors: Any, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -47,7 +47,7 @@ def main() -> dict[str, object]:
                 if share >= LEAST:
                     rows.append({"model": model, "part": part, "share": share})
     worst = max((row["share"] for row in rows if row["part"].startswith("ours:")), default=0.0)
-    return report("Profile: the largest part of ours in the samples of an ingest", rows, worst, "at most 0.05")
+    return report("Profile: the largest share of our own code in the samples of an ingest", rows, worst, "at most 0.05")
 
 
 def sampled(model: str, weights: str, folder: Path) -> Counter[str]:

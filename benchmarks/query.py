@@ -57,7 +57,7 @@ def main() -> dict[str, object]:
     slow_hand, slow_ours = (float(np.median([np.percentile(one[way], 99) for one in rounds])) for way in (0, 1))
     recall = float(np.mean([len(a & b) / len(b) for a, b in zip(found, true, strict=True)]))
     return report(
-        "Query: imgsearch.similar() over the same query by hand",
+        "Query: the time of imgsearch.similar() over the same query by hand",
         [
             {
                 "by hand, ms": best_hand,

@@ -35,7 +35,7 @@ def main() -> dict[str, object]:
         taken = time.perf_counter() - start
         assert built is not None
     return report(
-        "Shadow table: a load into it with copy, build and swap, over the same rows into the live graph",
+        "Shadow table: the time of a load with copy, build and swap over that of the same rows into the live index",
         [
             {
                 "rows there": ROWS + TRIED, "new rows": NEW, "dim": DIM, "live, s": live, "live, rows/s": NEW / live,
@@ -43,7 +43,7 @@ def main() -> dict[str, object]:
             }
         ],
         taken / live,
-        "below 1: the more comes, the lower",
+        "below 1, and lower for larger loads",
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def main() -> dict[str, object]:
     rounds = [(seconds("-c", "import typer, psycopg"), seconds("-m", "pgimgsearch", "--help")) for _ in range(ROUNDS)]
     bare, ours = (median(column) for column in zip(*rounds, strict=True))
     row = {"import typer, psycopg, ms": bare * 1000, "pgimgsearch --help, ms": ours * 1000}
-    return report("Startup: --help over the import of typer and psycopg", [row], ours / bare, "at most 2")
+    return report("Startup: the time of --help over the import of typer and psycopg", [row], ours / bare, "at most 2")
 
 
 if __name__ == "__main__":
