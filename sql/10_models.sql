@@ -33,7 +33,8 @@ begin
 end $$;
 
 -- Declare a model and create its empty table; the first load completes its row. Returns its model_id, also where the model
--- exists; raises PI002 where another model has that name.
+-- exists; raises PI002 where another model has that name. normalized is the column normalize, which is a keyword of SQL and
+-- cannot name a parameter.
 create or replace function imgsearch.add_model(
     name text, dim integer, backend text, checkpoint text, output text, storage text default 'halfvec',
     revision text default null, has_text boolean default false, near double precision default null,
@@ -101,12 +102,7 @@ begin
     end if;
     for attempt in 1 .. 10 loop
         begin
-            -- by name, as the regclass of a table that somebody dropped is a number
-            execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
-            execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
-                           imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
-            m.index_state := '{}';
-            perform imgsearch._drop_bits_functions(m);
+            perform imgsearch._drop_embeddings(m);
             exit;
         exception when lock_not_available then
             if attempt = 10 then raise; end if;

@@ -219,6 +219,18 @@ begin
     perform imgsearch._give_to_owner(shadow);
 end $$;
 
+-- Drop a model's view, tables and functions for bits.
+create or replace function imgsearch._drop_embeddings(m imgsearch.model) returns void
+language plpgsql volatile as $$
+begin
+    -- by name, as the regclass of a table that somebody dropped is a number
+    execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
+    execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
+                   imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
+    m.index_state := '{}';  -- no index needs its bits any more
+    perform imgsearch._drop_bits_functions(m);
+end $$;
+
 -- Objects that users put on a model's table, and that replacing the table would lose: one line each.
 create or replace function imgsearch._user_objects(m imgsearch.model) returns setof text
 language sql stable parallel safe as $$

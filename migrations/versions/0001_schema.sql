@@ -87,7 +87,8 @@ comment on column imgsearch.model.index_spec is
     'what index build builds: method (hnsw, hnsw-binary or none), m, ef_construction';
 comment on column imgsearch.model.index_method is 'the method of the index that searches use';
 comment on column imgsearch.model.index_state is
-    'what the index was built with, the rows then, and its recall as last measured';
+    'what the index was built with (m, ef_construction, bits: its function for bits), the rows then, its recall as last '
+    'measured, the recall that is wanted, and a method that was refused or dropped';
 comment on column imgsearch.model.ef_search is
     'candidates that a search keeps; of hnsw-binary those that the vectors rank again';
 comment on column imgsearch.model.full_dim is 'the dimension before a reduction (imgsearch.reduction), else null';

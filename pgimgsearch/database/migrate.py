@@ -106,19 +106,7 @@ KEEP_GRANTS = """insert into kept_grants
 select '{name}', case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
 from pg_proc p, aclexplode(p.proacl) a where p.oid = '{routine}'::regprocedure and a.grantee <> p.proowner;"""
 # Created by a function, so no revision names them; their policies use one of the functions that are dropped.
-DROP_MODEL_TABLES = """
-do $$
-declare m imgsearch.model;
-begin
-    for m in select x.* from imgsearch.model x loop
-        execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
-        execute format('drop table if exists imgsearch.%I, imgsearch.%I, imgsearch.%I', imgsearch._embedding_table(m),
-                       imgsearch._embedding_table(m, 'shadow'), imgsearch._embedding_table(m, 'retired'));
-        m.index_state := '{}';  -- of which none is in use any more
-        perform imgsearch._drop_bits_functions(m);
-    end loop;
-end $$;
-"""
+DROP_MODEL_TABLES = "do $$ begin perform imgsearch._drop_embeddings(m) from imgsearch.model m; end $$;"
 RESTORE_GRANTS = """
 do $$
 declare g record;
