@@ -16,12 +16,6 @@ from pgimgsearch.database.connection import Connection
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def cli(program: Run) -> Run:
-    """In a process of its own."""
-    return program
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
@@ -204,15 +198,15 @@ def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -
         assert settings[parameter.name] in {"given"} or isinstance(settings[parameter.name], dict), variable
 
 
-def test_the_embedded_database_from_scratch(cli: Run, photos: Path) -> None:
-    done = cli("--json", "ingest", str(photos), "-m", "palette", db=None)
+def test_the_embedded_database_from_scratch(program: Run, photos: Path) -> None:
+    done = program("--json", "ingest", str(photos), "-m", "palette", db=None)
     assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
-    assert '"revision": "0001"' in cli("--json", "db", "status", db=None).stdout
-    assert cli("db", "url", db=None).returncode == 3
-    counted = cli("db", "psql", "-c", "select count(*) from imgsearch.image", db=None)
+    assert '"revision": "0001"' in program("--json", "db", "status", db=None).stdout
+    assert program("db", "url", db=None).returncode == 3
+    counted = program("db", "psql", "-c", "select count(*) from imgsearch.image", db=None)
     assert "12" in counted.stdout
-    assert cli("db", "sql", db=None).stdout.strip() == ""
-    assert cli("db", "downgrade", "base", "--yes", db=None).returncode == 0
+    assert program("db", "sql", db=None).stdout.strip() == ""
+    assert program("db", "downgrade", "base", "--yes", db=None).returncode == 0
 
 
 HEAVY = "import sys; print(sorted({'torch', 'transformers', 'timm', 'open_clip', 'alembic', 'sqlalchemy', 'PIL', 'numpy'} & set(sys.modules)))"

@@ -80,6 +80,7 @@ def test_no_row_is_without_a_proof() -> None:
     assert shown == ROWS.keys(), "a row that no test here looks at"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 def test_the_full_size_network_is_what_the_row_says(spec: ModelSpec, text_towers: None) -> None:
     network = checkpoints.network_of(spec, "meta")
@@ -123,6 +124,7 @@ def looked_at(spec: ModelSpec, network: torch.nn.Module) -> tuple[int, dict[str,
     return size, {name: vectors.shape[1] for name, vectors in outputs.items()}
 
 
+@pytest.mark.slow
 def test_every_pair_of_open_clip_is_loaded_as_its_tag_says(text_towers: None) -> None:
     """Activation, preprocessing and dimension of all pairs the library lists; architectures are built on paper once."""
     pairs = open_clip.list_pretrained()

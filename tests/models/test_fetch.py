@@ -33,16 +33,17 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def online(cli: Run, hub: Hub, tmp_path: Path) -> Run:
-    """The command line with that hub, and caches of its own."""
+def online(program: Run, hub: Hub, tmp_path: Path) -> Run:
+    """The command line with that hub, and caches of its own; in a process, as the hub's library reads its settings once."""
 
     def run(*arguments: str, **environment: str) -> Any:
-        return cli(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cache"),
+        return program(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cache"),
                    PGIMGSEARCH_CACHE=str(tmp_path / "own"), **environment)  # fmt: skip
 
     return run
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_downloaded_pinned_and_ingested(
     online: Run, hub: Hub, photos: Path, connection: Connection
 ) -> None:
@@ -92,6 +93,7 @@ def test_an_interrupted_repository_goes_on(online: Run, hub: Hub) -> None:
     assert json.loads(done.stdout)[0]["megabytes"] == round(wanted / 1e6, 1)
 
 
+@pytest.mark.slow
 def test_a_bundle_serves_a_machine_without_a_network(
     online: Run, cli: Run, hub: Hub, photos: Path, tmp_path: Path, connection: Connection
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_download_with_a_wrong_checksum_is_refused(online: Run, hub: Hub, tmp_
     assert f"rm {blob}" in done.stderr
 
 
+@pytest.mark.slow
 def test_verify_compares_with_the_library(online: Run, hub: Hub, photos: Path) -> None:
     done = online("--json", "models", "verify", "hf:someone/tiny-dino", "--images", str(photos))
     found = json.loads(done.stdout)
@@ -148,6 +151,7 @@ def test_verify_compares_with_the_library(online: Run, hub: Hub, photos: Path) -
     assert online("models", "verify", "palette").returncode == 5
 
 
+@pytest.mark.slow
 def test_two_outputs_of_a_repository_share_one_network(
     online: Run, hub: Hub, photos: Path, connection: Connection
 ) -> None:
