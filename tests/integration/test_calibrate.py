@@ -18,6 +18,8 @@ from pgimgsearch.sources.folder import folder_source
 from tests.support.edits import EDITS
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 
 def halves(photos: list[Path], folder: Path, seed: int) -> tuple[Path, Path, int]:
     """Known photos, and new ones of which every tenth has one edited copy; and how many copies there are."""
@@ -38,7 +40,6 @@ def halves(photos: list[Path], folder: Path, seed: int) -> tuple[Path, Path, int
     return known, new, len(copied)
 
 
-@pytest.mark.slow
 def test_the_promise_holds_on_photos_and_edits_that_were_not_seen(
     data: Path, tmp_path: Path, url: str, cli: Callable[..., Any]
 ) -> None:

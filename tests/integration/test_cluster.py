@@ -17,6 +17,8 @@ from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.reporter import SILENT, Reporter
 from tests.integration.test_duplicate_pairs import fill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def blobs() -> tuple[Any, Any]:

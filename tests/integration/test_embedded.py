@@ -15,6 +15,8 @@ from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.embedded_programs import binaries
 from pgimgsearch.errors import DatabaseError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:

@@ -34,6 +34,8 @@ from tests.support import copy_set, independent_metrics
 from tests.support.builders import add_images, add_model, add_vectors
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -55,7 +57,6 @@ def disc(tmp_path: Path, drawn: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_copy_detection_on_real_photos_for_three_models(
     cli: Callable[..., Any], data: Path, tmp_path: Path, connection: Connection
 ) -> None:

@@ -30,6 +30,8 @@ from pgimgsearch.indexing.status import index_status
 from pgimgsearch.operations.schema_check import schema_findings
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 
+pytestmark = pytest.mark.slow
+
 ROWS, DIM, ASKED = 2500, 256, range(1, 400, 40)
 HOW = BuildOptions(256)
 ENDS = {"hnsw": "hnsw", "hnsw-binary": "bits"}  # of the names of indexes

@@ -21,6 +21,8 @@ from pgimgsearch.operations import plan_rates as measure
 from pgimgsearch.operations.plan_rates import measure_rates, planned_model
 from tests.support.builders import add_images, add_vectors, clustered
 
+pytestmark = pytest.mark.slow
+
 RATES = plan.Rates(2000, 1800, 700, 10_000, 2.0, 50.0, {})
 BIG = 64e9
 

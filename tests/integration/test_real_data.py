@@ -17,6 +17,8 @@ from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.limits import ImageLimits
 from tests.conftest import Evaluate, values
 
+pytestmark = pytest.mark.slow
+
 TINY = "open_clip:openclip-mbv2-tiny"
 P_AT_K = """
 with answers as (
@@ -27,7 +29,6 @@ select avg(same::int) filter (where rank = 1)::float, avg(same::int)::float from
 """
 
 
-@pytest.mark.slow
 def test_clothing_reaches_the_reference_precision(cli: Callable[..., Any], data: Path, connection: Connection) -> None:
     weights = data / "weights" / "mobilenetv2_100_backbone_timm.safetensors"
     arguments = ["--json", "ingest", str(data / "clothing"), "--model", "timm:mobilenetv2_100"]
@@ -43,7 +44,6 @@ def test_clothing_reaches_the_reference_precision(cli: Callable[..., Any], data:
     assert (figures["p@1"], figures["p@5"]) == pytest.approx((first, five), abs=1e-9)
 
 
-@pytest.mark.slow
 def test_titles_and_article_types_find_their_products(url: str, data: Path, judge: Evaluate, tmp_path: Path) -> None:
     """The first 500 unseen products: R@1 and R@10 of titles, P@5 of article types, as computed without a database."""
     with (data / "fashion" / "products.csv").open() as file:
@@ -79,7 +79,6 @@ def test_titles_and_article_types_find_their_products(url: str, data: Path, judg
                                   [TINY]).fetchone() == (500,)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_captions_find_their_photos(url: str, data: Path, judge: Evaluate) -> None:
     """A hundred unseen photos by five captions each: R@1 and R@10 as computed without a database."""
     with (data / "flickr" / "captions.csv").open() as file:

@@ -17,6 +17,8 @@ from pgimgsearch.duplicates import report
 from pgimgsearch.duplicates.groups import GroupRequest, groups
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -57,7 +59,6 @@ def test_pages_hold_every_group_once(
     assert "1.png" in (tmp_path / "again.html").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_the_pictures_side_by_side(

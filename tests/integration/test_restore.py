@@ -21,6 +21,8 @@ from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.conftest import ROOT
 from tests.unit.test_docs import blocks
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = (
     "select image_id, similarity from imgsearch.similar(3, k => 5)",
     "select image_id, similarity from imgsearch.similar(3, k => 5, model => 'pdq')",

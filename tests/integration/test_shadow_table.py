@@ -40,6 +40,8 @@ from tests.integration.test_index_methods import found_share
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 Ingest = Callable[..., run.Report]
 LIVE, ALL, DIM = 2500, 3200, 256
 HOW = BuildOptions(256)

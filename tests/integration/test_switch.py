@@ -40,6 +40,8 @@ from pgimgsearch.sources.folder import files_source
 from tests.conftest import judge_at, values
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 4, 5, 6, 8, 10, 13, 14, 15, 16, 18, 20)  # drawn with enough detail for a hash
 
 

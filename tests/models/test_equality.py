@@ -50,6 +50,7 @@ TIMM = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", TIMM)
 def test_timm(architecture: str, shown: list[Image.Image], tmp_path: Path) -> None:
     torch.manual_seed(0)

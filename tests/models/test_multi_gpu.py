@@ -13,6 +13,8 @@ from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.models.runtime.multi_gpu import Replicas, on_gpus
 from tests.models.tiny import save, tiny
 
+pytestmark = pytest.mark.slow
+
 
 class Placed:
     """An encoder that says it is on a GPU, and counts what it is given."""

@@ -17,6 +17,8 @@ from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.spec import Checkpoint
 from tests.support import checkpoints
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = Checkpoint(preprocess="imagenet")
 SIDE = 32
 

@@ -26,6 +26,8 @@ from pgimgsearch.sources.folder import folder_source
 from tests.models.tiny import save, tiny
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Any]
 PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]
 

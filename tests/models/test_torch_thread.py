@@ -16,6 +16,8 @@ from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
 from pgimgsearch.models.runtime.torch_thread import in_network_thread
 from tests.models.tiny import save, tiny
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_pass_runs_in_the_same_thread(tmp_path: Path) -> None:
     save(tmp_path, *tiny("clip-vit-b-32"))

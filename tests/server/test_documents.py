@@ -25,6 +25,8 @@ from tests.server.conftest import PASSWORD, start_serving
 from tests.support.images import photo
 from tests.unit.test_docs import DOCUMENTS, blocks
 
+pytestmark = pytest.mark.slow
+
 # what a Django project sets up by itself
 DJANGO = """
 import os, django

@@ -13,6 +13,8 @@ from pgimgsearch.database.connection import Connection
 from tests.server.blocked_model import until
 from tests.server.conftest import Serving, programs_with_dblink
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def replica(server: str, admin: Connection, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
