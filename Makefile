@@ -32,7 +32,7 @@ demo: $(VENV)/core
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/full
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --ignore tests/reliability  # its libraries take long to import
 
 # With kills, lost databases, a Ray cluster and 100,000 vectors: before a release, and after changes to what they test.
 test-all: $(VENV)/full

@@ -63,7 +63,6 @@ def complete(url: str, folder: Path) -> dict[str, int]:
     return dict(rows[0])
 
 
-@pytest.mark.slow
 def test_killed_three_times_ends_complete(url: str, many: Path) -> None:
     rng = random.Random(4)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -87,7 +86,6 @@ def test_killed_three_times_ends_complete(url: str, many: Path) -> None:
         assert complete(url, many)["unchanged"] == total
 
 
-@pytest.mark.slow
 def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path: Path) -> None:
     rng, there = random.Random(7), 20
     for number in range(there):
@@ -114,7 +112,6 @@ def test_killed_beside_live_tables_ends_complete(url: str, many: Path, tmp_path:
         assert connection.execute(left).fetchone() == (0,)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_keeps_and_says_what_was_done(url: str, many: Path, number: signal.Signals) -> None:
     with psycopg.connect(url, autocommit=True) as connection:

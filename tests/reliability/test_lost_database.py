@@ -97,7 +97,6 @@ def test_what_was_seen_is_lost_with_a_connection_so_nothing_is_pruned(
     assert report.pruned == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_server_that_is_killed(
     tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool

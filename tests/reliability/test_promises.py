@@ -14,8 +14,6 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 
-pytestmark = pytest.mark.slow
-
 ROWS, DIM, K = 100_000, 96, 10
 SHARES = {"p50": 0.5, "p10": 0.1, "p1": 0.01, "p01": 0.001, "p001": 0.0001}
 COPIES = 3000  # different files of one image: one vector

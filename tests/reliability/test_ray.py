@@ -26,7 +26,7 @@ from tests.reliability.killable import mortal_server
 from tests.support import images
 from tests.support.images import photo
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 FILES, TWINS, A_PART = 600, 60, 40
 MODELS = ["palette", "pdq"]

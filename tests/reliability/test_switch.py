@@ -75,7 +75,6 @@ def asking(url: str) -> Iterator[tuple[list[int], list[str]]]:
             thread.join()
 
 
-@pytest.mark.slow
 def test_a_switch_under_load_that_is_killed_twice(
     url: str, tmp_path: Path, weights: dict[str, str], connection: Connection
 ) -> None:
