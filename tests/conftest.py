@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -33,6 +34,8 @@ from tests.support.images import photo
 
 ROOT = Path(__file__).parent.parent
 counter = itertools.count()
+hypothesis.settings.register_profile("no deadline", deadline=None)  # tests assert no times
+hypothesis.settings.load_profile("no deadline")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` starts with it ignored
 Evaluate = Callable[..., Evaluation]
 

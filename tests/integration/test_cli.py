@@ -186,7 +186,10 @@ def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -
             settings[flag] = "given"
             yield parameter, "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper(), settings
         for name, child in getattr(command, "commands", {}).items():
-            yield from walk(child, (*path, name), settings.setdefault(name, {}))
+            own = settings.setdefault(
+                name, {}
+            )  # of the commands of db, whose key is the URL, there are variables alone
+            yield from walk(child, (*path, name), own if isinstance(own, dict) else {})
 
     command, defaults = typer.main.get_command(app), dict[str, Any]()
     wanted = list(walk(command, (), defaults))
