@@ -10,10 +10,8 @@ from pgimgsearch.database.connection import (
     translated_errors,
 )
 from pgimgsearch.database.models import coverage_table, list_models
-from pgimgsearch.embeddings.registry import Loader, check_canary, open_model
 from pgimgsearch.errors import DriftError, ModelError, PgImgSearchError, SchemaError
 from pgimgsearch.indexing.status import index_status
-from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations.finding import Finding
 from pgimgsearch.operations.schema_check import schema_findings
@@ -100,6 +98,9 @@ def _embedder(connection: Connection) -> Iterator[Finding]:
 
 def canary_findings(connection: Connection, checkpoint: Checkpoint) -> Iterator[Finding]:
     """Load every stored model and compare its canary; one that cannot be loaded here is said to be unchecked."""
+    from pgimgsearch.embeddings.registry import Loader, check_canary, open_model
+    from pgimgsearch.models.encoder import Placement
+
     loader = Loader(Placement())
     for model in list_models(connection):
         name = f"canary {model.name}"
