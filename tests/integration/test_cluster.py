@@ -53,7 +53,7 @@ def test_groups_are_those_over_all_distances(
     by_index = cluster.cluster(connection, get_model(connection, "pairs"), 15, 8, None, SILENT)
     assert adjusted_rand_score(exactly.labels, by_index.labels) > 0.95
 
-    with pytest.raises(psycopg.Error, match="no clusters were made"):
+    with pytest.raises(psycopg.Error, match="there are no clusters of model pairs"):
         connection.execute("select * from imgsearch.clusters('pairs')")
     done = cli("--json", "cluster", "--least", "8")
     assert done.returncode == 0, done.stderr

@@ -122,7 +122,7 @@ def test_a_sample_is_its_picture_caption_and_metadata(
     ]
     failure = stored(connection, "select path, message from imgsearch.ingest_failure")
     assert failure[0] == "wds.tar/a/003.png"
-    assert "what is said of it cannot be stored" in failure[1]
+    assert "its metadata cannot be stored" in failure[1]
 
 
 @pytest.mark.parametrize("layout", ["bytes", "hub"])
@@ -213,7 +213,7 @@ def test_a_shard_below_a_collection_is_part_of_it(
 def test_what_names_not_everything_cannot_prune(ingest: Ingest, tmp_path: Path, pictures: dict[str, bytes]) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(pictures))
     for place in (str(tmp_path / "a.tar"), "https://example.com/a.jpg"):
-        with pytest.raises(UsageError, match="would remove what"):
+        with pytest.raises(UsageError, match="would delete what"):
             ingest(parse_sources([place], None)[0], prune=True)
 
 
@@ -252,7 +252,7 @@ def test_a_folder_may_be_called_like_a_tar(ingest: Ingest, tmp_path: Path) -> No
 
 
 def test_a_user_in_a_url_is_refused() -> None:
-    with pytest.raises(UsageError, match="with a user in it"):
+    with pytest.raises(UsageError, match="with a user name in it"):
         parse_sources(["https://me:secret@example.com/a.tar"], None)
 
 

@@ -241,7 +241,7 @@ def test_nobody_who_asks_or_ingests_meanwhile_notices(
     with connect(url) as opened:
         assert meant(opened) == "pdq"
         assert count_coverage(opened, get_model(opened, "pdq")).contents == 18
-        quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+        quiet: dict[str, Any] = {"max_load": 1.0, "reporter": SILENT}
         fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
         assert count_coverage(opened, get_model(opened, "pdq")) == Coverage(18, 18, 0, 0)
 
@@ -293,7 +293,7 @@ def test_a_skip_is_said_of_the_bytes(
     with pytest.raises(psycopg.Error, match="pdq misses 1 of 13 contents; alias mine stays") as raised:
         connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
     assert raised.value.sqlstate == "PI015"
-    quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+    quiet: dict[str, Any] = {"max_load": 1.0, "reporter": SILENT}
     name, covered = fill_stored(url, "default", Checkpoint(), Placement(), **quiet)
     assert (name, covered) == ("pdq", Coverage(13, 13, 0, 0))
     connection.execute("select imgsearch.switch_alias('mine', 'pdq')")
@@ -469,7 +469,7 @@ def test_a_declared_model_is_completed_by_who_may(
     admin.execute("create role a_writer login")
     connection.execute("select imgsearch.grant_access('a_writer', 'writer')")
     theirs = url.replace("pgimgsearch@", "a_writer@")
-    quiet: dict[str, Any] = {"max_load": 1.0, "tell": lambda _: None, "progress": lambda _, __: None}
+    quiet: dict[str, Any] = {"max_load": 1.0, "reporter": SILENT}
     with connect(theirs) as opened:
         assert open_model(opened, "pdq").stored.fingerprint is not None  # to ask with
     with pytest.raises(ModelError, match="pdq is declared, and was never loaded"):
