@@ -20,7 +20,6 @@ from pgimgsearch.database.functions import (
     tables_path,
 )
 from pgimgsearch.database.models import remove_model
-from pgimgsearch.database.url import prepare_embedded
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.operations.schema_check import list_tables, schema_findings
 from pgimgsearch.settings import package_folder
@@ -170,6 +169,7 @@ insert into imgsearch.image (content_id, collection_id, key, path, caption, meta
 select imgsearch.add_model('old', 3, 'timm', 'resnet50', 'auto');
 insert into imgsearch.embedding_old_3 select n, ('[1,' || n || ',0]')::vector from generate_series(1, 30) n;
 select imgsearch.set_alias('default', 'old');
+insert into imgsearch.duplicate_scan (model_id, threshold) values (1, 0.95);
 insert into imgsearch.duplicate_pair (content_a, content_b, model_id, similarity) values (1, 2, 1, 0.97);
 insert into imgsearch.ingest_failure (collection_id, key, path, model_id, kind, error_class, message)
     values (1, 'flat.png', 'flat.png', 1, 'skipped', 'SkippedImage', 'flat');
@@ -212,7 +212,7 @@ def test_an_older_schema_is_refused_with_a_way_out(url: str) -> None:
     """One of before the first release has no stamp, or another."""
     for stamp in ("null", "'schema 0123456789abcdef'"):
         run(url, f"comment on table imgsearch.alembic_version is {stamp}")
-        for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url), lambda: prepare_embedded(url)):
+        for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url)):
             with pytest.raises(SchemaError, match="before the first release") as raised:
                 attempt()
             assert "pgimgsearch export" in str(raised.value.hint)
