@@ -19,6 +19,8 @@ from pgimgsearch.models.spec import Checkpoint
 from tests.conftest import ROOT
 from tests.support.images import photo
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 4, 5, 6, 8, 10)  # drawn with enough detail for a hash
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -182,7 +184,7 @@ def test_another_model_by_the_same_name_is_refused(connection: Connection) -> No
             connection.execute(f"select imgsearch.set_index('mine', {request})")  # type: ignore[call-overload]
         assert raised.value.sqlstate == "PI008"
     assert connection.execute(add.format(2048)).fetchone() == first
-    with pytest.raises(psycopg.Error, match="mine is there already, as 2048 dimensions, halfvec, timm, resnet50, auto"):
+    with pytest.raises(psycopg.Error, match="mine already exists, as 2048 dimensions, halfvec, timm, resnet50, auto"):
         connection.execute(add.format(512))
     connection.execute("select imgsearch.set_alias('front', 'mine')")
     with pytest.raises(psycopg.Error, match="front is an alias"):
