@@ -262,7 +262,7 @@ def test_a_search_can_leave_out_what_is_near_an_earlier_answer(connection: Conne
     )  # fmt: skip
     connection.execute("select imgsearch.judge_duplicates(%s, %s, 'rejected')", [first, hidden])
     assert hidden in [row[0] for row in connection.execute(query, [60, None]).fetchall()]
-    with pytest.raises(psycopg.Error, match="not among the answers"):
+    with pytest.raises(psycopg.Error, match="not among the results"):
         connection.execute(query, [5, 1])
 
 
