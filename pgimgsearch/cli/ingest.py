@@ -165,7 +165,7 @@ def ingest(
     from pgimgsearch.embeddings.open_models import (
         ModelRequest,
         all_model_names,
-        default_model_name,
+        default_model_names,
         expanded_names,
         open_models,
     )
@@ -192,7 +192,7 @@ def ingest(
         if from_sql:
             found.append(sql_source(url, from_sql))
         with connect(url) as connection:
-            names = all_model_names(connection) if all_models else model or default_model_name(connection)
+            names = all_model_names(connection) if all_models else model or default_model_names(connection)
             _check_collections(connection, found, collection)
         request = ModelRequest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pgimgsearch.database.connection import connect, current_revision
+from pgimgsearch.database.connection import check_schema, connect, current_revision
 from pgimgsearch.database.embedded import Embedded
-from pgimgsearch.database.functions import head_revision, known_revisions
+from pgimgsearch.database.functions import head_revision
 from pgimgsearch.settings import Settings
 
 
@@ -21,10 +21,11 @@ def database_url(settings: Settings) -> Iterator[str]:
 
 
 def prepare_embedded(url: str) -> None:
-    """Bring the embedded database, which is ours, to the newest revision; costs one query when it is there."""
+    """Bring the embedded database, which is ours, to the newest revision; refuses a schema of another version."""
     with connect(url, check=False) as connection:
         current = current_revision(connection)
-    if current != head_revision() and current in {None, *known_revisions()}:
+        check_schema(connection, current)
+    if current != head_revision():
         from pgimgsearch.database import migrate  # Alembic is imported only to migrate
 
         migrate.upgrade(url)

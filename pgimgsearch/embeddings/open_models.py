@@ -99,7 +99,7 @@ def add_model(url: str, request: ModelRequest, reporter: Reporter) -> LoadedMode
         return opener.store(opener.find(request.names[0], request.outputs[0] if request.outputs else None))
 
 
-def default_model_name(connection: Connection) -> list[str]:
+def default_model_names(connection: Connection) -> list[str]:
     """The alias default; raises UsageError where it means nothing yet."""
     if find_model(connection, "default") is None:
         raise UsageError("no model was named, and the database has none yet", hint="name one: --model dinov3")

@@ -20,6 +20,7 @@ from pgimgsearch.database.functions import (
     tables_path,
 )
 from pgimgsearch.database.models import remove_model
+from pgimgsearch.database.url import prepare_embedded
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
 from pgimgsearch.operations.schema_check import list_tables, schema_findings
 from pgimgsearch.settings import package_folder
@@ -212,7 +213,7 @@ def test_an_older_schema_is_refused_with_a_way_out(url: str) -> None:
     """One of before the first release has no stamp, or another."""
     for stamp in ("null", "'schema 0123456789abcdef'"):
         run(url, f"comment on table imgsearch.alembic_version is {stamp}")
-        for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url)):
+        for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url), lambda: prepare_embedded(url)):
             with pytest.raises(SchemaError, match="before the first release") as raised:
                 attempt()
             assert "pgimgsearch export" in str(raised.value.hint)
@@ -312,7 +313,7 @@ def test_what_users_built_stops_the_run_and_nothing_changes(url: str, next_relea
 
 def test_a_newer_database_is_refused(url: str) -> None:
     run(url, "update imgsearch.alembic_version set version_num = '9999'")
-    for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url)):
+    for attempt in (lambda: connect(url).__enter__(), lambda: migrate.upgrade(url), lambda: prepare_embedded(url)):
         with pytest.raises(SchemaError, match="does not know") as raised:
             attempt()
         assert "pip install --upgrade" in str(raised.value.hint)
