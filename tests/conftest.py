@@ -55,9 +55,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def admin(server: str) -> Iterator[Connection]:
     """A superuser's connection."""
+    yield from administer(server)
+
+
+def administer(server: str) -> Iterator[Connection]:
+    """A superuser's connection to a server that keeps nothing safe: no test takes the machine down."""
     with psycopg.connect(host=server, user="postgres", dbname="postgres", autocommit=True) as connection:
         print(f"PostgreSQL {connection.info.server_version}")
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # no test takes the machine down
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             connection.execute(f"alter system set {setting} = off")
         connection.execute("select pg_reload_conf()")
         yield connection

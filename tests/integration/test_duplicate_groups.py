@@ -59,7 +59,7 @@ def test_a_chain_of_neighbours_is_not_one_group(connection: Connection) -> None:
 def test_medoids_cover_every_pair_without_chains(connection: Connection, drawn: list[tuple[int, int, int]]) -> None:
     pairs = {(min(a, b), max(a, b)): 0.9 + s / 200 for a, b, s in drawn if a != b}
     ones, others = [a for a, _ in pairs], [b for _, b in pairs]
-    query = "select image, medoid from imgsearch._medoids(%s::bigint[], %s::bigint[], %s::float8[], %s)"
+    query = "select representative, medoid from imgsearch._medoids(%s::bigint[], %s::bigint[], %s::float8[], %s)"
     rows = connection.execute(query, [ones, others, list(pairs.values()), "medoid"]).fetchall()
     medoid = dict(rows)
     assert len(rows) == len(medoid)

@@ -66,6 +66,7 @@ def template(admin: Connection, server: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def world(connection: Connection) -> Connection:
+    connection.execute("select '[1]'::vector")  # loads the library, and with it the settings that are counted
     return connection
 
 

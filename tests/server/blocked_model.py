@@ -37,7 +37,7 @@ class HeldBack:
         """As the encoder does, when it may."""
         self.batches.append(len(texts))
         self.entered.set()
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         vectors: NDArray[np.float32] = self.inner.embed_text(texts)
         return vectors
 
@@ -58,9 +58,9 @@ def held_back(url: str, most_waiting: int = 512) -> Iterator[tuple[HeldBack, int
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another thread does; fails after half a minute."""
+    """Wait for something that another thread does; fails after two minutes."""
     never = threading.Event()
-    for _ in range(3000):
+    for _ in range(12_000):
         if condition():
             return
         never.wait(0.01)

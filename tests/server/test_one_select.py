@@ -142,7 +142,7 @@ def test_a_slow_embedder_ends_within_the_time_given(
     with held_back(url) as (encoder, port):
         connect_embedder(connection, port)
         if timeout == "cancel":
-            threading.Thread(target=lambda: encoder.entered.wait(30) and connection.cancel_safe()).start()
+            threading.Thread(target=lambda: encoder.entered.wait(120) and connection.cancel_safe()).start()
         else:
             connection.execute("select set_config(%s, '200ms', false)", [timeout])
         state, _ = refused(connection, "select * from imgsearch.search_text('gold')")
@@ -171,7 +171,7 @@ def test_a_full_queue_says_busy(swatches: Path, url: str, connection: Connection
 
         asking = [threading.Thread(target=ask, args=[text]) for text in ("gold", "teal")]
         asking[0].start()
-        assert encoder.entered.wait(30)  # one is at work, one waits
+        assert encoder.entered.wait(120)  # one is at work, one waits
         asking[1].start()
         until(lambda: encoder.waiting() == 1)
         state, said = refused(connection, "select * from imgsearch.search_text('navy')")
@@ -193,7 +193,7 @@ def test_concurrent_questions_share_a_pass(swatches: Path, url: str, connection:
 
         asking = [threading.Thread(target=ask, args=[text]) for text in list(COLOURS)[:12]]
         asking[0].start()
-        assert encoder.entered.wait(30)
+        assert encoder.entered.wait(120)
         for thread in asking[1:]:
             thread.start()
         until(lambda: encoder.waiting() == 11)

@@ -14,7 +14,7 @@ from pgimgsearch.ingest.stopwatch import Stage
         ({"decode": 390.0, "embed clip": 40.0, "write": 3.0}, 4, "cuda", "decode", 0.975, "--workers 8"),
         ({"decode": 780.0, "embed clip": 40.0, "write": 3.0}, 8, "cuda", "decode", 0.975, "more cores"),
         ({"read": 380.0, "decode": 80.0, "embed clip": 40.0}, 4, "cpu", "read", 0.95, "--workers 8"),
-        ({"decode": 30.0, "embed clip": 40.0, "write": 90.0}, 2, "cuda", "write", 0.9, "--aside"),
+        ({"decode": 30.0, "embed clip": 40.0, "write": 90.0}, 2, "cuda", "write", 0.9, "--shadow-table"),
         ({"decode": 30.0, "embed clip": 92.0, "embed dino": 96.0}, 2, "cuda", "embed", 0.94, "GPU"),
         ({"scan": 97.0, "decode": 30.0, "embed clip": 46.0}, 2, "cuda", "scan", 0.97, "store"),
     ],
