@@ -216,7 +216,7 @@ def imagebind_text(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torc
     return norm(state, "modality_heads.text.proj.0", ends) @ state["modality_heads.text.proj.1.weight"].T
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("prefix", ["backbone.", pytest.param("", marks=pytest.mark.slow)])
 def test_sscd_equals_its_own_arithmetic_rebuilt(prefix: str, shown: list[Image.Image], tmp_path: Path) -> None:
     from torchvision import models, transforms
 

@@ -84,6 +84,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Pa
     assert len([1 for _, name, _ in hub.asked if name == "/weights.bin"]) == 2  # the third found it there
 
 
+@pytest.mark.slow
 def test_an_interrupted_repository_goes_on(online: Run, hub: Hub) -> None:
     hub.break_after = 5_000_000
     online("models", "fetch", "timm:resnet10t.c3_in1k", HF_HUB_DISABLE_XET="1")
@@ -181,6 +182,7 @@ def test_an_export_of_the_hub_is_found_where_such_repositories_keep_it(online: R
     assert "no output mean" in online("ingest", str(photos), "--model", "onnx:someone/exported@mean").stderr
 
 
+@pytest.mark.slow
 def test_a_bundle_can_be_taken_twice_and_names_nothing_outside(online: Run, hub: Hub, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     online("models", "fetch", "timm:resnet10t.c3_in1k", "pdq", "--to", str(bundle))

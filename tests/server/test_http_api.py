@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,41 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
 from pgimgsearch.server.jobs import MOST_JOBS, Jobs
+from tests.conftest import clone
 from tests.server.blocked_model import until
-from tests.server.conftest import PASSWORD, Serving
+from tests.server.conftest import PASSWORD, Serving, start_serving
+
+
+@contextmanager
+def client_of(serving: Serving) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {PASSWORD}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{serving.http_port}", headers=headers, timeout=60) as made:
+        yield made
+
+
+def store_palette(url: str) -> str:
+    with connect(url) as opened:
+        open_model(opened, "palette")
+    return url
 
 
 @pytest.fixture
 def client(url: str, serve: Callable[..., Serving]) -> Iterator[httpx.Client]:
-    with connect(url) as opened:
-        open_model(opened, "palette")
-    serving = serve("--queue", "64")
-    headers = {"Authorization": f"Bearer {PASSWORD}"}
-    with httpx.Client(base_url=f"http://127.0.0.1:{serving.http_port}", headers=headers, timeout=60) as made:
+    store_palette(url)
+    with client_of(serve("--queue", "64")) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def lasting_client(
+    admin: Connection, server: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """One embedder for all requests that change nothing."""
+    for url in clone(admin, server, template):
+        serving = start_serving(store_palette(url), tmp_path_factory.mktemp("served"))
+        with client_of(serving) as made:
+            yield made
+        serving.stop()
 
 
 def files(*named: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
@@ -134,11 +158,11 @@ def test_a_job_that_cannot_be_taken_leaves_nothing(tmp_path: Path, monkeypatch: 
         (lambda c: c.get("/jobs/x", headers={"Authorization": ""}), 401),
     ],
 )
-def test_bad_requests_are_refused(client: httpx.Client, send: Any, status: int) -> None:
-    answer = send(client)
+def test_bad_requests_are_refused(lasting_client: httpx.Client, send: Any, status: int) -> None:
+    answer = send(lasting_client)
     assert answer.status_code == status, answer.text
     assert PASSWORD not in answer.text
-    assert client.get("/health").json()["status"] == "ok"
+    assert lasting_client.get("/health").json()["status"] == "ok"
 
 
 def test_it_tells_of_itself(client: httpx.Client, navy: bytes, connection: Connection) -> None:
