@@ -31,7 +31,9 @@ begin
             perform imgsearch._check_reads_text(m);
         end if;
         insert into imgsearch.alias as a (alias, model_id) values (set_alias.alias, m.model_id)
-        on conflict on constraint alias_pkey do update set model_id = excluded.model_id;
+        on conflict on constraint alias_pkey do update set model_id = excluded.model_id
+        where a.model_id <> excluded.model_id;
+        if not found then return; end if;
     end if;
     insert into imgsearch.alias_history (alias, model_name) values (set_alias.alias, m.name);
 end $$;

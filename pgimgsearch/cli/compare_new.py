@@ -102,7 +102,9 @@ def turns_of(text: str | None, models: list[str], agree: str) -> Any:
 def thresholds_told(
     connection: Connection, models: list[StoredModel], threshold: float | None, kinds: list[str] | None
 ) -> list[str]:
-    """A line for each model: which threshold is used, and whether anybody measured it."""
+    """A line for each model: which threshold is used, and whether anybody measured it. Identical files need none."""
+    if kinds == ["identical"]:
+        return []
     lines = []
     for model in models:
         mine = threshold if model is models[0] else None

@@ -122,7 +122,11 @@ def sql_script(context: typer.Context, revision: Revision = "head") -> None:
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, connect(url, check=False) as connection:
-        terminal.write(migrate.script(connection, revision))
+        statements = migrate.script(connection, revision)
+    if not statements:
+        terminal.notify(f"the database is at {revision} already: there is nothing to run")
+        return
+    terminal.write(statements)
 
 
 @app.command()

@@ -110,11 +110,13 @@ def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A sto
         terminal.show_one(asdict(spec) | {"size": table.size_of(spec)} | verified)
         return
     shown = {field.name: getattr(stored, field.name) for field in fields(stored)} | verified
+    shown["table"] = f"imgsearch.{shown.pop('table_name')}"
+    shown["view"] = f"imgsearch.{shown.pop('view_name')}"
     if reduction is not None:
         shown |= {"reduction": reduction.kind, "reduction_recall": reduction.recall}
     if canary is not None:
         shown |= {"canary_made_with": canary.made_with}
-    terminal.show_one(shown | {"table": f"imgsearch.{stored.table_name}", "view": stored.view_name})
+    terminal.show_one(shown)
 
 
 @app.command()
@@ -162,7 +164,7 @@ def add(
             after_load(url, [model.stored.name], remote=bool(terminal.settings.db))
     added = model.stored
     terminal.show_one({"model": added.name, "dim": added.dim, "licence": added.licence,
-                       "table": f"imgsearch.{added.table_name}", "view": added.view_name})  # fmt: skip
+                       "table": f"imgsearch.{added.table_name}", "view": f"imgsearch.{added.view_name}"})  # fmt: skip
 
 
 @app.command()

@@ -55,7 +55,9 @@ def read_text(path: Path) -> str:
     """A file of rows, without the mark that some programs begin it with."""
     try:
         return path.read_text("utf-8").removeprefix("\ufeff")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}", hint="give a file that exists") from error
+    except UnicodeDecodeError as error:
         raise SourceError(f"cannot read {path}: {error}", hint="give a CSV or JSONL file in UTF-8") from error
 
 
