@@ -334,7 +334,7 @@ def test_an_alias_that_moved_meanwhile_stays_there(
         return carried(*arguments)
 
     monkeypatch.setattr(switch, "_carry_texts", then_move)
-    with pytest.raises(ModelError, match="default was moved to small meanwhile"):
+    with pytest.raises(ModelError, match="default was moved to small in the meantime"):
         moved(url, allow_missing=12)
     assert meant(connection) == "small"
 
