@@ -10,7 +10,6 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.encoder import unit
 
 Kind = Literal["pca", "whiten", "truncate"]
-KINDS: tuple[Kind, ...] = ("pca", "whiten", "truncate")
 SMALLEST_VARIANCE = 1e-6  # of the largest: directions below it are noise, which whitening would blow up
 
 

@@ -104,7 +104,7 @@ def test_templates_are_averaged_and_cached_with_the_text(
     assert "--template 'a {}' 'hat'" in str(raised.value.diag.message_hint)
 
 
-@pytest.mark.parametrize("kind", reduction.KINDS)
+@pytest.mark.parametrize("kind", ["pca", "truncate"])
 def test_reduced_vectors_keep_neighbours_and_serve_queries(
     cli: Run, url: str, connection: Connection, clip: str, many: Path, kind: str
 ) -> None:
