@@ -528,7 +528,7 @@ def test_evaluations_are_kept_and_compared_and_may_fail_a_build(cli: Callable[..
     assert cli(*command, "--require", "r@1>1").returncode == 2
     refused = cli("evaluate", "-p", "text-to-image", "-m", "palette", "--require", "p@1>1")
     assert "there is no figure p@1" in refused.stderr  # it is of classes: --key
-    assert "no place for the text" in cli("evaluate", "-p", "zero-shot", "--template", "a photo").stderr
+    assert "has no {} for the text" in cli("evaluate", "-p", "zero-shot", "--template", "a photo").stderr
     assert [row["model"] for row in json.loads(cli("--json", "evaluate", "--history", "-m", "pdq").stdout)] == [
         "pdq"
     ] * 2

@@ -47,15 +47,15 @@ def test_advice_comes_where_a_limit_is_reached(model: Any) -> None:
         return [line.partition(":")[0] for line in plan.plan(images, model, RATES, memory).advice]
 
     assert told(1_000_000) == []
-    assert told(12_000_000) == ["quantise"]
-    assert told(30_000_000)[:2] == ["quantise", "partition"]
+    assert told(12_000_000) == ["quantize"]
+    assert told(30_000_000)[:2] == ["quantize", "partition"]
     assert told(1_000_000_000) == [
-        "quantise",
+        "quantize",
         "partition",
         "distribute",
         "embed on a GPU, or on several machines at once with a collection each",
     ]
-    assert told(1_000_000, memory=1e9) == ["quantise", "partition"]
+    assert told(1_000_000, memory=1e9) == ["quantize", "partition"]
 
 
 @pytest.mark.parametrize(("dim", "storage"), [(64, "halfvec"), (768, "halfvec"), (1024, "vector"), (256, "bit")])

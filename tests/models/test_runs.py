@@ -353,7 +353,7 @@ def test_derived_models_keep_licence_and_threshold(
 
 
 def test_a_sample_that_is_too_small_is_refused(cli: Run, connection: Connection, clip: str, photos: Path) -> None:
-    for kind in reduction.KINDS:
+    for kind in ("pca", "truncate"):
         done = cli("ingest", str(photos), "--model", clip, "--dim", "8", "--reduction", kind)
         assert done.returncode == 5
         assert "too few" in done.stderr
