@@ -249,7 +249,7 @@ def _check(asked: Mapping[str, Any]) -> None:
         raise UsageError("--shadow-table with --no-index would never be swapped in", hint="leave one of them out")
     if asked["shadow_table"] and asked["skip_duplicates"]:
         raise UsageError(
-            "--skip-duplicates compares with live vectors, and those in a shadow table are not live yet",
+            "--skip-duplicates compares with live vectors, and those of --shadow-table are not live yet",
             hint="leave one of them out",
         )
     if asked["all_models"] and (asked["model"] or asked["output"]):

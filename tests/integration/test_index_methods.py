@@ -344,7 +344,7 @@ def test_a_table_in_partitions_answers_the_same(connection: Connection, method: 
         assert connection.execute(each).fetchone() == (4, True)
     with connection.transaction():
         assert found_share(connection, vectors) >= 0.95
-        part = f"embedding_test_256_p0_{ENDS[method]}"
+        part = f"embedding_test_256_p00_{ENDS[method]}"
         assert scans(connection, part) >= len(ASKED)
     connection.execute("update imgsearch.image set metadata = '{\"most\": true}' where image_id % 4 <> 0")
     most = np.arange(1, ROWS + 1) % 4 != 0

@@ -418,7 +418,7 @@ def test_a_filled_table_is_laid_out_in_partitions(cli: Callable[..., Any], url: 
         tree = connection.execute(
             "select relid::text from pg_partition_tree('imgsearch.embedding_test_256') where isleaf"
         )
-        assert {row[0] for row in tree.fetchall()} == {f"imgsearch.embedding_test_256_p{n}" for n in range(3)}
+        assert {row[0] for row in tree.fetchall()} == {f"imgsearch.embedding_test_256_p0{n}" for n in range(3)}
     assert json.loads(cli("--json", "index", "status").stdout)[0]["partitions"] == 3
     assert cli("index", "partition", "test", "1").returncode == 0
     assert json.loads(cli("--json", "index", "status").stdout)[0]["rows"] == LIVE

@@ -306,7 +306,7 @@ def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
     with pytest.raises(ModelError, match="palette is the name of a model"):
         switch.switch(url, switch.SwitchRequest("palette", "pdq"), SILENT)
     with pytest.raises(UsageError, match="cannot write"):
-        moved(url, page=tmp_path / "nowhere" / "page.html")
+        moved(url, html=tmp_path / "nowhere" / "page.html")
     with pytest.raises(ModelError, match="unknown model: pdqq"):
         moved(url, "pdqq")
     admin.execute("drop role if exists no_owner")
