@@ -26,7 +26,7 @@ from pgimgsearch.cli import (
     switch,
 )
 from pgimgsearch.cli.terminal import Group, Terminal, show_error, silence_libraries
-from pgimgsearch.errors import PgImgSearchError
+from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import Settings, config_path, default_home, read_config
 
 app = typer.Typer(
@@ -70,8 +70,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
-    db: Annotated[
-        str | None, typer.Option(help="Connect to this Postgres, with pgvector. Default: the embedded one.")
+    database: Annotated[
+        str | None, typer.Option("--db", help="Connect to this Postgres, with pgvector. Default: the embedded one.")
     ] = None,
     home: Annotated[Path | None, typer.Option(help="The folder of the embedded Postgres and its data.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
@@ -88,7 +88,7 @@ def root(
     """
     silence_libraries()
     context.obj = Terminal(
-        Settings(db=db, home=(home or default_home()).absolute(), json=json, quiet=quiet, debug=debug)
+        Settings(db=database, home=(home or default_home()).absolute(), json=json, quiet=quiet, debug=debug)
     )
 
 
@@ -96,10 +96,10 @@ def main() -> None:
     """Run the command line; every option has a variable PGIMGSEARCH_[COMMAND_]OPTION and a place in the config file."""
     try:
         defaults = read_config(config_path())
+        command = typer.main.get_command(app)
+        settle_settings(command, defaults)
     except PgImgSearchError as error:
         sys.exit(show_error(error))
-    command = typer.main.get_command(app)
-    settle_settings(command, defaults)
     command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
 
 
@@ -130,8 +130,10 @@ def settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None:
         flag = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
         if flag != parameter.name:
             parameter.envvar = parameter.envvar or "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper()
-            if flag in defaults:
+            if flag in defaults and not isinstance(defaults[flag], dict):  # db is an option, and a group of commands
                 defaults[parameter.name] = defaults.pop(flag)
     for name, child in getattr(command, "commands", {}).items():
-        own = defaults.get(name)
-        settle_settings(child, own if isinstance(own, dict) else {}, *path, name)
+        own = defaults.get(name, {})
+        if not isinstance(own, dict):
+            raise UsageError(f"{name} is a command, not a value of the config file", hint=f"write a section [{name}]")
+        settle_settings(child, own, *path, name)

@@ -92,8 +92,11 @@ def plan_functions(connection: Connection, start: str | None, target: str | None
     for name, routine in gone:
         before += [KEEP_GRANTS.format(name=name, routine=routine)] if name in kept else []
         before.append(f"drop function {routine};")
-    stamp = f"comment on table imgsearch.alembic_version is 'schema {schema_fingerprint(target)}';" if target else ""
-    after = [functions_of(target), stamp, RESTORE_GRANTS if gone else ""]
+    if target is None:
+        mark = "drop table imgsearch.alembic_version;"
+    else:
+        mark = f"comment on table imgsearch.alembic_version is 'schema {schema_fingerprint(target)}';"
+    after = [functions_of(target), mark, RESTORE_GRANTS if gone else ""]
     return {"before": _with_schema("\n".join(before), vector), "after": _with_schema("\n".join(after), vector)}
 
 

@@ -55,7 +55,7 @@ class Planner:
                     if file.problem is not None:
                         item.fail(file.problem)
                     yield item
-                elif file.key in known and _has_new_attributes(file, known[file.key]):
+                elif file.key in known and _has_only_new_attributes(file, known[file.key]):
                     changed.append(file)
             self.session.run(self._update_attributes, changed)
 
@@ -161,16 +161,14 @@ class Planner:
         return sql.SQL(", ").join(map(has, self.models))
 
     def _update_attributes(self, files: list[ScannedFile]) -> None:
-        """Store new paths, captions, groups and metadata of files whose bytes are unchanged."""
+        """Store new captions, groups and metadata of files whose bytes are unchanged."""
         with self.connection.cursor() as cursor:
             cursor.executemany(
-                "update imgsearch.image set path = %s, "
-                "group_key = coalesce(%s, group_key), "
+                "update imgsearch.image set group_key = coalesce(%s, group_key), "
                 "caption = coalesce(%s, caption), metadata = coalesce(%s, metadata), updated_at = now() "
                 "where collection_id = %s and key = %s",
                 [
                     [
-                        f.path,
                         f.group_key,
                         f.caption,
                         None if f.metadata is None else Jsonb(f.metadata),
@@ -207,6 +205,7 @@ def _same(file: ScannedFile, known: dict[str, Any]) -> bool:
     )
 
 
-def _has_new_attributes(file: ScannedFile, known: dict[str, Any]) -> bool:
-    given = {name: getattr(file, name) for name in ("path", "group_key", "caption", "metadata")}
-    return any(value is not None and value != known[name] for name, value in given.items())
+def _has_only_new_attributes(file: ScannedFile, known: dict[str, Any]) -> bool:
+    """Whether a file is as it was and comes with another caption, group or metadata; one that failed keeps the old."""
+    given = {name: getattr(file, name) for name in ("group_key", "caption", "metadata")}
+    return _same(file, known) and any(value is not None and value != known[name] for name, value in given.items())

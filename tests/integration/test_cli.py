@@ -171,17 +171,31 @@ def test_settings_by_variable_and_by_config_file(cli: Run, photos: Path, tmp_pat
     assert (
         json.loads(cli("ingest", str(photos), "--limit", "2", PGIMGSEARCH_INGEST_LIMIT="4").stdout)[0]["scanned"] == 2
     )
-    (tmp_path / "config.toml").write_text("= broken")
+
+
+def test_the_database_may_be_a_key_of_the_config_file(cli: Run, url: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"db = '{url}'\n")
+    for command in (["stats"], ["db", "status"]):  # an option, and a group of commands
+        done = cli("--json", *command, db=None)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["database"] in url
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("= broken", "cannot read the config file"), ("ingest = 5", "ingest is a command, not a value")]
+)
+def test_a_broken_config_file_is_refused(cli: Run, tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
     broken = cli("stats")
     assert broken.returncode == 2
-    assert "cannot read the config file" in broken.stderr
+    assert told in broken.stderr
 
 
 def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -> None:
     def walk(command: Any, path: tuple[str, ...], settings: Any) -> Iterator[tuple[Any, str, Any]]:
         for parameter in command.params:
             flag = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
-            if isinstance(settings, dict):  # the key db is the URL, so the commands of db have variables alone
+            if isinstance(settings, dict):  # where the key db is the URL, the commands of db have variables alone
                 settings[flag] = "given"
             yield parameter, "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper(), settings
         for name, child in getattr(command, "commands", {}).items():

@@ -402,6 +402,20 @@ def test_another_url_of_a_key_is_embedded(
     assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
 
 
+def test_a_key_whose_new_url_fails_keeps_its_image(
+    ingest: Ingest, photos: Path, web: tuple[str, list[str]], connection: Connection
+) -> None:
+    address, _ = web
+    listed, stored = photos / "list.csv", "select path || ' ' || caption from imgsearch.image"
+    listed.write_text(f"url,key,caption\n{address}/a/01.png,shirt,old\n")
+    ingest(list_source(str(listed)))
+    listed.write_text(f"url,key,caption\n{address}/missing.png,shirt,new\n")
+    for outcome in ("failed", "skipped"):
+        assert counts(ingest(list_source(str(listed)))) == ZERO | {outcome: 1}
+        assert one(connection, stored) == f"{address}/a/01.png old"
+    assert counts(ingest(list_source(str(listed)), retry_failed=True)) == ZERO | {"failed": 1}  # it is asked for again
+
+
 def test_the_same_path_twice_in_a_list(ingest: Ingest, photos: Path, connection: Connection) -> None:
     (photos / "list.txt").write_text("a/00.png\na/00.png\na/01.png\n")
     assert counts(ingest(list_source(str(photos / "list.txt")))) == ZERO | {"embedded": 2, "reused": 1}
