@@ -1,15 +1,11 @@
 """Images of every kind, and text towers whose configurations are on the hub."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from pgimgsearch.cli.app import app
 from pgimgsearch.sources.decode import decode, limit_pixels, register_formats
 from tests.support.images import photo
 
@@ -21,20 +17,6 @@ KINDS = {
     "tiny": "odd/pillow-tests__200x32_p_bl_raw.tga",
     "transparent": "odd/pillow-tests__mode_grayscale_alpha.png",
 }
-
-
-@pytest.fixture
-def inside(url: str, tmp_path: Path) -> Callable[..., Any]:
-    """The command line inside this process, which has loaded the libraries already."""
-
-    def run_cli(*arguments: str, **environment: str) -> Any:
-        known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(tmp_path / "home"), "COLUMNS": "200"} | environment
-        result = CliRunner().invoke(app, arguments, env=known, auto_envvar_prefix="PGIMGSEARCH")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return SimpleNamespace(stdout=result.stdout, stderr=result.stderr, returncode=result.exit_code)
-
-    return run_cli
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.support.images import photo
 
 @pytest.mark.slow
 def test_the_published_comparison_runs_as_it_was_made(
-    inside: Callable[..., Any], connection: Connection, tmp_path: Path
+    cli: Callable[..., Any], connection: Connection, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     _, processor, tokenizer = tiny("clip-vit-b-32")
@@ -31,10 +31,9 @@ def test_the_published_comparison_runs_as_it_was_made(
     dinov2 = hf.Dinov2Model(hf.Dinov2Config(**shape, image_size=70, patch_size=14))
     save(tmp_path / "dinov2", dinov2, tiny("dinov2-base")[1], None)
     for name, folder in (("clip-vit-b-32", "clip"), ("dinov2-base", "dinov2")):
-        assert inside("models", "add", name, "--weights", str(tmp_path / folder)).returncode == 0
+        assert cli("models", "add", name, "--weights", str(tmp_path / folder)).returncode == 0
     assert (
-        inside("models", "add", "dinov2-base", "--output", "mean", "--weights", str(tmp_path / "dinov2")).returncode
-        == 0
+        cli("models", "add", "dinov2-base", "--output", "mean", "--weights", str(tmp_path / "dinov2")).returncode == 0
     )
 
     for seed in range(24):
@@ -42,7 +41,7 @@ def test_the_published_comparison_runs_as_it_was_made(
     folder = tmp_path / "disc21"
     files = sorted((tmp_path / "photos").iterdir())
     copy_set.make(folder, files, references=12, matched=6, unmatched=8, background=4, seed=3)
-    done = inside("--json", "evaluate", str(folder), "--protocol", "clip-vs-dinov2", "--limit-references", "10")
+    done = cli("--json", "evaluate", str(folder), "--protocol", "clip-vs-dinov2", "--limit-references", "10")
     assert done.returncode == 0, done.stderr
     models = {model["model"]: model for model in json.loads(done.stdout)["models"]}
     assert {name: model["published"] for name, model in models.items()} == {

@@ -33,12 +33,6 @@ PINNED = ["0c114f2e5bf3", "97ece9d51c46", "f1f7cc567500", "9a51b543cff8"]
 
 
 @pytest.fixture
-def cli(inside: Run) -> Run:
-    """The commands without a new process."""
-    return inside
-
-
-@pytest.fixture
 def clip(tmp_path: Path) -> str:
     """A tiny CLIP with its real tokenizer."""
     torch.manual_seed(0)
