@@ -37,6 +37,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
             "neither path nor url",
             "column",
         ),
+        (["ingest", "--list", "nowhere.csv", "-m", "palette"], 6, "No such file", "exists"),
         (["ingest", "--from-sql", "selekt", "-m", "palette"], 3, "syntax error", ""),
         (["search", "--text", "red"], 5, "unknown model or alias: text", "ingest"),
         (["search"], 2, "give one of", "--text"),
@@ -191,11 +192,12 @@ def test_a_broken_config_file_is_refused(cli: Run, tmp_path: Path, text: str, to
     assert told in broken.stderr
 
 
-def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -> None:
+@pytest.mark.parametrize("url_is_given", [True, False])  # db is the URL, or the section of the commands of db
+def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag(url_is_given: bool) -> None:
     def walk(command: Any, path: tuple[str, ...], settings: Any) -> Iterator[tuple[Any, str, Any]]:
         for parameter in command.params:
             flag = max(parameter.opts, key=len).lstrip("-").replace("-", "_")
-            if isinstance(settings, dict):  # where the key db is the URL, the commands of db have variables alone
+            if isinstance(settings, dict) and (url_is_given or flag != "db"):
                 settings[flag] = "given"
             yield parameter, "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper(), settings
         for name, child in getattr(command, "commands", {}).items():
@@ -208,8 +210,8 @@ def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag() -
     for parameter, variable, settings in wanted:
         if parameter.envvar != "PGIMGSEARCH_EMBEDDER_PASSWORD_FILE":  # serve and connect-embedder share it
             assert parameter.envvar in {None, variable}, variable
-        if isinstance(settings, dict):
-            assert parameter.name in settings, variable
+        if isinstance(settings, dict) and (url_is_given or variable != "PGIMGSEARCH_DB"):
+            assert settings[parameter.name] == "given" or isinstance(settings[parameter.name], dict), variable
 
 
 def test_the_embedded_database_from_scratch(program: Run, photos: Path) -> None:
@@ -219,7 +221,8 @@ def test_the_embedded_database_from_scratch(program: Run, photos: Path) -> None:
     assert program("db", "url", db=None).returncode == 3
     counted = program("db", "psql", "-c", "select count(*) from imgsearch.image", db=None)
     assert "12" in counted.stdout
-    assert program("db", "sql", db=None).stdout.strip() == ""
+    nothing = program("db", "sql", db=None)
+    assert (nothing.stdout, "nothing to run" in nothing.stderr) == ("", True)
     assert program("db", "downgrade", "base", "--yes", db=None).returncode == 0
 
 

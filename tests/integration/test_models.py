@@ -13,6 +13,7 @@ from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import lookup
 from pgimgsearch.models.spec import Checkpoint
+from tests.support.builders import add_model
 
 
 @pytest.fixture
@@ -37,6 +38,15 @@ def test_other_weights_never_mix_with_those_stored(url: str, two_resnets: list[s
         with pytest.raises(ModelError, match="the weights differ") as raised:
             open_model(connection, "timm:resnet10t", Checkpoint(second))
         assert "models add" in str(raised.value.hint)
+
+
+def test_an_alias_that_does_not_move_leaves_no_history(connection: Connection) -> None:
+    for name in ("one", "two"):
+        add_model(connection, name, 4)
+    for name in ("one", "one", "two", "two", None, None):
+        connection.execute("select imgsearch.set_alias('mine', %s)", [name])
+    history = "select model_name from imgsearch.alias_history where alias = 'mine' order by history_id"
+    assert [row[0] for row in connection.execute(history).fetchall()] == ["one", "two", None]
 
 
 def test_add_show_alias_and_remove(cli: Callable[..., Any], connection: Connection, two_resnets: list[str]) -> None:

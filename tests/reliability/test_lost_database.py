@@ -86,7 +86,7 @@ def test_what_was_seen_is_lost_with_a_connection_so_nothing_is_pruned(
     url: str, connection: Connection, many: Path
 ) -> None:
     ingest(url, many)
-    connection.execute("update imgsearch.image set path = 'gone.png' where path = '0000.png'")
+    connection.execute("update imgsearch.image set key = 'gone.png', path = 'gone.png' where key = '0000.png'")
 
     with pytest.raises(DatabaseError, match="nothing was pruned") as raised:
         ingest(url, many, interrupting({700}, lambda: connection.execute(END_OURS)), prune=True)
