@@ -11,6 +11,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.support.builders import add_images, add_model, add_vectors, clustered
+from tests.support.roles import drop_roles
 
 
 @pytest.fixture
@@ -26,9 +27,7 @@ def tenants(connection: Connection, admin: Connection, url: str) -> Iterator[str
     connection.execute("alter table imgsearch.image enable row level security")
     connection.execute("create policy tenant on imgsearch.image for select to tenant using (image_id % 10 = 0)")
     yield url.replace("pgimgsearch@", "tenant@")
-    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-        superuser.execute("drop owned by tenant")
-    admin.execute("drop role tenant")
+    drop_roles(url, "tenant")
 
 
 def test_a_tenant_sees_its_own_and_all_of_k(tenants: str, connection: Connection) -> None:
@@ -93,9 +92,7 @@ def test_a_reader_cannot_write_and_a_writer_can(connection: Connection, admin: C
             writer.execute(insert.format(table))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             writer.execute("drop table imgsearch.image")
-    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-        superuser.execute("drop owned by some_reader, some_writer")
-    admin.execute("drop role some_reader, some_writer")
+    drop_roles(url, "some_reader", "some_writer")
 
 
 def test_a_writer_ingests_and_a_reader_searches_by_command(
@@ -121,9 +118,7 @@ def test_a_writer_ingests_and_a_reader_searches_by_command(
     ):
         done = cli(*arguments, db=reader)
         assert done.returncode == 0, (arguments, done.stderr)
-    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-        superuser.execute("drop owned by some_reader, some_writer")
-    admin.execute("drop role some_reader, some_writer")
+    drop_roles(url, "some_reader", "some_writer")
 
 
 def test_granting_to_nobody_says_so(connection: Connection) -> None:

@@ -12,6 +12,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.support.builders import add_images, add_model, add_vectors, clustered
+from tests.support.roles import drop_roles
 
 Pairs = set[tuple[int, int]]
 
@@ -187,9 +188,7 @@ def login(connection: Connection, admin: Connection, access: str) -> Iterator[st
         connection.execute("select imgsearch.grant_access(%s, %s)", [role, access])
         yield role
     finally:
-        with psycopg.connect(connection.info.dsn, user="postgres", autocommit=True) as owner:
-            owner.execute(f"drop owned by {role}")
-        admin.execute(f"drop role {role}")
+        drop_roles(connection.info.dsn, role)
 
 
 def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, admin: Connection) -> None:

@@ -39,6 +39,7 @@ from pgimgsearch.sources.folder import folder_source
 from tests.integration.test_index_methods import found_share
 from tests.support.builders import add_images, add_model, add_vectors, clustered
 from tests.support.images import photo
+from tests.support.roles import drop_roles
 
 pytestmark = pytest.mark.slow
 
@@ -284,9 +285,7 @@ def test_others_write_to_the_live_table_meanwhile(
             create_shadow(other, models[0].stored)
     assert complete_load(connection, models[0].stored, HOW) is not None
     assert count(connection, "embedding_palette_32") == 13
-    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-        superuser.execute("drop owned by shadow_writer")
-    admin.execute("drop role shadow_writer")
+    drop_roles(url, "shadow_writer")
 
 
 def test_what_somebody_puts_on_the_table_later_is_not_lost(

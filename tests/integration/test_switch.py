@@ -39,6 +39,7 @@ from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.folder import files_source
 from tests.conftest import judge_at, values
 from tests.support.images import photo
+from tests.support.roles import drop_roles
 
 pytestmark = pytest.mark.slow
 
@@ -315,9 +316,7 @@ def test_what_would_stop_a_switch_is_said_before_anything_is_stored(
     with pytest.raises(DatabaseError, match="does not own the tables"):
         moved(url.replace("pgimgsearch@", "no_owner@"))
     assert [model.name for model in list_models(connection)] == ["palette"]
-    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
-        superuser.execute("drop owned by no_owner")
-    admin.execute("drop role no_owner")
+    drop_roles(url, "no_owner")
 
 
 def test_an_alias_that_moved_meanwhile_stays_there(
@@ -479,9 +478,7 @@ def test_a_declared_model_is_completed_by_who_may(
     fill_stored(url, "pdq", Checkpoint(), Placement(), **quiet)
     assert connection.execute(kept).fetchone() == (False, False)
     assert fill_stored(theirs, "pdq", Checkpoint(), Placement(), **quiet)[1].missing == 0
-    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
-        superuser.execute("drop owned by a_writer")
-    admin.execute("drop role a_writer")
+    drop_roles(url, "a_writer")
 
 
 def test_a_model_that_is_filled_is_left_alone(

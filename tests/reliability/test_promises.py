@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from tests.support.builders import add_images, add_model, add_vectors, clustered
+from tests.support.roles import drop_roles
 
 ROWS, DIM, K = 100_000, 96, 10
 SHARES = {"p50": 0.5, "p10": 0.1, "p1": 0.01, "p01": 0.001, "p001": 0.0001}
@@ -154,9 +155,7 @@ def test_under_row_level_security(world: World, opened: Connection, admin: Conne
     finally:
         opened.execute("drop policy promised on imgsearch.image")
         opened.execute("alter table imgsearch.image disable row level security")
-        with psycopg.connect(world.url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-            superuser.execute("drop owned by promised")
-        admin.execute("drop role promised")
+        drop_roles(world.url, "promised")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pgimgsearch.models.backends.palette import COLOURS
 from tests.server.blocked_model import held_back, until
 from tests.server.conftest import PASSWORD, Serving, free_port
 from tests.support.images import photo
+from tests.support.roles import drop_roles
 
 
 def connect_embedder(connection: Connection, port: int, password: str = PASSWORD) -> None:
@@ -253,9 +254,7 @@ def test_roles_use_the_embedder_and_never_see_its_password(
         assert reader.execute("select umoptions from pg_user_mappings").fetchall() == [(None,)]
         connect_embedder(connection, connected.port)  # anew: the reader keeps its right
         assert first(reader, "navy") == "navy.png"
-    with psycopg.connect(url.replace("pgimgsearch@", "postgres@"), autocommit=True) as superuser:
-        superuser.execute("drop owned by some_reader")
-    admin.execute("drop role some_reader")
+    drop_roles(url, "some_reader")
 
 
 def test_it_works_where_applications_run_it(swatches: Path, connected: Serving, connection: Connection) -> None:
