@@ -30,8 +30,7 @@ from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.models import canary
 from pgimgsearch.models.spec import Checkpoint
-from tests.server import dblink
-from tests.server.conftest import PASSWORD, Serving, programs_with_dblink, start_serving
+from tests.server.conftest import PASSWORD, Serving, start_serving
 from tests.support.builders import add_images, add_vectors, clustered
 
 ROWS, QUESTIONS, ROUNDS = 100_000, 12, 5
@@ -42,14 +41,10 @@ NAME = "openclip-vit-b-32-laion2b"
 def main() -> list[dict[str, Any]]:
     """One server, one embedder; the network's own pace is taken while the embedder is at rest."""
     name = sys.argv[1] if len(sys.argv) > 1 else NAME
-    with TemporaryDirectory() as folder, programs_with_dblink():
+    with TemporaryDirectory() as folder:
         database = Embedded(Path(folder) / "home")
-        database.keep(None)
+        url = database.keep(None)
         try:
-            socket = f"host={database._socket_folder()}"
-            url = f"postgresql://pgimgsearch@/pgimgsearch?{socket}"
-            with psycopg.connect(f"{socket} user=postgres dbname=pgimgsearch", autocommit=True) as admin:
-                dblink.enable(admin)
             migrate.upgrade(url)
             # in a process of its own, see pgimgsearch/models/network_thread.py
             made = [sys.executable, "-m", "benchmarks.models", "--write", name, str(Path(folder) / "weights")]

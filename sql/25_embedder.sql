@@ -158,7 +158,7 @@ begin
         drop server imgsearch_embedder cascade;
     end if;
     execute format('create server imgsearch_embedder foreign data wrapper dblink_fdw options (
-        host %L, port %L, dbname ''pgimgsearch'', connect_timeout ''2'', sslmode %L)', host, port, sslmode);
+        host %L, port %L, dbname ''pgimgsearch'', connect_timeout ''2'', tcp_user_timeout ''10000'', sslmode %L)', host, port, sslmode);
     begin
         execute format('create user mapping for public server imgsearch_embedder options (
             user ''pgimgsearch'', password %L)', password);

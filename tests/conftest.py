@@ -46,10 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("server") / "home"
     embedded = Embedded(home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgimgsearch.database.embedded.machine_memory", lambda: 1024)  # MB: there are several servers
+        patch.setattr(
+            "pgimgsearch.database.embedded_cluster.machine_memory", lambda: 1024
+        )  # MB: there are several servers
         with embedded.running():
             patch.undo()
-            yield str(embedded._socket_folder())
+            yield embedded.record().sockets
 
 
 @pytest.fixture(scope="session")

@@ -182,10 +182,13 @@ def start(
 
 
 @app.command()
-def stop(context: typer.Context) -> None:
+def stop(
+    context: typer.Context,
+    force: Annotated[bool, typer.Option("--force", help="Also while it is in use; its users lose their work.")] = False,
+) -> None:
     """Stop the embedded Postgres."""
     terminal = terminal_of(context)
-    was_running = _embedded(terminal.settings.db, terminal.settings.home).stop()
+    was_running = _embedded(terminal.settings.db, terminal.settings.home).stop(force=force)
     terminal.notify("stopped" if was_running else "it was not running")
 
 
@@ -197,8 +200,8 @@ def show_url(context: typer.Context) -> None:
         terminal.write(terminal.settings.db)
         return
     server = _embedded(None, terminal.settings.home)
-    if not server.kept.exists() or not server.is_running():
-        raise DatabaseError("the embedded Postgres is not kept running", hint="run: pgimgsearch db start --port 5544")
+    if not server.is_running():
+        raise DatabaseError("the embedded Postgres does not run", hint="run: pgimgsearch db start --port 5544")
     terminal.write(server.url())
 
 

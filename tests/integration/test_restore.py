@@ -38,10 +38,10 @@ def other_server(tmp_path: Path) -> Iterator[str]:
     """An empty database of a role that is no superuser, on a server of its own."""
     embedded = Embedded(tmp_path / "other")
     with embedded.running():
-        host = embedded._socket_folder()
-        with psycopg.connect(host=str(host), user="postgres", dbname="postgres", autocommit=True) as admin:
+        host = embedded.record().sockets
+        with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as admin:
             admin.execute("create database restored owner pgimgsearch")
-        with psycopg.connect(host=str(host), user="postgres", dbname="restored", autocommit=True) as admin:
+        with psycopg.connect(host=host, user="postgres", dbname="restored", autocommit=True) as admin:
             admin.execute("create extension vector")
         yield f"postgresql://pgimgsearch@/restored?host={host}"
 

@@ -429,7 +429,7 @@ def test_those_who_read_are_never_held_up_by_an_index(
         model = get_model(opened, "default")
         building = threading.Thread(target=build_index, args=[opened, model, BuildOptions(64, concurrently=True)])
         building.start()
-        swapped = "select count(*) = 1 from pg_class where relname = 'embedding_palette_32_hnsw_old'"
+        swapped = "select count(*) = 1 from pg_class where relname = 'embedding_palette_32_hnsw__old'"
         while connection.execute(swapped).fetchone() != (True,):  # it is dropped when the reader has ended
             assert building.is_alive()
             ask()

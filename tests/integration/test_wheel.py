@@ -21,7 +21,7 @@ def test_the_wheel_works_away_from_the_checkout(empty_url: str, photos: Path, tm
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
-    assert "pgimgsearch/sql/20_search.sql" in names
+    assert "pgimgsearch/sql/20_search_engine.sql" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/")) or "__pycache__" in name]
 
     def installed(*arguments: str) -> str:

@@ -96,7 +96,7 @@ def test_an_interrupted_repository_goes_on(online: Run, hub: Hub) -> None:
 
 @pytest.mark.slow
 def test_a_bundle_serves_a_machine_without_a_network(
-    online: Run, cli: Run, hub: Hub, photos: Path, tmp_path: Path, connection: Connection
+    online: Run, program: Run, hub: Hub, photos: Path, tmp_path: Path, connection: Connection
 ) -> None:
     bundle, carried = tmp_path / "bundle", tmp_path / "carried"
     made = online("--json", "models", "fetch", "hf:someone/tiny-dino", "timm:resnet10t.c3_in1k", "--to", str(bundle))
@@ -104,14 +104,14 @@ def test_a_bundle_serves_a_machine_without_a_network(
     shutil.copytree(bundle, carried, symlinks=True)
     offline = {"HF_HOME": str(tmp_path / "far" / "cache"), "PGIMGSEARCH_CACHE": str(tmp_path / "far" / "own"),
                "HF_HUB_OFFLINE": "1"}  # fmt: skip
-    refused = cli("ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
+    refused = program("ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
     assert refused.returncode == 5
     assert "could not be downloaded" in refused.stderr
-    taken = cli("--json", "models", "fetch", "hf:someone/tiny-dino", "--from", str(carried), **offline)
+    taken = program("--json", "models", "fetch", "hf:someone/tiny-dino", "--from", str(carried), **offline)
     assert json.loads(taken.stdout)[0]["revision"] == COMMIT, taken.stderr
-    done = cli("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
+    done = program("--json", "ingest", str(photos), "--model", "hf:someone/tiny-dino", **offline)
     assert json.loads(done.stdout)[0]["embedded"] == 12, done.stderr
-    assert "does not hold" in cli("models", "fetch", "dinov3", "--from", str(carried), **offline).stderr
+    assert "does not hold" in program("models", "fetch", "dinov3", "--from", str(carried), **offline).stderr
 
 
 @pytest.mark.parametrize(

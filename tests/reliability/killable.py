@@ -20,7 +20,9 @@ class Mortal:
 
     def kill(self) -> None:
         """Kill it with all its backends; its shared memory goes with it."""
-        os.kill(int((self.server.data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        pid = self.server.record().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
 
     def kill_for_a_moment(self) -> None:
         """Kill it, and start it again from a thread."""
@@ -29,16 +31,14 @@ class Mortal:
         self._helpers[-1].start()
 
     def come_back(self) -> None:
-        """Start it, once it is dead: that takes a moment, and one that runs is not started."""
-        while self.server.is_running():
-            pass
+        """Start it, once what was killed has ended."""
         self.server.keep(None)
 
     def stop(self) -> None:
         """For good, once nobody is starting it."""
         for helper in self._helpers:
             helper.join()
-        self.server.stop()
+        self.server.stop(force=True)
 
 
 @contextmanager

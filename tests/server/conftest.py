@@ -1,4 +1,4 @@
-"""The same fixtures on a PostgreSQL 16 with dblink, and an embedder beside it."""
+"""Databases with dblink, and an embedder beside them."""
 
 import os
 import random
@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,51 +15,21 @@ import psycopg
 import pytest
 from PIL import Image
 
-from pgimgsearch.database import embedded_programs as programs
-from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.models.backends.palette import COLOURS
-from tests.conftest import administer
-from tests.server import dblink
 
 PASSWORD = "a password; with 'quotes'"
 
 
-@contextmanager
-def programs_with_dblink() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "binaries", dblink.binaries)
-        yield
-
-
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The socket folder of a running server."""
-    embedded = Embedded(tmp_path_factory.mktemp("dblink") / "home")
-    with programs_with_dblink():
-        embedded.keep(None)
-    yield str(embedded._socket_folder())
-    with programs_with_dblink():
-        embedded.stop()
-
-
-@pytest.fixture(scope="session")
-def admin(server: str) -> Iterator[Connection]:
-    """A superuser's connection."""
-    for connection in administer(server):
-        # a busy machine is no failure: the tests that end a wait set a time of their own
-        connection.execute("alter role pgimgsearch set imgsearch.embedder_timeout = '5min'")
-        yield connection
-
-
-@pytest.fixture(scope="session")
-def template(admin: Connection, server: str) -> str:
+def template(admin: Connection, server: str, template: str) -> str:
     """A database at the newest revision, with dblink for our role."""
-    admin.execute("create database dblink_template owner pgimgsearch")
+    # a busy machine is no failure: the tests that end a wait set a time of their own
+    admin.execute("alter role pgimgsearch set imgsearch.embedder_timeout = '5min'")
+    admin.execute(f"create database dblink_template template {template} owner pgimgsearch")
     with psycopg.connect(host=server, user="postgres", dbname="dblink_template", autocommit=True) as connection:
-        dblink.enable(connection)
-    migrate.upgrade(f"postgresql://pgimgsearch@/dblink_template?host={server}")
+        connection.execute("create extension dblink")
+        connection.execute("grant usage on foreign data wrapper dblink_fdw to pgimgsearch")
     return "dblink_template"
 
 

@@ -11,7 +11,7 @@ import pytest
 from pgimgsearch.database import embedded_programs as programs
 from pgimgsearch.database.connection import Connection
 from tests.server.blocked_model import until
-from tests.server.conftest import Serving, programs_with_dblink
+from tests.server.conftest import Serving
 
 pytestmark = pytest.mark.slow
 
@@ -26,14 +26,13 @@ def replica(server: str, admin: Connection, tmp_path_factory: pytest.TempPathFac
         for parent in folder.parents:
             parent.chmod(parent.stat().st_mode | 0o011)
     data = folder / "data"
-    with programs_with_dblink():
-        programs.run("pg_basebackup", "--pgdata", str(data), "--host", server, "--username", "postgres",
-                     "--write-recovery-conf", "--checkpoint", "fast", "--wal-method", "stream")  # fmt: skip
-        (data / ".s.PGSQL.5432.lock").unlink()  # the primary's, whose socket is beside its data
-        options = f"-c unix_socket_directories='{data}' -c listen_addresses='' -c hot_standby=on"
-        programs.run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(data / "server.log"), "-o", options)
-        yield str(data)
-        programs.run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(data))
+    programs.run("pg_basebackup", "--pgdata", str(data), "--host", server, "--username", "postgres",
+                 "--write-recovery-conf", "--checkpoint", "fast", "--wal-method", "stream", folder=folder)  # fmt: skip
+    (data / ".s.PGSQL.5432.lock").unlink()  # the primary's, whose socket is beside its data
+    options = f"-c unix_socket_directories='{data}' -c listen_addresses='' -c hot_standby=on"
+    programs.run("pg_ctl", "start", "-w", "-D", ".", "-l", "server.log", "-o", options, folder=data)
+    yield str(data)
+    programs.run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", ".", folder=data)
 
 
 def test_every_question_is_answered_on_a_replica(
@@ -46,7 +45,7 @@ def test_every_question_is_answered_on_a_replica(
     )
 
     def caught_up() -> bool:
-        row = admin.execute("select replay_lsn >= pg_current_wal_lsn() from pg_stat_replication").fetchone()
+        row = admin.execute("select replay_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication").fetchone()
         return row == (True,)
 
     until(caught_up)
