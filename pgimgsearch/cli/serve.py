@@ -1,8 +1,7 @@
-"""``serve``: the embedder, for texts and images that SQL brings."""
+"""``serve``: the embedder, for texts and images that SQL brings, and the embedded database."""
 
-import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +13,12 @@ from pgimgsearch.cli.terminal import (
     TrustOption,
     terminal_of,
 )
-from pgimgsearch.database.url import database_url
-from pgimgsearch.errors import UsageError
+from pgimgsearch.database.connection import connect
+from pgimgsearch.database.url import database_url, shown_url
 from pgimgsearch.settings import shared_password
+
+if TYPE_CHECKING:
+    from pgimgsearch.server.service import Service
 
 
 def serve(
@@ -38,28 +40,43 @@ def serve(
     runtime: RuntimeOption = "torch",
     trust: TrustOption = False,
 ) -> None:
-    """Run the embedder: keep models loaded and embed new texts and images, for SQL and over HTTP."""
+    """Answer new texts and images, in SQL and over HTTP; runs the embedded database too.
+
+    It keeps the models of all aliases loaded, and loads those that are added or that an alias is moved to.
+    """
     terminal = terminal_of(context)
-    for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(f"serve needs the package {package}", hint="run: pip install 'pgimgsearch[server]'")
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.server import serve as server
+    from pgimgsearch.server.model_follower import ModelFollower
 
     listeners = server.Listeners(host, port, http_port, tls_cert, tls_key)
     listeners.tls()
     secret = password or terminal.settings.embedder_password
+    word = shared_password(secret)
+    is_embedded = terminal.settings.db is None
     with database_url(terminal.settings) as url:
-        models, aliases = server.open_models(
-            url, model or [], Placement(device, dtype, runtime), Checkpoint(trust=trust)
+        follower = ModelFollower(
+            url, model or [], Placement(device, dtype, runtime), Checkpoint(trust=trust), terminal.notify
         )
-        names = ", ".join(held.stored.name for held in models)
 
-        def opened() -> None:
-            terminal.notify(f"serving {names} for Postgres on {host}:{port} and for HTTP on {host}:{http_port}")
-            terminal.notify(
-                f"its password is in {secret}; once a database: pgimgsearch db connect-embedder {host} {port}"
-            )
+        def opened(service: "Service") -> None:
+            reached = listeners.reachable_host
+            if is_embedded:
+                connect_embedder(url, reached, port, word)
+            names = ", ".join(service.models) or "no model yet; ingest images, and their model is loaded"
+            terminal.notify(f"serving {names}")
+            scheme = "https" if tls_cert else "http"
+            terminal.notify(f"database {shown_url(url)}\nHTTP     {scheme}://{reached}:{http_port} (see /docs)")
+            if not is_embedded:
+                terminal.notify(f"once a database: pgimgsearch db connect-embedder {reached} {port}")
+            terminal.notify(f"password in {secret}; stop with Ctrl-C")
 
-        server.run(url, models, aliases, listeners, shared_password(secret), queue, opened)
+        server.run(url, follower, listeners, word, queue, opened)
+
+
+def connect_embedder(url: str, host: str, port: int, password: str) -> None:
+    """Connect the embedded database, which has no TLS, to this embedder."""
+    with connect(url) as connection, connection.transaction():
+        connection.execute("select imgsearch.connect_embedder(%s, %s, %s, 'disable')", [host, port, password])
+        connection.execute("select from imgsearch.embedder_status()")

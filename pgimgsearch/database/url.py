@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgimgsearch.database.connection import check_schema, connect, current_revision
 from pgimgsearch.database.embedded import Embedded
@@ -18,6 +21,18 @@ def database_url(settings: Settings) -> Iterator[str]:
     with Embedded(settings.home).running() as url:
         prepare_embedded(url)
         yield url
+
+
+def shown_url(url: str) -> str:
+    """A URL or connection string as it may be shown: without its password."""
+    if "://" not in url:
+        fields = conninfo_to_dict(url)
+        fields.pop("password", None)
+        return make_conninfo(**fields)  # type: ignore[arg-type]
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name != "password"])
+    return urlunsplit(parts._replace(netloc=f"{login.partition(':')[0]}{at}{host}", query=query))
 
 
 def prepare_embedded(url: str) -> None:

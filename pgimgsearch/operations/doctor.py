@@ -41,8 +41,10 @@ def _pgvector(connection: Connection) -> Iterator[Finding]:
     version = pgvector_version(connection) or ()
     shown = ".".join(map(str, version))
     if version < SAFE_PARALLEL_PGVECTOR:
-        yield Finding("parallel builds", "warn", f"pgvector {shown}: parallel index builds are unsafe (CVE-2026-3172)",
-                      f"until pgvector is newer: alter role {connection.info.user} set max_parallel_maintenance_workers = 0")  # fmt: skip
+        yield Finding(
+            "parallel builds", "warn", f"pgvector {shown}: parallel index builds are unsafe (CVE-2026-3172)",
+            "update pgvector; until then: alter role CURRENT_USER set max_parallel_maintenance_workers = 0",
+        )  # fmt: skip
     if version < SAFE_PGVECTOR:
         yield Finding("pgvector", "warn", f"{shown}: vacuum may corrupt HNSW indexes before 0.8.5",
                       "install 0.8.5 or newer, then: alter extension vector update")  # fmt: skip

@@ -1,27 +1,23 @@
-"""Run the embedder: open the models, open both listeners, and close them in order."""
+"""Run the embedder: load the models, open both listeners, follow the database, and close all in order."""
 
 import asyncio
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
 from pgimgsearch.database.connection import connect
-from pgimgsearch.database.models import list_aliases
 from pgimgsearch.database.privileges import can_write_texts
-from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.embeddings.registry import Loader, check_canary, get_stored, open_model
-from pgimgsearch.errors import ModelError, UsageError
-from pgimgsearch.models.encoder import Placement
+from pgimgsearch.errors import UsageError
 from pgimgsearch.models.runtime.cpu_parallel import cores
-from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.server.http_api import application
 from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.model_follower import ModelFollower
 from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.text_cache_writer import TextCache
@@ -37,6 +33,11 @@ class Listeners:
     certificate: Path | None = None
     key: Path | None = None
 
+    @property
+    def reachable_host(self) -> str:
+        """The host by which programs on this machine reach it."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
     def tls(self) -> ssl.SSLContext | None:
         """The certificate, ready for use."""
         if self.certificate is None:
@@ -50,37 +51,28 @@ class Listeners:
         return context
 
 
-def open_models(
-    url: str, names: Sequence[str], placement: Placement, checkpoint: Checkpoint
-) -> tuple[list[LoadedModel], dict[str, str]]:
-    """Load stored models by name or alias, those of the aliases if none is named, and say what the aliases mean."""
-    with connect(url) as connection:
-        aliases = list_aliases(connection)
-        stored = {get_stored(connection, name).name: None for name in names or aliases}
-        if not stored:
-            raise ModelError("there is no model to serve", hint="add one first: pgimgsearch models add clip-vit-b-32")
-        loader = Loader(placement)
-        models = [open_model(connection, name, checkpoint, placement, loader) for name in stored]
-        for model in models:
-            check_canary(connection, model)
-    return models, aliases
-
-
 def run(
-    url: str, models: Sequence[LoadedModel], aliases: dict[str, str], listeners: Listeners, password: str,
-    most_waiting: int, opened: Callable[[], None],
+    url: str, follower: ModelFollower, listeners: Listeners, password: str, most_waiting: int,
+    opened: Callable[[Service], None],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both listeners are open."""
     sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:
+        models, aliases = follower.open(connection)
         cache = TextCache(url, metrics) if can_write_texts(connection) else None
     service = Service(models, aliases, cache, metrics, cores(), most_waiting)
     for number in (signal.SIGINT, signal.SIGTERM):  # the HTTP server acts on them, and then hands them on
         signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        opened(service)
+        follower.follow(service)
+
     try:
-        asyncio.run(_serve(service, listeners, password, opened))
+        asyncio.run(_serve(service, listeners, password, follow))
     finally:
+        follower.close()
         service.close()
 
 
@@ -106,9 +98,9 @@ class _HttpServer(uvicorn.Server):
         self._opened = opened
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and say so from another thread, since who is told may ask us."""
         await super().startup(sockets)
-        self._opened()
+        await asyncio.get_running_loop().run_in_executor(None, self._opened)
 
 
 def _bound(host: str, port: int) -> socket.socket:

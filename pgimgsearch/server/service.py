@@ -24,32 +24,46 @@ LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
 
 
 class Service:
-    """Models by name and alias, each network with its batcher; decodes on ``workers`` threads."""
+    """Models by name and alias, each network with its batcher; decodes on ``workers`` threads.
+
+    ``loading`` is the name of a model that is about to be held.
+    """
 
     def __init__(
         self, models: Sequence[LoadedModel], aliases: Mapping[str, str], cache: TextCache | None, metrics: Metrics,
         workers: int, most_waiting: int = MOST_WAITING,
     ) -> None:  # fmt: skip
-        self.models = {model.stored.name: model for model in models}
-        self.aliases = {alias: name for alias, name in aliases.items() if name in self.models}
+        self.models: dict[str, LoadedModel] = {}
+        self.aliases: dict[str, str] = {}
+        self.loading: str | None = None
         self.metrics = metrics
-        self._cache = cache
+        self._cache, self._most_waiting = cache, most_waiting
         self._batchers: dict[int, Batcher] = {}
-        for model in models:
-            if id(model.encoder) not in self._batchers:
-                watch = metrics.watcher(model.stored.name)
-                self._batchers[id(model.encoder)] = Batcher(model.encoder, model.batch_size, watch, most_waiting)
+        self.hold({model.stored.name: model for model in models}, aliases)
         self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         limit_pixels(DEFAULT_LIMITS.max_pixels)
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
+    def hold(self, models: Mapping[str, LoadedModel], aliases: Mapping[str, str]) -> None:
+        """Answer with these models from now on; those of another thread see all of the change or nothing."""
+        batchers = dict(self._batchers)  # those of a model that goes stay, for the requests that it has
+        for model in models.values():
+            if id(model.encoder) not in batchers:
+                watch = self.metrics.watcher(model.stored.name)
+                batchers[id(model.encoder)] = Batcher(model.encoder, model.batch_size, watch, self._most_waiting)
+        self._batchers = batchers
+        self.models = dict(models)
+        self.aliases = {alias: name for alias, name in aliases.items() if name in models}
+
     def find(self, name: str, fingerprint: str | None = None) -> LoadedModel:
         """A model by name or alias, of a fingerprint where one is given; raises ModelNotServed."""
         model = self.models.get(self.aliases.get(name, name))
+        if model is None and name == self.loading:
+            raise ModelNotServed(f"the embedder is loading model {name}", hint="try again in a moment")
         if model is None:
             raise ModelNotServed(
                 f"the embedder does not hold model {name}",
-                hint=f"it holds {', '.join(self.models)}; run: pgimgsearch serve --model {name}",
+                hint=f"it holds {', '.join(self.models) or 'none yet'}; run: pgimgsearch serve --model {name}",
             )
         if fingerprint not in {None, model.stored.fingerprint}:
             raise ModelNotServed(f"the embedder holds another version of {name} than made the stored vectors",

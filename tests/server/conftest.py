@@ -80,7 +80,7 @@ def start_serving(url: str, folder: Path, *arguments: str, port: int = 0) -> Ser
     )  # fmt: skip
     assert process.stderr is not None
     said = ""
-    while "for HTTP on" not in said:
+    while "stop with Ctrl-C" not in said:
         line = process.stderr.readline()
         assert line, f"the embedder did not start: {said}"
         said += line
