@@ -30,7 +30,7 @@ from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import InterruptedRun, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from pgimgsearch.embeddings.loaded_model import LoadedModel
+    from pgimgsearch.embeddings.deferred_models import DeferredModels
     from pgimgsearch.ingest.load_target import CountedSource
     from pgimgsearch.ingest.run import Options, Report
     from pgimgsearch.sources.source import Source
@@ -166,8 +166,8 @@ def ingest(
         ModelRequest,
         all_model_names,
         default_model_names,
+        defer_models,
         expanded_names,
-        open_models,
     )
     from pgimgsearch.ingest import dry_run as trial
     from pgimgsearch.ingest import run
@@ -204,7 +204,7 @@ def ingest(
                 report = trial.dry_run(url, source, expanded_names(request), options, refine=refine)
                 ingest_report.show_report(terminal, report)
             return
-        models = open_models(url, request, found, options.limits, Reporter(terminal.notify))
+        models = defer_models(url, request, found, options.limits, Reporter(terminal.notify))
         if shadow_table is not False and (shadow_table or (index and not skip_duplicates)):
             shadows = choose_shadows(url, models, counted, collection, shadow_table, Reporter(terminal.notify))
             options = replace(options, shadow=shadows)
@@ -215,12 +215,12 @@ def ingest(
             ingest_source = partial(ingest_on_ray, refine=refine, request=request, workers=ray_workers)
         reports = [_ingest_one(terminal, partial(ingest_source, url), one, models, options, engine) for one in counted]
         if index:
-            ingest_report.complete_loads(terminal, url, [model.stored.name for model in models])
+            ingest_report.complete_loads(terminal, url, [stored.name for stored in models.stored])
         _check_outcome(reports)
 
 
 def _ingest_one(
-    terminal: Terminal, ingest_source: "Callable[..., Report]", counted: "CountedSource", models: "list[LoadedModel]",
+    terminal: Terminal, ingest_source: "Callable[..., Report]", counted: "CountedSource", models: "DeferredModels",
     options: "Options", engine: str,
 ) -> "Report":  # fmt: skip
     source = counted.source
@@ -228,8 +228,8 @@ def _ingest_one(
         estimating = ingest_report.with_estimate(models, counted.files, reporter)
         report = ingest_source(source, models, options, reporter=estimating)
     ingest_report.show_report(terminal, report)
-    if engine == "local":
-        ingest_report.show_bottleneck(terminal, report, options.workers, models)
+    if engine == "local" and models.loaded:
+        ingest_report.show_bottleneck(terminal, report, options.workers, models.loaded)
     if report.status == "interrupted":
         raise InterruptedRun(hint="run the same command again to continue")
     return report

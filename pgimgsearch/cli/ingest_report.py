@@ -1,12 +1,14 @@
 """What ``ingest`` reports while it runs and when it is done."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgimgsearch.cli.terminal import Terminal
 from pgimgsearch.reporter import Reporter
 
 if TYPE_CHECKING:
+    from pgimgsearch.embeddings.deferred_models import DeferredModels
     from pgimgsearch.embeddings.loaded_model import LoadedModel
     from pgimgsearch.ingest.run import Report
 
@@ -14,18 +16,18 @@ LONG = 600  # seconds left from which a faster way is worth a message
 MIN_FILES, MIN_SECONDS = 64, 10  # from which the time left can be estimated
 
 
-def with_estimate(models: "list[LoadedModel]", total: int | None, reporter: Reporter) -> Reporter:
+def with_estimate(models: "DeferredModels", total: int | None, reporter: Reporter) -> Reporter:
     """A reporter that says once when a CPU has long to go, and names a lighter model."""
     start, said = time.monotonic(), False
-    slowest = max(models, key=lambda model: model.stored.dim)
-    lighter = "clip-vit-b-32" if slowest.stored.has_text else "resnet50"
+    position, slowest = max(enumerate(models.stored), key=lambda one: one[1].dim)
+    lighter = "clip-vit-b-32" if slowest.has_text else "resnet50"
 
     def progress(done: int, expected: int | None) -> None:
         nonlocal said
         reporter.progress(done, expected)
         elapsed = time.monotonic() - start
         left = elapsed / done * (total - done) if total and done >= MIN_FILES and elapsed > MIN_SECONDS else 0
-        if not said and left > LONG and slowest.encoder.device == "cpu":
+        if not said and left > LONG and models.loaded and models.loaded[position].encoder.device == "cpu":
             said = True
             reporter.say(f"about {left / 3600:.1f} h to go on this CPU; a GPU or a lighter model ({lighter}) is faster")
 
@@ -74,7 +76,7 @@ def show_report(terminal: Terminal, report: "Report") -> None:
         terminal.notify("why files failed or were skipped: select * from imgsearch.ingest_failure")
 
 
-def show_bottleneck(terminal: Terminal, report: "Report", workers: int, models: "list[LoadedModel]") -> None:
+def show_bottleneck(terminal: Terminal, report: "Report", workers: int, models: "Sequence[LoadedModel]") -> None:
     """The stage that the others waited for, and what makes it faster."""
     from pgimgsearch.ingest.bottleneck import find_bottleneck
     from pgimgsearch.models.runtime.cpu_parallel import cores, passes

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel, discard_model, find_model, get_model, list_models, reduction_of
 from pgimgsearch.database.privileges import can_change_models
 from pgimgsearch.embeddings import reduced_models
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import (
     Loader,
     check_canary,
     check_fingerprint,
+    find_stored,
     look_up,
     main_output,
     open_stored,
@@ -90,6 +93,33 @@ def open_models(
     networks = {id(model.encoder): model for model in opened.values()}
     sizes = {key: request.batch_size or find_size(model.encoder, model.batch_size) for key, model in networks.items()}
     return [model.with_batch_size(sizes[id(model.encoder)]) for model in opened.values()]
+
+
+def defer_models(
+    url: str,
+    request: ModelRequest,
+    sources: Sequence[Source],
+    limits: ImageLimits = DEFAULT_LIMITS,
+    reporter: Reporter = SILENT,
+) -> DeferredModels:
+    """As ``open_models``, which runs at the first image to embed where every model is stored already, else now."""
+    load = partial(open_models, url, request, sources, limits, reporter)
+    with connect(url) as connection:
+        stored = _stored_models(connection, request)
+    return DeferredModels.of(load()) if stored is None else DeferredModels(stored, load)
+
+
+def _stored_models(connection: Connection, request: ModelRequest) -> list[StoredModel] | None:
+    """The rows of a request that asks for nothing but models that are stored and complete; else None."""
+    if request.checkpoint != lookup.PLAIN or request.reduction or request.store_as:
+        return None
+    found: dict[int, StoredModel] = {}
+    for name in expanded_names(request):
+        stored = find_stored(connection, name)
+        if stored is None or stored.fingerprint is None:
+            return None
+        found[stored.model_id] = stored
+    return list(found.values())
 
 
 def add_model(url: str, request: ModelRequest, reporter: Reporter) -> LoadedModel:

@@ -15,10 +15,11 @@ from contextlib import ExitStack, closing
 from psycopg import sql
 from psycopg.rows import class_row
 
-from pgimgsearch.concurrency import ordered_map, prefetch, stop_signals
+from pgimgsearch.concurrency import ordered_map, stop_signals
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import Coverage, StoredModel, count_coverage
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.embeddings.registry import get_stored
@@ -215,14 +216,14 @@ def _embedded(
     limit_pixels(max(*(one.pixels for one in page), DEFAULT_LIMITS.max_pixels))
     read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * cores())
     waiting: deque[MissingContent] = deque()
-    with closing(prefetch(read, 2 * model.batch_size, "prepare")) as ready:
 
-        def items() -> Iterator[Item]:
-            for one in ready:
-                waiting.append(one)
-                yield one.item
+    def items() -> Iterator[Item]:
+        for one in read:
+            waiting.append(one)
+            yield one.item
 
-        for _ in embed(items(), [model], watch):
+    with closing(embed(items(), DeferredModels.of([model]), watch)) as embedded:
+        for _ in embedded:
             yield waiting.popleft()
 
 
@@ -236,7 +237,7 @@ def _read(one: MissingContent, model: LoadedModel) -> MissingContent:
             item.data = read_bytes(location_of(path, root), limits.max_bytes)
             if digest(item).sha256 != one.sha256:
                 raise ValueError("the file has other bytes than those that were ingested")
-            prepare(item, [model], limits)
+            prepare(item, DeferredModels.of([model]), limits)
         except Exception as error:  # a broken or vanished file never stops a run; a copy of it may exist
             item.fail(error)
         if item.failure is None:

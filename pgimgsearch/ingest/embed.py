@@ -1,12 +1,13 @@
 """Embed prepared images in batches, into vectors that may be stored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from numpy.typing import NDArray
 
-from pgimgsearch.concurrency import batched, ordered_map
+from pgimgsearch.concurrency import batched, ordered_map, prefetch
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.ingest.item import Item
 from pgimgsearch.ingest.stopwatch import Stopwatch
@@ -14,8 +15,27 @@ from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.models.runtime.cpu_parallel import passes
 
 
-def embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
-    """Embed in batches, every encoder once for all models that are its outputs; order is kept."""
+def embed(items: Iterator[Item], models: DeferredModels, watch: Stopwatch) -> Generator[Item, None, None]:
+    """Embed in batches, every encoder once for all models that are its outputs; order is kept.
+
+    What comes before the first prepared image passes through, and nothing is loaded for it.
+    """
+    for item in items:
+        if item.prepared:
+            loaded = models.load()
+            ahead = 2 * min(model.batch_size for model in loaded)
+            yield from _embed(prefetch(_from(item, items), ahead, "prepare"), loaded, watch)
+        else:
+            yield item
+
+
+def _from(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
+    """As ``itertools.chain``, and closed with it."""
+    yield first
+    yield from rest
+
+
+def _embed(items: Iterator[Item], models: Sequence[LoadedModel], watch: Stopwatch) -> Iterator[Item]:
     encoders = [
         (Batches(models[positions[0]].encoder, models[positions[0]].batch_size), positions)
         for positions in by_encoder(models)

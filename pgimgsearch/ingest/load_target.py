@@ -13,7 +13,7 @@ from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.errors import BusyError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable, shadow_table
 from pgimgsearch.indexing.shadow_table import check_swap, create_shadow, pays_off
@@ -38,7 +38,7 @@ class CountedSource:
 
 
 def choose_shadows(
-    url: str, models: Sequence[LoadedModel], sources: Sequence[CountedSource], collection: str | None,
+    url: str, models: DeferredModels, sources: Sequence[CountedSource], collection: str | None,
     requested: bool | None, reporter: Reporter,
 ) -> frozenset[str]:  # fmt: skip
     """The models whose rows go to a shadow table: all as ``requested``, else those for which it pays off."""
@@ -48,11 +48,10 @@ def choose_shadows(
         def new_rows(model: StoredModel) -> int:
             return sum(count_new(connection, one.source, one.files, collection, model) for one in sources)
 
-        for model in models:
-            stored = model.stored
-            if not requested and model.encoder.device == "cpu":
-                continue  # an encoder on a CPU is slower than a live index
+        for position, stored in enumerate(models.stored):
             if wants_shadow(connection, stored, partial(new_rows, stored), requested):
+                if not requested and models.load()[position].encoder.device == "cpu":
+                    continue  # an encoder on a CPU is slower than a live index
                 names.add(stored.name)
                 reporter.say(SHADOW.format(stored.name))
             elif requested:

@@ -22,7 +22,7 @@ from pgimgsearch.concurrency import stop_signals
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.contents import orphans
 from pgimgsearch.database.reconnect import session
-from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.errors import DatabaseError, ModelError, PgImgSearchError, UsageError
 from pgimgsearch.ingest import run
@@ -82,12 +82,12 @@ class Worker:
 
 
 def ingest_on_ray(
-    url: str, source: Source, models: Sequence[LoadedModel], options: Options, *, request: ModelRequest,
+    url: str, source: Source, models: DeferredModels, options: Options, *, request: ModelRequest,
     workers: int | None, refine: Refine = lambda files: files, reporter: Reporter = SILENT,
 ) -> Report:  # fmt: skip
     """Ingest a source with ``workers`` processes of a Ray cluster, by default one for each GPU.
 
-    ``models`` are those of ``request``, as this process has opened them. The cluster is that of RAY_ADDRESS, else
+    ``models`` are those of ``request``; each worker loads its own. The cluster is that of RAY_ADDRESS, else
     one is started on this machine. Raises like ``run.ingest``.
     """
     _check(source, options)
@@ -98,13 +98,13 @@ def ingest_on_ray(
         each = stack.enter_context(_cluster(workers, request.placement.device))
         stopped = stack.enter_context(stop_signals())  # after Ray, which has a handler of its own
         driver = stack.enter_context(session(url, stopped, reporter))
-        counts, watch = Counts([model.stored.name for model in models]), Stopwatch()
+        counts, watch = Counts([model.name for model in models.stored]), Stopwatch()
         collection_id, collection, root = open_collection(
             driver.connection, options.collection, source.root, source.default_collection
         )
         lock_collection(driver, collection_id, collection)
-        join_shadows(driver, [model.stored for model in models], options.shadow)  # held from first to last
-        run_id = start_run(driver.connection, collection_id, source.label, models)
+        join_shadows(driver, models.stored, options.shadow)  # held from first to last
+        run_id = start_run(driver.connection, collection_id, source.label, models.stored)
         job = Job(url, request, replace(options, workers=each.cpus), collection_id, root, refine)
         try:
             for done, stages in _results(job, each, parts(source, root, options.limit), stopped):
@@ -118,9 +118,9 @@ def ingest_on_ray(
                 drop_orphans(driver, driver.run(lambda: orphans(driver.connection)))
         except BaseException:
             with suppress(psycopg.OperationalError):
-                end_run(driver.connection, run_id, "failed", counts, watch)
+                end_run(driver.connection, run_id, "failed", counts, watch, models.loaded or [])
             raise
-        driver.run(lambda: end_run(driver.connection, run_id, status, counts, watch))
+        driver.run(lambda: end_run(driver.connection, run_id, status, counts, watch, models.loaded or []))
     return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status,
                   left_out=source.left_out[0])  # fmt: skip
 

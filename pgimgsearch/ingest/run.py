@@ -10,12 +10,14 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import psycopg
+from PIL.Image import Image
 from psycopg import sql
 
 from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import session
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import UsageError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
@@ -72,20 +74,23 @@ class Report:
 
 
 def ingest(
-    url: str, source: Source, models: Sequence[LoadedModel], options: Options,
+    url: str, source: Source, models: Sequence[LoadedModel] | DeferredModels, options: Options,
     *, refine: Refine = lambda files: files, reporter: Reporter = SILENT,
 ) -> Report:  # fmt: skip
     """Ingest a source for all models. ``refine`` adds captions and other attributes to its files.
+
+    Deferred models are loaded if an image needs them.
 
     A lost connection is opened again; raises DatabaseError where that takes too long: what was committed is kept. On
     Ctrl-C or SIGTERM, what is finished is written and the report's status is ``interrupted``.
     """
     _check_options(source, options)
+    models = models if isinstance(models, DeferredModels) else DeferredModels.of(models)
     start = time.perf_counter()
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signals())
         reader, writer = (stack.enter_context(session(url, stopped, reporter)) for _ in range(2))
-        stored = [model.stored for model in models]
+        stored = models.stored
         counts, watch = Counts([model.name for model in stored]), Stopwatch()
         collection_id, collection, root = open_collection(
             writer.connection, options.collection, source.root, source.default_collection
@@ -95,7 +100,7 @@ def ingest(
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.prune, shadows)
         scanned = itertools.islice(refine(source.files(root)), options.limit)
         files = _checked(scanned, planner, stopped, watch, reporter)
-        run_id = start_run(writer.connection, collection_id, source.label, models)
+        run_id = start_run(writer.connection, collection_id, source.label, stored)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         pruned = 0
@@ -112,9 +117,9 @@ def ingest(
                 pruned = len(gone)
         except BaseException:
             with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one
-                end_run(writer.connection, run_id, "failed", counts, watch)
+                end_run(writer.connection, run_id, "failed", counts, watch, models.loaded or [])
             raise
-        writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch))
+        writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
     return Report(
         source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status, pruned,
         source.left_out[0],
@@ -145,7 +150,7 @@ def part(
         shadows = join_shadows(writer, stored, options.shadow)
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed, shadows=shadows)
         output = Writer(writer, collection_id, None, stored, _tables(stored, shadows, options))
-        _work(output, planner, None, files, models, options, watch, SILENT, threading.Event())
+        _work(output, planner, None, files, DeferredModels.of(models), options, watch, SILENT, threading.Event())
 
 
 def _tables(
@@ -156,7 +161,7 @@ def _tables(
 
 def _work(
     writer: Writer, planner: Planner, duplicates: DuplicateFilter | None, files: Iterator[ScannedFile],
-    models: Sequence[LoadedModel], options: Options, watch: Stopwatch, reporter: Reporter, stopped: threading.Event,
+    models: DeferredModels, options: Options, watch: Stopwatch, reporter: Reporter, stopped: threading.Event,
 ) -> None:  # fmt: skip
     """Run the stages, and write in the calling thread, until the files end or ``stopped`` is set."""
     finished: list[Item] = []
@@ -179,7 +184,7 @@ def _work(
 
 def _stages(
     pool: ThreadPoolExecutor, planner: Planner, files: Iterator[ScannedFile],
-    models: Sequence[LoadedModel], options: Options, watch: Stopwatch,
+    models: DeferredModels, options: Options, watch: Stopwatch,
 ) -> Generator[Item, None, None]:  # fmt: skip
     """Plan, read and decode in one thread with a pool, embed in a second; this generator runs in a third."""
     limit_pixels(options.limits.max_pixels)
@@ -206,23 +211,28 @@ def _stages(
     fresh = itertools.chain.from_iterable(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
-    ready = prefetch(ordered_map(pool, decoded, fresh, ahead), 2 * min(m.batch_size for m in models), "prepare")
-    yield from prefetch(embed(ready, models, watch), FILES_IN_QUEUE, "embed")
+    yield from prefetch(embed(ordered_map(pool, decoded, fresh, ahead), models, watch), FILES_IN_QUEUE, "embed")
 
 
-def prepare(item: Item, models: Sequence[LoadedModel], limits: ImageLimits) -> None:
-    """Decode once, prepare for every encoder that is wanted, and free the pixels."""
-    try:
-        with memory_budget().share() as reserve:
-            _prepare(item, models, limits, reserve)
-    except Exception as error:  # hostile bytes raise anything; MemoryError included
-        item.prepared.clear()
-        item.fail(error)
+def prepare(item: Item, models: DeferredModels, limits: ImageLimits) -> None:
+    """Decode once, prepare for every encoder that is wanted, and free the pixels. Raises what loading them raises."""
+    with memory_budget().share() as reserve:
+        image = _decoded(item, limits, reserve)
+        if image is not None and item.wanted - item.reused:
+            _prepare(item, image, models.load())
     item.data = b""
 
 
-def _prepare(item: Item, models: Sequence[LoadedModel], limits: ImageLimits, reserve: Callable[[int], None]) -> None:
-    image, item.image = decode(item.data, limits, reserve)
+def _decoded(item: Item, limits: ImageLimits, reserve: Callable[[int], None]) -> Image | None:
+    try:
+        image, item.image = decode(item.data, limits, reserve)
+    except Exception as error:  # hostile bytes raise anything; MemoryError included
+        item.fail(error)
+        return None
+    return image
+
+
+def _prepare(item: Item, image: Image, models: Sequence[LoadedModel]) -> None:
     for number, positions in enumerate(by_encoder(models)):
         wanted = [position for position in positions if position in item.wanted - item.reused]
         if not wanted:
@@ -231,6 +241,10 @@ def _prepare(item: Item, models: Sequence[LoadedModel], limits: ImageLimits, res
             item.prepared[number] = models[wanted[0]].encoder.prepare(image)
         except SkippedImage as why:
             item.reasons |= dict.fromkeys(wanted, str(why))
+        except Exception as error:
+            item.prepared.clear()
+            item.fail(error)
+            return
 
 
 def _write(

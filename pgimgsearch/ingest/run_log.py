@@ -8,6 +8,7 @@ from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import BusyError
@@ -35,13 +36,11 @@ def lock_collection(session: Session, collection_id: int, name: str) -> None:
     )
 
 
-def start_run(connection: Connection, collection_id: int, label: str, models: Sequence[LoadedModel]) -> int:
+def start_run(connection: Connection, collection_id: int, label: str, models: Sequence[StoredModel]) -> int:
     """Start a run and return its run_id."""
-    placement = {model.stored.name: _placement(model.encoder) for model in models}
     row = connection.execute(
-        "insert into imgsearch.ingest_run (collection_id, source, models, placement) "
-        "values (%s, %s, %s, %s) returning run_id",
-        [collection_id, label, [model.stored.name for model in models], Jsonb(placement)],
+        "insert into imgsearch.ingest_run (collection_id, source, models) values (%s, %s, %s) returning run_id",
+        [collection_id, label, [model.name for model in models]],
     ).fetchone()
     assert row is not None
     return int(row[0])
@@ -66,11 +65,15 @@ def settle_shards(session: Session, collection_id: int, run_id: int, shards: Seq
         )
 
 
-def end_run(connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch) -> None:
-    """End a run with its counts and the times of its stages."""
+def end_run(
+    connection: Connection, run_id: int, status: str, counts: Counts, watch: Stopwatch, loaded: Sequence[LoadedModel]
+) -> None:
+    """End a run with its counts, the times of its stages, and where the networks ran that were loaded."""
+    placement = {model.stored.name: _placement(model.encoder) for model in loaded}
     connection.execute(
-        "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, ended_at = now() where run_id = %s",
-        [status, Jsonb(counts.as_dict()), Jsonb(_timings(watch)), run_id],
+        "update imgsearch.ingest_run set status = %s, counts = %s, timings = %s, placement = %s, ended_at = now() "
+        "where run_id = %s",
+        [status, Jsonb(counts.as_dict()), Jsonb(_timings(watch)), Jsonb(placement), run_id],
     )
 
 

@@ -25,6 +25,7 @@ from pgimgsearch.reporter import SILENT
 from pgimgsearch.sources.folder import folder_source
 from tests.models.tiny import save, tiny
 from tests.support.images import photo
+from tests.support.imported import heavy_modules
 
 pytestmark = pytest.mark.slow
 
@@ -212,12 +213,43 @@ def test_half_precision_stays_within_its_tolerance(dtype: str, tmp_path: Path) -
             assert (full.embed_text(["a dog"]) * half.embed_text(["a dog"])).sum() > 0.995
 
 
+def test_a_rerun_with_nothing_to_do_loads_no_network(
+    cli: Run, url: str, connection: Connection, clip: str, many: Path, tmp_path: Path
+) -> None:
+    """A file that fails again is nothing to embed; a new one is, among unchanged ones."""
+    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c")}
+    cli("ingest", str(many), "--model", clip, "--model", "pdq")
+    for models in (["--model", clip], ["--model", "hf:clip", "--model", "pdq"], ["--all-models"], ["--retry-failed"]):
+        assert not heavy_modules(own, "ingest", str(many), *models) & {"torch", "onnxruntime", "transformers"}
+    photo(many / "zz.png", seed=100)
+    done = cli("--json", "ingest", str(many), "--model", clip, "--model", "pdq")
+    counts = [{key: row[key] for key in ("embedded", "unchanged", "skipped")} for row in json.loads(done.stdout)]
+    assert counts == [{"embedded": 1, "unchanged": 60, "skipped": 1}] * 2
+    placed = "select placement -> 'hf:clip' ->> 'runtime' from imgsearch.ingest_run order by run_id"
+    assert connection.execute(placed).fetchall() == [("torch",), *[(None,)] * 4, ("torch",)]
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_run_that_needs_it(
+    cli: Run, connection: Connection, clip: str, photos: Path
+) -> None:
+    """And no file is blamed for it."""
+    cli("ingest", str(photos), "--model", clip)
+    Path(clip.removeprefix("hf:")).rename(photos.parent / "moved")
+    assert cli("ingest", str(photos)).returncode == 0
+    photo(photos / "new.png", seed=50)
+    done = cli("ingest", str(photos))
+    assert (done.returncode, "are gone" in done.stderr) == (5, True)
+    assert connection.execute("select count(*) from imgsearch.ingest_failure").fetchone() == (0,)
+    assert connection.execute("select status from imgsearch.ingest_run order by run_id desc").fetchone() == ("failed",)
+
+
 def test_a_drift_stops_with_what_changed(cli: Run, url: str, connection: Connection, photos: Path, clip: str) -> None:
     cli("ingest", str(photos), "--model", clip)
     assert cli("doctor").returncode == 0
     connection.execute("update imgsearch.canary set made_with = made_with || '{\"pillow\": \"1.0\"}', "
                        "embeddings = (select array_agg(array_fill(1.0::real, array[24])) from generate_series(1, 4))")  # fmt: skip
-    done = cli("ingest", str(photos), "--model", clip, "--retry-failed")
+    photo(photos / "new.png", seed=50)
+    done = cli("ingest", str(photos), "--model", clip)
     assert done.returncode == 5
     assert "has drifted" in done.stderr
     assert "pillow 1.0 ->" in done.stderr

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from pgimgsearch.database import migrate
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import UsageError
@@ -64,7 +65,7 @@ def rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
 def ingest(url: str, source: Source, progress: Callable[[int], None] = lambda _: None, **options: bool) -> run.Report:
     request = ModelRequest(MODELS)
     chosen = run.Options(**options)
-    models = open_models(url, request, [source], chosen.limits, SILENT)
+    models = DeferredModels.of(open_models(url, request, [source], chosen.limits, SILENT))
     return on_ray.ingest_on_ray(
         url,
         source,

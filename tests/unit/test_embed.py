@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Item
@@ -50,7 +51,7 @@ def test_as_many_passes_as_the_device_wants_in_order(device: str, at_once: int) 
     items = [Item(ScannedFile(str(number), ""), frozenset({0}), prepared={0: np.array([number + 1.0, 1.0])})
              for number in range(PICTURES)]  # fmt: skip
     watch = Stopwatch()
-    done = list(embed(iter(items), [model], watch))
+    done = list(embed(iter(items), DeferredModels.of([model]), watch))
     assert [item.file.path for item in done] == [str(number) for number in range(PICTURES)]
     assert [float(item.vectors[0][0]) for item in done] == [number + 1 for number in range(PICTURES)]
     assert watch.stages["embed test"].images == PICTURES
