@@ -12,16 +12,16 @@ unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The core only: no torch, about a minute on a fresh machine.
-$(VENV)/core: requirements-core.txt constraints.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) --requirement requirements-core.txt hatchling editables
-	$(PIP) --no-deps --no-build-isolation --editable .
+# The small install: no torch, about a minute on a fresh machine.
+$(VENV)/core: constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
 # Everything: the neural models, the tests and the linters.
 .venv: $(VENV)/full
 $(VENV)/full: $(VENV)/core
-	$(PIP) --editable ".[dev]"
+	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 .PHONY: .venv
 

@@ -34,6 +34,7 @@ def demo(
     from pgimgsearch.database.connection import connect
     from pgimgsearch.database.url import database_url
     from pgimgsearch.demo import contact_sheet, pictures, tour
+    from pgimgsearch.demo.embedder import embedder
     from pgimgsearch.indexing.after_load import after_load
     from pgimgsearch.ingest import run
 
@@ -57,8 +58,8 @@ def demo(
             raise InterruptedRun(hint="run the demo again")
         counts = report.counts["palette"]
         terminal.notify(f"ingested {counts['embedded']} images with {' and '.join(MODELS)} in {report.seconds:.1f} s")
-        with connect(url) as connection:
-            answers = tour.ask(connection, TEXTS)
+        with connect(url) as connection, embedder(connection, models):
+            answers = tour.ask(connection, TEXTS) + tour.ask_new(connection, pictures.new(home / "new.png"))
             sections = tour.sections(connection, answers)
     _print(terminal, answers)
     contact_sheet.write(sheet, "pgimgsearch: images and SQL", sections)
@@ -67,7 +68,7 @@ def demo(
         "next, with your own photos and a strong model:\n"
         "  pgimgsearch ingest ./photos --model dinov3\n"
         "  pgimgsearch search ./photos/one.jpg\n"
-        "  pgimgsearch db start --port 5544     # then connect any program to what it prints"
+        "  pgimgsearch serve      # then connect any program to what it prints"
     )
 
 

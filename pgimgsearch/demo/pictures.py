@@ -37,6 +37,12 @@ def make(folder: Path, count: int, seed: int = 7) -> tuple[int, int]:
     return count + copies, copies
 
 
+def new(path: Path) -> Path:
+    """Draw an image that is none of ``make``."""
+    product(next(iter(KINDS)), "teal", random.Random(0)).save(path)  # noqa: S311
+    return path
+
+
 def product(kind: str, colour: str, rng: random.Random) -> Image.Image:
     """One image: a thing of one colour with a pattern of its own, at its own place and angle."""
     side = SIDE * DRAWN_TWICE

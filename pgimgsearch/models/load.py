@@ -18,9 +18,6 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
     if placement.dtype == "int8" and placement.runtime != "onnx" and record.on_torch:
         raise UsageError("int8 runs on ONNX Runtime only", hint="add --runtime onnx")
     exported = placement.runtime == "onnx" and record.on_torch
-    if exported:
-        _require("onnxruntime", spec, "onnx")
-        _require("onnxscript", spec, "onnx")
     settled = replace(placement, dtype="fp32", device="cpu") if exported else placement
     backend = backend_module(spec.backend)
     encoder: Encoder
@@ -40,14 +37,9 @@ def load(spec: ModelSpec, placement: Placement | None = None) -> Encoder:
 
 def require(spec: ModelSpec) -> None:
     """Raise ModelError with the command that installs what a model's backend needs."""
-    record = backends()[spec.backend]
-    _require(record.package, spec, record.extra)
-
-
-def _require(package: str, spec: ModelSpec, extra: str) -> None:
+    package = backends()[spec.backend].package
     if importlib.util.find_spec(package) is None:
-        command = f"'pgimgsearch[{extra}]'" if extra else "pgimgsearch (this host has only requirements-core.txt)"
         raise ModelError(
             f"model {spec.name} needs the package {package}, which is not installed",
-            hint=f"run: pip install {command}",
+            hint="run: pip install 'pgimgsearch[torch]'",
         )

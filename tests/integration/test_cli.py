@@ -240,10 +240,10 @@ def test_admin_commands_import_nothing_heavy(
 
 
 def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp_path: Path) -> None:
-    """As on a host with requirements-core.txt alone: built-in models work, others name the command to run."""
+    """As on a host with the small install: built-in models work, others name the command to run."""
     blocked = (
         "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'transformers', 'safetensors', 'huggingface_hub'}:\n"
+        "        if name.partition('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'transformers', 'safetensors'}:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import importlib.util as u\nreal = u.find_spec\n"
@@ -261,4 +261,4 @@ def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp
     assert "a/00.png" in core("search", str(photos / "a/00.png"), "-k", "1").stdout
     refused = core("ingest", str(photos), "-m", "dinov3")
     assert refused.returncode == 5
-    assert "pip install pgimgsearch" in refused.stderr
+    assert "pip install 'pgimgsearch[torch]'" in refused.stderr

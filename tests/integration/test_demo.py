@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pgimgsearch.demo import tour
+
 
 @pytest.fixture
 def cli(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,15 +27,18 @@ def test_the_demo_answers_rightly_and_writes_its_sheet(cli: Callable[..., Any], 
     groups = defaultdict(set)
     for query, rows in answers.items():
         if "search_text" in query:
-            colour = re.findall(r"'(\w+)'", query)[0]
+            colour = re.findall(r"'(?:something )?(\w+)", query)[0]
             assert [f"/{colour}-" in row["path"] for row in rows] == [True] * 6, query
         if "duplicate_groups" in query:
             for row in rows:
                 groups[row["group_id"]].add(re.sub(r"(-(same|small|recoded|bright))?\.\w+$", "", row["path"]))
+    assert ["/teal-" in row["path"] for row in answers[tour.NEW_IMAGE]] == [True] * 6
     assert len(groups) == 40
     assert all(len(names) == 1 for names in groups.values())
     page = sheet.read_text()
-    assert page.count("<img ") == 1 + 6 + 3 * 6 + 12 * 2  # asked, similar, three texts, twelve groups
+    assert (
+        page.count("<img ") == 1 + 6 + 3 * 6 + 12 * 2 + 6 + 1 + 6
+    )  # asked, similar, three texts, twelve groups; a new text, a new image
     assert "http://" not in page
     assert "https://" not in page
 

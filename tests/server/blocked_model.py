@@ -1,6 +1,5 @@
 """An embedder inside the test, whose answers the test can hold back."""
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.server.in_thread import in_thread
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.pg_server import PgServer
-from pgimgsearch.server.serve import _bound
 from pgimgsearch.server.service import Service
 from tests.server.conftest import PASSWORD
 
@@ -51,7 +50,7 @@ def held_back(url: str, most_waiting: int = 512) -> Iterator[tuple[HeldBack, int
     held = LoadedModel(model.stored, encoder, model.batch_size)  # type: ignore[arg-type]
     service = Service([held], {"text": "palette"}, None, Metrics(), 1, most_waiting)
     encoder.waiting = lambda: sum(batcher.waiting for batcher in service._batchers.values())
-    with serving(PgServer(service, PASSWORD, None)) as port:
+    with in_thread(PgServer(service, PASSWORD, None)) as port:
         yield encoder, port
         encoder.go.set()
     service.close()
@@ -65,24 +64,3 @@ def until(condition: Callable[[], bool]) -> None:
             return
         never.wait(0.01)
     raise AssertionError("it did not happen")
-
-
-@contextmanager
-def serving(wire: PgServer) -> Iterator[int]:
-    """Run a wire on a thread; yields its port."""
-    loop = asyncio.new_event_loop()
-    bound = _bound("127.0.0.1", 0)
-    port = bound.getsockname()[1]
-    listening = loop.run_until_complete(wire.start(bound))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield port
-
-    async def stop() -> None:
-        listening.close()
-        await wire.hang_up()
-
-    asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()

@@ -19,11 +19,12 @@ from pgimgsearch.models import lookup
 from pgimgsearch.models.load import load
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import scram
+from pgimgsearch.server.in_thread import in_thread
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.serve import Listeners
 from pgimgsearch.server.service import Service
-from tests.server.blocked_model import HeldBack, serving, until
+from tests.server.blocked_model import HeldBack, until
 from tests.server.conftest import PASSWORD
 
 
@@ -54,7 +55,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def port(service: Service) -> Iterator[int]:
-    with serving(PgServer(service, PASSWORD, None)) as open_port:
+    with in_thread(PgServer(service, PASSWORD, None)) as open_port:
         yield open_port
 
 
@@ -127,7 +128,7 @@ def test_strangers_are_refused(port: int, wrong: dict[str, str]) -> None:
 
 
 def test_tls_where_it_is_set_up(service: Service, certificate: tuple[Path, Path], port: int) -> None:
-    with serving(PgServer(service, PASSWORD, Listeners("", 0, 0, *certificate).tls())) as secure:
+    with in_thread(PgServer(service, PASSWORD, Listeners("", 0, 0, *certificate).tls())) as secure:
         with login(secure, sslmode="verify-full", sslrootcert=str(certificate[0]), host="localhost") as client:
             assert client.pgconn.ssl_in_use
             assert client.execute(b'{"ask": "status"}').fetchone()
@@ -197,7 +198,7 @@ def test_who_waits_is_answered_before_it_ends(service: Service) -> None:
         with login(port) as client:
             answers.append(client.execute('{"ask": "text", "model": "palette", "texts": ["navy"]}').fetchone())
 
-    with serving(wire) as port:
+    with in_thread(wire) as port:
         asking = threading.Thread(target=ask)
         asking.start()
         assert held.entered.wait(30)

@@ -19,7 +19,7 @@ REBUILT = "its published arithmetic is rebuilt in the tests"
 class Backend:
     """One backend.
 
-    ``package`` is what it imports, and ``extra`` the extra of pgimgsearch that installs that. ``prefix`` is how models
+    ``package`` is what it imports; where it is no dependency, the extra ``torch`` installs it. ``prefix`` is how models
     outside of the catalog are named (``timm:NAME``); a path that ends with ``file_suffix`` is a local file.
     ``needs_preprocessing`` is whether checkpoints do not carry it; ``made_for_copies`` whether a model tells copies
     from look-alikes, so that the first one answers for the alias ``duplicates``. ``no_reference`` says why there is
@@ -27,7 +27,6 @@ class Backend:
     """
 
     package: str
-    extra: str = ""
     prefix: str | None = None
     file_suffix: str | None = None
     on_torch: bool = False

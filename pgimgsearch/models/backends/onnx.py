@@ -25,7 +25,7 @@ from pgimgsearch.models.weights.load_state import loading
 if TYPE_CHECKING:
     pass
 
-BACKEND = Backend(package="onnxruntime", extra="onnx", prefix="onnx", file_suffix=".onnx", needs_preprocessing=True)
+BACKEND = Backend(package="onnxruntime", prefix="onnx", file_suffix=".onnx", needs_preprocessing=True)
 
 VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
 EXPORTS = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
