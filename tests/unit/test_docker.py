@@ -40,7 +40,7 @@ def test_services_are_checked_and_private(compose: Any) -> None:
     for name, service in services.items():
         assert service["healthcheck"]["test"], name
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
-passwords = [value for key, value in service["environment"].items() if "PASSWORD" in key]
+        passwords = [value for key, value in service["environment"].items() if "PASSWORD" in key]
         assert [value.startswith("${") for value in passwords] == [True], name
         for volume in service["volumes"]:
             source = volume.split(":")[0]
