@@ -40,6 +40,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` 
 Evaluate = Callable[..., Evaluation]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def on_torch() -> Iterator[None]:
+    """Networks run where they are quickest to load; tests of exports ask for ONNX Runtime."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgimgsearch.models.load.ONNX_ON_CPUS", False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The socket folder of a running server."""

@@ -139,7 +139,7 @@ def ingest(
     ] = True,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    runtime: RuntimeOption = "torch",
+    runtime: RuntimeOption = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, rich_help_panel=SPEED, help="Images per forward pass; halved if memory runs out."),

@@ -79,10 +79,13 @@ def show_report(terminal: Terminal, report: "Report") -> None:
 def show_bottleneck(terminal: Terminal, report: "Report", workers: int, models: "Sequence[LoadedModel]") -> None:
     """The stage that the others waited for, and what makes it faster."""
     from pgimgsearch.ingest.bottleneck import find_bottleneck
+    from pgimgsearch.ingest.stopwatch import Stage
     from pgimgsearch.models.runtime.cpu_parallel import cores, passes
 
     device = max((model.encoder.device for model in models), key=passes)  # that of the heavy ones, if any
-    if found := find_bottleneck(report.stages, report.seconds, workers, cores(), device):
+    slowest = max(models, key=lambda model: report.stages.get(f"embed {model.stored.name}", Stage()).seconds)
+    faster = slowest.encoder.faster_dtypes
+    if found := find_bottleneck(report.stages, report.seconds, workers, cores(), device, faster):
         terminal.notify(
             f"{found.stage} is the bottleneck, busy {found.share:.0%} of the time; faster with: {found.advice}"
         )

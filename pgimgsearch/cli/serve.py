@@ -37,7 +37,7 @@ def serve(
     ] = 512,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    runtime: RuntimeOption = "torch",
+    runtime: RuntimeOption = "auto",
     trust: TrustOption = False,
 ) -> None:
     """Answer new texts and images, in SQL and over HTTP; runs the embedded database too.

@@ -45,8 +45,8 @@ TorchDtypeOption = Annotated[
     typer.Option(rich_help_panel=SPEED, help="auto: half precision on a GPU, else fp32."),
 ]
 RuntimeOption = Annotated[
-    Literal["torch", "onnx"],
-    typer.Option(rich_help_panel=SPEED, help="onnx exports the model once and checks the export on your images."),
+    Literal["auto", "torch", "onnx"],
+    typer.Option(rich_help_panel=SPEED, help="auto: onnx on CPUs, if the export of the model agrees with torch."),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option(rich_help_panel=LOADING, help="A commit or tag of the model's repository.")

@@ -16,6 +16,7 @@ from pgimgsearch.embeddings.registry import (
     check_canary,
     check_fingerprint,
     find_stored,
+    known_fingerprint,
     look_up,
     main_output,
     open_stored,
@@ -168,7 +169,7 @@ class ModelOpener:
     ) -> None:
         self.url, self.connection, self.request = url, connection, request
         self.sources, self.limits, self.reporter = sources, limits, reporter
-        self.loader = Loader(request.placement)
+        self.loader = Loader(request.placement, reporter.say)
         self.announced: set[str] = set()
 
     def find(self, name: str, output: str | None) -> ResolvedModel:
@@ -181,7 +182,7 @@ class ModelOpener:
         if stored is None and spec.name not in self.announced:
             self.announced.add(spec.name)
             self.reporter.say(f"{spec.name}: licence {spec.licence}")
-        encoder = self.loader.load(spec)
+        encoder = self.loader.load(spec, known_fingerprint(stored, self.request.checkpoint))
         if output is not None and output != main_output(spec, encoder):
             spec = spec.with_output(output)
             encoder = self.loader.load(spec)
@@ -212,18 +213,16 @@ class ModelOpener:
         )  # fmt: skip
 
     def check_exported(self, encoders: Sequence[Encoder]) -> None:
-        """Compare what was exported with what it came from, on the user's own images."""
-        for encoder in {id(encoder): encoder for encoder in encoders if hasattr(encoder, "check")}.values():
+        """Compare what runs in int8 with fp32, on the user's own images."""
+        exported = [encoder for encoder in encoders if hasattr(encoder, "check") and encoder.dtype == "int8"]
+        for encoder in {id(encoder): encoder for encoder in exported}.values():
             sample = prepared_sample(encoder, self.sources, TRIED_IMAGES, self.limits)
             pictures = list(islice(sample, CHECKED_IMAGES))
             if not pictures:
-                raise SourceError(
-                    "no image could be read to check the exported model on", hint="run without --runtime onnx"
-                )
+                raise SourceError("no image could be read to check int8 on", hint="run without --dtype int8")
             lowest = encoder.check(pictures)
             self.reporter.say(
-                f"{encoder.spec.name} in {encoder.dtype} on ONNX Runtime: lowest cosine with fp32 {lowest:.4f} "
-                f"over {len(pictures)} images"
+                f"{encoder.spec.name} in int8: lowest cosine with fp32 {lowest:.4f} over {len(pictures)} images"
             )
 
     def _add_reduced(self, found: ResolvedModel, dim: int) -> LoadedModel:

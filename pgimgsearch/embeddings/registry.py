@@ -1,7 +1,7 @@
 """Between the catalog and the database: a model is loaded, and stored or compared with what is stored."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -38,15 +38,15 @@ PACKAGES = ("pillow", "numpy", "torch", "timm", "open_clip_torch", "transformers
 class Loader:
     """Loads each network once, whatever outputs of it are wanted."""
 
-    def __init__(self, placement: Placement) -> None:
-        self.placement = placement
+    def __init__(self, placement: Placement, say: Callable[[str], None] = lambda _: None) -> None:
+        self.placement, self._say = placement, say
         self._loaded: dict[tuple[Any, ...], Encoder] = {}
 
-    def load(self, spec: ModelSpec) -> Encoder:
-        """The encoder of a spec; raises ModelError (see ``load.load``)."""
+    def load(self, spec: ModelSpec, fingerprint: str | None = None) -> Encoder:
+        """The encoder of a spec, whose stored vectors have a fingerprint; raises ModelError (see ``load.load``)."""
         found = self._loaded.get(_encoder_key(spec, spec.revision))
         if found is None:
-            found = load(spec, self.placement)
+            found = load(spec, self.placement, fingerprint, self._say)
             for revision in (spec.revision, found.spec.revision):  # what was asked for, and what that was
                 self._loaded[_encoder_key(spec, revision)] = found
         encoder.check_outputs(spec, found)
@@ -131,8 +131,13 @@ def open_model(
     """
     loader = loader or Loader(placement or Placement())
     stored, spec = look_up(connection, name, checkpoint)
-    loaded = loader.load(spec)
+    loaded = loader.load(spec, known_fingerprint(stored, checkpoint))
     return store_model(connection, spec, loaded) if stored is None else open_stored(connection, stored, spec, loaded)
+
+
+def known_fingerprint(stored: StoredModel | None, checkpoint: Checkpoint) -> str | None:
+    """The fingerprint to load by; none where the user names the weights, which are to be looked at."""
+    return stored.fingerprint if stored is not None and checkpoint.weights is None else None
 
 
 def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> LoadedModel:

@@ -1,6 +1,6 @@
 """The bottleneck of a run: which stage the others waited for, and what makes it faster."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pgimgsearch.ingest.stopwatch import Stage
@@ -22,9 +22,12 @@ class Bottleneck:
 
 
 def find_bottleneck(
-    stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str
+    stages: Mapping[str, Stage], seconds: float, workers: int, cores: int, device: str, faster: Sequence[str] = ()
 ) -> Bottleneck | None:
-    """The bottleneck of a run of ``seconds``, encoding on ``device``; None without one, or with few new images."""
+    """The bottleneck of a run of ``seconds``, encoding on ``device``; None without one, or with few new images.
+
+    ``faster`` are the precisions that would encode faster.
+    """
     shares: dict[str, float] = {}
     for name, stage in stages.items():
         if stage.images >= MIN_IMAGES:
@@ -34,17 +37,15 @@ def find_bottleneck(
     busiest = max(shares, key=lambda stage: shares[stage], default="")
     if shares.get(busiest, 0.0) < MIN_SHARE:
         return None
-    return Bottleneck(busiest, min(shares[busiest], 1.0), _advice(busiest, workers, cores, device))
+    return Bottleneck(busiest, min(shares[busiest], 1.0), _advice(busiest, workers, cores, device, faster))
 
 
-def _advice(stage: str, workers: int, cores: int, device: str) -> str:
+def _advice(stage: str, workers: int, cores: int, device: str, faster: Sequence[str]) -> str:
     if stage == "embed":
         if device != "cpu":
             return "another GPU, --dtype bf16 or fp16, or a lighter model"
-        return (
-            "--runtime onnx --dtype int8, --dtype bf16 on a CPU with AMX, a GPU, or a lighter model "
-            "(docs/benchmarks.md has the figures)"
-        )
+        options = ", ".join([*(f"--dtype {dtype}" for dtype in faster), "a GPU"])
+        return f"{options}, or a lighter model (docs/benchmarks.md has the figures)"
     if stage in POOLED and workers < cores:
         return f"--workers {cores}"
     if stage == "decode":

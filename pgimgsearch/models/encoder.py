@@ -21,12 +21,12 @@ class Placement:
     """Where and how a model runs, which is no part of its fingerprint.
 
     ``device`` is auto, cpu, mps, cuda (every GPU that is visible), cuda:1 or cuda:0,3; ``dtype`` auto, fp32, bf16, fp16
-    or int8; ``runtime`` torch or onnx.
+    or int8; ``runtime`` auto (ONNX Runtime on a CPU, where the export agrees with torch), torch or onnx.
     """
 
     device: str = "auto"
     dtype: str = "auto"
-    runtime: str = "torch"
+    runtime: str = "auto"
 
 
 class Encoder(Protocol):
@@ -34,6 +34,7 @@ class Encoder(Protocol):
 
     ``prepare`` runs in several threads at once, on upright RGB images, ``embed_text`` in one, and ``embed`` in two
     where a network of the run is on CUDA.
+    ``faster_dtypes`` are the precisions in which it would run faster here, with nearly the same vectors.
     ``spec`` is complete, with the output chosen and the revision that was loaded. ``dims`` is output -> dimension;
     texts meet the first output, where the network reads any.
     """
@@ -44,6 +45,7 @@ class Encoder(Protocol):
     device: str
     dtype: str
     runtime: str
+    faster_dtypes: Sequence[str]
     reads_text: bool
     logit_scale: float | None
     logit_bias: float | None

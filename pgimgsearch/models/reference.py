@@ -43,7 +43,9 @@ def compare(spec: ModelSpec, pictures: Images | None = None, texts: Sequence[str
     backend = backend_module(spec.backend)
     if not hasattr(backend, "reference"):
         return None
-    return compare_loaded(load(spec, Placement("cpu", "fp32")), backend.reference(spec), pictures or drawn(), texts)
+    return compare_loaded(
+        load(spec, Placement("cpu", "fp32", "torch")), backend.reference(spec), pictures or drawn(), texts
+    )
 
 
 @torch.inference_mode()

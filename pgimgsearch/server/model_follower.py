@@ -28,7 +28,7 @@ class ModelFollower:
         self, url: str, names: Sequence[str], placement: Placement, checkpoint: Checkpoint, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._url, self._names, self._checkpoint, self._say = url, names, checkpoint, say
-        self._loader = Loader(placement)
+        self._loader = Loader(placement, say)
         self._first: set[str] = set()  # the names of the models that were there at the start
         self._failed: dict[str, float] = {}  # name -> when it may be tried again
         self._stopped = threading.Event()

@@ -169,30 +169,32 @@ def test_principal_components_are_those_of_numpy() -> None:
     assert reduction.fit(data, data.shape[1], "whiten").dim == data.shape[1]
 
 
-def test_the_exported_network_gives_the_same_vectors(
+def test_an_exported_network_continues_what_torch_began(
     cli: Run, connection: Connection, clip: str, many: Path, tmp_path: Path
 ) -> None:
     own = {"PGIMGSEARCH_CACHE": str(tmp_path / "cache")}
     cli("ingest", str(many), "--model", clip, "--limit", "10")
     done = cli("--json", "ingest", str(many), "--model", clip, "--runtime", "onnx", **own)
     assert json.loads(done.stdout)[0]["embedded"] == 50, done.stderr
-    assert re.search(r"lowest cosine with fp32 1\.0000 over 1[56] images", done.stderr), done.stderr
-    placements = connection.execute("select placement from imgsearch.ingest_run order by run_id").fetchall()
+    done = cli("ingest", str(many), "--model", clip, "--dtype", "int8", "--retry-failed", **own)
+    placements = connection.execute("select placement from imgsearch.ingest_run order by run_id limit 2").fetchall()
     assert [row[0]["hf:clip"]["runtime"] for row in placements] == ["torch", "onnx"]
-    exported = list((tmp_path / "cache" / "onnx").rglob("model.onnx"))
+    exported = list((tmp_path / "cache" / "onnx").rglob("export.json"))
     assert len(exported) == 1
     before = exported[0].stat().st_mtime_ns
-    cli("ingest", str(many), "--model", clip, "--runtime", "onnx", "--retry-failed", **own)
+    photo(many / "new.png", seed=99)
+    done = cli("ingest", str(many), "--model", clip, "--dtype", "int8", **own)
+    assert re.search(r"hf:clip in int8: lowest cosine with fp32 0\.99\d+ over 1[56] images", done.stderr), done.stderr
     assert exported[0].stat().st_mtime_ns == before
 
 
-def test_an_exported_network_that_is_another_is_refused(
+def test_int8_that_is_another_model_is_refused(
     url: str, connection: Connection, clip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGIMGSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pgimgsearch.models.runtime.onnx_export.LEAST_COSINE", 1.1)
-    request = ModelRequest([clip], placement=Placement("cpu", "int8", "onnx"))
-    with pytest.raises(ModelError, match="is not the same model: cosine 0"):
+    monkeypatch.setattr("pgimgsearch.models.runtime.exported_encoder.LEAST_INT8_COSINE", 1.1)
+    request = ModelRequest([clip], placement=Placement("cpu", "int8"))
+    with pytest.raises(ModelError, match="in int8 is not the same model: cosine 0"):
         open_models(url, request, [folder_source(photos)])
     for table in ("image", "model", "alias"):
         assert connection.execute(f"select count(*) from imgsearch.{table}").fetchone() == (0,)  # type: ignore[call-overload]
@@ -340,9 +342,9 @@ def test_a_name_with_weights_of_another_family_is_refused(
 
 
 def test_int8_needs_its_runtime(cli: Run, photos: Path) -> None:
-    done = cli("ingest", str(photos), "--model", "mobilenetv2", "--dtype", "int8")
+    done = cli("ingest", str(photos), "--model", "mobilenetv2", "--dtype", "int8", "--runtime", "torch")
     assert done.returncode == 2
-    assert "--runtime onnx" in done.stderr
+    assert "leave --runtime torch out" in done.stderr
 
 
 def test_one_model_only_takes_a_revision(cli: Run, photos: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_busiest_stage_binds(
     stages: dict[str, float], workers: int, device: str, stage: str, share: float, advice: str
 ) -> None:
     timed = {name: Stage(seconds, 1000) for name, seconds in stages.items()}
-    bound = find_bottleneck(timed, 100.0, workers, 8, device)
+    bound = find_bottleneck(timed, 100.0, workers, 8, device, ["int8"])
     assert bound is not None
     assert (bound.stage, bound.share) == (stage, pytest.approx(share))
     assert advice in bound.advice

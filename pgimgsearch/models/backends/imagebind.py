@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.backends import REBUILT, Backend
+from pgimgsearch.models.backends.open_clip import portable
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
@@ -74,7 +76,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
     towers = TorchModel(
         network, lambda pixels: {"projection": network.encode_image(pixels)}, spec.preprocess, tokenize,
-        network.encode_text, logit_scale=network.logit_scale.detach().exp().item(),
+        network.encode_text, partial(portable, tokenizer), logit_scale=network.logit_scale.detach().exp().item(),
     )  # fmt: skip
     return TorchEncoder(spec, towers, placement)
 

@@ -37,6 +37,7 @@ class OnnxEncoder:
     """An Encoder around a session."""
 
     runtime = "onnx"
+    faster_dtypes: Sequence[str] = ()
     reads_text = False
     logit_scale: float | None = None
     logit_bias: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BACKEND = Backend(package="open_clip", prefix="open_clip", on_torch=True)
 
+CLEANERS = {"_clean_lower": "lower", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 SAFE, OTHER = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 
 
@@ -74,10 +76,58 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
     towers = TorchModel(
         network, lambda pixels: {"projection": network.encode_image(pixels)}, preprocess_of(network), tokenize,
-        network.encode_text, logit_scale=network.logit_scale.detach().exp().item(),
+        network.encode_text, partial(portable, tokenizer), logit_scale=network.logit_scale.detach().exp().item(),
         logit_bias=None if bias is None else bias.detach().item(), revision=files.revision_of(path),
     )  # fmt: skip
     return TorchEncoder(spec, towers, placement)
+
+
+def portable(tokenizer: Any) -> tuple[Any, str] | None:
+    """The library's own tokenizer, or a fast one of transformers, for ``tokenizers`` alone."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    cleaner = CLEANERS.get(tokenizer.clean_fn.__name__)
+    if cleaner is None:
+        return None
+    if isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None:
+        return _byte_pairs(tokenizer), cleaner
+    backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)
+    if (
+        not isinstance(tokenizer, HFTokenizer)
+        or backend is None
+        or tokenizer.strip_sep_token
+        or tokenizer.tokenizer_mode
+    ):
+        return None
+    from tokenizers import Tokenizer
+
+    copied = Tokenizer.from_str(backend.to_str())
+    length, inner = tokenizer.context_length, tokenizer.tokenizer
+    copied.enable_truncation(length)
+    copied.enable_padding(
+        direction=inner.padding_side, pad_id=inner.pad_token_id, pad_token=inner.pad_token, length=length
+    )
+    return copied, cleaner
+
+
+def _byte_pairs(tokenizer: Any) -> Any:
+    """CLIP's byte pairs: a text begins and ends with a token of its own, and is padded with zeros."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.BPE(vocab=tokenizer.encoder, merges=list(tokenizer.bpe_ranks), end_of_word_suffix="</w>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(f"(?i){tokenizer.pat.pattern}"), "removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    names = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+    made.add_special_tokens(names)
+    first, last = names[:2]
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", special_tokens=[(name, tokenizer.encoder[name]) for name in (first, last)]
+    )
+    made.enable_truncation(tokenizer.context_length)
+    made.enable_padding(pad_id=0, length=tokenizer.context_length)
+    return made
 
 
 def config_of(architecture: str, tag: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
@@ -61,6 +62,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     towers = TorchModel(
         network, vision(network), preprocess, tokenize=tokenize(tokenizer, config),
         text=lambda **tokens: network.get_text_features(**tokens).pooler_output,
+        portable_tokenizer=partial(portable, tokenizer, config),
         logit_scale=network.logit_scale.detach().exp().item(),
         logit_bias=None if bias is None else bias.detach().item(), revision=revision,
     )  # fmt: skip
@@ -121,8 +123,7 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
             return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
         return clip
-    # the tokenizer of SigLIP 2 is called Gemma's in most checkpoints
-    lower = any(name in type(tokenizer).__name__.lower() for name in ("gemma", "siglip2"))
+    lower = _lowers(tokenizer)
     length = min(length, SIGLIP_TEXT_LENGTH)
 
     def siglip(texts: list[str]) -> Mapping[str, torch.Tensor]:
@@ -131,6 +132,29 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
         return {"input_ids": tokens["input_ids"]}  # it attends to its padding, as it did in training
 
     return siglip
+
+
+def portable(tokenizer: Any, config: Any) -> tuple[Any, str] | None:
+    """The same as ``tokenize``, for ``tokenizers`` alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    from tokenizers import Tokenizer
+
+    copied = Tokenizer.from_str(backend.to_str())
+    length = config.text_config.max_position_embeddings
+    length = length if config.model_type == "clip" else min(length, SIGLIP_TEXT_LENGTH)
+    copied.enable_truncation(length)
+    copied.enable_padding(
+        direction=tokenizer.padding_side, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token,
+        length=None if config.model_type == "clip" else length,
+    )  # fmt: skip
+    return copied, "lower-case" if _lowers(tokenizer) else "none"
+
+
+def _lowers(tokenizer: Any) -> bool:
+    """Whether texts are lower-cased first; the tokenizer of SigLIP 2 is called Gemma's in most checkpoints."""
+    return any(name in type(tokenizer).__name__.lower() for name in ("gemma", "siglip2"))
 
 
 def reference(spec: ModelSpec) -> Reference:

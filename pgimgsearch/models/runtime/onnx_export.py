@@ -1,96 +1,132 @@
-"""A torch network on ONNX Runtime: exported once, kept in the cache, and compared with what it came from."""
+"""Export a torch network to ONNX, image and text tower: once, into the cache, if the export agrees with the network."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.models import canary
 from pgimgsearch.models.encoder import Placement, unit
-from pgimgsearch.models.runtime.onnx_session import Session
+from pgimgsearch.models.runtime.exported_encoder import FORMAT, Export, ExportedEncoder, exports_folder, read_export
+from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
-from pgimgsearch.models.weights.load_state import loading
-from pgimgsearch.settings import cache_folder
 
-LEAST_COSINE = 0.99
+LEAST_COSINE = 0.99999
 QUANTISED = ["MatMul", "Gemm"]
-DTYPES = {"auto": "fp32", "fp32": "fp32", "int8": "int8"}
+BATCH = torch.export.Dim("batch", min=1, max=1 << 16)
+CPU = Placement("cpu", "fp32", "onnx")
+# What tokenizers differ in: entities, mojibake, emoji, scripts, case, spaces, punctuation, length.
+TEXTS = (
+    "a photo of a dog", "Red DRESS, size 42; it's new!", "caf&eacute; &amp;amp; bar", "schÃ¶n und grÃ¼n",
+    "👍🏽 rocket 🚀✨", "красное платье", "赤いドレスと靴", "빨간 드레스", "فستان أحمر", "लाल पोशाक",
+    "  two\t\tspaces\n", "under_score's 3.14%", "x " * 100,
+)  # fmt: skip
 
 
-class ExportedEncoder:
-    """An Encoder whose image tower runs on ONNX Runtime; the rest is that of the network it came from."""
+def export(original: TorchEncoder) -> Path:
+    """The folder of a network's export, made unless the cache has it.
 
-    runtime = "onnx"
-
-    def __init__(self, original: TorchEncoder, path: Path, placement: Placement, dtype: str) -> None:
-        self.original = original
-        self.session = Session(path, placement.device)
-        self.device, self.dtype = self.session.device, dtype
-        self.spec, self.preprocess = original.spec, original.preprocess
-        self.dims: Mapping[str, int] = original.dims
-        self.reads_text = original.reads_text
-        self.logit_scale, self.logit_bias = original.logit_scale, original.logit_bias
-
-    def fingerprint(self, output: str) -> str:
-        """Of the original: the runtime is no part of it."""
-        return self.original.fingerprint(output)
-
-    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """(3, height, width) float32."""
-        return self.original.prepare(image)
-
-    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Output -> (n, dim) float32."""
-        return self.session.run(prepared)
-
-    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dim) float32, normalised; by torch."""
-        return self.original.embed_text(texts)
-
-    def check(self, prepared: Sequence[NDArray[Any]]) -> float:
-        """The lowest cosine between both runtimes over prepared images; raises ModelError below 0.99."""
-        ours, theirs = self.embed(prepared), self.original.embed(prepared)
-        lowest = min(float((unit(ours[name]) * unit(theirs[name])).sum(1).min()) for name in self.dims)
-        if not lowest >= LEAST_COSINE:
-            raise ModelError(
-                f"{self.spec.name} in {self.dtype} on ONNX Runtime is not the same model: cosine {lowest:.4f} "
-                f"with fp32 on one of {len(prepared)} of these images, at least {LEAST_COSINE} is needed",
-                hint="run without --dtype int8, or without --runtime onnx",
-            )
-        return lowest
+    Raises ModelError where it cannot be used, which is remembered for these versions of the libraries.
+    """
+    folder = exports_folder() / original.fingerprint("all")[:32]
+    found = read_export(folder)
+    if found is not None and found.format == FORMAT:
+        return folder
+    refusal = folder / f"refused-torch{torch.__version__}-onnxruntime{onnxruntime.__version__}.txt"
+    if refusal.exists():
+        raise ModelError(refusal.read_text(), hint="use --runtime torch")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return _kept(folder, lambda made: _export(original, made))
+    except ModelError as error:
+        folder.mkdir(parents=True)
+        refusal.write_text(str(error))
+        raise
 
 
-def on_onnx_runtime(original: TorchEncoder, placement: Placement) -> ExportedEncoder:
-    """Export the image tower, unless the cache has it."""
-    if placement.dtype not in DTYPES:
-        raise ModelError(f"--runtime onnx has no {placement.dtype}", hint="use --dtype fp32 or --dtype int8")
-    dtype = DTYPES[placement.dtype]
-    folder = cache_folder() / "onnx" / f"{original.fingerprint('all')[:32]}-torch{torch.__version__}"
-    with loading(original.spec):
-        path = _kept(folder / "fp32", lambda made: _export(original, made))
-        if dtype == "int8":
-            full = path
-            path = _kept(folder / "int8", lambda made: _quantize(full, made))
-        return ExportedEncoder(original, path, placement, dtype)
+def quantized(folder: Path) -> Path:
+    """The image tower of an export in eight bits, made unless the cache has it."""
+    return _kept(folder / "int8", lambda made: _quantize(folder / "image" / "model.onnx", made)) / "model.onnx"
 
 
 def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The model in a folder of the cache, made in another and renamed: a torn one is never taken for whole."""
+    """A folder of the cache, made under another name and renamed: a torn one is never taken for whole."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
-            make(Path(made) / "model.onnx")
+            make(Path(made))
             try:
                 Path(made).rename(folder)
             except OSError:
                 if not folder.exists():  # else another process was first
                     raise
-    return folder / "model.onnx"
+    return folder
+
+
+def _export(original: TorchEncoder, folder: Path) -> None:
+    """Export, describe and check."""
+    towers, name = original.towers, original.spec.name
+    try:
+        height, width = towers.preprocess.size
+        products = _save(
+            _ImageTower(original), (torch.zeros(2, 3, height, width),), ({0: BATCH},), ["pixels"], [*original.dims],
+            folder / "image",
+        )  # fmt: skip
+        cleaner = _export_text(original, folder) if towers.text is not None else None
+    except ModelError:
+        raise
+    except Exception as error:  # the exporter raises anything
+        raise ModelError(
+            f"{name} cannot be exported to ONNX: {str(error).strip().splitlines()[0][:200]}", hint="use --runtime torch"
+        ) from error
+    described = Export(
+        {output: original.fingerprint(output) for output in original.dims}, dict(original.dims), original.preprocess,
+        original.spec.revision, original.logit_scale, original.logit_bias, cleaner, products, 1.0,
+    )  # fmt: skip
+    _describe(folder, described)
+    lowest = _lowest_cosine(original, ExportedEncoder(original.spec, folder, CPU))
+    if not lowest >= LEAST_COSINE:
+        raise ModelError(
+            f"the ONNX export of {name} differs: cosine {lowest:.6f} with torch, at least {LEAST_COSINE} is needed",
+            hint="use --runtime torch",
+        )
+    _describe(folder, replace(described, cosine=lowest))
+
+
+def _describe(folder: Path, export: Export) -> None:
+    (folder / "export.json").write_text(json.dumps(asdict(export), indent=1))
+
+
+def _export_text(original: TorchEncoder, folder: Path) -> str:
+    """Export the text tower with its tokenizer; the name of what cleans texts."""
+    towers = original.towers
+    assert towers.tokenize is not None
+    portable = None if towers.portable_tokenizer is None else towers.portable_tokenizer()
+    if portable is None:
+        raise ModelError(f"the tokenizer of {original.spec.name} cannot be exported", hint="use --runtime torch")
+    tokenizer, cleaner = portable
+    tokenizer.save(str(folder / "tokenizer.json"))
+    theirs = {key: ids.numpy() for key, ids in towers.tokenize(list(TEXTS)).items()}
+    ids, mask = TextTokenizer(folder / "tokenizer.json", cleaner)(TEXTS)
+    if not all(np.array_equal(mask if "mask" in key else ids, expected) for key, expected in theirs.items()):
+        raise ModelError(
+            f"the exported tokenizer of {original.spec.name} gives other tokens", hint="use --runtime torch"
+        )
+    inputs = towers.tokenize(list(TEXTS[:2]))
+    shortest, longest = (next(iter(towers.tokenize([text]).values())).shape[1] for text in (TEXTS[0], TEXTS[-1]))
+    sizes = {0: BATCH} | ({} if shortest == longest else {1: torch.export.Dim("length", min=2, max=longest)})
+    tower, shapes = _TextTower(original, [*inputs]), (tuple(sizes for _ in inputs),)
+    _save(tower, tuple(inputs.values()), shapes, [*inputs], ["text_vector"], folder / "text")
+    return cleaner
 
 
 class _ImageTower(torch.nn.Module):
@@ -98,35 +134,64 @@ class _ImageTower(torch.nn.Module):
 
     def __init__(self, original: TorchEncoder) -> None:
         super().__init__()
-        self.network = original.towers.network
-        self.image = original.towers.image
+        self.network, self.image = original.towers.network, original.towers.image
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network."""
         return tuple(self.image(pixels).values())
 
 
-def _export(original: TorchEncoder, path: Path) -> None:
-    height, width = original.towers.preprocess.size
-    pixels = torch.zeros(2, 3, height, width)
-    program = torch.onnx.export(
-        _ImageTower(original), (pixels,), dynamo=True, verbose=False, input_names=["pixels"],
-        output_names=list(original.dims), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 16)},),
-    )  # fmt: skip
+class _TextTower(torch.nn.Module):
+    """The vector of token ids, with a mask where the network takes one."""
+
+    def __init__(self, original: TorchEncoder, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.text, self.names = original.towers.network, original.towers.text, names
+
+    def forward(self, *tokens: torch.Tensor) -> torch.Tensor:
+        """Run the network."""
+        assert self.text is not None
+        return self.text(**dict(zip(self.names, tokens, strict=True)))
+
+
+def _save(
+    tower: torch.nn.Module, inputs: tuple[torch.Tensor, ...], sizes: tuple[Any, ...], names: list[str],
+    outputs: list[str], folder: Path,
+) -> bool:  # fmt: skip
+    """Export with ``sizes`` that vary, by input and dimension; whether the tower has products of matrices."""
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            tower.eval(), inputs, dynamo=True, verbose=False, input_names=names, output_names=outputs,
+            dynamic_shapes=sizes,
+        )  # fmt: skip
     assert program is not None
-    program.save(str(path), external_data=True)  # a protobuf ends at 2 GB
+    program.save(str(folder / "model.onnx"), external_data=True)  # a protobuf ends at 2 GB
+    return any(node.op_type in QUANTISED for node in program.model.graph)
 
 
-def _quantize(source: Path, path: Path) -> None:
+def _lowest_cosine(original: TorchEncoder, exported: ExportedEncoder) -> float:
+    """Between both runtimes, over drawn images, noise and texts."""
+    noise = np.random.default_rng(0).standard_normal((4, 3, *original.towers.preprocess.size), dtype=np.float32)
+    prepared = [original.prepare(image) for image in canary.images()] + list(noise)
+    ours, theirs = exported.embed(prepared), original.embed(prepared)
+    pairs = [(ours[name], theirs[name]) for name in original.dims]
+    if original.reads_text:
+        pairs.append((exported.embed_text(TEXTS), original.embed_text(TEXTS)))
+    return min(float((unit(one) * unit(other)).sum(1).min()) for one, other in pairs)
+
+
+def _quantize(source: Path, folder: Path) -> None:
     """Eight bits for the weights of matrix products, with scales found at run time."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = onnx.load(source)
+    model: Any = onnx.load(source)
     del model.graph.value_info[:]  # it is inferred anew, and what the exporter noted may contradict that
     if not any(node.op_type in QUANTISED for node in model.graph.node):
         raise ModelError(
             "int8 is for matrix products, and this network is made of convolutions alone",
-            hint="leave --dtype int8 out: --runtime onnx by itself is what makes such networks faster",
+            hint="leave --dtype int8 out: ONNX Runtime by itself makes such networks faster",
         )
-    quantize_dynamic(model, str(path), op_types_to_quantize=QUANTISED, weight_type=QuantType.QInt8)
+    quantize_dynamic(model, str(folder / "model.onnx"), op_types_to_quantize=QUANTISED, weight_type=QuantType.QInt8)

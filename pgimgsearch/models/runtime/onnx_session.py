@@ -1,6 +1,6 @@
 """ONNX Runtime: a model on a device, with its threads set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class Session:
             layer_bytes = lanes.usual_layer_bytes(*prepared[0].shape[1:])
             return lanes.embed(partial(self._run, self._for_one_core), prepared, layer_bytes)
         return self._run(self._session, prepared)
+
+    def run_feeds(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Output -> what it gives for named inputs."""
+        outputs = self._session.run(None, dict(feeds))
+        return dict(zip(self.outputs, outputs, strict=True))
 
     @cached_property
     def _for_one_core(self) -> Any:

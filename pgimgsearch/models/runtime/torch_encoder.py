@@ -15,6 +15,7 @@ from pgimgsearch.models.encoder import Placement, cannot_read, unit
 from pgimgsearch.models.fingerprint import digest, fingerprint
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.runtime import cpu_parallel as lanes
+from pgimgsearch.models.runtime.cpu_features import faster_dtypes
 from pgimgsearch.models.runtime.torch_thread import in_network_thread
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 
@@ -27,6 +28,8 @@ class TorchModel:
 
     ``image`` takes (n, 3, height, width) and gives output -> (n, dim), not normalised, all of one forward pass.
     ``tokenize`` makes of strings what ``text`` takes, which gives (n, dim) in the space of the first output.
+    ``portable_tokenizer`` gives the same as a ``tokenizers.Tokenizer``, and the name of what cleans texts before it
+    (``text_tokens.CLEANERS``); None where it has no such form.
     """
 
     network: torch.nn.Module
@@ -34,6 +37,7 @@ class TorchModel:
     preprocess: Preprocess
     tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]] | None = None
     text: Callable[..., torch.Tensor] | None = None
+    portable_tokenizer: Callable[[], tuple[Any, str] | None] | None = None
     logit_scale: float | None = None
     logit_bias: float | None = None
     revision: str | None = None
@@ -50,6 +54,13 @@ class TorchEncoder:
         self.towers = towers
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.reads_text = towers.text is not None
+        self.faster_dtypes: Sequence[str] = (
+            ()
+            if self.device != "cpu" or self.dtype != "fp32"
+            else faster_dtypes(
+                matrix_products=any(isinstance(module, torch.nn.Linear) for module in towers.network.modules())
+            )
+        )
         self._how = towers.preprocess
         self.preprocess = self._how.as_dict()
         network = towers.network.eval()

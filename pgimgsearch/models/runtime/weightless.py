@@ -22,6 +22,7 @@ class WeightlessEncoder:
     device: str = "cpu"
     dtype: str = "fp32"
     runtime: str = "numpy"
+    faster_dtypes: Sequence[str] = ()
     logit_scale: float | None = None
     logit_bias: float | None = None
 

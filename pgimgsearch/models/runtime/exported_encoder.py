@@ -1,0 +1,117 @@
+"""A network that was exported to ONNX, from the cache: neither torch nor the library it came from is needed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgimgsearch.errors import ModelError
+from pgimgsearch.models.encoder import Placement, cannot_read, unit
+from pgimgsearch.models.preprocess import to_array
+from pgimgsearch.models.runtime.cpu_features import faster_dtypes
+from pgimgsearch.models.runtime.onnx_session import Session
+from pgimgsearch.models.runtime.text_tokens import TextTokenizer
+from pgimgsearch.models.spec import ModelSpec, preprocess_from
+from pgimgsearch.settings import cache_folder
+
+FORMAT = 1
+LEAST_INT8_COSINE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What export.json says: ``fingerprints`` and ``dims`` are by output, the main one first."""
+
+    fingerprints: dict[str, str]
+    dims: dict[str, int]
+    preprocess: dict[str, Any]
+    revision: str | None
+    logit_scale: float | None
+    logit_bias: float | None
+    cleaner: str | None  # of texts; None where there is no text tower
+    matrix_products: bool  # of which int8 makes faster ones
+    cosine: float  # the lowest with torch
+    format: int = FORMAT
+
+
+def exports_folder() -> Path:
+    """Where exports are kept, each in a folder of its own."""
+    return cache_folder() / "onnx"
+
+
+def read_export(folder: Path) -> Export | None:
+    """The description of an export; None where there is none of this format."""
+    try:
+        return Export(**json.loads((folder / "export.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def find_export(fingerprint: str) -> Path | None:
+    """The folder of the export whose vectors have a fingerprint."""
+    for file in sorted(exports_folder().glob("*/export.json")):
+        found = read_export(file.parent)
+        if found is not None and found.format == FORMAT and fingerprint in found.fingerprints.values():
+            return file.parent
+    return None
+
+
+class ExportedEncoder:
+    """An Encoder around the sessions of an export; in int8 where ``int8`` is the file of its image tower."""
+
+    runtime = "onnx"
+
+    def __init__(self, spec: ModelSpec, folder: Path, placement: Placement, int8: Path | None = None) -> None:
+        found = read_export(folder)
+        assert found is not None, "it was found or made"
+        self._export, self._folder, self._placement = found, folder, placement
+        self._images = Session(int8 or folder / "image" / "model.onnx", placement.device)
+        self._texts = None if found.cleaner is None else Session(folder / "text" / "model.onnx", placement.device)
+        self._tokenizer = None if found.cleaner is None else TextTokenizer(folder / "tokenizer.json", found.cleaner)
+        self._how = preprocess_from(found.preprocess)
+        self.device, self.dtype = self._images.device, "int8" if int8 else "fp32"
+        self.preprocess = self._how.as_dict()
+        self.dims: Mapping[str, int] = found.dims
+        self.faster_dtypes: Sequence[str] = () if int8 else faster_dtypes(matrix_products=found.matrix_products)
+        self.reads_text = found.cleaner is not None
+        self.logit_scale, self.logit_bias = found.logit_scale, found.logit_bias
+        output = next(iter(found.dims)) if spec.output == "auto" else spec.output
+        self.spec = replace(spec, output=output, dim=found.dims.get(output, 0), revision=found.revision)
+
+    def fingerprint(self, output: str) -> str:
+        """Of the network that was exported: the runtime is no part of it."""
+        return self._export.fingerprints[output]
+
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """(3, height, width) float32."""
+        return to_array(image, self._how)
+
+    def embed(self, prepared: Sequence[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Output -> (n, dim) float32."""
+        return self._images.run(prepared)
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, dim) float32, normalised."""
+        if self._texts is None or self._tokenizer is None:
+            raise cannot_read(self.spec.name)
+        ids, mask = self._tokenizer(texts)
+        feeds = {one.name: mask if "mask" in one.name else ids for one in self._texts.inputs}
+        return unit(next(iter(self._texts.run_feeds(feeds).values())))
+
+    def check(self, prepared: Sequence[NDArray[Any]]) -> float:
+        """The lowest cosine of int8 with fp32 over prepared images; raises ModelError below 0.99."""
+        full = ExportedEncoder(self.spec, self._folder, self._placement)
+        ours, theirs = self.embed(prepared), full.embed(prepared)
+        lowest = min(float((unit(ours[name]) * unit(theirs[name])).sum(1).min()) for name in self.dims)
+        if not lowest >= LEAST_INT8_COSINE:
+            raise ModelError(
+                f"{self.spec.name} in {self.dtype} is not the same model: cosine {lowest:.4f} "
+                f"with fp32 on one of {len(prepared)} of these images, at least {LEAST_INT8_COSINE} is needed",
+                hint="run without --dtype int8",
+            )
+        return lowest

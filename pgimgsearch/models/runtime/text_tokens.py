@@ -1,0 +1,45 @@
+"""Token ids of texts by the library ``tokenizers`` alone: what an exported text tower takes."""
+
+import html
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _basic(text: str) -> str:
+    """As OpenAI's CLIP: mend mojibake, resolve entities, and join words by single spaces."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+# What happens to a text before its tokenizer sees it, by the name that an export notes.
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "none": str,
+    "lower-case": str.lower,
+    "whitespace": _basic,
+    "lower": lambda text: _basic(text).lower(),
+    "canonicalize": lambda text: " ".join(_basic(text).replace("_", " ").translate(PUNCTUATION).lower().split()),
+}
+
+
+class TextTokenizer:
+    """A tokenizer.json, which says how texts are cut and padded too, and what cleans them before."""
+
+    def __init__(self, file: Path, cleaner: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer, self._clean = Tokenizer.from_file(str(file)), CLEANERS[cleaner]
+
+    def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and attention mask, each (n, length)."""
+        encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts])
+        return (
+            np.array([one.ids for one in encoded], dtype=np.int64),
+            np.array([one.attention_mask for one in encoded], dtype=np.int64),
+        )

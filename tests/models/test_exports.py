@@ -1,0 +1,194 @@
+"""Exports to ONNX: the same vectors and token ids, once made, without the library they came from."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.errors import ModelError, UsageError
+from pgimgsearch.models import load as loading
+from pgimgsearch.models import lookup
+from pgimgsearch.models.backends import open_clip as backend
+from pgimgsearch.models.backends import transformers as hf_backend
+from pgimgsearch.models.encoder import Placement, unit
+from pgimgsearch.models.load import load
+from pgimgsearch.models.runtime.cpu_features import faster_dtypes
+from pgimgsearch.models.runtime.exported_encoder import ExportedEncoder
+from pgimgsearch.models.runtime.onnx_export import TEXTS
+from pgimgsearch.models.runtime.text_tokens import TextTokenizer
+from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
+from tests.models.tiny import OPEN_CLIP, save, tiny
+from tests.support.imported import heavy_modules
+
+Run = Callable[..., Any]
+ON_TORCH, ON_ONNX = Placement("cpu", "fp32", "torch"), Placement("cpu", "fp32", "onnx")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and the runtime that users get."""
+    monkeypatch.setenv("PGIMGSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "ONNX_ON_CPUS", True)
+    return tmp_path / "cache"
+
+
+def tiny_clip(folder: Path) -> str:
+    """A tiny CLIP of transformers with its real tokenizer."""
+    torch.manual_seed(0)
+    save(folder / "clip", *tiny("clip-vit-b-32"))
+    return f"hf:{folder / 'clip'}"
+
+
+def tiny_open_clip(folder: Path, kind: str) -> str:
+    """A tiny network of open_clip in its format for folders."""
+    import open_clip
+
+    torch.manual_seed(0)
+    made = folder / kind
+    made.mkdir(parents=True)
+    (made / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP[kind], "preprocess_cfg": {}}))
+    network = open_clip.create_model(
+        f"local-dir:{made}", pretrained_image=False, pretrained_text=False, load_weights=False
+    )
+    torch.save(network.state_dict(), made / "open_clip_pytorch_model.bin")
+    return f"open_clip:{made}"
+
+
+MAKERS: dict[str, Callable[[Path], str]] = {
+    "hf clip": tiny_clip,
+    **{f"open_clip {kind}": partial(tiny_open_clip, kind=kind) for kind in ("vit", "quickgelu", "resnet")},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_export_is_the_same_model(tmp_path: Path, cache: Path, pictures: list[Image.Image], maker: str) -> None:
+    spec = lookup.resolve(MAKERS[maker](tmp_path))
+    original, said = load(spec, ON_TORCH), list[str]()
+    exported = load(spec, Placement("cpu"), say=said.append)
+    assert isinstance(exported, ExportedEncoder), said
+    assert "runs on ONNX Runtime" in said[0]
+    for output in original.dims:
+        assert exported.fingerprint(output) == original.fingerprint(output)
+    assert exported.dims == original.dims
+    assert exported.preprocess == original.preprocess
+    assert (exported.logit_scale, exported.logit_bias) == (original.logit_scale, original.logit_bias)
+    prepared = [original.prepare(image) for image in pictures]
+    ours, theirs = exported.embed(prepared), original.embed(prepared)
+    for output in original.dims:
+        assert (unit(ours[output]) * unit(theirs[output])).sum(1).min() >= 0.99999
+    for texts in (["one"], [*TEXTS, "", "." * 500]):
+        assert (exported.embed_text(texts) * original.embed_text(texts)).sum(1).min() >= 0.99999
+    shutil.rmtree(tmp_path / spec.name.partition(":")[2])  # the checkpoint is not needed any more
+    again = load(spec, Placement("cpu"), original.fingerprint(original.spec.output))
+    assert np.array_equal(again.embed_text(["a dog"]), exported.embed_text(["a dog"]))
+
+
+@pytest.mark.slow
+def test_commands_need_neither_torch_nor_transformers_then(
+    cli: Run, cache: Path, photos: Path, tmp_path: Path, url: str, connection: Connection
+) -> None:
+    done = cli("ingest", str(photos), "--model", tiny_clip(tmp_path), PGIMGSEARCH_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert "runs on ONNX Runtime" in done.stderr
+    placed = connection.execute("select placement -> 'hf:clip' ->> 'runtime' from imgsearch.ingest_run").fetchone()
+    assert placed == ("onnx",)
+    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PGIMGSEARCH_CACHE": str(cache)}
+    for arguments in (
+        ["search", str(photos / "a" / "00.png")], ["search", "--text", "a dog"], ["embed-text", "a cat"],
+        ["doctor"], ["ingest", str(photos), "--retry-failed"],
+    ):  # fmt: skip
+        assert not heavy_modules(own, *arguments) & {"torch", "transformers", "open_clip", "timm"}, arguments
+
+
+@pytest.mark.slow
+def test_an_export_that_differs_is_refused_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pgimgsearch.models.runtime import onnx_export
+
+    spec, said = lookup.resolve(tiny_clip(tmp_path)), list[str]()
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 1.1)
+    assert isinstance(load(spec, Placement("cpu"), say=said.append), TorchEncoder)
+    assert "runs on torch: the ONNX export of hf:clip differs: cosine 1.0" in said[0]
+    monkeypatch.setattr(onnx_export, "_export", None)  # it is not tried again
+    assert isinstance(load(spec, Placement("cpu"), say=said.append), TorchEncoder)
+    assert said[1] == said[0]
+    with pytest.raises(ModelError, match="differs"):
+        load(spec, ON_ONNX)
+
+
+@pytest.mark.slow
+def test_int8_runs_on_onnx_by_itself(tmp_path: Path, cache: Path, pictures: list[Image.Image]) -> None:
+    spec = lookup.resolve(tiny_clip(tmp_path))
+    quick = load(spec, Placement("cpu", "int8"))
+    assert (quick.runtime, quick.dtype, quick.faster_dtypes) == ("onnx", "int8", ())
+    assert 0.99 < quick.check([quick.prepare(image) for image in pictures]) < 1  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="ONNX Runtime only"):
+        load(spec, Placement("cpu", "int8", "torch"))
+
+
+# Not assigned by Unicode 14 (Cn): what such a character is depends on the Unicode version of each library.
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\0"), max_size=60)
+PIECES = st.sampled_from(
+    [*TEXTS, "&lt;", "&#39;", "â€™", "Ã©", "<|endoftext|>", "İstanbul", "ﬁ", "\u200b", "1st 2nd", "don't"]
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Callable[[list[str]], Any], TextTokenizer]]:
+    """Reference and ours: open_clip's own, in each of its ways to clean texts, and CLIP's of transformers."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder, made = tmp_path_factory.mktemp("tokenizers"), []
+
+    def add(reference: Callable[[list[str]], Any], portable: tuple[Any, str] | None) -> None:
+        assert portable is not None
+        file = folder / f"{len(made)}.json"
+        portable[0].save(str(file))
+        made.append((reference, TextTokenizer(file, portable[1])))
+
+    for clean in ("lower", "whitespace", "canonicalize"):
+        theirs = SimpleTokenizer(clean=clean)
+        add(lambda texts, theirs=theirs: theirs(texts).numpy(), backend.portable(theirs))  # type: ignore[misc]
+    name = tiny_clip(folder).partition(":")[2]
+    tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
+    encode = hf_backend.tokenize(tokenizer, config)
+    add(lambda texts: encode(texts)["input_ids"].numpy(), hf_backend.portable(tokenizer, config))
+    return made
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.lists(WORDS | PIECES, max_size=6).map(" ".join), min_size=1, max_size=3))
+def test_token_ids_are_those_of_the_reference(
+    tokenizers: list[tuple[Callable[[list[str]], Any], TextTokenizer]], texts: list[str]
+) -> None:
+    for reference, ours in tokenizers:
+        assert np.array_equal(ours(texts)[0], reference(texts)), texts
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "products", "gains"),
+    [
+        ("GenuineIntel", "avx512_vnni amx_bf16 amx_int8", True, ("int8", "bf16")),
+        ("GenuineIntel", "avx512_vnni avx512_bf16", True, ("int8",)),  # bf16 is slower than fp32 there
+        ("AuthenticAMD", "avx512_vnni avx512_bf16", True, ("int8", "bf16")),
+        ("AuthenticAMD", "avx512_vnni avx512_bf16", False, ("bf16",)),
+        ("GenuineIntel", "avx2", True, ()),
+    ],
+)
+def test_a_precision_is_advised_where_the_processor_gains(
+    tmp_path: Path, vendor: str, flags: str, products: bool, gains: tuple[str, ...]
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
+    assert faster_dtypes(matrix_products=products, file=file) == gains
