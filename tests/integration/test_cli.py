@@ -247,7 +247,7 @@ def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import importlib.util as u\nreal = u.find_spec\n"
-        "u.find_spec = lambda n, p=None: None if n in {'timm', 'open_clip', 'transformers'} else real(n, p)\n"
+        "u.find_spec = lambda n, p=None: None if n in {'timm', 'open_clip', 'transformers', 'torch'} else real(n, p)\n"
         "from pgimgsearch.cli.app import main\nmain()"
     )
     env = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PATH": "/usr/bin"}

@@ -20,6 +20,7 @@ from pgimgsearch.models import load as loading
 from pgimgsearch.models import lookup
 from pgimgsearch.models.backends import open_clip as backend
 from pgimgsearch.models.backends import transformers as hf_backend
+from pgimgsearch.models.catalog import CLIP_MEAN, CLIP_STD
 from pgimgsearch.models.encoder import Placement, unit
 from pgimgsearch.models.load import load
 from pgimgsearch.models.runtime.cpu_features import faster_dtypes
@@ -137,6 +138,56 @@ def test_int8_runs_on_onnx_by_itself(tmp_path: Path, cache: Path, pictures: list
 
 
 # Not assigned by Unicode 14 (Cn): what such a character is depends on the Unicode version of each library.
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["immich", "transformers.js"])
+def test_folders_of_others_have_both_towers(
+    tmp_path: Path, cache: Path, pictures: list[Image.Image], layout: str
+) -> None:
+    """Exported towers in the layout of each, against the network they came from."""
+    import onnx
+
+    spec = lookup.resolve(tiny_open_clip(tmp_path, "vit") if layout == "immich" else tiny_clip(tmp_path))
+    original, checkpoint = load(spec, ON_TORCH), Path(spec.weights or "")
+    load(spec, ON_ONNX)
+    (export,) = (cache / "onnx").iterdir()
+    folder = tmp_path / "others"
+    names = (
+        ("visual/model.onnx", "textual/model.onnx")
+        if layout == "immich"
+        else ("onnx/vision_model.onnx", "onnx/text_model.onnx")
+    )
+    for kind, name in zip(("image", "text"), names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(onnx.load(export / kind / "model.onnx"), folder / name)
+    plain = json.loads((export / "tokenizer.json").read_text()) | {"truncation": None, "padding": None}
+    if layout == "immich":
+        (folder / "textual" / "tokenizer.json").write_text(json.dumps(plain))
+        (folder / "config.json").write_text(json.dumps(OPEN_CLIP["vit"]))
+        how = {
+            "size": [64, 64],
+            "mean": CLIP_MEAN,
+            "std": CLIP_STD,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        }
+        (folder / "visual" / "preprocess_cfg.json").write_text(json.dumps(how))
+    else:
+        (folder / "tokenizer.json").write_text(json.dumps(plain))
+        for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+            shutil.copy(checkpoint / name, folder / name)
+    loaded = load(lookup.resolve(f"onnx:{folder}"), Placement("cpu"))
+    prepared = [original.prepare(image) for image in pictures]
+    assert all(np.array_equal(loaded.prepare(image), one) for image, one in zip(pictures, prepared, strict=True))
+    ours, theirs = next(iter(loaded.embed(prepared).values())), original.embed(prepared)["projection"]
+    assert (unit(ours) * unit(theirs)).sum(1).min() >= 0.99999
+    assert (loaded.embed_text(TEXTS) * original.embed_text(TEXTS)).sum(1).min() >= 0.99999
+    (folder / names[1]).unlink()
+    alone = load(lookup.resolve(f"onnx:{folder}"), Placement("cpu"))
+    assert not alone.reads_text
+    with pytest.raises(ModelError, match="cannot read text"):
+        alone.embed_text(["a dog"])
+
+
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\0"), max_size=60)
 PIECES = st.sampled_from(
     [*TEXTS, "&lt;", "&#39;", "â€™", "Ã©", "<|endoftext|>", "İstanbul", "ﬁ", "\u200b", "1st 2nd", "don't"]

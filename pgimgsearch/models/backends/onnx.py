@@ -1,4 +1,4 @@
-"""ONNX exports: ``onnx:FILE``, ``onnx:REPOSITORY``; an image tower whose output is a vector or tokens."""
+"""ONNX exports: ``onnx:FILE``, ``onnx:FOLDER``, ``onnx:REPOSITORY``; a folder may hold a text tower too."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
-from pgimgsearch.models.hf_processor import read_processor
+from pgimgsearch.models.onnx_folder import TOWERS, described_preprocessing, image_tower, text_tower
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.spec import ModelSpec, Preprocess
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import loading
 
 if TYPE_CHECKING:
-    pass
+    from pgimgsearch.models.runtime.onnx_text import TextTower
+    from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 
 BACKEND = Backend(package="onnxruntime", prefix="onnx", file_suffix=".onnx", needs_preprocessing=True)
 
 VECTORS = ("image_embeds", "pooler_output", "features", "embedding", "embeddings", "last_hidden_state", "output")
-EXPORTS = ("vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx", "visual.onnx")
 CLASSES = {"logits", "probabilities", "scores", "probs"}
 IMAGENET_CLASSES = {1000, 21841, 21843}
 
@@ -38,11 +38,13 @@ class OnnxEncoder:
 
     runtime = "onnx"
     faster_dtypes: Sequence[str] = ()
-    reads_text = False
     logit_scale: float | None = None
     logit_bias: float | None = None
 
-    def __init__(self, spec: ModelSpec, path: Path, how: Preprocess, placement: Placement) -> None:
+    def __init__(
+        self, spec: ModelSpec, path: Path, how: Preprocess, placement: Placement,
+        text: tuple[Path, TextTokenizer] | None = None,
+    ) -> None:  # fmt: skip
         from pgimgsearch.models.runtime.onnx_session import Session
 
         self.session = Session(path, placement.device)
@@ -57,13 +59,16 @@ class OnnxEncoder:
             )
         self._how = _at_size(how, sides, path)
         self.preprocess = self._how.as_dict()
-        self._digest = "onnx " + " ".join(files.sha256_of(part) for part in _parts(path))
+        towers = [path] if text is None else [path, text[0]]
+        self._digest = "onnx " + " ".join(files.sha256_of(part) for tower in towers for part in _parts(tower))
         probe = np.zeros((3, *self._how.size), dtype=np.float32)
         shapes = {name: out.shape for name, out in self.session.run([probe] * (self.session.fixed_batch or 1)).items()}
         self._chosen = choose_output(list(shapes), list(shapes.values()))
         self._tokens = len(shapes[self._chosen]) == 3
         self._output = "cls" if self._tokens or spec.output == "cls" else "vector"
         self.dims = {self._output: shapes[self._chosen][-1 if self._tokens else 1]}
+        self._text = self._open_text(text, placement)
+        self.reads_text = self._text is not None
         self.spec = replace(spec, output=self._output, dim=self.dims[self._output],
                             revision=files.revision_of(path) or spec.revision)  # fmt: skip
 
@@ -83,26 +88,43 @@ class OnnxEncoder:
         vectors = np.concatenate(answers)[: len(prepared)]
         return {self._output: vectors[:, 0] if self._tokens else vectors.reshape(len(vectors), -1)}
 
-    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002
-        """Refuse: an export of an image tower reads no text."""
-        raise cannot_read(self.spec.name)
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, dim) float32, normalised."""
+        if self._text is None:
+            raise cannot_read(self.spec.name)
+        return self._text.embed(texts)
+
+    def _open_text(self, text: tuple[Path, TextTokenizer] | None, placement: Placement) -> TextTower | None:
+        if text is None:
+            return None
+        from pgimgsearch.models.runtime.onnx_text import TextTower
+
+        tower, dim = TextTower(*text, placement.device), self.dims[self._output]
+        if tower.dim != dim:
+            raise ModelError(
+                f"the text tower {text[0]} gives vectors of dimension {tower.dim}, the image tower {dim}",
+                hint="they belong to different models, or one was exported without its projection",
+            )
+        return tower
 
 
 def origin(spec: ModelSpec) -> files.Origin:
-    """A repository with an export: its image tower in full precision, not every variant."""
+    """A repository with exports: its towers in full precision, not every variant."""
+    towers = [[name for name in pair if name is not None] for pair in TOWERS.items()]
+    patterns = [tuple(file for name in pair for file in (name, f"{name}_data", f"{name}.data")) for pair in towers]
     return files.Origin(
-        spec.checkpoint, (*((name, f"{name}_data") for name in EXPORTS), ("*.onnx", "*.onnx_data")),
-        describing=("*.json",), revision=spec.revision,
+        spec.checkpoint, (*patterns, ("*.onnx", "*.onnx_data")), describing=("*.json",), revision=spec.revision
     )  # fmt: skip
 
 
 def load(spec: ModelSpec, placement: Placement) -> OnnxEncoder:
-    """Load an export; its preprocessing is the catalog's, the user's, or that of a preprocessor_config.json near it."""
+    """Load an export; its preprocessing is the catalog's, the user's, or what files near it say."""
     with loading(spec):
-        path = files.local(spec) or files.download(origin(spec))
+        path, text = files.local(spec) or files.download(origin(spec)), None
         if path.is_dir():
-            path = _export_in(path)
-        return OnnxEncoder(spec, path, spec.preprocess or _described(path), placement)
+            folder, path = path, image_tower(path)
+            text = text_tower(folder, path)
+        return OnnxEncoder(spec, path, spec.preprocess or described_preprocessing(path), placement, text)
 
 
 def choose_output(names: list[str], shapes: list[tuple[int, ...]]) -> str:
@@ -136,31 +158,6 @@ def _at_size(how: Preprocess, sides: Sequence[Any], path: Path) -> Preprocess:
     return replace(how, size=(int(sides[0]), int(sides[1])), resize_to=scaled)
 
 
-def _export_in(folder: Path) -> Path:
-    """The image tower of a folder: the full-precision export, in the layout of the hub too."""
-    for name in EXPORTS:
-        if (folder / name).exists():
-            return folder / name
-    found = sorted(folder.rglob("*.onnx"))
-    if len(found) == 1:
-        return found[0]
-    raise ModelError(
-        f"{folder} holds {len(found)} ONNX files, none of them called model.onnx",
-        hint="name the file: onnx:FOLDER/FILE.onnx",
-    )
-
-
 def _parts(path: Path) -> list[Path]:
     """The file, and the weights that lie outside it."""
     return [path, *sorted(path.parent.glob(f"{path.name}_data*")), *sorted(path.parent.glob(f"{path.name}.data"))]
-
-
-def _described(path: Path) -> Preprocess:
-    for folder in (path.parent, path.parent.parent):
-        file = folder / "preprocessor_config.json"
-        if file.exists():
-            return read_processor(file)
-    raise ModelError(
-        f"nothing says how images are prepared for {path}",
-        hint="put its preprocessor_config.json beside it, or say --preprocess imagenet, clip or siglip",
-    )

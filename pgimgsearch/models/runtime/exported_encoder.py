@@ -15,6 +15,7 @@ from pgimgsearch.models.encoder import Placement, cannot_read, unit
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.runtime.cpu_features import faster_dtypes
 from pgimgsearch.models.runtime.onnx_session import Session
+from pgimgsearch.models.runtime.onnx_text import TextTower
 from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 from pgimgsearch.models.spec import ModelSpec, preprocess_from
 from pgimgsearch.settings import cache_folder
@@ -71,8 +72,10 @@ class ExportedEncoder:
         assert found is not None, "it was found or made"
         self._export, self._folder, self._placement = found, folder, placement
         self._images = Session(int8 or folder / "image" / "model.onnx", placement.device)
-        self._texts = None if found.cleaner is None else Session(folder / "text" / "model.onnx", placement.device)
-        self._tokenizer = None if found.cleaner is None else TextTokenizer(folder / "tokenizer.json", found.cleaner)
+        self._texts: TextTower | None = None
+        if found.cleaner is not None:
+            tokenizer = TextTokenizer(folder / "tokenizer.json", found.cleaner)
+            self._texts = TextTower(folder / "text" / "model.onnx", tokenizer, placement.device)
         self._how = preprocess_from(found.preprocess)
         self.device, self.dtype = self._images.device, "int8" if int8 else "fp32"
         self.preprocess = self._how.as_dict()
@@ -97,11 +100,9 @@ class ExportedEncoder:
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised."""
-        if self._texts is None or self._tokenizer is None:
+        if self._texts is None:
             raise cannot_read(self.spec.name)
-        ids, mask = self._tokenizer(texts)
-        feeds = {one.name: mask if "mask" in one.name else ids for one in self._texts.inputs}
-        return unit(next(iter(self._texts.run_feeds(feeds).values())))
+        return self._texts.embed(texts)
 
     def check(self, prepared: Sequence[NDArray[Any]]) -> float:
         """The lowest cosine of int8 with fp32 over prepared images; raises ModelError below 0.99."""

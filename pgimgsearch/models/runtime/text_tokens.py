@@ -4,6 +4,7 @@ import html
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,13 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 class TextTokenizer:
-    """A tokenizer.json, which says how texts are cut and padded too, and what cleans them before."""
+    """A ``tokenizers.Tokenizer`` or its file, which says how texts are cut and padded too, and what cleans them."""
 
-    def __init__(self, file: Path, cleaner: str) -> None:
+    def __init__(self, tokenizer: Any, cleaner: str) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer, self._clean = Tokenizer.from_file(str(file)), CLEANERS[cleaner]
+        self._tokenizer = Tokenizer.from_file(str(tokenizer)) if isinstance(tokenizer, Path) else tokenizer
+        self._clean = CLEANERS[cleaner]
 
     def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and attention mask, each (n, length)."""
