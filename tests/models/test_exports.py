@@ -29,7 +29,8 @@ from pgimgsearch.models.runtime.onnx_export import TEXTS
 from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
 from tests.models.tiny import OPEN_CLIP, save, tiny
-from tests.support.imported import heavy_modules
+from tests.server.conftest import free_port
+from tests.support.imported import heavy_modules, heavy_modules_of_service
 
 Run = Callable[..., Any]
 ON_TORCH, ON_ONNX = Placement("cpu", "fp32", "torch"), Placement("cpu", "fp32", "onnx")
@@ -110,6 +111,11 @@ def test_commands_need_neither_torch_nor_transformers_then(
         ["doctor"], ["ingest", str(photos), "--retry-failed"],
     ):  # fmt: skip
         assert not heavy_modules(own, *arguments) & {"torch", "transformers", "open_clip", "timm"}, arguments
+    serve = ["serve", "--port", str(free_port()), "--http-port", str(free_port())]
+    own["PGIMGSEARCH_HOME"] = str(tmp_path / "home")
+    imported = heavy_modules_of_service(own, "stop with Ctrl-C", *serve)
+    assert not imported & {"torch", "transformers", "open_clip", "timm"}
+    assert "onnxruntime" in imported
 
 
 @pytest.mark.slow

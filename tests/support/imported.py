@@ -14,6 +14,24 @@ main()
 """
 
 
+def heavy_modules_of_service(environment: Mapping[str, str], ready: str, *arguments: str) -> set[str]:
+    """The same of a command that runs until SIGTERM, once it has said that it is ready."""
+    code = CODE.format(arguments=arguments, heavy=HEAVY)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={"PATH": "/usr/bin"} | {**environment}
+    )
+    assert process.stderr is not None
+    said = ""
+    while ready not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.terminate()
+    said += process.communicate()[1]
+    assert process.returncode == 0, said
+    return set(said.splitlines()[-1].split()[1:])
+
+
 def heavy_modules(environment: Mapping[str, str], *arguments: str) -> set[str]:
     """Of ``HEAVY``, those that are loaded when a command that succeeds ends."""
     code = CODE.format(arguments=arguments, heavy=HEAVY)
