@@ -22,6 +22,7 @@ from pgimgsearch.database.functions import (
 from pgimgsearch.database.models import remove_model
 from pgimgsearch.database.url import prepare_embedded
 from pgimgsearch.errors import DatabaseError, SchemaError, UsageError
+from pgimgsearch.operations.doctor import server_findings
 from pgimgsearch.operations.schema_check import list_tables, schema_findings
 from pgimgsearch.settings import package_folder
 from tests.support.builders import add_model
@@ -256,6 +257,25 @@ def test_doctor_finds_what_is_not_as_this_release_has_it(url: str, connection: C
     assert [said for _, said in differences(url) if "function" in said] == [
         "function of an earlier release or your own: imgsearch.recall(bigint)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "states"),
+    [
+        ("0.8.1", {"parallel builds": "warn", "pgvector": "warn"}), ("0.8.4", {"pgvector": "warn"}),
+        ("0.8.6", {"pgvector": "good"}), ("0.8.7", {"pgvector": "good"}), ("0.7.4", {"schema": "bad"}),
+    ],
+)  # fmt: skip
+def test_doctor_knows_what_a_version_of_pgvector_lacks(
+    url: str, connection: Connection, version: str, states: dict[str, str]
+) -> None:
+    with psycopg.connect(url, user="postgres", autocommit=True) as superuser:
+        superuser.execute("update pg_extension set extversion = %s where extname = 'vector'", [version])
+    found = [one for one in server_findings(connection) if one.check in {"parallel builds", "pgvector", "schema"}]
+    assert {one.check: one.state for one in found if one.check in states} == states
+    assert all(one.mend for one in found if one.state != "good")
+    notes = [one.finding for one in found if one.check == "pgvector" and one.state == "good"]
+    assert [("0.8.7 fixes" in note) for note in notes] == [version == "0.8.6"] * len(notes)
 
 
 def test_doctor_finds_what_became_of_models(url: str, connection: Connection) -> None:
