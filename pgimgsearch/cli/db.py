@@ -14,7 +14,7 @@ from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.embedded_programs import binaries
 from pgimgsearch.database.functions import head_revision
 from pgimgsearch.database.models import list_models
-from pgimgsearch.database.url import database_url
+from pgimgsearch.database.url import database_url, forget_libpq_settings
 from pgimgsearch.errors import DatabaseError, UsageError
 from pgimgsearch.settings import shared_password
 
@@ -208,7 +208,7 @@ def show_url(context: typer.Context) -> None:
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def psql(
     context: typer.Context,
-    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this command and exit.")] = None,
+    command: Annotated[list[str] | None, typer.Option("--command", "-c", help="Run this command and exit.")] = None,
 ) -> None:
     """Open psql on the database; arguments after -- are passed on."""
     import subprocess
@@ -218,7 +218,8 @@ def psql(
         # its password goes by the environment: arguments are in the process list
         address = conninfo_to_dict(url)
         secret = {"PGPASSWORD": str(address.pop("password"))} if "password" in address else {}
-        arguments = [make_conninfo(**address), *(["-c", command] if command else []), *context.args]  # type: ignore[arg-type]
+        commands = [word for text in command or [] for word in ("-c", text)]
+        arguments = [make_conninfo(**address), *commands, *context.args]  # type: ignore[arg-type]
         done = subprocess.run([str(binaries() / "psql"), *arguments], env=os.environ | secret, check=False)
     raise typer.Exit(done.returncode)
 
@@ -226,4 +227,5 @@ def psql(
 def _embedded(db: str | None, home: "os.PathLike[str]") -> Embedded:
     if db:
         raise UsageError("this command is for the embedded Postgres", hint="leave --db and PGIMGSEARCH_DB out")
+    forget_libpq_settings()
     return Embedded(Path(home))

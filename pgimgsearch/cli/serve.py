@@ -1,5 +1,7 @@
 """``serve``: the embedder, for texts and images that SQL brings, and the embedded database."""
 
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from pgimgsearch.cli.terminal import (
     terminal_of,
 )
 from pgimgsearch.database.connection import connect
+from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.url import database_url, shown_url
 from pgimgsearch.settings import shared_password
 
@@ -54,25 +57,33 @@ def serve(
     listeners.tls()
     secret = password or terminal.settings.embedder_password
     word = shared_password(secret)
-    is_embedded = terminal.settings.db is None
-    with database_url(terminal.settings) as url:
+    signal.signal(signal.SIGTERM, _end)
+    embedded = Embedded(terminal.settings.home) if terminal.settings.db is None else None
+    with database_url(terminal.settings) as url, embedded.serving() if embedded else nullcontext():
         follower = ModelFollower(
             url, model or [], Placement(device, dtype, runtime), Checkpoint(trust=trust), terminal.notify
         )
 
         def opened(service: "Service") -> None:
             reached = listeners.reachable_host
-            if is_embedded:
+            if embedded:
                 connect_embedder(url, reached, port, word)
             names = ", ".join(service.models) or "no model yet; ingest images, and their model is loaded"
             terminal.notify(f"serving {names}")
             scheme = "https" if tls_cert else "http"
-            terminal.notify(f"database {shown_url(url)}\nHTTP     {scheme}://{reached}:{http_port} (see /docs)")
-            if not is_embedded:
+            secretly = " (with its password: pgimgsearch db url)" if embedded and embedded.record().port else ""
+            terminal.notify(f"database {shown_url(url)}{secretly}")
+            terminal.notify(f"HTTP     {scheme}://{reached}:{http_port} (see /docs)")
+            if not embedded:
                 terminal.notify(f"once a database: pgimgsearch db connect-embedder {reached} {port}")
             terminal.notify(f"password in {secret}; stop with Ctrl-C")
 
         server.run(url, follower, listeners, word, queue, opened)
+
+
+def _end(*_: object) -> None:
+    """End as by an exception, so that the embedded database is stopped too."""
+    raise SystemExit(0)
 
 
 def connect_embedder(url: str, host: str, port: int, password: str) -> None:

@@ -89,26 +89,39 @@ class Embedded:
                     if not self.kept.exists() and _locks_alone(users) and self._is_running():
                         self._stop()
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Be the one ``serve`` of this server, which answers what its SELECTs ask."""
+        file = self.home / "serve.lock"
+        with _opened(file) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                others = ", ".join(str(process.pid) for process in processes_with(file))
+                raise BusyError(
+                    f"pgimgsearch serve runs already for the database in {self.home} (process {others})",
+                    hint="stop it first; or serve a database of your own with --db",
+                ) from error
+            yield
+
     def keep(self, port: int | None) -> str:
         """Start the server for other programs, with ``port`` on 127.0.0.1 as well, and leave it running.
 
-        Without a port, a server that is kept stays as it is. Another port would end its connections: refused.
+        Without a port, a server that runs stays as it is. Another port would end its connections: refused.
         """
         self._make_home()
         with _opened(self.home / "users.lock") as users, self._transition():
-            running, kept = self._is_running(), self.kept.exists()
-            if running and kept and port in {None, self._kept_port()}:
-                return self.url()
-            if running and (kept or not _locks_alone(users)):
-                where = f"on port {self._kept_port()}" if self._kept_port() else "without a port"
-                raise DatabaseError(
-                    f"the embedded Postgres is in use {where}",
-                    hint="stop the programs that use it, then run: pgimgsearch db stop",
-                )
-            if running:
+            running = self._is_running()
+            has = self.record().port if running else None
+            if running and port not in {None, has}:
+                if self.kept.exists() or not _locks_alone(users):
+                    raise DatabaseError(
+                        f"the embedded Postgres is in use {f'on port {has}' if has else 'without a port'}",
+                        hint="stop the programs that use it, then run: pgimgsearch db stop",
+                    )
                 self._stop()
             self._start(port)
-            self.kept.write_text(str(port or ""))
+            self.kept.write_text(str(self.record().port or ""))
             return self.url()
 
     def stop(self, *, force: bool = False) -> bool:
@@ -120,8 +133,8 @@ class Embedded:
         if not self.home.is_dir():
             return False
         with self._transition():
-            if force and not self._lock.is_held():
-                self._lock.clear()
+            if force and self._forget():
+                return True
             was_running = self._is_running()
             if was_running and not force and (users := self._users()):
                 raise BusyError(
@@ -132,6 +145,16 @@ class Embedded:
             if was_running:
                 self._stop()
         return was_running
+
+    def _forget(self) -> bool:
+        """Give up a record that nobody answers for; true if it was a server here without a record, which is ended."""
+        if not self._lock.is_held():
+            self._lock.clear()
+        elif self._lock.record() is None and self._lock.holders():
+            self._lock.end(None)
+            self.kept.unlink(missing_ok=True)
+            return True
+        return False
 
     def is_running(self) -> bool:
         """Whether a server runs on our data."""
@@ -150,13 +173,14 @@ class Embedded:
 
     @property
     def _lock(self) -> ServerLock:
-        return ServerLock(self.home)
+        return ServerLock(self.home, self.data)
 
     @contextmanager
     def _transition(self) -> Iterator[None]:
         """One command at a time starts, stops or asks."""
         with _opened(self.home / "start.lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with _told(self.home):
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _kept_port(self) -> int | None:
@@ -168,9 +192,12 @@ class Embedded:
     def _make_home(self) -> None:
         with _told(self.home):
             self.home.mkdir(parents=True, exist_ok=True)
+            if "\n" in str(self.home):
+                raise OSError(errno.EINVAL, "a line break in its name", str(self.home))
             if os.geteuid() == 0:
-                for folder in (self.home, *self.home.parents):
-                    folder.chmod(folder.stat().st_mode | 0o011)
+                for folder in (self.home.resolve(), *self.home.resolve().parents):
+                    if (mode := folder.stat().st_mode) & 0o011 != 0o011:
+                        folder.chmod(mode | 0o011)
             else:
                 self.home.chmod(0o700)
 
@@ -179,6 +206,11 @@ class Embedded:
         held, record = self._lock.is_held(), self._lock.record()
         if record is None and not held:
             return False
+        if record is None and self._lock.holders():
+            raise DatabaseError(
+                f"an embedded Postgres runs on {self.home}, and its record server.json is lost",
+                hint="end it: pgimgsearch db stop --force",
+            )
         if record is None or (not record.is_here and held):
             raise DatabaseError(
                 f"the embedded Postgres of {self.home} runs elsewhere: {record or 'it left no record'}",
@@ -189,7 +221,7 @@ class Embedded:
                 f"the embedded Postgres of {self.home} was not stopped elsewhere: {record}",
                 hint="if it does not run there any more: pgimgsearch db stop --force",
             )
-        if held and self._lock.holder(record.pid) is None:
+        if held and not self._lock.is_alive(record):
             self._lock.end(None)
             return False
         return held
@@ -209,7 +241,7 @@ class Embedded:
             lock = self._lock.acquire(SECONDS_TO_DIE)
             if lock is None:
                 raise DatabaseError(f"another process holds the lock of {self.home}", hint="try again in a moment")
-            record = new_record(self._socket_folder(), port)
+            record = new_record(self.home, self._socket_folder(), port)
             self._lock.write(record)
             try:
                 with lock, translated_errors():
@@ -237,10 +269,10 @@ class Embedded:
 
         That of a server that died is used again, since those who wait for it have its URL.
         """
-        if len(str(self.data)) < 80 and re.fullmatch(r"[\w/.+~ -]+", str(self.data)):
+        if len(os.fsencode(self.data)) < 80 and re.fullmatch(r"[\w/.+~ -]+", str(self.data)):
             return self.data
         before = self._lock.record()
-        if before is not None and (folder := Path(before.sockets)).is_dir() and not folder.is_symlink():
+        if before is not None and _is_private(folder := Path(before.sockets)):
             return folder
         folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-"))
         programs.give_to_server(folder)
@@ -265,6 +297,14 @@ def _told(home: Path) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise DiskFullError(f"the disk of {home} is full", hint="free some space and try again") from error
         raise DatabaseError(f"cannot use the folder of the embedded database: {error}", hint=ANOTHER_FOLDER) from error
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is still the server's own, and nobody else's."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    state = folder.stat()
+    return state.st_uid == programs.server_owner() and not state.st_mode & 0o077
 
 
 def _opened(path: Path) -> TextIO:

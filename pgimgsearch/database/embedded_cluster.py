@@ -1,5 +1,6 @@
 """The data folder of the embedded Postgres: make it, run a server on it, and prepare its database."""
 
+import fcntl
 import secrets
 import shlex
 import shutil
@@ -35,7 +36,7 @@ def initialise(data: Path, secret: Path, record: Record, lock: TextIO) -> None:
     programs.give_to_server(building)
     programs.run(
         "initdb", "--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--no-locale",
-        "--username=postgres", "--pgdata=.", folder=building, keep=lock,
+        "--username=postgres", "--pgdata=.", folder=building, keep=[lock],
     )  # fmt: skip
     password = secrets.token_urlsafe(24)
     secret.touch(mode=0o600)
@@ -57,6 +58,12 @@ def initialise(data: Path, secret: Path, record: Record, lock: TextIO) -> None:
 
 def launch(data: Path, record: Record, lock: TextIO) -> int:
     """Run a server on a data folder, which inherits the lock; its process ID."""
+    with (data / "PG_VERSION").open() as guard:
+        return _launch(data, record, lock, guard)
+
+
+def _launch(data: Path, record: Record, lock: TextIO, guard: TextIO) -> int:
+    fcntl.flock(guard, fcntl.LOCK_EX)  # free: nobody holds the lock of the home
     # locks of a server that was killed: Postgres honours them for as long as nobody reaps its process
     for leftover in (data / "postmaster.pid", *Path(record.sockets).glob(".s.PGSQL.*")):
         leftover.unlink(missing_ok=True)
@@ -82,7 +89,7 @@ def launch(data: Path, record: Record, lock: TextIO) -> int:
         log.unlink(missing_ok=True)
         done = programs.run(
             "pg_ctl", "start", "-w", "-t", "300", "-D", ".", "-l", log.name, "-o", words,
-            folder=data, keep=lock, check=False,
+            folder=data, keep=[lock, guard], check=False,
         )  # fmt: skip
         if done.returncode == 0:
             return None
@@ -119,7 +126,10 @@ def check_data(home: Path, data: Path) -> None:
     """Refuse data of another major version, or of another user."""
     found = [int(folder.name[8:]) for folder in home.glob("postgres[0-9]*") if folder.name[8:].isdigit()]
     if data.exists():
-        found = [int((data / "PG_VERSION").read_text())]
+        version = (data / "PG_VERSION").read_text().strip()
+        if not version.isdigit():
+            raise DatabaseError(f"{data}/PG_VERSION is damaged", hint=f"it should say {MAJOR}; restore {data}")
+        found = [int(version)]
     if found and MAJOR not in found:
         raise DatabaseError(
             f"{home} holds the data of PostgreSQL {max(found)}, and this version of pgimgsearch runs {MAJOR}",

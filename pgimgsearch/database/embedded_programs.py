@@ -5,6 +5,7 @@ import os
 import pwd
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,9 +27,9 @@ def binaries() -> Path:
 
 
 def run(
-    program: str, *arguments: str, folder: Path, keep: TextIO | None = None, check: bool = True
+    program: str, *arguments: str, folder: Path, keep: Sequence[TextIO] = (), check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Postgres' programs in a folder, as the server's user; it inherits the descriptor of ``keep``.
+    """Run one of Postgres' programs in a folder, as the server's user; it inherits the descriptors of ``keep``.
 
     Its output goes through a file, as the server that pg_ctl starts would keep a pipe open.
     """
@@ -36,7 +37,7 @@ def run(
         done = subprocess.run(
             [str(binaries() / program), *arguments],
             stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, cwd=folder, check=False,
-            pass_fds=[keep.fileno()] if keep else [], start_new_session=True, **_identity(),
+            pass_fds=[file.fileno() for file in keep], start_new_session=True, **_identity(),
         )  # fmt: skip
         out.seek(0)
         done.stdout, done.stderr = out.read(), ""

@@ -76,7 +76,7 @@ class StoredReduction:
 
 
 # The names of its table and view are those that SQL gives them.
-COMPUTED = {"table_name": "imgsearch._embedding_table(m)", "view_name": "'imgsearch.' || imgsearch._view_name(m)"}
+COMPUTED = {"table_name": "imgsearch._embedding_table(m)", "view_name": "imgsearch._view_name(m)"}
 MODEL_COLUMNS = sql.SQL(", ").join(
     sql.SQL("{} as {}").format(sql.SQL(COMPUTED[name]), sql.Identifier(name))
     if name in COMPUTED

@@ -106,6 +106,7 @@ class Session:
 @contextmanager
 def session(url: str, stopped: threading.Event | None = None, reporter: Reporter = SILENT) -> Iterator[Session]:
     """Open a session, which closes its connections at the end."""
+    restart_if_dead(url)
     with connect(url) as connection:
         opened = Session(connection, url, stopped, reporter)
         try:

@@ -9,14 +9,16 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
 
 from pgimgsearch.errors import DatabaseError
 
@@ -29,8 +31,9 @@ SECONDS_TO_DIE = 20  # for the backends of a server that was killed
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where and since when a server runs; ``pid`` is None until it has started."""
+    """Where and since when the server of a home runs; ``pid`` is None until it has started."""
 
+    home: int  # its inode: that of a copy is another
     host: str
     boot_id: str
     pid_namespace: str  # empty where the system has none
@@ -54,17 +57,18 @@ class Record:
         return f"{where}{f', {self.pid_namespace}' if self.pid_namespace else ''}), since {self.since}"
 
 
-def new_record(sockets: Path, port: int | None) -> Record:
+def new_record(home: Path, sockets: Path, port: int | None) -> Record:
     """A record of a server that is about to be started here."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(platform.node(), *_kernel_and_namespace(), since, str(sockets), port)
+    return Record(home.stat().st_ino, platform.node(), *_kernel_and_namespace(), since, str(sockets), port)
 
 
 class ServerLock:
     """The lock and the record of the server of a home. Callers hold the home's ``start.lock``."""
 
-    def __init__(self, home: Path) -> None:
-        self._file, self._record = home / "server.lock", home / "server.json"
+    def __init__(self, home: Path, data: Path) -> None:
+        self._home, self._file, self._record = home, home / "server.lock", home / "server.json"
+        self._guard = data / "PG_VERSION"  # of which the server holds a lock too: without this file it has no data
 
     def acquire(self, seconds: float = 0) -> TextIO | None:
         """Take the lock for a server that is to inherit it, waiting for so long; None where another holds it.
@@ -100,16 +104,23 @@ class ServerLock:
         if (file := self.acquire()) is None:
             return True
         file.close()
+        try:
+            with self._guard.open() as guard:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
         return False
 
     def record(self) -> Record | None:
         """What the last start wrote, until the server is stopped."""
         try:
-            return Record(**json.loads(self._record.read_text()))
-        except FileNotFoundError:
+            found = Record(**json.loads(self._record.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):  # none, or cut short by a full disk
             return None
-        except (ValueError, TypeError):  # cut short by a full disk
-            return None
+        is_sound = found.pid is None or (isinstance(found.pid, int) and found.pid > 0)
+        return found if is_sound and found.home == self._home.stat().st_ino else None  # not that of a copied home
 
     def write(self, record: Record) -> None:
         """Replace the record."""
@@ -121,22 +132,38 @@ class ServerLock:
         """Remove the record: no server is to run."""
         self._record.unlink(missing_ok=True)
 
+    @property
+    def _files(self) -> list[Path]:
+        return [self._file, self._guard]
+
+    def holders(self) -> "list[psutil.Process]":
+        """The processes that hold the lock and can be seen here."""
+        return processes_with(*self._files)
+
     def holder(self, pid: int | None) -> "psutil.Process | None":
         """The process of a PID, if it is one that holds the lock."""
         import psutil
 
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            if pid is not None and _has_open(process, self._file):
+            if pid is not None and _has_open(process, self._files):
                 return process
         return None
+
+    def is_alive(self, record: Record) -> bool:
+        """Whether the server of a record still runs; one that was killed this moment is waited for."""
+        waits = Retrying(
+            retry=retry_if_result(lambda alive: alive and not _accepts(record)), stop=stop_after_delay(2),
+            wait=wait_fixed(0.1), retry_error_callback=lambda _: True,
+        )  # fmt: skip
+        return bool(waits(lambda: self.holder(record.pid) is not None))
 
     def end(self, pid: int | None) -> None:
         """Stop the server of a PID, or what is left of one, and wait until nobody holds the lock."""
         postmaster = self.holder(pid)
-        _send(signal.SIGINT, [postmaster] if postmaster else processes_with(self._file))  # a fast shutdown
+        _send(signal.SIGINT, [postmaster] if postmaster else self.holders())  # a fast shutdown
         if not self._is_free_within(SECONDS_TO_STOP if postmaster else SECONDS_TO_DIE):
-            _send(signal.SIGKILL, processes_with(self._file))  # recovery mends what this leaves
+            _send(signal.SIGKILL, self.holders())  # recovery mends what this leaves
             if not self._is_free_within(SECONDS_TO_DIE):
                 raise DatabaseError(
                     f"a process that cannot be stopped holds {self._file}",
@@ -144,17 +171,28 @@ class ServerLock:
                 )
 
     def _is_free_within(self, seconds: float) -> bool:
-        if (file := self.acquire(seconds)) is None:
-            return False
-        file.close()
-        return True
+        waits = Retrying(
+            retry=retry_if_result(lambda held: held), stop=stop_after_delay(seconds), wait=wait_fixed(0.1),
+            retry_error_callback=lambda _: True,
+        )  # fmt: skip
+        return not waits(self.is_held)
 
 
-def processes_with(file: Path) -> "list[psutil.Process]":
-    """The other processes that have a file open."""
+def processes_with(*files: Path) -> "list[psutil.Process]":
+    """The other processes that have one of some files open."""
     import psutil
 
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _has_open(process, file)]
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _has_open(process, files)]
+
+
+def _accepts(record: Record) -> bool:
+    """Whether somebody listens on the socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(f"{record.sockets}/.s.PGSQL.{record.port or 5432}")
+        except OSError:
+            return False
+    return True
 
 
 def _send(number: signal.Signals, processes: "list[psutil.Process]") -> None:
@@ -165,13 +203,14 @@ def _send(number: signal.Signals, processes: "list[psutil.Process]") -> None:
             process.send_signal(number)
 
 
-def _has_open(process: "psutil.Process", file: Path) -> bool:
+def _has_open(process: "psutil.Process", files: Sequence[Path]) -> bool:
     import psutil
 
     with suppress(psutil.Error, OSError):
-        return any(
-            Path(opened.path).samefile(file) for opened in process.open_files() if opened.path.endswith(file.name)
-        )
+        names = {file.name for file in files}
+        opened = [path for path in (Path(one.path) for one in process.open_files()) if path.name in names]
+        there = [file for file in files if file.exists()]
+        return any(path.samefile(file) for path in opened if path.exists() for file in there)
     return False
 
 

@@ -6,6 +6,7 @@ from typing import Self
 
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.errors import ModelError
 
 
 class DeferredModels:
@@ -15,6 +16,7 @@ class DeferredModels:
         self.stored = list(stored)
         self.loaded: Sequence[LoadedModel] | None = None
         self._load, self._lock = load, Lock()
+        self._failed: Exception | None = None
 
     @classmethod
     def of(cls, models: Sequence[LoadedModel]) -> Self:
@@ -24,8 +26,21 @@ class DeferredModels:
         return made
 
     def load(self) -> Sequence[LoadedModel]:
-        """Load the networks, the first time; in any thread. Raises what loading raises, each time."""
+        """Load the networks, the first time; in any thread. Raises what loading raised, each time."""
         with self._lock:
+            if self._failed is not None:
+                raise self._failed
             if self.loaded is None:
-                self.loaded = self._load()
+                try:
+                    self.loaded = self._checked(self._load())
+                except Exception as error:
+                    self._failed = error
+                    raise
             return self.loaded
+
+    def _checked(self, loaded: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
+        wanted, found = ([model.model_id for model in models] for models in (self.stored, [m.stored for m in loaded]))
+        if wanted != found:
+            names = ", ".join(model.name for model in self.stored)
+            raise ModelError(f"{names} was replaced while the run began", hint="run the same command again")
+        return loaded

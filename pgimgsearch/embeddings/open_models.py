@@ -1,7 +1,7 @@
 """Open the models that a command asks for: resolve, load and check them, and only then store new ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -16,8 +16,8 @@ from pgimgsearch.embeddings.registry import (
     check_canary,
     check_fingerprint,
     find_stored,
-    known_fingerprint,
     look_up,
+    made_by,
     main_output,
     open_stored,
     store_model,
@@ -104,10 +104,13 @@ def defer_models(
     reporter: Reporter = SILENT,
 ) -> DeferredModels:
     """As ``open_models``, which runs at the first image to embed where every model is stored already, else now."""
-    load = partial(open_models, url, request, sources, limits, reporter)
     with connect(url) as connection:
         stored = _stored_models(connection, request)
-    return DeferredModels.of(load()) if stored is None else DeferredModels(stored, load)
+    if stored is None:
+        return DeferredModels.of(open_models(url, request, sources, limits, reporter))
+    # by their own names: an alias may mean another model by then
+    found = replace(request, names=[model.name for model in stored], outputs=(), dim=None)
+    return DeferredModels(stored, partial(open_models, url, found, sources, limits, reporter))
 
 
 def _stored_models(connection: Connection, request: ModelRequest) -> list[StoredModel] | None:
@@ -182,7 +185,9 @@ class ModelOpener:
         if stored is None and spec.name not in self.announced:
             self.announced.add(spec.name)
             self.reporter.say(f"{spec.name}: licence {spec.licence}")
-        encoder = self.loader.load(spec, known_fingerprint(stored, self.request.checkpoint))
+        anew = self.request.store_as is not None
+        made = None if anew else made_by(self.connection, stored, self.request.checkpoint)
+        encoder = self.loader.load(spec, made)
         if output is not None and output != main_output(spec, encoder):
             spec = spec.with_output(output)
             encoder = self.loader.load(spec)

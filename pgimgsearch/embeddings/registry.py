@@ -42,11 +42,11 @@ class Loader:
         self.placement, self._say = placement, say
         self._loaded: dict[tuple[Any, ...], Encoder] = {}
 
-    def load(self, spec: ModelSpec, fingerprint: str | None = None) -> Encoder:
-        """The encoder of a spec, whose stored vectors have a fingerprint; raises ModelError (see ``load.load``)."""
+    def load(self, spec: ModelSpec, made: Callable[[str], bool] | None = None) -> Encoder:
+        """The encoder of a spec; ``made`` and errors as of ``load.load``."""
         found = self._loaded.get(_encoder_key(spec, spec.revision))
         if found is None:
-            found = load(spec, self.placement, fingerprint, self._say)
+            found = load(spec, self.placement, made, self._say)
             for revision in (spec.revision, found.spec.revision):  # what was asked for, and what that was
                 self._loaded[_encoder_key(spec, revision)] = found
         encoder.check_outputs(spec, found)
@@ -131,13 +131,17 @@ def open_model(
     """
     loader = loader or Loader(placement or Placement())
     stored, spec = look_up(connection, name, checkpoint)
-    loaded = loader.load(spec, known_fingerprint(stored, checkpoint))
+    loaded = loader.load(spec, made_by(connection, stored, checkpoint))
     return store_model(connection, spec, loaded) if stored is None else open_stored(connection, stored, spec, loaded)
 
 
-def known_fingerprint(stored: StoredModel | None, checkpoint: Checkpoint) -> str | None:
-    """The fingerprint to load by; none where the user names the weights, which are to be looked at."""
-    return stored.fingerprint if stored is not None and checkpoint.weights is None else None
+def made_by(connection: Connection, stored: StoredModel | None, checkpoint: Checkpoint) -> Callable[[str], bool] | None:
+    """Whether the network of a fingerprint made stored vectors; None where the user says which weights to look at."""
+    if stored is None or checkpoint != replace(lookup.PLAIN, trust=checkpoint.trust):
+        return None
+    reduction = _reduction(connection, stored)
+
+    return lambda plain: _reduced_fingerprint(plain, reduction) == stored.fingerprint
 
 
 def open_stored(connection: Connection, stored: StoredModel, spec: ModelSpec, loaded: Encoder) -> LoadedModel:
@@ -296,7 +300,10 @@ def _fields(spec: ModelSpec, loaded: Encoder, output: str) -> dict[str, Any]:
 
 
 def _fingerprint(loaded: Encoder, output: str, reduction: Reduction | None) -> str:
-    plain = loaded.fingerprint(output)
+    return _reduced_fingerprint(loaded.fingerprint(output), reduction)
+
+
+def _reduced_fingerprint(plain: str, reduction: Reduction | None) -> str:
     return plain if reduction is None else fingerprint(plain, {}, digest(reduction.digest_parts()))
 
 

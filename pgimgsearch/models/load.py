@@ -15,16 +15,17 @@ from pgimgsearch.models.spec import ModelSpec
 ONNX_ON_CPUS = True  # which tests of other things turn off: an export takes seconds
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # of NVIDIA, AMD, and Windows' Linux
 Say = Callable[[str], None]
+Made = Callable[[str], bool]
 
 
 @in_network_thread
 def load(
-    spec: ModelSpec, placement: Placement | None = None, fingerprint: str | None = None, say: Say = lambda _: None
+    spec: ModelSpec, placement: Placement | None = None, made: Made | None = None, say: Say = lambda _: None
 ) -> Encoder:
     """Load a model; ``say`` is told the runtime that was chosen, and why.
 
-    ``fingerprint`` is that of vectors which are stored: an export in the cache that made such vectors is loaded
-    without the network it came from. Raises ModelError when a package, the weights or the network is missing.
+    ``made`` tells by a fingerprint whether a network made the vectors that are stored: an export in the cache that did
+    is loaded without the network it came from. Raises ModelError when a package, the weights or the network is missing.
     """
     placement = placement or Placement()
     if not backends()[spec.backend].on_torch:
@@ -36,7 +37,7 @@ def load(
         raise UsageError("int8 runs on ONNX Runtime only", hint="leave --runtime torch out")
     if not _wants_onnx(placement):
         return _on_torch(spec, placement)
-    return _on_onnx_runtime(spec, placement, fingerprint, say)
+    return _on_onnx_runtime(spec, placement, made, say)
 
 
 def require(spec: ModelSpec) -> None:
@@ -76,16 +77,19 @@ def _on_torch(spec: ModelSpec, placement: Placement) -> Encoder:
     return encoder
 
 
-def _on_onnx_runtime(spec: ModelSpec, placement: Placement, fingerprint: str | None, say: Say) -> Encoder:
-    from pgimgsearch.models.runtime.exported_encoder import ExportedEncoder, find_export
+def _on_onnx_runtime(spec: ModelSpec, placement: Placement, made: Made | None, say: Say) -> Encoder:
+    from pgimgsearch.models.runtime.export_cache import find_export, read_export
+    from pgimgsearch.models.runtime.exported_encoder import ExportedEncoder
+    from pgimgsearch.models.runtime.quantize import quantized
 
     if placement.dtype not in {"auto", "fp32", "int8"}:
         raise ModelError(f"--runtime onnx has no {placement.dtype}", hint="use --dtype fp32 or --dtype int8")
-    folder = None if fingerprint is None else find_export(fingerprint)
+    folder = None if made is None else find_export(made)
     if folder is None:
         original = _on_torch(spec, replace(placement, dtype="fp32", device="cpu"))
         from pgimgsearch.models.runtime.onnx_export import export
 
+        say(f"{spec.name}: looking for its ONNX export, which is made once")
         try:
             folder = export(original)  # type: ignore[arg-type]
         except ModelError as error:
@@ -96,7 +100,5 @@ def _on_onnx_runtime(spec: ModelSpec, placement: Placement, fingerprint: str | N
         spec = original.spec
     if placement.dtype != "int8":
         say(f"{spec.name} runs on ONNX Runtime, the faster one on CPUs; its export agrees with torch")
-        return ExportedEncoder(spec, folder, placement)
-    from pgimgsearch.models.runtime.onnx_export import quantized
-
-    return ExportedEncoder(spec, folder, placement, quantized(folder))
+        return ExportedEncoder(spec, folder, read_export(folder), placement)
+    return ExportedEncoder(spec, folder, read_export(folder), placement, quantized(folder))

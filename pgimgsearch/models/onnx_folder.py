@@ -6,7 +6,7 @@ from typing import Any
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.hf_processor import read_processor
-from pgimgsearch.models.runtime.text_tokens import CLEANERS, TextTokenizer
+from pgimgsearch.models.runtime.text_tokens import CLEANERS, SIGLIP_TEXT_LENGTH, TextTokenizer, lowers
 from pgimgsearch.models.spec import Preprocess
 
 # Image tower -> text tower; the image tower of the first line that a folder has is taken.
@@ -18,7 +18,6 @@ TOWERS = {
     "onnx/model.onnx": None,
     "visual.onnx": "textual.onnx",
 }
-SIGLIP_TEXT_LENGTH = 64
 LONGEST_TEXT = 512  # tokens, where nothing says
 
 
@@ -92,8 +91,8 @@ def _cleaner(model: dict[str, Any], said: dict[str, Any]) -> str:
         usual = "whitespace" if text.get("hf_tokenizer_name") else "lower"
         named = (text.get("tokenizer_kwargs") or {}).get("clean", usual)
         return named if named in CLEANERS else usual
-    lowers = any(name in str(said.get("tokenizer_class", "")).lower() for name in ("gemma", "siglip2"))
-    return "lower-case" if lowers or model.get("model_type") == "siglip2" else "none"
+    is_lower = lowers(str(said.get("tokenizer_class", ""))) or model.get("model_type") == "siglip2"
+    return "lower-case" if is_lower else "none"
 
 
 def _open_clip_preprocessing(file: Path) -> Preprocess:

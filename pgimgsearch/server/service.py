@@ -45,15 +45,15 @@ class Service:
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
     def hold(self, models: Mapping[str, LoadedModel], aliases: Mapping[str, str]) -> None:
-        """Answer with these models from now on; those of another thread see all of the change or nothing."""
-        batchers = dict(self._batchers)  # those of a model that goes stay, for the requests that it has
-        for model in models.values():
-            if id(model.encoder) not in batchers:
-                watch = self.metrics.watcher(model.stored.name)
-                batchers[id(model.encoder)] = Batcher(model.encoder, model.batch_size, watch, self._most_waiting)
-        self._batchers = batchers
+        """Answer with these models from now on; those that go answer what waits for them."""
+        before = self._batchers
+        self._batchers = {
+            id(model.encoder): before.get(id(model.encoder)) or self._start_batcher(model) for model in models.values()
+        }
         self.models = dict(models)
         self.aliases = {alias: name for alias, name in aliases.items() if name in models}
+        for key in before.keys() - self._batchers.keys():
+            before[key].close()
 
     def find(self, name: str, fingerprint: str | None = None) -> LoadedModel:
         """A model by name or alias, of a fingerprint where one is given; raises ModelNotServed."""
@@ -63,7 +63,8 @@ class Service:
         if model is None:
             raise ModelNotServed(
                 f"the embedder does not hold model {name}",
-                hint=f"it holds {', '.join(self.models) or 'none yet'}; run: pgimgsearch serve --model {name}",
+                hint=f"it holds {', '.join(self.models) or 'none yet'}; to add it, point an alias at it: "
+                f"pgimgsearch models alias ALIAS {name}; or start serve with --model {name} as well",
             )
         if fingerprint not in {None, model.stored.fingerprint}:
             raise ModelNotServed(f"the embedder holds another version of {name} than made the stored vectors",
@@ -104,7 +105,14 @@ class Service:
             self._cache.close()
 
     def _batcher(self, model: LoadedModel) -> Batcher:
-        return self._batchers[id(model.encoder)]
+        found = self._batchers.get(id(model.encoder))
+        if found is None:
+            raise ModelNotServed(f"the embedder no longer holds model {model.stored.name}", hint="ask again")
+        return found
+
+    def _start_batcher(self, model: LoadedModel) -> Batcher:
+        watch = self.metrics.watcher(model.stored.name)
+        return Batcher(model.encoder, model.batch_size, watch, self._most_waiting)
 
     def _prepare(self, model: LoadedModel, data: bytes, crop: Crop | None) -> NDArray[Any]:
         if len(data) > LARGEST_PICTURE:

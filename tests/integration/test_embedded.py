@@ -45,7 +45,7 @@ def kill(server: Embedded) -> None:
     pid = server.record().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    while ServerLock(server.home).is_held():
+    while ServerLock(server.home, server.data).is_held():
         pass
 
 
@@ -163,7 +163,7 @@ def test_a_long_path_gets_a_short_private_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["two words", "it's", 'a "b"', "$(touch x)`y`", "a,b", "@home", "é日本", "a\\b", "%41&port=1"]
+    "name", ["two words", "it's", 'a "b"', "$(touch x)`y`", "a,b", "字" * 60, "@home", "é日本", "a\\b", "%41&port=1"]
 )
 def test_a_home_of_any_name(tmp_path: Path, name: str) -> None:
     with Embedded(tmp_path / name).running() as url, psycopg.connect(url) as connection:
@@ -272,12 +272,54 @@ def test_a_home_that_was_copied_while_it_ran(home: Path, tmp_path: Path) -> None
         assert connection.execute("select count(*) from kept").fetchone() == (0,)
 
 
+def test_a_copy_with_a_socket_folder_of_its_own(tmp_path: Path) -> None:
+    """It does not take over that of the original."""
+    server, copied = (Embedded(tmp_path / (letter * 90)) for letter in "ab")
+    url = server.keep(None)
+    shutil.copytree(server.home, copied.home, symlinks=True)
+    for path in copied.home.rglob("*"):
+        shutil.chown(path, server_owner())
+    with copied.running() as theirs, psycopg.connect(theirs):
+        assert theirs != url
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+    server.stop()
+
+
+@pytest.mark.parametrize("lost", ["server.lock", "server.json", "start.lock", "postgres18/postmaster.pid"])
+def test_a_file_that_was_deleted_while_it_runs(home: Path, namespaces: None, lost: str) -> None:
+    """Nobody starts a second server on the data, here or in another container."""
+    server = Embedded(home)
+    with psycopg.connect(server.keep(None), autocommit=True) as connection:
+        connection.execute("create table kept (x int)")
+        (home / lost).unlink()
+        elsewhere = pgimgsearch(home, "stats", elsewhere=True)
+        assert (elsewhere.returncode, "runs elsewhere" in elsewhere.stderr) == (3, True)
+        here = pgimgsearch(home, "stats")
+        assert here.returncode == (3 if lost == "server.json" else 0), here.stderr
+        assert connection.execute("select count(*) from kept").fetchone() == (0,)
+    assert pgimgsearch(home, "db", "stop", "--force").returncode == 0
+    with server.running() as url, psycopg.connect(url) as connection:
+        assert connection.execute("select count(*) from kept").fetchone() == (0,)
+
+
+def test_settings_of_libpq_are_for_other_servers(home: Path) -> None:
+    theirs = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGSERVICE": "none", "PGUSER": "nobody", "PGREQUIREAUTH": "scram-sha-256",
+              "PGOPTIONS": "-c default_transaction_read_only=on", "PGHOST": "none", "PGDATA": "/none"}  # fmt: skip
+    for command in (["stats"], ["db", "psql", "-c", "create table kept (x int)"], ["db", "start"], ["db", "stop"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pgimgsearch", *command], env=os.environ | theirs | {"PGIMGSEARCH_HOME": str(home)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+
+
 def test_a_server_on_another_host_is_forgotten_by_force_alone(home: Path) -> None:
     """A shared disk need not show the locks of the other host."""
     server = Embedded(home)
     with server.running():
         record = server.record()
-    lock = ServerLock(home)
+    lock = ServerLock(home, server.data)
     lock.write(replace(record, host="another", boot_id="another"))
     with pytest.raises(DatabaseError, match="was not stopped elsewhere: host another"), server.running():
         pass

@@ -9,6 +9,7 @@ import torch
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import list_aliases
+from pgimgsearch.embeddings.open_models import ModelRequest, defer_models
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import lookup
@@ -81,3 +82,12 @@ def test_names_that_collide_or_are_long_get_tables_of_their_own(connection: Conn
         and connection.execute("select to_regclass(%s)", [f"imgsearch.{model.table_name}"]).fetchone() != (None,)
         for model in made
     )
+
+
+def test_a_run_keeps_the_model_that_its_alias_meant_at_the_start(url: str, connection: Connection) -> None:
+    for name in ("palette", "pdq"):
+        open_model(connection, name)
+    deferred = defer_models(url, ModelRequest(["default"]), [])
+    connection.execute("select imgsearch.set_alias('default', 'pdq')")
+    assert deferred.loaded is None
+    assert [model.stored.name for model in deferred.load()] == ["palette"]

@@ -120,6 +120,20 @@ def test_models_and_aliases_are_followed(
     until(lambda: held(embedded) == {"colours"})
 
 
+def test_there_is_one_for_a_database(embedded: Embedded, serving: subprocess.Popen[str], command: Command) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "pgimgsearch", "--home", str(embedded.home), "serve", "--port", str(free_port()),
+         "--http-port", str(free_port())],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (
+        second.returncode,
+        f"runs already for the database in {embedded.home} (process {serving.pid})" in second.stderr,
+    ) == (3, True)
+    assert command("db", "start").strip() == embedded.url()
+    assert command("db", "psql", "-c", "select 'one'", "-c", "select 'two'").count("row)") == 2
+
+
 def test_a_database_that_died_is_started_again(
     swatches: Path, embedded: Embedded, serving: subprocess.Popen[str], command: Command
 ) -> None:

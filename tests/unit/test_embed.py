@@ -9,6 +9,7 @@ import pytest
 
 from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.errors import ModelError
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Item
 from pgimgsearch.ingest.stopwatch import Stopwatch
@@ -46,7 +47,7 @@ class Counting:
 @pytest.mark.parametrize(("device", "at_once"), [("cpu", 1), ("cuda", 2)])
 def test_as_many_passes_as_the_device_wants_in_order(device: str, at_once: int) -> None:
     encoder = Counting(device)
-    stored = SimpleNamespace(name="test", output="vector", storage="vector", normalize=False)
+    stored = SimpleNamespace(model_id=1, name="test", output="vector", storage="vector", normalize=False)
     model = LoadedModel(cast(Any, stored), cast(Any, encoder), BATCH)
     items = [Item(ScannedFile(str(number), ""), frozenset({0}), prepared={0: np.array([number + 1.0, 1.0])})
              for number in range(PICTURES)]  # fmt: skip
@@ -56,3 +57,20 @@ def test_as_many_passes_as_the_device_wants_in_order(device: str, at_once: int) 
     assert [float(item.vectors[0][0]) for item in done] == [number + 1 for number in range(PICTURES)]
     assert watch.stages["embed test"].images == PICTURES
     assert encoder.most == at_once
+
+
+def test_a_failed_load_is_not_repeated_and_other_models_are_refused() -> None:
+    loads: list[int] = []
+
+    def fail() -> list[LoadedModel]:
+        loads.append(1)
+        raise ModelError("no weights")
+
+    deferred = DeferredModels([], fail)
+    for _ in range(3):
+        with pytest.raises(ModelError, match="no weights"):
+            deferred.load()
+    assert loads == [1]
+    one, other = (cast(Any, SimpleNamespace(model_id=number, name=f"m{number}")) for number in (1, 2))
+    with pytest.raises(ModelError, match="m1 was replaced"):
+        DeferredModels([one], lambda: [LoadedModel(other, cast(Any, None), 1)]).load()

@@ -10,6 +10,7 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.hf_processor import preprocess_of
+from pgimgsearch.models.runtime.text_tokens import SIGLIP_TEXT_LENGTH, lowers
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
 from pgimgsearch.models.weights.load_state import loading
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 BACKEND = Backend(package="transformers", prefix="hf", on_torch=True)
 
 DUAL = {"clip", "siglip", "siglip2"}  # an image and a text tower that meet in one space
-SIGLIP_TEXT_LENGTH = 64
 
 
 def origin(spec: ModelSpec) -> files.Origin:
@@ -123,7 +123,7 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
             return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
         return clip
-    lower = _lowers(tokenizer)
+    lower = lowers(type(tokenizer).__name__)
     length = min(length, SIGLIP_TEXT_LENGTH)
 
     def siglip(texts: list[str]) -> Mapping[str, torch.Tensor]:
@@ -149,12 +149,7 @@ def portable(tokenizer: Any, config: Any) -> tuple[Any, str] | None:
         direction=tokenizer.padding_side, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token,
         length=None if config.model_type == "clip" else length,
     )  # fmt: skip
-    return copied, "lower-case" if _lowers(tokenizer) else "none"
-
-
-def _lowers(tokenizer: Any) -> bool:
-    """Whether texts are lower-cased first; the tokenizer of SigLIP 2 is called Gemma's in most checkpoints."""
-    return any(name in type(tokenizer).__name__.lower() for name in ("gemma", "siglip2"))
+    return copied, "lower-case" if lowers(type(tokenizer).__name__) else "none"
 
 
 def reference(spec: ModelSpec) -> Reference:

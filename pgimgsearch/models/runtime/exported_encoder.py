@@ -1,8 +1,7 @@
 """A network that was exported to ONNX, from the cache: neither torch nor the library it came from is needed."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +13,13 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.models.encoder import Placement, cannot_read, unit
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.runtime.cpu_features import faster_dtypes
+from pgimgsearch.models.runtime.export_cache import Export
 from pgimgsearch.models.runtime.onnx_session import Session
 from pgimgsearch.models.runtime.onnx_text import TextTower
 from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 from pgimgsearch.models.spec import ModelSpec, preprocess_from
-from pgimgsearch.settings import cache_folder
 
-FORMAT = 1
 LEAST_INT8_COSINE = 0.99
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What export.json says: ``fingerprints`` and ``dims`` are by output, the main one first."""
-
-    fingerprints: dict[str, str]
-    dims: dict[str, int]
-    preprocess: dict[str, Any]
-    revision: str | None
-    logit_scale: float | None
-    logit_bias: float | None
-    cleaner: str | None  # of texts; None where there is no text tower
-    matrix_products: bool  # of which int8 makes faster ones
-    cosine: float  # the lowest with torch
-    format: int = FORMAT
-
-
-def exports_folder() -> Path:
-    """Where exports are kept, each in a folder of its own."""
-    return cache_folder() / "onnx"
-
-
-def read_export(folder: Path) -> Export | None:
-    """The description of an export; None where there is none of this format."""
-    try:
-        return Export(**json.loads((folder / "export.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def find_export(fingerprint: str) -> Path | None:
-    """The folder of the export whose vectors have a fingerprint."""
-    for file in sorted(exports_folder().glob("*/export.json")):
-        found = read_export(file.parent)
-        if found is not None and found.format == FORMAT and fingerprint in found.fingerprints.values():
-            return file.parent
-    return None
 
 
 class ExportedEncoder:
@@ -67,9 +27,9 @@ class ExportedEncoder:
 
     runtime = "onnx"
 
-    def __init__(self, spec: ModelSpec, folder: Path, placement: Placement, int8: Path | None = None) -> None:
-        found = read_export(folder)
-        assert found is not None, "it was found or made"
+    def __init__(
+        self, spec: ModelSpec, folder: Path, found: Export, placement: Placement, int8: Path | None = None
+    ) -> None:
         self._export, self._folder, self._placement = found, folder, placement
         self._images = Session(int8 or folder / "image" / "model.onnx", placement.device)
         self._texts: TextTower | None = None
@@ -106,7 +66,7 @@ class ExportedEncoder:
 
     def check(self, prepared: Sequence[NDArray[Any]]) -> float:
         """The lowest cosine of int8 with fp32 over prepared images; raises ModelError below 0.99."""
-        full = ExportedEncoder(self.spec, self._folder, self._placement)
+        full = ExportedEncoder(self.spec, self._folder, self._export, self._placement)
         ours, theirs = self.embed(prepared), full.embed(prepared)
         lowest = min(float((unit(ours[name]) * unit(theirs[name])).sum(1).min()) for name in self.dims)
         if not lowest >= LEAST_INT8_COSINE:

@@ -1,12 +1,7 @@
 """Export a torch network to ONNX, image and text tower: once, into the cache, if the export agrees with the network."""
 
-import json
-import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,12 +11,13 @@ import torch
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models import canary
 from pgimgsearch.models.encoder import Placement, unit
-from pgimgsearch.models.runtime.exported_encoder import FORMAT, Export, ExportedEncoder, exports_folder, read_export
+from pgimgsearch.models.runtime.export_cache import Export, exports_folder, kept
+from pgimgsearch.models.runtime.exported_encoder import ExportedEncoder
+from pgimgsearch.models.runtime.quantize import QUANTISED
 from pgimgsearch.models.runtime.text_tokens import TextTokenizer
 from pgimgsearch.models.runtime.torch_encoder import TorchEncoder
 
 LEAST_COSINE = 0.99999
-QUANTISED = ["MatMul", "Gemm"]
 BATCH = torch.export.Dim("batch", min=1, max=1 << 16)
 CPU = Placement("cpu", "fp32", "onnx")
 # What tokenizers differ in: entities, mojibake, emoji, scripts, case, spaces, punctuation, length.
@@ -32,78 +28,54 @@ TEXTS = (
 )  # fmt: skip
 
 
+class RefusedExport(ModelError):  # noqa: N818
+    """The export is not the same model, and never will be with these versions of the libraries."""
+
+
 def export(original: TorchEncoder) -> Path:
     """The folder of a network's export, made unless the cache has it.
 
-    Raises ModelError where it cannot be used, which is remembered for these versions of the libraries.
+    Raises ModelError where it cannot be used. A refusal is remembered for these versions of the libraries.
     """
     folder = exports_folder() / original.fingerprint("all")[:32]
-    found = read_export(folder)
-    if found is not None and found.format == FORMAT:
-        return folder
-    refusal = folder / f"refused-torch{torch.__version__}-onnxruntime{onnxruntime.__version__}.txt"
+    versions = f"torch{torch.__version__}-onnxruntime{onnxruntime.__version__}"
+    refusal = folder.with_name(f"{folder.name}-{versions}.refused")
+    hint = f"use --runtime torch; or try again: rm {refusal}"
     if refusal.exists():
-        raise ModelError(refusal.read_text(), hint="use --runtime torch")
-    shutil.rmtree(folder, ignore_errors=True)
+        raise RefusedExport(refusal.read_text(), hint=hint)
     try:
-        return _kept(folder, lambda made: _export(original, made))
-    except ModelError as error:
-        folder.mkdir(parents=True)
+        return kept(folder, lambda made: _export(original, made))
+    except RefusedExport as error:
         refusal.write_text(str(error))
-        raise
-
-
-def quantized(folder: Path) -> Path:
-    """The image tower of an export in eight bits, made unless the cache has it."""
-    return _kept(folder / "int8", lambda made: _quantize(folder / "image" / "model.onnx", made)) / "model.onnx"
-
-
-def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made under another name and renamed: a torn one is never taken for whole."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
-            make(Path(made))
-            try:
-                Path(made).rename(folder)
-            except OSError:
-                if not folder.exists():  # else another process was first
-                    raise
-    return folder
+        raise RefusedExport(str(error), hint=hint) from error
 
 
 def _export(original: TorchEncoder, folder: Path) -> None:
-    """Export, describe and check."""
+    """Export, check and describe."""
     towers, name = original.towers, original.spec.name
+    height, width = towers.preprocess.size
     try:
-        height, width = towers.preprocess.size
         products = _save(
             _ImageTower(original), (torch.zeros(2, 3, height, width),), ({0: BATCH},), ["pixels"], [*original.dims],
             folder / "image",
         )  # fmt: skip
         cleaner = _export_text(original, folder) if towers.text is not None else None
-    except ModelError:
+    except (ModelError, OSError, MemoryError, ImportError):  # of this machine at this moment
         raise
     except Exception as error:  # the exporter raises anything
-        raise ModelError(
-            f"{name} cannot be exported to ONNX: {str(error).strip().splitlines()[0][:200]}", hint="use --runtime torch"
+        raise RefusedExport(
+            f"{name} cannot be exported to ONNX: {(str(error).strip().splitlines() or [repr(error)])[0][:200]}"
         ) from error
-    described = Export(
+    made = Export(
         {output: original.fingerprint(output) for output in original.dims}, dict(original.dims), original.preprocess,
-        original.spec.revision, original.logit_scale, original.logit_bias, cleaner, products, 1.0,
+        original.spec.revision, original.logit_scale, original.logit_bias, cleaner, products,
     )  # fmt: skip
-    _describe(folder, described)
-    lowest = _lowest_cosine(original, ExportedEncoder(original.spec, folder, CPU))
+    lowest = _lowest_cosine(original, ExportedEncoder(original.spec, folder, made, CPU))
     if not lowest >= LEAST_COSINE:
-        raise ModelError(
-            f"the ONNX export of {name} differs: cosine {lowest:.6f} with torch, at least {LEAST_COSINE} is needed",
-            hint="use --runtime torch",
+        raise RefusedExport(
+            f"the ONNX export of {name} differs: cosine {lowest:.6f} with torch, at least {LEAST_COSINE} is needed"
         )
-    _describe(folder, replace(described, cosine=lowest))
-
-
-def _describe(folder: Path, export: Export) -> None:
-    (folder / "export.json").write_text(json.dumps(asdict(export), indent=1))
+    made.write(folder)
 
 
 def _export_text(original: TorchEncoder, folder: Path) -> str:
@@ -112,15 +84,13 @@ def _export_text(original: TorchEncoder, folder: Path) -> str:
     assert towers.tokenize is not None
     portable = None if towers.portable_tokenizer is None else towers.portable_tokenizer()
     if portable is None:
-        raise ModelError(f"the tokenizer of {original.spec.name} cannot be exported", hint="use --runtime torch")
+        raise RefusedExport(f"the tokenizer of {original.spec.name} cannot be exported")
     tokenizer, cleaner = portable
     tokenizer.save(str(folder / "tokenizer.json"))
     theirs = {key: ids.numpy() for key, ids in towers.tokenize(list(TEXTS)).items()}
     ids, mask = TextTokenizer(folder / "tokenizer.json", cleaner)(TEXTS)
     if not all(np.array_equal(mask if "mask" in key else ids, expected) for key, expected in theirs.items()):
-        raise ModelError(
-            f"the exported tokenizer of {original.spec.name} gives other tokens", hint="use --runtime torch"
-        )
+        raise RefusedExport(f"the exported tokenizer of {original.spec.name} gives other tokens")
     inputs = towers.tokenize(list(TEXTS[:2]))
     shortest, longest = (next(iter(towers.tokenize([text]).values())).shape[1] for text in (TEXTS[0], TEXTS[-1]))
     sizes = {0: BATCH} | ({} if shortest == longest else {1: torch.export.Dim("length", min=2, max=longest)})
@@ -180,18 +150,3 @@ def _lowest_cosine(original: TorchEncoder, exported: ExportedEncoder) -> float:
     if original.reads_text:
         pairs.append((exported.embed_text(TEXTS), original.embed_text(TEXTS)))
     return min(float((unit(one) * unit(other)).sum(1).min()) for one, other in pairs)
-
-
-def _quantize(source: Path, folder: Path) -> None:
-    """Eight bits for the weights of matrix products, with scales found at run time."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model: Any = onnx.load(source)
-    del model.graph.value_info[:]  # it is inferred anew, and what the exporter noted may contradict that
-    if not any(node.op_type in QUANTISED for node in model.graph.node):
-        raise ModelError(
-            "int8 is for matrix products, and this network is made of convolutions alone",
-            hint="leave --dtype int8 out: ONNX Runtime by itself makes such networks faster",
-        )
-    quantize_dynamic(model, str(folder / "model.onnx"), op_types_to_quantize=QUANTISED, weight_type=QuantType.QInt8)

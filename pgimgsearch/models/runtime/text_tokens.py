@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+SIGLIP_TEXT_LENGTH = 64
+
+
+def lowers(tokenizer: str) -> bool:
+    """Whether texts are lower-cased first, by a tokenizer's class: that of SigLIP 2 is mostly called Gemma's."""
+    return any(name in tokenizer.lower() for name in ("gemma", "siglip2"))
+
+
 def _basic(text: str) -> str:
     """As OpenAI's CLIP: mend mojibake, resolve entities, and join words by single spaces."""
     import ftfy
