@@ -237,7 +237,7 @@ def test_another_version_or_model_is_refused(swatches: Path, serve: Any, connect
     ]
     connection.execute("update imgsearch.model set name = 'renamed'")
     state, said = refused(connection, "select * from imgsearch.search_text('gold')")
-    assert (state, "pgimgsearch serve --model renamed" in said) == ("PI012", True)
+    assert (state, "start serve with --model renamed" in said) == ("PI012", True)
 
 
 def test_roles_use_the_embedder_and_never_see_its_password(
