@@ -189,8 +189,8 @@ def _check_embedder(connection: Connection, old: StoredModel | None, new: Stored
     if old is not None and serves.get(old.name) and not serves.get(new.name):
         raise EmbedderError(
             f"the embedder holds {old.name} and not {new.name}: new texts and images would find nothing",
-            hint="run the same command again, which is quick now, once serve says that it serves the new one; a serve with "
-            f"--model needs both: pgimgsearch serve --model {old.name} --model {new.name}",
+            hint="once serve says that it serves the new one, run the same command again, which is quick now; "
+            f"a serve with --model needs both: pgimgsearch serve --model {old.name} --model {new.name}",
         )
 
 
