@@ -1,5 +1,6 @@
 """The models of a run whose networks are loaded when the first image needs them: often, none does."""
 
+import time
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Self
@@ -10,11 +11,15 @@ from pgimgsearch.errors import ModelError
 
 
 class DeferredModels:
-    """Models by their rows. ``load`` gives the same models in the same order, each with its network."""
+    """Models by their rows. ``load`` gives the same models in the same order, each with its network.
+
+    ``seconds`` is what loading took during the run.
+    """
 
     def __init__(self, stored: Sequence[StoredModel], load: Callable[[], Sequence[LoadedModel]]) -> None:
         self.stored = list(stored)
         self.loaded: Sequence[LoadedModel] | None = None
+        self.seconds = 0.0
         self._load, self._lock = load, Lock()
         self._failed: Exception | None = None
 
@@ -22,7 +27,7 @@ class DeferredModels:
     def of(cls, models: Sequence[LoadedModel]) -> Self:
         """Models that are loaded already."""
         made = cls([model.stored for model in models], lambda: models)
-        made.load()
+        made.loaded = models
         return made
 
     def load(self) -> Sequence[LoadedModel]:
@@ -31,11 +36,13 @@ class DeferredModels:
             if self._failed is not None:
                 raise self._failed
             if self.loaded is None:
+                start = time.perf_counter()
                 try:
                     self.loaded = self._checked(self._load())
                 except Exception as error:
                     self._failed = error
                     raise
+                self.seconds = time.perf_counter() - start
             return self.loaded
 
     def _checked(self, loaded: Sequence[LoadedModel]) -> Sequence[LoadedModel]:

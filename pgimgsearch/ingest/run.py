@@ -61,7 +61,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did. ``counts`` is model -> outcome -> files; ``stages`` what each stage did."""
+    """What a run did, in ``seconds`` without loading networks.
+
+    ``counts`` is model -> outcome -> files; ``stages`` what each stage did.
+    """
 
     source: str
     collection: str
@@ -109,6 +112,8 @@ def ingest(
             duplicates = DuplicateFilter(writer, stored) if options.skip_duplicates else None
             _work(output, planner, duplicates, files, models, options, watch, reporter, stopped)
             status = "interrupted" if stopped.is_set() else "complete"
+            if models.seconds:
+                watch.add("load", models.seconds, 0)
             drop_orphans(writer, output.replaced)
             if status == "complete":
                 settle_shards(writer, collection_id, run_id, [part.path(root) for part in source.parts])
@@ -120,10 +125,8 @@ def ingest(
                 end_run(writer.connection, run_id, "failed", counts, watch, models.loaded or [])
             raise
         writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
-    return Report(
-        source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status, pruned,
-        source.left_out[0],
-    )  # fmt: skip
+    seconds = time.perf_counter() - start - models.seconds
+    return Report(source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned, source.left_out[0])
 
 
 def _check_options(source: Source, options: Options) -> None:
@@ -202,8 +205,9 @@ def _stages(
 
     def decoded(item: Item) -> Item:
         if item.data:
-            with watch.time("decode"):
-                prepare(item, models, options.limits)
+            start = time.perf_counter()
+            waited = prepare(item, models, options.limits)
+            watch.add("decode", time.perf_counter() - start - waited, 1)
         return item
 
     ahead = options.workers * 2
@@ -214,13 +218,21 @@ def _stages(
     yield from prefetch(embed(ordered_map(pool, decoded, fresh, ahead), models, watch), FILES_IN_QUEUE, "embed")
 
 
-def prepare(item: Item, models: DeferredModels, limits: ImageLimits) -> None:
-    """Decode once, prepare for every encoder that is wanted, and free the pixels. Raises what loading them raises."""
+def prepare(item: Item, models: DeferredModels, limits: ImageLimits) -> float:
+    """Decode once, prepare for every encoder that is wanted, and free the pixels.
+
+    Returns the seconds that it waited for networks to be loaded; raises what loading them raises.
+    """
+    waited = 0.0
     with memory_budget().share() as reserve:
         image = _decoded(item, limits, reserve)
         if image is not None and item.wanted - item.reused:
-            _prepare(item, image, models.load())
+            start = time.perf_counter()
+            loaded = models.load()
+            waited = time.perf_counter() - start
+            _prepare(item, image, loaded)
     item.data = b""
+    return waited
 
 
 def _decoded(item: Item, limits: ImageLimits, reserve: Callable[[int], None]) -> Image | None:

@@ -133,7 +133,8 @@ def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:
 def _ingested(connection: Connection, model: PlannedModel, sources: dict[str, str]) -> float | None:
     """Images a second from end to end, in the last run that embedded a few hundred."""
     row = connection.execute(
-        "select (counts -> %(name)s ->> 'embedded')::float / extract(epoch from ended_at - started_at)::float, "
+        "select (counts -> %(name)s ->> 'embedded')::float / (extract(epoch from ended_at - started_at) "
+        "- coalesce((timings -> 'load' ->> 'seconds')::float, 0))::float, "
         "placement -> %(name)s ->> 'device', run_id from imgsearch.ingest_run where ended_at > started_at "
         "and collection_id is not null and (counts -> %(name)s ->> 'embedded')::int >= %(least)s "
         "order by run_id desc limit 1",

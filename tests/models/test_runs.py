@@ -227,6 +227,8 @@ def test_a_rerun_with_nothing_to_do_loads_no_network(
     done = cli("--json", "ingest", str(many), "--model", clip, "--model", "pdq")
     counts = [{key: row[key] for key in ("embedded", "unchanged", "skipped")} for row in json.loads(done.stdout)]
     assert counts == [{"embedded": 1, "unchanged": 60, "skipped": 1}] * 2
+    loads = "select timings ? 'load' from imgsearch.ingest_run order by run_id"  # the first loaded before it began
+    assert connection.execute(loads).fetchall() == [(False,)] * 5 + [(True,)]
     placed = "select placement -> 'hf:clip' ->> 'runtime' from imgsearch.ingest_run order by run_id"
     assert connection.execute(placed).fetchall() == [("torch",), *[(None,)] * 4, ("torch",)]
 
