@@ -13,7 +13,7 @@ from pgimgsearch.errors import ModelError
 class DeferredModels:
     """Models by their rows. ``load`` gives the same models in the same order, each with its network.
 
-    ``seconds`` is what loading took during the run.
+    ``seconds`` is what loading took, once it was asked for.
     """
 
     def __init__(self, stored: Sequence[StoredModel], load: Callable[[], Sequence[LoadedModel]]) -> None:
@@ -46,8 +46,7 @@ class DeferredModels:
             return self.loaded
 
     def _checked(self, loaded: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
-        wanted, found = ([model.model_id for model in models] for models in (self.stored, [m.stored for m in loaded]))
-        if wanted != found:
+        if [model.stored.model_id for model in loaded] != [model.model_id for model in self.stored]:
             names = ", ".join(model.name for model in self.stored)
             raise ModelError(f"{names} was replaced while the run began", hint="run the same command again")
         return loaded

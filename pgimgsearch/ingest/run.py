@@ -89,7 +89,7 @@ def ingest(
     """
     _check_options(source, options)
     models = models if isinstance(models, DeferredModels) else DeferredModels.of(models)
-    start = time.perf_counter()
+    start, loaded_before = time.perf_counter(), models.seconds  # by a run of another source, with the same models
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signals())
         reader, writer = (stack.enter_context(session(url, stopped, reporter)) for _ in range(2))
@@ -112,8 +112,8 @@ def ingest(
             duplicates = DuplicateFilter(writer, stored) if options.skip_duplicates else None
             _work(output, planner, duplicates, files, models, options, watch, reporter, stopped)
             status = "interrupted" if stopped.is_set() else "complete"
-            if models.seconds:
-                watch.add("load", models.seconds, 0)
+            if models.seconds > loaded_before:
+                watch.add("load", models.seconds - loaded_before, 0)
             drop_orphans(writer, output.replaced)
             if status == "complete":
                 settle_shards(writer, collection_id, run_id, [part.path(root) for part in source.parts])
@@ -125,7 +125,7 @@ def ingest(
                 end_run(writer.connection, run_id, "failed", counts, watch, models.loaded or [])
             raise
         writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
-    seconds = time.perf_counter() - start - models.seconds
+    seconds = time.perf_counter() - start - (models.seconds - loaded_before)
     return Report(source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned, source.left_out[0])
 
 

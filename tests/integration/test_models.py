@@ -12,8 +12,10 @@ from pgimgsearch.database.models import list_aliases
 from pgimgsearch.embeddings.open_models import ModelRequest, defer_models
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
+from pgimgsearch.ingest import run
 from pgimgsearch.models import lookup
 from pgimgsearch.models.spec import Checkpoint
+from pgimgsearch.sources.folder import folder_source
 from tests.support.builders import add_model
 
 
@@ -91,3 +93,13 @@ def test_a_run_keeps_the_model_that_its_alias_meant_at_the_start(url: str, conne
     connection.execute("select imgsearch.set_alias('default', 'pdq')")
     assert deferred.loaded is None
     assert [model.stored.name for model in deferred.load()] == ["palette"]
+
+
+def test_loading_is_time_of_the_run_that_loads(url: str, connection: Connection, photos: Path) -> None:
+    """Two sources share their models: the second run neither counts nor subtracts what the first loaded."""
+    open_model(connection, "palette")
+    deferred = defer_models(url, ModelRequest(["palette"]), [])
+    reports = [run.ingest(url, folder_source(photos / part), deferred, run.Options(workers=1)) for part in ("a", "b")]
+    assert ["load" in report.stages for report in reports] == [True, False]
+    deferred.seconds = 1000.0  # of an earlier source
+    assert run.ingest(url, folder_source(photos / "b"), deferred, run.Options(workers=1)).seconds > 0
