@@ -11,14 +11,14 @@ import platform
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from pgimgsearch.errors import DatabaseError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import psutil
 
 SECONDS_TO_STOP = 300  # a checkpoint of gigabytes on a slow disk
+SECONDS_TO_ACCEPT = 2  # for a server that holds the lock and does not listen: it was killed, or is hung
 SECONDS_TO_DIE = 20  # for the backends of a server that was killed
 
 
@@ -76,10 +77,6 @@ class ServerLock:
         Never unlock the file: that would free it for all who inherited it. Close it.
         """
 
-        @retry(
-            retry=retry_if_result(lambda taken: not taken), stop=stop_after_delay(seconds), wait=wait_fixed(0.1),
-            retry_error_callback=lambda _: False,
-        )  # fmt: skip
         def take() -> bool:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +85,7 @@ class ServerLock:
 
         file = self._file.open("a")
         try:
-            if take():
+            if _within(seconds, take):
                 return file
         except OSError as error:
             file.close()
@@ -152,30 +149,33 @@ class ServerLock:
 
     def is_alive(self, record: Record) -> bool:
         """Whether the server of a record still runs; one that was killed this moment is waited for."""
-        waits = Retrying(
-            retry=retry_if_result(lambda alive: alive and not _accepts(record)), stop=stop_after_delay(2),
-            wait=wait_fixed(0.1), retry_error_callback=lambda _: True,
-        )  # fmt: skip
-        return bool(waits(lambda: self.holder(record.pid) is not None))
+        _within(SECONDS_TO_ACCEPT, lambda: _accepts(record) or self.holder(record.pid) is None)
+        return self.holder(record.pid) is not None
 
     def end(self, pid: int | None) -> None:
         """Stop the server of a PID, or what is left of one, and wait until nobody holds the lock."""
         postmaster = self.holder(pid)
         _send(signal.SIGINT, [postmaster] if postmaster else self.holders())  # a fast shutdown
-        if not self._is_free_within(SECONDS_TO_STOP if postmaster else SECONDS_TO_DIE):
+        if not _within(SECONDS_TO_STOP if postmaster else SECONDS_TO_DIE, self.is_free):
             _send(signal.SIGKILL, self.holders())  # recovery mends what this leaves
-            if not self._is_free_within(SECONDS_TO_DIE):
+            if not _within(SECONDS_TO_DIE, self.is_free):
                 raise DatabaseError(
                     f"a process that cannot be stopped holds {self._file}",
                     hint=f"find it and stop it: fuser -v '{self._file}'",
                 )
 
-    def _is_free_within(self, seconds: float) -> bool:
-        waits = Retrying(
-            retry=retry_if_result(lambda held: held), stop=stop_after_delay(seconds), wait=wait_fixed(0.1),
-            retry_error_callback=lambda _: True,
-        )  # fmt: skip
-        return not waits(self.is_held)
+    def is_free(self) -> bool:
+        """The opposite of ``is_held``."""
+        return not self.is_held()
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true within so many seconds."""
+    waits = Retrying(
+        retry=retry_if_result(lambda met: not met), stop=stop_after_delay(seconds), wait=wait_fixed(0.1),
+        retry_error_callback=lambda _: False,
+    )  # fmt: skip
+    return bool(waits(condition))
 
 
 def processes_with(*files: Path) -> "list[psutil.Process]":
