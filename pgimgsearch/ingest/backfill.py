@@ -28,7 +28,7 @@ from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import digest
-from pgimgsearch.ingest.run import prepare
+from pgimgsearch.ingest.prepare import prepare
 from pgimgsearch.ingest.run_log import record_backfill
 from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.ingest.throttle import Throttle

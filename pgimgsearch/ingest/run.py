@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import psycopg
-from PIL.Image import Image
 from psycopg import sql
 
 from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals
@@ -21,20 +20,19 @@ from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import UsageError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
-from pgimgsearch.ingest.embed import by_encoder, embed
+from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.load_target import join_shadows, prefix
 from pgimgsearch.ingest.plan import Planner, digest
+from pgimgsearch.ingest.prepare import prepare
 from pgimgsearch.ingest.run_log import end_run, lock_collection, settle_shards, start_run
 from pgimgsearch.ingest.skip_duplicates import DuplicateFilter
 from pgimgsearch.ingest.stopwatch import Stage, Stopwatch
 from pgimgsearch.ingest.write import Writer, drop_orphans
-from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.reporter import SILENT, Reporter
-from pgimgsearch.sources.decode import decode, limit_pixels
+from pgimgsearch.sources.decode import limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
-from pgimgsearch.sources.memory_budget import memory_budget
 from pgimgsearch.sources.read import content
 from pgimgsearch.sources.source import ScannedFile, Source
 
@@ -216,47 +214,6 @@ def _stages(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
     yield from prefetch(embed(ordered_map(pool, decoded, fresh, ahead), models, watch), FILES_IN_QUEUE, "embed")
-
-
-def prepare(item: Item, models: DeferredModels, limits: ImageLimits) -> float:
-    """Decode once, prepare for every encoder that is wanted, and free the pixels.
-
-    Returns the seconds that it waited for networks to be loaded; raises what loading them raises.
-    """
-    waited = 0.0
-    with memory_budget().share() as reserve:
-        image = _decoded(item, limits, reserve)
-        if image is not None and item.wanted - item.reused:
-            start = time.perf_counter()
-            loaded = models.load()
-            waited = time.perf_counter() - start
-            _prepare(item, image, loaded)
-    item.data = b""
-    return waited
-
-
-def _decoded(item: Item, limits: ImageLimits, reserve: Callable[[int], None]) -> Image | None:
-    try:
-        image, item.image = decode(item.data, limits, reserve)
-    except Exception as error:  # hostile bytes raise anything; MemoryError included
-        item.fail(error)
-        return None
-    return image
-
-
-def _prepare(item: Item, image: Image, models: Sequence[LoadedModel]) -> None:
-    for number, positions in enumerate(by_encoder(models)):
-        wanted = [position for position in positions if position in item.wanted - item.reused]
-        if not wanted:
-            continue
-        try:
-            item.prepared[number] = models[wanted[0]].encoder.prepare(image)
-        except SkippedImage as why:
-            item.reasons |= dict.fromkeys(wanted, str(why))
-        except Exception as error:
-            item.prepared.clear()
-            item.fail(error)
-            return
 
 
 def _write(

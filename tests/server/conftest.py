@@ -17,6 +17,7 @@ from PIL import Image
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.models.backends.palette import COLOURS
+from tests.support.service import read_until
 
 PASSWORD = "a password; with 'quotes'"
 
@@ -78,12 +79,7 @@ def start_serving(url: str, folder: Path, *arguments: str, port: int = 0) -> Ser
         env=os.environ | {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_HOME": str(folder / "home")},
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stderr is not None
-    said = ""
-    while "stop with Ctrl-C" not in said:
-        line = process.stderr.readline()
-        assert line, f"the embedder did not start: {said}"
-        said += line
+    read_until(process, "stop with Ctrl-C")
     return Serving(process, *ports, secret)
 
 

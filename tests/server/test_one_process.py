@@ -16,6 +16,7 @@ from pgimgsearch.models.backends.palette import COLOURS
 from tests.server.blocked_model import until
 from tests.server.conftest import free_port
 from tests.support.images import photo
+from tests.support.service import read_until
 
 Command = Callable[..., str]
 
@@ -60,12 +61,7 @@ def serving(embedded: Embedded) -> Iterator[subprocess.Popen[str]]:
          "--http-port", str(free_port())],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stderr is not None
-    said = ""
-    while "stop with Ctrl-C" not in said:
-        line = process.stderr.readline()
-        assert line, f"it did not start: {said}"
-        said += line
+    said = read_until(process, "stop with Ctrl-C")
     assert f"database {embedded.url()}\n" in said
     assert "serving no model yet" in said
     yield process

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from tests.support.service import read_until
+
 HEAVY = {"torch", "onnxruntime", "transformers", "timm", "open_clip", "alembic", "sqlalchemy", "PIL", "numpy"}
 CODE = """
 import atexit, sys
@@ -20,12 +22,7 @@ def heavy_modules_of_service(environment: Mapping[str, str], ready: str, *argume
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={"PATH": "/usr/bin"} | {**environment}
     )
-    assert process.stderr is not None
-    said = ""
-    while ready not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
+    said = read_until(process, ready)
     process.terminate()
     said += process.communicate()[1]
     assert process.returncode == 0, said
