@@ -40,8 +40,8 @@ from tests.support import checkpoints
 DATA = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MODEL, PHOTOS, ROUNDS = "clip-vit-b-32", 256, 3
 RUNS = {
-    "fp32": Placement("cpu", "fp32"), "fp32 on ONNX Runtime": Placement("cpu", "fp32", "onnx"),
-    "bf16": Placement("cpu", "bf16"), "int8": Placement("cpu", "int8", "onnx"),
+    "by default": Placement("cpu"), "on torch": Placement("cpu", "fp32", "torch"),
+    "in bf16": Placement("cpu", "bf16", "torch"), "in int8": Placement("cpu", "int8", "onnx"),
 }  # fmt: skip
 HUB = ("sentence-transformers[image]", "torch==2.15.0", "torchvision", "pillow")
 PEERS = {
@@ -102,7 +102,7 @@ def photos(folder: Path, number: int) -> list[Path]:
 def main() -> dict[str, object]:
     """Measure in turns; the ratio is that of fp32 to its bound."""
     number, rounds = (64, 1) if QUICK else (PHOTOS, ROUNDS)
-    runs = {how: RUNS[how] for how in ("fp32", "int8")} if QUICK else RUNS
+    runs = {how: RUNS[how] for how in ("by default", "in int8")} if QUICK else RUNS
     register_formats()
     with TemporaryDirectory() as name, ExitStack() as stack:
         folder, checkpoint = Path(name) / "photos", Path(name) / "weights"
@@ -118,7 +118,7 @@ def main() -> dict[str, object]:
                 one.turn(data)
             for peer, work in peers.items():
                 times[peer].append(work()["seconds"])
-        ours_vectors = unit(ours["fp32"].vectors())
+        ours_vectors = unit(ours["by default"].vectors())
         rows = [_row(how, one, number, ours_vectors) for how, one in ours.items()]
         rows += [_peer_row(peer, taken, number, ours_vectors, Path(name)) for peer, taken in times.items()]
     best = max((row["images/s"] for row in rows if row["system"] in PEERS), default=None)
@@ -128,7 +128,7 @@ def main() -> dict[str, object]:
         "End to end: images per second from photo to row over what the cores allow",
         rows,
         rows[0]["over its bound"],
-        "at least 0.93",
+        "at least 0.93; over the best peer at least 1.25",
     )
 
 
