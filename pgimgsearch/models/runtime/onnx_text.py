@@ -23,7 +23,7 @@ class TextTower:
         known = [name for name in OUTPUTS if name in self._session.outputs]
         self._output = known[0] if known else self._session.outputs[0]
         unknown = [one.name for one in self._session.inputs if one.name not in INPUTS]
-        if unknown:
+        if unknown and len(self._session.inputs) > 1:  # a single one is token ids, by whatever name
             raise ModelError(
                 f"the text tower {file} takes {', '.join(unknown)}, which is not known",
                 hint="export it with token ids, and perhaps a mask, as its inputs",
