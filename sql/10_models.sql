@@ -2,7 +2,7 @@
 
 -- The model behind a name or an alias; raises PI001 when there is none.
 create or replace function imgsearch._resolve_model(model text) returns imgsearch.model
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     found_model imgsearch.model;
     known text;
@@ -24,14 +24,6 @@ begin
     return found_model;
 end $$;
 
--- Whether the caller may see an image of this content: the policy of every embedding table.
-create or replace function imgsearch.visible(content_id bigint) returns boolean
-language plpgsql stable parallel safe as $$
-begin
-    return not row_security_active('imgsearch.image')
-        or exists (select from imgsearch.image i where i.content_id = visible.content_id);
-end $$;
-
 -- Declare a model and create its empty table; the first load completes its row. Returns its model_id, also where the model
 -- exists; raises PI002 where another model has that name. normalized is the column normalize, which is a keyword of SQL and
 -- cannot name a parameter.
@@ -40,7 +32,7 @@ create or replace function imgsearch.add_model(
     revision text default null, has_text boolean default false, near double precision default null,
     licence text default null, normalized boolean default true
 ) returns integer
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     present imgsearch.model;
     result integer;
@@ -76,7 +68,7 @@ end $$;
 -- A model's name as part of the names of its tables: [a-z0-9_], unique, with a hash where it is long or taken. Tables,
 -- partitions and indexes add up to 36 characters, and Postgres cuts names at 63.
 create or replace function imgsearch._slug(name text) returns text
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     result text := trim(both '_' from regexp_replace(lower(_slug.name), '[^a-z0-9]+', '_', 'g'));
 begin
@@ -88,7 +80,7 @@ end $$;
 
 -- Drop a model with its table, view, index and cached texts. Takes its locks in short attempts.
 create or replace function imgsearch.drop_model(model text) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '2s' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(drop_model.model);
     aliases text;
@@ -117,7 +109,7 @@ end $$;
 create or replace function imgsearch.set_index(
     model text, method text default 'hnsw', m integer default 16, ef_construction integer default 64
 ) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     found_model imgsearch.model := imgsearch._resolve_model(set_index.model);
 begin
@@ -143,7 +135,7 @@ end $$;
 -- An image's stored vector, for SQL of your own; raises PI004 or PI003 where there is none.
 create or replace function imgsearch.embedding(image_id bigint, model text default 'default')
 returns @vector@.vector
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     return imgsearch._stored_vector(image_id, imgsearch._resolve_model(model));
 end $$;
@@ -151,14 +143,14 @@ end $$;
 -- An image's stored hash; raises PI004 or PI003 where there is none.
 create or replace function imgsearch.embedding_bits(image_id bigint, model text default 'default')
 returns bit varying
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     return imgsearch._stored_bits(image_id, imgsearch._resolve_model(model));
 end $$;
 
 -- The vector of an image that a model has stored; raises PI002, PI003 or PI004.
 create or replace function imgsearch._stored_vector(image_id bigint, m imgsearch.model) returns @vector@.vector
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result @vector@.vector;
 begin
@@ -176,7 +168,7 @@ end $$;
 
 -- The hash of an image that a model has stored; raises PI002, PI003 or PI004.
 create or replace function imgsearch._stored_bits(image_id bigint, m imgsearch.model) returns bit varying
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result bit varying;
 begin
@@ -194,7 +186,7 @@ end $$;
 
 -- The content of an image; raises PI004 when there is no such image, or none the caller may see.
 create or replace function imgsearch._content_of(image_id bigint) returns bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result bigint;
 begin
@@ -208,7 +200,7 @@ end $$;
 
 -- Raise PI003: the image is known, but the model has no vector of it.
 create or replace function imgsearch._raise_not_embedded(image_id bigint, model text) returns void
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception 'image % has no embedding of model %', _raise_not_embedded.image_id, _raise_not_embedded.model using
         errcode = 'PI003', hint = format('run "pgimgsearch ingest DIR --model %s"; imgsearch.ingest_failure says '
@@ -217,7 +209,7 @@ end $$;
 
 -- Raise PI007 for a model without a text tower.
 create or replace function imgsearch._check_reads_text(m imgsearch.model) returns void
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     able text;
 begin

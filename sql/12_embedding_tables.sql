@@ -20,30 +20,32 @@ return table_name || case method when 'hnsw-binary' then '_bits' else '_hnsw' en
 -- Our indexes of a table and of its partitions, those over partitions first.
 create or replace function imgsearch._indexes(relation regclass)
 returns table (name text, method text, stage text, over_partitions boolean, valid boolean, bytes bigint)
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select c.relname::text, case p.parts[1] when 'bits' then 'hnsw-binary' else 'hnsw' end, coalesce(p.parts[2], ''),
            c.relkind = 'I', i.indisvalid, pg_relation_size(c.oid)
     from (select relation as oid union select t.relid from pg_partition_tree(relation) t) r
     join pg_class x on x.oid = r.oid
     join pg_index i on i.indrelid = r.oid join pg_class c on c.oid = i.indexrelid
     cross join lateral (select regexp_match(c.relname, '^' || x.relname || '_(hnsw|bits)(__new|__old)?$') as parts) p
-    where p.parts is not null order by c.relkind <> 'I', c.relname
-$$;
+    where p.parts is not null order by c.relkind <> 'I', c.relname;
+end;
 
 -- A vector as a model's index holds it: itself, or its bits.
 create or replace function imgsearch._indexed(m imgsearch.model, operand text) returns text
-language sql immutable parallel safe as $$
+language sql immutable parallel safe
+begin atomic
     select case m.index_method
         when 'hnsw-binary' then format('imgsearch.%I(%s)::bit(%s)', m.index_state ->> 'bits', operand, m.dim)
-        else operand end
-$$;
+        else operand end;
+end;
 
 -- The statement that creates an index of a relation (a quoted table, perhaps after "only"). state is what the model's row
 -- will hold of the index.
 create or replace function imgsearch._index_definition(
     m imgsearch.model, method text, state jsonb, relation text, index_name text, is_concurrent boolean
 ) returns text
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     m.index_method := _index_definition.method;
     m.index_state := _index_definition.state;
@@ -58,7 +60,7 @@ end $$;
 create or replace function imgsearch._use_new_index(
     model_id integer, method text, state jsonb, spec jsonb, ef_search integer
 ) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model;
     index record;
@@ -74,17 +76,16 @@ begin
     where x.model_id = m.model_id;
 end $$;
 
--- Create an empty table of a model's vectors, whole or in hash partitions, whose indexes are built one by one. The
--- search path of its callers holds the vector extension.
+-- Create an empty table of a model's vectors, whole or in hash partitions, whose indexes are built one by one.
 create or replace function imgsearch._make_table(m imgsearch.model, table_name text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     part text;
 begin
     execute format('create table imgsearch.%I (
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null
-        ) %s', table_name, m.storage, m.dim,
+        ) %s', table_name, case m.storage when 'bit' then 'bit' else '@vector@.' || m.storage end, m.dim,
         case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
     for number in 0 .. m.partitions - 1 loop
         exit when m.partitions = 1;
@@ -98,7 +99,7 @@ end $$;
 
 -- Give a table and its partitions to the owner of imgsearch.image.
 create or replace function imgsearch._give_to_owner(table_name text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     owner name := (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass);
     part regclass;
@@ -113,13 +114,14 @@ end $$;
 -- Create a model's table and view, with the owner and grants of imgsearch.image, or restore what is missing of them.
 -- Returns the table.
 create or replace function imgsearch.create_embeddings(model_id integer) returns regclass
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '10s'
 set client_min_messages = warning as $$
 declare
     m imgsearch.model;
     owner name := (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass);
     table_name text;
     view_name text;
+    shown text;
     privilege record;
 begin
     select x.* into strict m from imgsearch.model x where x.model_id = create_embeddings.model_id;
@@ -136,13 +138,14 @@ begin
                        table_name);
     end if;
     execute format('alter table %s enable row level security', table_name);
-    execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
-        drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
-    execute format('create policy read on %s for select using (
-        (select not row_security_active(''imgsearch.image'')) or imgsearch.visible(content_id))', table_name);
-    execute format('create policy add on %s for insert with check (true)', table_name);
-    execute format('create policy change on %s for update using (true)', table_name);
-    execute format('create policy remove on %s for delete using (true)', table_name);
+    execute format('drop policy if exists unrestricted on %1$s; drop policy if exists visible on %1$s;
+                    drop policy if exists add on %1$s', table_name);
+    -- as those of our other tables; "offset 0" keeps the condition from becoming a join, which would not use the index
+    shown := format('exists (select from imgsearch.image i where i.content_id = %s.content_id offset 0)',
+                    quote_ident(imgsearch._embedding_table(m)));
+    execute format('create policy unrestricted on %s using ((select not row_security_active(''imgsearch.image'')))', table_name);
+    execute format('create policy visible on %s for select using (%s)', table_name, shown);
+    execute format('create policy add on %s for insert with check (%s)', table_name, shown);
     execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name);
     execute format('create or replace view %s with (security_invoker) as
         select i.image_id, i.content_id, i.collection_id, i.key, i.path, i.modified_at, i.group_key, i.caption,
@@ -173,7 +176,7 @@ end $$;
 
 -- Split a model's empty table into hash partitions, or make it whole again with 1; raises PI009 where it has rows.
 create or replace function imgsearch.partition_embeddings(model text, partitions integer) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s'
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '10s'
 set client_min_messages = warning as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(partition_embeddings.model);
@@ -203,7 +206,7 @@ end $$;
 
 -- Create an empty shadow table for a model, with partitions of its own, that only the owner reads or writes.
 create or replace function imgsearch._make_shadow(model_id integer, partitions integer) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp set lock_timeout = '10s' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
     m imgsearch.model;
     shadow text;
@@ -221,7 +224,7 @@ end $$;
 
 -- Drop a model's view, tables and functions for bits.
 create or replace function imgsearch._drop_embeddings(m imgsearch.model) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
     -- by name, as the regclass of a table that somebody dropped is a number
     execute format('drop view if exists imgsearch.%I', imgsearch._view_name(m));
@@ -233,7 +236,8 @@ end $$;
 
 -- Objects that users put on a model's table, and that replacing the table would lose: one line each.
 create or replace function imgsearch._user_objects(m imgsearch.model) returns setof text
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select format('index %s', c.relname) from pg_index i join pg_class c on c.oid = i.indexrelid
     where i.indrelid = m.embeddings and not i.indisprimary
         and c.relname not in (select x.name from imgsearch._indexes(m.embeddings) x)
@@ -241,7 +245,7 @@ language sql stable parallel safe as $$
     where a.attrelid = m.embeddings and a.attnum > 0 and not a.attisdropped and a.attname not in ('content_id', 'embedding')
     union all select format('trigger %s', t.tgname) from pg_trigger t where t.tgrelid = m.embeddings and not t.tgisinternal
     union all select format('policy %s', p.polname) from pg_policy p
-    where p.polrelid = m.embeddings and p.polname not in ('read', 'add', 'change', 'remove')
+    where p.polrelid = m.embeddings and p.polname not in ('unrestricted', 'visible', 'add')
     union all select format('publication %s', p.pubname) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
     where r.prrelid = m.embeddings
     union all select distinct format('view %s', r.ev_class::regclass) from pg_depend d join pg_rewrite r on r.oid = d.objid
@@ -252,12 +256,12 @@ language sql stable parallel safe as $$
     union all select format('constraint %s', k.conname) from pg_constraint k
     where k.conrelid = m.embeddings and k.contype not in ('p', 'f', 'n')
     union all select distinct format('function %s', d.objid::regprocedure) from pg_depend d
-    where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = m.embeddings
-$$;
+    where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = m.embeddings;
+end;
 
 -- Copy rows that a model's table has and its shadow lacks. Returns their number.
 create or replace function imgsearch._catch_up(m imgsearch.model) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     result bigint;
 begin
@@ -270,16 +274,17 @@ end $$;
 
 -- A table with its partitions and all of their indexes.
 create or replace function imgsearch._relations(root regclass) returns setof pg_class
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     with tables as (select root as oid union select t.relid from pg_partition_tree(root) t)
     select c.* from pg_class c
     where c.oid in (select t.oid from tables t)
-        or c.oid in (select i.indexrelid from pg_index i where i.indrelid in (select t.oid from tables t))
-$$;
+        or c.oid in (select i.indexrelid from pg_index i where i.indrelid in (select t.oid from tables t));
+end;
 
 -- Rename a model's table, with its partitions and indexes, out of the way: it becomes the retired one.
 create or replace function imgsearch._retire(m imgsearch.model) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     live text := imgsearch._embedding_table(m);
     part record;
@@ -294,7 +299,7 @@ end $$;
 -- Put a model's shadow table in place of the live one, with indexes, view and grants. The live one becomes the retired
 -- table, for queries that are about to read it. Writers wait during the swap, readers at its very end.
 create or replace function imgsearch._swap_embeddings(model_id integer) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model;
     live text;

@@ -4,7 +4,7 @@
 -- part of the function, so that index and query are quantized alike; without it, every bit of a non-negative vector, such as
 -- a ResNet's, would be 1. In plpgsql, as a SQL function would be inlined into every query with all its numbers.
 create or replace function imgsearch._create_bits_function(m imgsearch.model, table_name text, rows bigint) returns text
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     number integer := 1 + coalesce(split_part(m.index_state ->> 'bits', '_', 4)::integer, 0);
     name text := format('_bits_%s_%s', m.model_id, number);
@@ -16,7 +16,8 @@ begin
                    least(100, 100.0 * 10000 / greatest(rows, 1))) into mean;
     mean := coalesce(mean, array_fill(0::real, array[m.dim])::@vector@.vector::text);
     execute format('create function imgsearch.%I(embedding @vector@.%I) returns bit varying
-                    language plpgsql immutable strict parallel safe as %L', name, m.storage, format('
+                    language plpgsql immutable strict parallel safe
+                    set search_path = pg_catalog, pg_temp as %L', name, m.storage, format('
 begin
     return @vector@.binary_quantize(@vector@.l2_normalize(embedding) OPERATOR(@vector@.-) %L::@vector@.%I);
 end ', mean, m.storage));
@@ -27,7 +28,7 @@ end $$;
 
 -- Drop a model's functions for bits, but for the one that its index uses and those that other indexes still need.
 create or replace function imgsearch._drop_bits_functions(m imgsearch.model) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     bits regprocedure;
 begin

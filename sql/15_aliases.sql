@@ -9,7 +9,7 @@ return (select m.name from imgsearch.model m where m.model_id = coalesce(
 
 -- Point an alias at a model, or drop it with null; every change is kept in alias_history.
 create or replace function imgsearch.set_alias(alias text, model text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model;
 begin
@@ -44,7 +44,7 @@ end $$;
 create or replace function imgsearch.switch_alias(
     alias text, model text, expected text default null, allow_missing bigint default 0
 ) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model;
     target text;
@@ -79,7 +79,7 @@ end $$;
 -- Point an alias back at the model that it meant before; run it again to undo the rollback. Returns the name of the model
 -- that it means then.
 create or replace function imgsearch.rollback_alias(alias text) returns text
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     target text;
     previous text;

@@ -3,7 +3,7 @@
 -- The condition on images (alias i) for dynamic SQL whose parameter $1 is the request. Raises PI008 for a filter that is not
 -- an object, as that would match nothing.
 create or replace function imgsearch._condition(request imgsearch._request) returns text
-language plpgsql immutable parallel safe as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     if jsonb_typeof(request.filter) <> 'object' then
         raise exception 'the filter is not an object: %', left(request.filter::text, 100) using errcode = 'PI008',
@@ -21,7 +21,7 @@ end $$;
 -- A request that holds restrictions alone.
 create or replace function imgsearch._restrictions(filter jsonb, collection text, among bigint[])
 returns imgsearch._request
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     request imgsearch._request;
 begin
@@ -35,7 +35,7 @@ end $$;
 -- ids. Null under row-level security, where finding the ends may read many rows.
 create or replace function imgsearch._share(request imgsearch._request)
 returns table (share double precision, ids bigint)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     if row_security_active('imgsearch.image') then return; end if;
     -- not dynamic, so that its plan is kept
@@ -55,7 +55,7 @@ end $$;
 
 -- The id of a collection, null for null; raises PI005 when there is none of that name.
 create or replace function imgsearch._collection_id(name text) returns integer
-language plpgsql stable strict parallel safe as $$
+language plpgsql stable strict parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result integer;
 begin
@@ -69,44 +69,49 @@ end $$;
 
 -- The operator of a model's distance.
 create or replace function imgsearch._operator(m imgsearch.model) returns text
-language sql immutable parallel safe as $$
-    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end
-$$;
+language sql immutable parallel safe
+begin atomic
+    select case m.storage when 'bit' then 'OPERATOR(@vector@.<~>)' else 'OPERATOR(@vector@.<=>)' end;
+end;
 
 -- Whether an index holds quantized vectors, so that it only finds candidates, which the stored vectors rank again.
 create or replace function imgsearch._is_quantized(m imgsearch.model) returns boolean
-language sql immutable parallel safe as $$
-    select m.index_method = 'hnsw-binary'
-$$;
+language sql immutable parallel safe
+begin atomic
+    select m.index_method = 'hnsw-binary';
+end;
 
 -- The expression that a query orders by to use a model's index: the distance, or that of the bits alone. The operand is in
 -- the type of the column.
 create or replace function imgsearch._index_expression(m imgsearch.model, operand text) returns text
-language sql immutable parallel safe as $$
+language sql immutable parallel safe
+begin atomic
     select format('%s %s %s', imgsearch._indexed(m, 'e.embedding'),
                   case when imgsearch._is_quantized(m) then 'OPERATOR(@vector@.<~>)' else imgsearch._operator(m) end,
-                  imgsearch._indexed(m, operand))
-$$;
+                  imgsearch._indexed(m, operand));
+end;
 
 -- The ef_search that gives as many results as wanted; of a quantized index four times as many candidates.
 create or replace function imgsearch._ef_for(m imgsearch.model, ef_search bigint, wanted bigint) returns bigint
-language sql immutable parallel safe as $$
+language sql immutable parallel safe
+begin atomic
     select case when imgsearch._is_quantized(m) then greatest(ef_search, wanted, least(4 * wanted, 1000))
-                else greatest(ef_search, wanted) end
-$$;
+                else greatest(ef_search, wanted) end;
+end;
 
 -- The query for the contents nearest to an operand, which may be a column of an earlier table of a lateral join: content_id
 -- and distance, in order. A quantized index finds ef candidates; their distances are those of the vectors.
 create or replace function imgsearch._nearest(m imgsearch.model, operand text, wanted bigint, ef bigint) returns text
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select case
         when imgsearch._is_quantized(m) then
             format('select e.content_id, e.embedding %s %s as distance from (select e.* from %s e order by %s limit %s) e
                     order by 2 limit %s', imgsearch._operator(m), operand, m.embeddings, imgsearch._index_expression(m, operand),
                    ef, wanted)
         else format('select e.content_id, %1$s as distance from %2$s e order by %1$s limit %3$s',
-                    imgsearch._index_expression(m, operand), m.embeddings, wanted) end
-$$;
+                    imgsearch._index_expression(m, operand), m.embeddings, wanted) end;
+end;
 
 -- Set how an index is scanned until the transaction ends. Returns the settings as they were before, for
 -- _pop_scan_settings. Sequential scans are off meanwhile, as the planner would read all vectors where an iterative scan may
@@ -115,7 +120,7 @@ create or replace function imgsearch._push_scan_settings(
     ef bigint, iterative_scan text default 'off', max_scan_tuples text default '20000',
     scan_mem_multiplier text default '1'
 ) returns text[]
-language plpgsql volatile parallel unsafe as $$
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     before text[];
 begin
@@ -135,7 +140,7 @@ end $$;
 
 -- Restore settings until the transaction ends: their names, each before its value.
 create or replace function imgsearch._pop_scan_settings(settings text[]) returns void
-language plpgsql volatile parallel unsafe as $$
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp as $$
 begin
     perform set_config(settings[i], settings[i + 1], true) from generate_series(1, cardinality(settings), 2) i;
 end $$;
@@ -146,7 +151,7 @@ end $$;
 create or replace function imgsearch._search(
     m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, request imgsearch._request
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     condition text := 'true';
@@ -330,7 +335,7 @@ end $$;
 create or replace function imgsearch._collapsed(
     m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, request imgsearch._request
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     contents_only imgsearch.model := m;
     deeper imgsearch._request := request;

@@ -7,7 +7,7 @@ create or replace function imgsearch.similar(
     exact boolean default false, after bigint default null, collapse boolean default false,
     ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
     query_vector @vector@.vector;
@@ -29,7 +29,7 @@ create or replace function imgsearch.similar_to(
     exact boolean default false, after bigint default null, collapse boolean default false,
     ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
 begin
@@ -50,7 +50,7 @@ create or replace function imgsearch.similar_to_bits(
     exact boolean default false, after bigint default null, collapse boolean default false,
     ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
 begin
@@ -71,7 +71,7 @@ create or replace function imgsearch.similar_to_image(
     min_similarity double precision default null, exact boolean default false, after bigint default null,
     collapse boolean default false, ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
     answer text := imgsearch._ask_for_image(bytes, crop, m);

@@ -17,7 +17,7 @@ return coalesce(nullif(current_setting('imgsearch.embedder_timeout', true), ''),
 -- Ask the embedder: its answers in order. Sends and polls, so that a cancel and a statement timeout work, over a connection
 -- that the session keeps. Raises PI010 to PI014, or what the embedder raises.
 create or replace function imgsearch._ask_embedder(message jsonb) returns text[]
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     schema constant text := imgsearch._dblink();
     server constant text := 'imgsearch_embedder';
@@ -89,7 +89,7 @@ end $$;
 -- The models that the embedder serves, and whether they are those that made the stored vectors; raises PI010 or PI013.
 create or replace function imgsearch.embedder_status()
 returns table (model text, serves boolean, device text, problem text)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     answers text[] := imgsearch._ask_embedder('{"ask": "status"}');
@@ -106,7 +106,7 @@ end $$;
 
 -- Ask the embedder for the vector or the hash of an image file, in text form.
 create or replace function imgsearch._ask_for_image(bytes bytea, crop integer[], m imgsearch.model) returns text
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 begin
     if bytes is null or octet_length(bytes) = 0 then
         raise exception 'there are no bytes of an image' using errcode = 'PI014',
@@ -129,7 +129,7 @@ end $$;
 create or replace function imgsearch.image_vector(
     bytes bytea, model text default 'default', crop integer[] default null
 ) returns @vector@.vector
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(image_vector.model);
 begin
@@ -144,7 +144,7 @@ end $$;
 create or replace function imgsearch.connect_embedder(
     host text, port integer, password text, sslmode text default 'prefer'
 ) returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     reader name;
 begin
@@ -177,7 +177,7 @@ end $$;
 
 -- Grant a role the use of the embedder, where one is connected and the caller may grant it.
 create or replace function imgsearch._grant_embedder(role_name name) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     schema text := imgsearch._dblink();
     grantee text := case when role_name = 'public' then 'public' else quote_ident(role_name) end;

@@ -14,7 +14,7 @@ return '''' || replace(value, '''', '''\''''') || '''';
 -- Raises PI007 when the model has no text tower, or when a text is not cached and no embedder is connected.
 create or replace function imgsearch._text_vectors(queries text[], m imgsearch.model, template text)
 returns @vector@.vector[]
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     texts text[];
     found @vector@.vector[];
@@ -27,8 +27,9 @@ begin
            array_agg(distinct btrim(n.query)) filter (where t.key is null)
     into texts, found, missing
     from unnest(queries) with ordinality as n (query, number)
-    left join imgsearch.text_embedding t
-        on t.model_id = m.model_id and t.key = imgsearch.text_key(n.query, _text_vectors.template);
+    left join imgsearch._cached_texts(m.model_id, array(
+        select imgsearch.text_key(q, _text_vectors.template) from unnest(queries) q)) t
+        on t.key = imgsearch.text_key(n.query, _text_vectors.template);
     if missing is null then return found; end if;
     if imgsearch._dblink() is null then
         raise exception 'the text "%" is not embedded yet for model %', missing[1], m.name
@@ -45,9 +46,47 @@ begin
                  from unnest(texts, found) with ordinality as n (text, embedding, number) order by n.number);
 end $$;
 
+-- Cached vectors by their keys. Only who knows a text finds it: the table shows everybody's searches to its owner alone.
+create or replace function imgsearch._cached_texts(model_id integer, keys bytea[])
+returns table (key bytea, embedding @vector@.vector)
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    return query select t.key, t.embedding from imgsearch.text_embedding t
+    where t.model_id = _cached_texts.model_id and t.key = any(keys);
+end $$;
+
+-- Those texts that are not cached, each once, in their order. With touch, the others count as used just now.
+create or replace function imgsearch._missing_texts(model_id integer, queries text[], template text, touch boolean)
+returns setof text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+    if touch then
+        update imgsearch.text_embedding t set used_at = clock_timestamp()
+        where t.model_id = _missing_texts.model_id
+            and t.key in (select imgsearch.text_key(q, _missing_texts.template) from unnest(queries) q);
+    end if;
+    return query
+        select n.query from unnest(queries) with ordinality as n (query, number)
+        where not exists (select from imgsearch.text_embedding t where t.model_id = _missing_texts.model_id
+                          and t.key = imgsearch.text_key(n.query, _missing_texts.template))
+        group by n.query order by min(n.number);
+end $$;
+
+-- Whether the caller's role may cache texts: a writer may; under row-level security on images only who owns the tables, as
+-- everybody searches with what is cached.
+create or replace function imgsearch._may_cache_texts() returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return pg_has_role(imgsearch._caller(), c.relowner, 'member')
+        or not c.relrowsecurity and has_table_privilege(imgsearch._caller(), c.oid, 'insert')
+    from pg_class c where c.oid = 'imgsearch.image'::regclass;
+end $$;
+
 -- Raise PI008 for a text or a template that cannot be embedded.
 create or replace function imgsearch._check_text(query text, template text) returns void
-language plpgsql immutable parallel safe as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     if query is null or btrim(query) = '' then
         raise exception 'the text is empty' using errcode = 'PI008', hint = 'give the words to search for';
@@ -66,7 +105,7 @@ end $$;
 create or replace function imgsearch.text_vector(
     query text, model text default 'text', template text default '{}'
 ) returns @vector@.vector
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 begin
     return (imgsearch._text_vectors(array[query], imgsearch._resolve_model(model), template))[1];
 end $$;
@@ -75,7 +114,7 @@ end $$;
 create or replace function imgsearch.cache_text(
     query text, embedding @vector@.vector, model text default 'text', template text default '{}'
 ) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
     perform imgsearch._cache_texts(imgsearch._resolve_model(cache_text.model), array[cache_text.query],
                                    array[cache_text.embedding], cache_text.template);
@@ -85,13 +124,19 @@ end $$;
 create or replace function imgsearch._cache_texts(
     m imgsearch.model, queries text[], embeddings @vector@.vector[], template text
 ) returns void
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     given record;
     started timestamptz := clock_timestamp();
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
 begin
+    if not imgsearch._may_cache_texts() then
+        raise exception 'role % may not cache texts', imgsearch._caller() using errcode = '42501',
+            hint = 'searches need no right to cache where "pgimgsearch serve" runs; writers may cache, and under row-level '
+                'security on imgsearch.image only its owner';
+    end if;
+    select x.* into strict m from imgsearch.model x where x.model_id = m.model_id;  -- not what the caller says of it
     for given in select n.query, n.embedding from unnest(queries, embeddings) n (query, embedding) loop
         if @vector@.vector_dims(given.embedding) is distinct from m.dim then
             raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
@@ -123,7 +168,7 @@ create or replace function imgsearch.search_text(
     exact boolean default false, after bigint default null, collapse boolean default false,
     ef_search integer default null, template text default '{}'
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 begin
     return query select * from imgsearch._search(imgsearch._resolve_model(model),
         imgsearch.text_vector(query, model, template), null,
@@ -137,7 +182,7 @@ create or replace function imgsearch.search_mixed(
     min_similarity double precision default null, exact boolean default false, after bigint default null,
     collapse boolean default false, ef_search integer default null, template text default '{}'
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
     mixed @vector@.vector;

@@ -13,20 +13,21 @@ return (select array_agg(mean order by number)::real[]::@vector@.vector
 -- Images by id with the score that each has, as matches, best first.
 create or replace function imgsearch._matches(ids bigint[], scores double precision[])
 returns setof imgsearch.match
-language sql stable as $$
+language sql stable
+begin atomic
     select i.image_id, s.score, c.name, i.key, i.path, i.group_key, i.caption, i.metadata
     from unnest(ids, scores) as s (id, score)
     join imgsearch.image i on i.image_id = s.id
     join imgsearch.collection c on c.collection_id = i.collection_id
-    order by s.score desc, i.image_id
-$$;
+    order by s.score desc, i.image_id;
+end;
 
 -- Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, with their constant of 60): the k best of ranked images.
 -- A score of 1 is the first place in every list.
 create or replace function imgsearch._fuse(
     ids bigint[], lists integer[], ranks bigint[], weights double precision[], k integer
 ) returns setof imgsearch.match
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     found bigint[];
     scores double precision[];
@@ -40,7 +41,7 @@ end $$;
 
 -- How deep the lists go that are fused for k answers.
 create or replace function imgsearch._depth(k integer) returns integer
-language plpgsql immutable parallel safe as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     if coalesce(k, 0) not between 1 and 1000 then
         raise exception 'k must be 1 to 1000 here, not %', coalesce(k::text, 'null') using errcode = 'PI008',
@@ -56,7 +57,7 @@ create or replace function imgsearch.search_hybrid(
     collection text default null, among bigint[] default null, exact boolean default false,
     ef_search integer default null, template text default '{}', text_weight double precision default 0.5
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     depth integer := imgsearch._depth(k);
     request imgsearch._request := imgsearch._restrictions(filter, collection, among);
@@ -92,7 +93,7 @@ create or replace function imgsearch.similar_fused(
     filter jsonb default null, collection text default null, among bigint[] default null,
     exact boolean default false, ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     depth integer := imgsearch._depth(k);
     ids bigint[] := '{}';

@@ -2,14 +2,15 @@
 
 -- The number that turns a model's distance into 1 - similarity.
 create or replace function imgsearch._distance_scale(m imgsearch.model) returns integer
-language sql immutable parallel safe as $$
-    select case m.storage when 'bit' then m.dim else 1 end
-$$;
+language sql immutable parallel safe
+begin atomic
+    select case m.storage when 'bit' then m.dim else 1 end;
+end;
 
 -- For each of some contents, the representative of all contents with equal pixels: the first that has a vector.
 create or replace function imgsearch._representatives(m imgsearch.model, contents bigint[])
 returns table (content_id bigint, representative_id bigint)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     return query execute format(
         'select q.content_id, min(c.content_id)
@@ -25,7 +26,7 @@ create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
     vectors text[] default null
 ) returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel unsafe rows 20 as $$
+language plpgsql stable parallel unsafe rows 20 set search_path = pg_catalog, pg_temp as $$
 declare
     all_asked bigint[] := asked;
     source text := case
@@ -76,7 +77,7 @@ end $$;
 -- Contents in scope (null: all) that no scan down to this cut has compared with the others yet.
 create or replace function imgsearch._unscanned(m imgsearch.model, cut double precision, scope bigint[] default null)
 returns bigint[]
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result bigint[];
 begin
@@ -86,7 +87,8 @@ begin
              select from imgsearch.duplicate_scanned d join imgsearch.duplicate_scan s on s.model_id = d.model_id
              where d.content_id = e.content_id and d.model_id = $2 and s.threshold <= $3 + 1e-6
                  -- its pairs are those of its representative, which the caller must be able to see
-                 and ((select not row_security_active(''imgsearch.image'')) or imgsearch.visible(d.representative_id)))', m.embeddings)
+                 and ((select not row_security_active(''imgsearch.image''))
+                      or exists (select from imgsearch.content r where r.content_id = d.representative_id)))', m.embeddings)
         into result using scope, m.model_id, cut;
     return coalesce(result, '{}');
 end $$;
@@ -95,7 +97,7 @@ end $$;
 -- that were not scanned yet, which are found now. May return a pair twice.
 create or replace function imgsearch._all_pairs(m imgsearch.model, cut double precision, scope bigint[] default null)
 returns table (content_a bigint, content_b bigint, similarity double precision, transform text)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 begin
     return query
         select p.content_a, p.content_b, p.similarity, p.transform from imgsearch.duplicate_pair p
@@ -108,7 +110,7 @@ end $$;
 -- down to which pairs are stored. Raises PI008 where row-level security hides images from the caller, who would mark
 -- contents as compared with all others when they were not.
 create or replace function imgsearch._begin_scan(m imgsearch.model, cut double precision) returns double precision
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     stored double precision;
 begin
@@ -132,7 +134,7 @@ create or replace function imgsearch._store_pairs(
     m imgsearch.model, scanned bigint[], ones bigint[], others bigint[], similarities double precision[],
     transform text default null
 ) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     new_pairs bigint;
 begin
@@ -158,7 +160,7 @@ end $$;
 
 -- Compare contents with all others through the index, and store the pairs. Returns the number of new ones.
 create or replace function imgsearch._scan(m imgsearch.model, cut double precision, contents bigint[]) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     asked bigint[] := array(
         select s.content_id from imgsearch._representatives(m, contents) s where s.content_id = s.representative_id);
@@ -173,18 +175,19 @@ end $$;
 
 -- Representatives that were compared with all others, but not under all of these transforms.
 create or replace function imgsearch._not_yet_transformed(m imgsearch.model, transforms text[]) returns bigint[]
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select coalesce(array_agg(d.content_id order by d.content_id), '{}')
     from imgsearch.duplicate_scanned d
-    where d.model_id = m.model_id and d.representative_id = d.content_id and not d.transforms @> _not_yet_transformed.transforms
-$$;
+    where d.model_id = m.model_id and d.representative_id = d.content_id and not d.transforms @> _not_yet_transformed.transforms;
+end;
 
 -- Compare transformed contents, by their vectors in text form, with all others, and store the pairs with the transform.
 -- Returns the number of new ones.
 create or replace function imgsearch._scan_transformed(
     m imgsearch.model, cut double precision, transform text, contents bigint[], vectors text[]
 ) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     ones bigint[];
     others bigint[];

@@ -6,7 +6,7 @@
 create or replace function imgsearch._threshold(
     m imgsearch.model, threshold double precision, kinds text[] default null
 ) returns double precision
-language plpgsql immutable parallel safe as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     own double precision := case when 'similar' = any(kinds) then m.similar else m.near end;
 begin
@@ -24,7 +24,7 @@ end $$;
 
 -- The contents that images of a request show; null where that is all.
 create or replace function imgsearch._scope(request imgsearch._request) returns bigint[]
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     condition text := imgsearch._condition(request);
     result bigint[];
@@ -38,7 +38,7 @@ end $$;
 -- Pairs with the verdict accepted, and the similarity that the model gives them.
 create or replace function imgsearch._accepted(m imgsearch.model)
 returns table (content_a bigint, content_b bigint, similarity double precision)
-language plpgsql stable parallel safe rows 5 as $$
+language plpgsql stable parallel safe rows 5 set search_path = pg_catalog, pg_temp as $$
 begin
     return query execute format(
         'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
@@ -59,7 +59,7 @@ create or replace function imgsearch.duplicates(
     also text[] default null, agree text default 'all', transformed boolean default false, k integer default null,
     after bigint[] default null
 ) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text, transform text)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates.model);
     by_pixels boolean := duplicates.kinds = array['identical'];  -- no model is asked
@@ -173,7 +173,7 @@ create or replace function imgsearch.duplicates_of(
     image_id bigint, threshold double precision default null, model text default 'duplicates',
     filter jsonb default null, collection text default null, among bigint[] default null
 ) returns setof imgsearch.duplicate
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicates_of.model);
     cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
@@ -221,7 +221,7 @@ end $$;
 -- Record a verdict on two images: 'accepted' for copies, 'rejected' for a pair that is never to be reported again; null
 -- removes it. The verdict applies to the pixel content, so it holds for all copies of both, and for every model.
 create or replace function imgsearch.judge_duplicates(image_a bigint, image_b bigint, verdict text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     pixels bytea[] := array(
         select c.pixel_hash

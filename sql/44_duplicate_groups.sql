@@ -6,7 +6,7 @@
 create or replace function imgsearch._medoids(
     ones bigint[], others bigint[], similarities double precision[], linkage text
 ) returns table (representative bigint, medoid bigint)
-language plpgsql immutable as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
     representatives bigint[];  -- best first; the rest refers to them by their place
     lows integer[];
@@ -87,7 +87,7 @@ create or replace function imgsearch._duplicate_members(
     pairs_a bigint[], pairs_b bigint[], similarities double precision[], originals bigint[], linkage text, k integer,
     after bigint
 ) returns table (representative bigint, medoid bigint)
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     representatives bigint[];
@@ -140,7 +140,7 @@ create or replace function imgsearch._describe_groups(
     similarities double precision[], kinds text[], transforms text[], originals bigint[], copies bigint[],
     kept_collections integer[], rules text[], prefer text[]
 ) returns setof record
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
                        "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
@@ -223,7 +223,7 @@ create or replace function imgsearch.duplicate_groups(
 ) returns table (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text, transform text,
                  collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
                  minimum double precision, median double precision)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);

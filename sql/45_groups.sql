@@ -8,7 +8,7 @@ create or replace function imgsearch._similar_groups(
     m imgsearch.model, queries @vector@.vector[], own_group text, own_image bigint, k integer, aggregate text,
     filter jsonb, collection text, among bigint[], exact boolean, ef_search integer
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     depth integer := imgsearch._depth(k);
     request imgsearch._request := imgsearch._restrictions(filter, collection, among);
@@ -80,7 +80,7 @@ end $$;
 
 -- Raise PI002 for a model of hashes.
 create or replace function imgsearch._check_vectors(m imgsearch.model) returns void
-language plpgsql immutable parallel safe as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     if m.storage = 'bit' then
         raise exception 'model % makes hashes, and groups are compared by vectors', m.name using errcode = 'PI002',
@@ -94,7 +94,7 @@ create or replace function imgsearch.similar_groups(
     filter jsonb default null, collection text default null, among bigint[] default null,
     exact boolean default false, ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
     query @vector@.vector;
@@ -113,7 +113,7 @@ create or replace function imgsearch.similar_groups(
     filter jsonb default null, collection text default null, among bigint[] default null,
     exact boolean default false, ef_search integer default null
 ) returns setof imgsearch.match
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(model);
     images bigint[];

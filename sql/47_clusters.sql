@@ -5,7 +5,7 @@ create or replace function imgsearch.clusters(
     model text default 'default', filter jsonb default null, collection text default null, among bigint[] default null
 ) returns table (cluster integer, size bigint, image_id bigint, probability real, collection_name text, key text,
                  path text)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(clusters.model);
     request imgsearch._request := imgsearch._restrictions(clusters.filter, clusters.collection, clusters.among);
@@ -30,7 +30,7 @@ end $$;
 -- The k nearest contents of each of some contents, through the index, without itself.
 create or replace function imgsearch._neighbours(m imgsearch.model, contents bigint[], k integer)
 returns table (content_id bigint, neighbour bigint, distance double precision)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     ef bigint := imgsearch._ef_for(m, case m.index_method when 'hnsw' then 64 else m.ef_search end, k + 1);
     settings text[] := imgsearch._push_scan_settings(ef);

@@ -5,7 +5,7 @@
 create or replace function imgsearch.classify(
     image_id bigint, labels text[], model text default 'text', template text default '{}'
 ) returns table (label text, probability double precision, similarity double precision)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(classify.model);
@@ -41,7 +41,7 @@ create or replace function imgsearch.predict_label(
     image_id bigint, key text, k integer default 10, model text default 'default', filter jsonb default null,
     collection text default null, among bigint[] default null, exact boolean default false
 ) returns table (label text, score double precision, votes bigint)
-language plpgsql stable parallel unsafe as $$
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(predict_label.model);

@@ -5,7 +5,7 @@
 create or replace function imgsearch.coverage(exact boolean default false)
 returns table (model text, status text, images bigint, contents bigint, embedded bigint, skipped bigint,
                failed bigint, missing bigint)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     m imgsearch.model;
@@ -36,7 +36,7 @@ end $$;
 -- What a model covers of the contents that images show, counted exactly.
 create or replace function imgsearch._coverage(m imgsearch.model)
 returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     return query execute format('
         with skips as materialized (select s as content_id from imgsearch._skipped_contents($1) s)
@@ -51,7 +51,7 @@ end $$;
 
 -- Contents that images show and a model has neither a vector of nor a reason to skip, in order, at most so many.
 create or replace function imgsearch._missing_contents(m imgsearch.model, after bigint, most integer) returns setof bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     return query execute format('
         with skips as materialized (select s as content_id from imgsearch._skipped_contents($1) s)
@@ -65,25 +65,27 @@ end $$;
 
 -- Contents that a model skipped; a file counts while it has the bytes that it had then.
 create or replace function imgsearch._skipped_contents(model_id integer) returns setof bigint
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select distinct i.content_id
     from imgsearch.ingest_failure f
     join imgsearch.image i on i.collection_id = f.collection_id and i.key = f.key
     join imgsearch.content c on c.content_id = i.content_id
     where f.model_id = _skipped_contents.model_id and f.kind = 'skipped' and f.bytes = c.bytes
-        and f.modified_at is not distinct from i.modified_at
-$$;
+        and f.modified_at is not distinct from i.modified_at;
+end;
 
 -- Rows of a table with its partitions, by the planner's statistics.
 create or replace function imgsearch._estimated(relation regclass) returns bigint
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint from pg_class c
-    where c.relkind = 'r' and (c.oid = relation or c.oid in (select t.relid from pg_partition_tree(relation) t))
-$$;
+    where c.relkind = 'r' and (c.oid = relation or c.oid in (select t.relid from pg_partition_tree(relation) t));
+end;
 
 -- Rows of a table: counted where exact or small, else by the planner's statistics.
 create or replace function imgsearch._count(relation regclass, exact boolean) returns bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     result bigint;
 begin
@@ -96,7 +98,7 @@ end $$;
 
 -- Grant a role what an application needs: 'reader' searches, 'writer' ingests as well.
 create or replace function imgsearch.grant_access(role_name name, access text default 'reader') returns void
-language plpgsql volatile set search_path = imgsearch, @vector@, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     writable text;
 begin
@@ -113,16 +115,19 @@ begin
         execute format('grant usage on schema @vector@ to %I', role_name);
     end if;
     execute format('grant select on all tables in schema imgsearch to %I', role_name);
+    execute format('revoke select on imgsearch.text_embedding, imgsearch.content_claim from %I', role_name);
     perform imgsearch._grant_embedder(role_name);
     if access = 'writer' then
         for writable in
-            select t::text from unnest(array['collection', 'content', 'image', 'ingest_run', 'ingest_failure',
-                                             'text_embedding', 'duplicate_scan', 'duplicate_scanned', 'duplicate_pair',
-                                             'duplicate_verdict', 'cluster', 'evaluation_run']) t
+            select 'imgsearch.' || t from unnest(array['collection', 'image', 'ingest_run', 'ingest_failure', 'duplicate_scan',
+                                             'duplicate_scanned', 'duplicate_pair', 'duplicate_verdict', 'cluster',
+                                             'evaluation_run']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);
         end loop;
+        execute format('grant execute on function imgsearch._store_contents, imgsearch._lock_contents, imgsearch._sweep to %I',
+                       role_name);
     end if;
 end $$;
 
@@ -131,7 +136,7 @@ end $$;
 create or replace function imgsearch.recall(
     model text default 'default', k integer default 10, sample integer default 100, ef_search integer default null
 ) returns double precision
-language plpgsql volatile parallel unsafe as $$
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
     m imgsearch.model := imgsearch._resolve_model(recall.model);
 begin
@@ -145,7 +150,7 @@ end $$;
 
 -- A random sample of a model's stored contents.
 create or replace function imgsearch._sample_contents(m imgsearch.model, sample integer) returns bigint[]
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     stored double precision := greatest(imgsearch._estimated(m.embeddings), 1);
     result bigint[];
@@ -168,7 +173,7 @@ end $$;
 -- For each ef_search and each content as a query: the recall of the index, and its time in milliseconds.
 create or replace function imgsearch._recalls(m imgsearch.model, k integer, contents bigint[], efs integer[])
 returns table (ef_search integer, recall double precision, milliseconds double precision)
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     operand text := case m.storage when 'bit' then format('$1::bit(%s)', m.dim)

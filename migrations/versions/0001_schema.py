@@ -15,7 +15,8 @@ drop type imgsearch._request, imgsearch.duplicate, imgsearch.match;
 drop table imgsearch.evaluation_run, imgsearch.cluster, imgsearch.duplicate_verdict, imgsearch.duplicate_pair,
     imgsearch.duplicate_scanned, imgsearch.duplicate_scan, imgsearch.calibration, imgsearch.ingest_failure,
     imgsearch.ingest_run, imgsearch.text_embedding, imgsearch.alias_history, imgsearch.alias, imgsearch.canary,
-    imgsearch.reduction, imgsearch.model, imgsearch.image, imgsearch.content, imgsearch.collection;
+    imgsearch.reduction, imgsearch.model, imgsearch.image, imgsearch.content_claim, imgsearch.content,
+    imgsearch.collection;
 """
 
 

@@ -4,9 +4,12 @@ create table imgsearch.collection (
     collection_id integer generated always as identity primary key,
     name text not null unique check (name <> ''),
     root text,
+    owner name not null default current_user,
     created_at timestamptz not null default now()
 );
 comment on table imgsearch.collection is 'a set of images, often below one root: a folder or a URL prefix';
+comment on column imgsearch.collection.owner is
+    'a role; under row-level security its members change the collection and see its runs and failures';
 
 create table imgsearch.content (
     content_id bigint generated always as identity primary key,
@@ -19,6 +22,14 @@ create table imgsearch.content (
 );
 create index content_pixel_hash on imgsearch.content (pixel_hash);
 comment on table imgsearch.content is 'one row for distinct bytes';
+
+create table imgsearch.content_claim (
+    content_id bigint not null references imgsearch.content on delete cascade,
+    transaction_id xid8 not null default pg_current_xact_id(),
+    primary key (content_id, transaction_id)
+);
+comment on table imgsearch.content_claim is 'contents whose bytes a writer under row-level security has brought, for the '
+    'images of the same transaction';
 
 create table imgsearch.image (
     image_id bigint generated always as identity primary key,
@@ -218,14 +229,6 @@ create table imgsearch.duplicate_pair (
     check (content_a < content_b)
 );
 create index duplicate_pair_b on imgsearch.duplicate_pair (content_b);
-alter table imgsearch.duplicate_pair enable row level security;
-create policy read on imgsearch.duplicate_pair for select using (
-    (select not row_security_active('imgsearch.image'))
-    or exists (select from imgsearch.image i where i.content_id = content_a)
-    and exists (select from imgsearch.image i where i.content_id = content_b));
-create policy add on imgsearch.duplicate_pair for insert with check (true);
-create policy change on imgsearch.duplicate_pair for update using (true);
-create policy remove on imgsearch.duplicate_pair for delete using (true);
 comment on table imgsearch.duplicate_scan is 'models whose pairs are stored, and down to which similarity';
 comment on table imgsearch.duplicate_scanned is 'contents that were compared with all others, under which transforms, and '
     'the representative of their equal pixels';
@@ -236,7 +239,7 @@ create table imgsearch.duplicate_verdict (
     pixels_a bytea not null check (octet_length(pixels_a) = 32),
     pixels_b bytea not null check (octet_length(pixels_b) = 32),
     verdict text not null check (verdict in ('accepted', 'rejected')),
-    decided_by name not null default session_user,
+    decided_by name not null default current_user,
     decided_at timestamptz not null default now(),
     primary key (pixels_a, pixels_b),
     check (pixels_a <= pixels_b)
@@ -269,8 +272,52 @@ create table imgsearch.evaluation_run (
     images_per_second double precision,
     query_ms double precision,
     evaluated_at timestamptz not null default now(),
-    evaluated_by name not null default session_user
+    evaluated_by name not null default current_user
 );
 create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, model);
 comment on table imgsearch.evaluation_run is 'how a model did in a protocol: each figure with its value and 95% interval; '
     'models by name and fingerprint, so that runs outlive them';
+
+-- Row-level security. Policies on image are the user's. Where they hold for a role, the policies here hide from it what
+-- belongs to images that it does not see, and let it change what belongs to its own collections. Contents, claims and cached
+-- texts have no policy for writing: functions with the owner's rights write them.
+do $$
+declare
+    unrestricted constant text := '(select not row_security_active(''imgsearch.image''))';
+    -- "offset 0" keeps the condition from becoming a join, for which no index of vectors would be used
+    shown constant text := 'exists (select from imgsearch.image i where i.content_id = %I.%I offset 0)';
+    pixels constant text := 'exists (select from imgsearch.content c where c.pixel_hash = %s offset 0)';
+    roles constant text := '(select r.rolname from pg_roles r where pg_has_role(r.oid, ''member''))';
+    collections constant text := '(select c.collection_id from imgsearch.collection c where c.owner in ' || roles || ')';
+    table_name text;
+    rule record;
+begin
+    foreach table_name in array array['content', 'collection', 'ingest_run', 'ingest_failure', 'duplicate_scanned',
+                                      'duplicate_pair', 'duplicate_verdict', 'cluster', 'evaluation_run'] loop
+        execute format('alter table imgsearch.%I enable row level security', table_name);
+        execute format('create policy unrestricted on imgsearch.%I using (%s)', table_name, unrestricted);
+    end loop;
+    for rule in
+        select r.* from (values
+            ('content', 'visible', 'select', format(shown, 'content', 'content_id')),
+            ('collection', 'visible', 'select',
+             'exists (select from imgsearch.image i where i.collection_id = collection.collection_id offset 0)'),
+            ('collection', 'own', 'all', 'owner in ' || roles),
+            ('ingest_run', 'own', 'all', 'collection_id in ' || collections),
+            ('ingest_run', 'backfill', 'insert', 'collection_id is null'),
+            ('ingest_failure', 'own', 'all', 'collection_id in ' || collections),
+            ('duplicate_scanned', 'visible', 'select', format(shown, 'duplicate_scanned', 'content_id') || ' and '
+                                                       || format(shown, 'duplicate_scanned', 'representative_id')),
+            ('duplicate_pair', 'visible', 'select', format(shown, 'duplicate_pair', 'content_a') || ' and '
+                                                    || format(shown, 'duplicate_pair', 'content_b')),
+            ('duplicate_verdict', 'own', 'all', format(pixels, 'pixels_a') || ' and ' || format(pixels, 'pixels_b')
+                                                || ' and decided_by in ' || roles),
+            ('cluster', 'visible', 'select', format(shown, 'cluster', 'content_id')),
+            ('evaluation_run', 'own', 'all', 'evaluated_by in ' || roles)) r (name, policy, command, condition)
+    loop
+        execute format('create policy %I on imgsearch.%I for %s %s (%s)', rule.policy, rule.name, rule.command,
+                       case rule.command when 'insert' then 'with check' else 'using' end, rule.condition);
+    end loop;
+end $$;
+alter table imgsearch.content_claim enable row level security;
+alter table imgsearch.text_embedding enable row level security;

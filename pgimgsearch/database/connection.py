@@ -9,6 +9,7 @@ import psycopg
 from psycopg import errors as pg
 
 from pgimgsearch.database.functions import head_revision, known_revisions, schema_fingerprint
+from pgimgsearch.database.session_settings import apply_settings, check_session
 from pgimgsearch.errors import (
     DatabaseError,
     DiskFullError,
@@ -49,12 +50,18 @@ ERROR_OF_SQLSTATE: dict[str, type[PgImgSearchError]] = {
 
 
 @contextmanager
-def connect(url: str, *, check: bool = True) -> Iterator[Connection]:
-    """Open a connection in autocommit; ``check`` refuses a database that does not fit this program."""
+def connect(url: str, *, check: bool = True, own_settings: bool = True) -> Iterator[Connection]:
+    """Open a connection in autocommit; ``check`` refuses a database that does not fit this program.
+
+    Without ``own_settings`` those of the role and the database hold, for SQL that the user wrote.
+    """
     with (
         translated_errors(),
         psycopg.connect(url, autocommit=True, application_name="pgimgsearch", connect_timeout=10) as connection,
     ):
+        if own_settings:
+            check_session(connection, url)
+            apply_settings(connection)
         if check:
             check_database(connection)
         yield connection

@@ -2,14 +2,7 @@
 
 from collections.abc import Sequence
 
-from psycopg import errors as pg
-
 from pgimgsearch.database.connection import Connection
-
-DELETE_ORPHANS = """
-delete from imgsearch.content c where c.content_id = any(%s)
-and not exists (select from imgsearch.image i where i.content_id = c.content_id)
-"""
 
 
 def orphans(connection: Connection) -> list[int]:
@@ -22,13 +15,5 @@ def orphans(connection: Connection) -> list[int]:
 
 
 def delete_orphans(connection: Connection, contents: Sequence[int]) -> None:
-    """Delete those of some contents that no image shows.
-
-    A content that another session has started to use, or that row-level security hides from this role, stays.
-    """
-    try:
-        connection.execute(DELETE_ORPHANS, [list(contents)])
-    except pg.ForeignKeyViolation:
-        if len(contents) > 1:  # one of them is in use, so each by itself
-            for content in contents:
-                delete_orphans(connection, [content])
+    """Delete those of some contents that no image shows; one that another session has started to use stays."""
+    connection.execute("select imgsearch._sweep(%s)", [list(contents)])

@@ -109,7 +109,7 @@ def create_extensions(record: Record) -> None:
             [list(EXTENSIONS)],
         )
         for name, is_new in stale.fetchall():
-            action = "create extension {}" if is_new else "alter extension {} update"
+            action = "create extension {} schema public" if is_new else "alter extension {} update"
             connection.execute(sql.SQL(action).format(sql.Identifier(name)))
         connection.execute(sql.SQL("grant usage on foreign data wrapper dblink_fdw to {}").format(sql.Identifier(ROLE)))
 
@@ -118,7 +118,7 @@ def superuser(record: Record, database: str = "postgres") -> Connection:
     """A connection of the superuser, whom only the socket lets in."""
     return psycopg.connect(
         host=record.sockets, port=record.port or 5432, user="postgres", dbname=database, autocommit=True,
-        application_name="pgimgsearch",
+        application_name="pgimgsearch", options="-c search_path=pg_catalog,pg_temp",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from psycopg import errors as pg
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.session_settings import pooler_error
 from pgimgsearch.errors import BusyError
 
 INDEX = "index"  # of a model, to build it or to change its table
@@ -35,8 +36,8 @@ def exclusive(connection: Connection, what: str, key: int, busy: str, *, seconds
 def take(connection: Connection, what: str, key: int, *, seconds: float = 0) -> bool:
     """Take a lock until the session ends; False where another session still has it after so many seconds.
 
-    The server takes a moment to release what an ended session held. From then on statements may take long, and the
-    server checks that the client is still connected: what a killed process has started would run for hours.
+    The server takes a moment to release what an ended session held. From then on the server checks that the client is
+    still connected: what a killed process has started would run for hours.
     """
     tries = Retrying(
         retry=retry_if_result(lambda row: row != (True,)), stop=stop_after_delay(seconds), wait=wait_fixed(0.2),
@@ -45,7 +46,6 @@ def take(connection: Connection, what: str, key: int, *, seconds: float = 0) -> 
     statement = "select pg_try_advisory_lock(hashtext(%s), %s)"
     row = tries(lambda: connection.execute(statement, [f"pgimgsearch.{what}", key]).fetchone())
     if row is not None:
-        connection.execute("set statement_timeout = 0")  # a hosted server's may be minutes
         with suppress(pg.InvalidParameterValue):  # only a server on Linux can check
             connection.execute("set client_connection_check_interval = '2s'")
     return row is not None
@@ -61,10 +61,21 @@ def share(connection: Connection, what: str, key: int) -> bool:
 
 def is_locked(connection: Connection, what: str, key: int) -> bool:
     """Whether another session has a lock."""
+    return _is_held(connection, what, key, by_us=False)
+
+
+def check_held(connection: Connection, what: str, key: int) -> None:
+    """Raise DatabaseError where this session does not hold the lock that it took: a pooler has given us another one."""
+    if not _is_held(connection, what, key, by_us=True):
+        raise pooler_error()
+
+
+def _is_held(connection: Connection, what: str, key: int, *, by_us: bool) -> bool:
     row = connection.execute(
         "select exists (select from pg_locks l where l.locktype = 'advisory' and l.granted and l.database = "
-        "(select oid from pg_database where datname = current_database()) and l.objsubid = 2 and l.pid <> "
-        "pg_backend_pid() and l.classid::bigint = (hashtext(%s)::bigint & 4294967295) and l.objid::bigint = %s)",
-        [f"pgimgsearch.{what}", key],
+        "(select oid from pg_database where datname = current_database()) and l.objsubid = 2 and "
+        "(l.pid = pg_backend_pid()) = %s and l.classid::bigint = (hashtext(%s)::bigint & 4294967295) and "
+        "l.objid::bigint = %s)",
+        [by_us, f"pgimgsearch.{what}", key],
     ).fetchone()
     return row == (True,)

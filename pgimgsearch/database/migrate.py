@@ -29,6 +29,7 @@ from pgimgsearch.database.functions import (
     schema_fingerprint,
     signatures,
 )
+from pgimgsearch.database.session_settings import apply_settings
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import package_folder
 
@@ -81,17 +82,18 @@ def plan_functions(connection: Connection, start: str | None, target: str | None
     names = sorted({name.partition(".")[2] for name, _ in signatures(functions_of(start))})
     present = connection.execute(PRESENT, [names]).fetchall()
     kept = {name for name, _ in wanted}
-    gone = [
-        (name, routine) for name, routine, arguments, defaults, result in present
+    gone = {
+        routine: name for name, routine, _, arguments, defaults, result in present
         if normalized(arguments, defaults, result) not in {
             signature for (other, _), signature in wanted.items() if other == name
         }
-    ]  # fmt: skip
-    before = [DROP_MODEL_TABLES] if target is None else []
+    }  # fmt: skip
+    while using := {routine: name for name, routine, uses, *_ in present if routine not in gone and gone.keys() & uses}:
+        gone |= using  # bodies in SQL are bound to the functions that they call, and are created again with them
+    before = [DROP_DEPENDENTS] if target is None else []
     before += ["create temporary table kept_grants (name text, grantee text) on commit drop;"] if gone else []
-    for name, routine in gone:
-        before += [KEEP_GRANTS.format(name=name, routine=routine)] if name in kept else []
-        before.append(f"drop function {routine};")
+    before += [KEEP_GRANTS.format(name=name, routine=routine) for routine, name in gone.items() if name in kept]
+    before += [f"drop function {', '.join(gone)};"] if gone else []
     if target is None:
         mark = "drop table imgsearch.alembic_version;"
     else:
@@ -101,15 +103,21 @@ def plan_functions(connection: Connection, start: str | None, target: str | None
 
 
 PRESENT = """
-select 'imgsearch.' || p.proname, p.oid::regprocedure::text, pg_get_function_identity_arguments(p.oid),
-       p.pronargdefaults, pg_get_function_result(p.oid)
+select 'imgsearch.' || p.proname, p.oid::regprocedure::text,
+       array(select d.refobjid::regprocedure::text from pg_depend d
+             where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_proc'::regclass),
+       pg_get_function_identity_arguments(p.oid), p.pronargdefaults, pg_get_function_result(p.oid)
 from pg_proc p where p.pronamespace = to_regnamespace('imgsearch') and p.proname = any(%s) order by 2
 """
 KEEP_GRANTS = """insert into kept_grants
 select '{name}', case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
 from pg_proc p, aclexplode(p.proacl) a where p.oid = '{routine}'::regprocedure and a.grantee <> p.proowner;"""
-# Created by a function, so no revision names them; their policies use one of the functions that are dropped.
-DROP_MODEL_TABLES = "do $$ begin perform imgsearch._drop_embeddings(m) from imgsearch.model m; end $$;"
+# Created by functions, so no revision names them.
+DROP_DEPENDENTS = """
+do $$ begin perform imgsearch._drop_embeddings(m) from imgsearch.model m; end $$;
+drop trigger check_content on imgsearch.image;
+drop trigger check_new_content on imgsearch.image;
+"""
 RESTORE_GRANTS = """
 do $$
 declare g record;
@@ -137,7 +145,7 @@ def _known(target: str) -> str:
 def _ensure_extension(connection: Connection) -> None:
     if pgvector_version(connection) is None:
         try:
-            connection.execute("create extension if not exists vector")
+            connection.execute("create extension if not exists vector schema public")
         except psycopg.Error:
             check_server(connection)  # says whether it is not installed, or an administrator has to create it
             raise
@@ -163,9 +171,8 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
             _ensure_extension(connection)
         vector = vector_schema(connection) if pgvector_version(connection) else "public"
     engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url, application_name="pgimgsearch"),
-        poolclass=sqlalchemy.NullPool,
-    )  # fmt: skip
+        "postgresql+psycopg://", creator=lambda: _open(url), poolclass=sqlalchemy.NullPool
+    )
     try:
         with translated_errors(), engine.begin() as transaction:
             run_sql = _runner(transaction, vector)
@@ -187,6 +194,13 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
             raise _explain(error.orig) from error
         raise
     return start, target
+
+
+def _open(url: str) -> psycopg.Connection:
+    connection = psycopg.connect(url, application_name="pgimgsearch")
+    apply_settings(connection)
+    connection.commit()
+    return connection
 
 
 def _goes_down(start: str | None, target: str) -> bool:

@@ -30,6 +30,6 @@ def owns_schema(connection: Connection) -> bool:
 
 
 def can_write_texts(connection: Connection) -> bool:
-    """Whether this role may write to the cache of texts; a reader may not."""
-    row = connection.execute("select has_table_privilege('imgsearch.text_embedding', 'insert, update')").fetchone()
+    """Whether this role may write to the cache of texts; a reader may not, and nobody on a replica."""
+    row = connection.execute("select imgsearch._may_cache_texts() and not pg_is_in_recovery()").fetchone()
     return row == (True,)

@@ -12,18 +12,11 @@ from pgimgsearch.database.privileges import can_write_texts
 
 def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[str], template: str = "{}") -> list[str]:
     """Those texts whose vectors are not cached, each once; the others count as used just now, where we may say so."""
-    if can_write_texts(connection):
-        connection.execute(
-            "update imgsearch.text_embedding t set used_at = clock_timestamp() "
-            "where t.model_id = %s and t.key in (select imgsearch.text_key(q, %s) from unnest(%s::text[]) q)",
-            [model.model_id, template, list(texts)],
-        )
     rows = connection.execute(
-        "select q from unnest(%s::text[]) with ordinality as n (q, number) where not exists (select "
-        "from imgsearch.text_embedding t where t.model_id = %s and t.key = imgsearch.text_key(q, %s)) order by number",
-        [list(texts), model.model_id, template],
+        "select q from imgsearch._missing_texts(%s, %s::text[], %s, %s) q",
+        [model.model_id, list(texts), template, can_write_texts(connection)],
     ).fetchall()
-    return list(dict.fromkeys(row[0] for row in rows))
+    return [row[0] for row in rows]
 
 
 def cache_texts(

@@ -14,6 +14,7 @@ from pgimgsearch.concurrency import ordered_map, stop_signals
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
 from pgimgsearch.database.models import StoredModel, count_embeddings
+from pgimgsearch.database.session_settings import apply_settings
 from pgimgsearch.duplicates import pairs as remember
 from pgimgsearch.duplicates.pairs import begin_scan, count_pairs, delete_pairs, exclusive_scan, store_pairs, unscanned
 from pgimgsearch.embeddings.matmul import CpuProducts, hold, settle_device
@@ -142,7 +143,9 @@ def _through_index(
     """Blocks of contents, over several connections; yields a step for each that is done."""
     blocks = (list(fresh[start : start + BLOCK]) for start in range(0, len(fresh), BLOCK))
     with (
-        ConnectionPool(url, min_size=workers, max_size=workers, kwargs={"autocommit": True}) as connections,
+        ConnectionPool(
+            url, min_size=workers, max_size=workers, kwargs={"autocommit": True}, configure=apply_settings
+        ) as connections,
         ThreadPoolExecutor(workers, thread_name_prefix="pairs") as threads,
     ):
 

@@ -228,14 +228,12 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
 
 def _restore(connection: Connection, image: dict[str, Any]) -> None:
     connection.execute(
-        "with content as ("
-        "  insert into imgsearch.content as c (sha256, pixel_hash, bytes, width, height, format) values "
-        "  (decode(%(sha256)s, 'hex'), decode(%(pixel_hash)s, 'hex'), %(bytes)s, %(width)s, %(height)s, %(format)s) "
-        "  on conflict (sha256) do update set bytes = c.bytes returning c.content_id) "
         "insert into imgsearch.image (image_id, added_at, content_id, collection_id, key, path, modified_at, "
         "group_key, caption, metadata) overriding system value select %(image_id)s, %(added_at)s::timestamptz, "
         "n.content_id, l.collection_id, %(key)s, %(path)s, %(modified_at)s::timestamptz, %(group_key)s, "
-        "%(caption)s, %(metadata)s from content n, imgsearch.collection l "
-        "where l.name = %(collection)s on conflict do nothing",
+        "%(caption)s, %(metadata)s from imgsearch.collection l, imgsearch._store_contents(array[1], "
+        "array[decode(%(sha256)s, 'hex')], array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], "
+        "array[%(width)s::integer], array[%(height)s::integer], array[%(format)s::text], "
+        "row_security_active('imgsearch.image')) n where l.name = %(collection)s on conflict do nothing",
         image | {"metadata": Jsonb(image["metadata"])},
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.session_settings import apply_settings
 from pgimgsearch.reporter import SILENT, Reporter
 
 
@@ -17,13 +18,15 @@ def watch_progress(connection: Connection, reporter: Reporter) -> Iterator[None]
         yield
         return
     done = threading.Event()
-    pid = connection.info.backend_pid
+    row = connection.execute("select pg_backend_pid()").fetchone()
+    pid = row[0] if row else None
 
     def watch() -> None:
         with (
             suppress(psycopg.Error),  # the build itself says why it fails
             psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as watcher,
         ):
+            apply_settings(watcher)
             while not done.wait(0.5):
                 row = watcher.execute(
                     # a graph counts rows done but not those to come; of blocks both are known

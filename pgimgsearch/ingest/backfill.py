@@ -84,8 +84,6 @@ def fill(
     failed_contents = set() if failed_contents is None else failed_contents
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
-        for connection in (reader, writer):
-            connection.execute("set statement_timeout = 0")  # counting many images takes long
         pool = stack.enter_context(ThreadPoolExecutor(cores(), thread_name_prefix="decode"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error

@@ -32,6 +32,7 @@ class Planner:
     remember_seen: bool = False
     shadows: Mapping[int, EmbeddingTable] = field(default_factory=dict)  # by model_id
     in_flight: dict[bytes, Item] = field(default_factory=dict)
+    seen: int = 0  # distinct keys, where they are remembered
 
     @property
     def connection(self) -> Connection:
@@ -88,21 +89,27 @@ class Planner:
         A folder's scope leaves alone what came from a list: URLs, absolute paths, and keys other than the path.
         Returns the contents. Raises DatabaseError where the connection was lost, and with it the list of files seen.
         """
-        if self.session.losses:
-            raise DatabaseError(
-                "nothing was pruned: the connection was lost, and with it the list of scanned files",
-                hint="all files are ingested; run the same command again to prune",
-            )
         listed = "(path ~ '^([a-z][a-z0-9+.-]*:/)?/' or key <> path)"
         where = f"collection_id = %s and (%s::text is null or (starts_with(path, %s) and not {listed})) "
         unseen = "and not exists (select from seen s where s.key = t.key)"
         values = [self.collection_id, scope, scope]
-        self.connection.execute(f"delete from imgsearch.ingest_failure t where {where}{unseen}", values)  # noqa: S608
-        gone = self.connection.execute(
-            f"delete from imgsearch.image t where {where}{unseen} returning content_id",  # noqa: S608
-            values,
-        )
-        return [row[0] for row in gone.fetchall()]
+        with self.connection.transaction():
+            self._check_seen()
+            self.connection.execute(f"delete from imgsearch.ingest_failure t where {where}{unseen}", values)  # noqa: S608
+            gone = self.connection.execute(
+                f"delete from imgsearch.image t where {where}{unseen} returning content_id",  # noqa: S608
+                values,
+            )
+            return [row[0] for row in gone.fetchall()]
+
+    def _check_seen(self) -> None:
+        """Raise DatabaseError unless the server remembers each file that was seen; a pooler may have lost some."""
+        kept = None if self.session.losses else self.connection.execute("select count(*) from seen").fetchone()
+        if kept != (self.seen,):
+            raise DatabaseError(
+                "nothing was pruned: the connection was lost, and with it the list of scanned files",
+                hint="all files are ingested; run the same command again to prune",
+            )
 
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
@@ -180,13 +187,14 @@ class Planner:
             )
 
     def _remember_seen(self, files: list[ScannedFile]) -> None:
-        self.connection.execute(
+        added = self.connection.execute(
             "insert into seen select unnest(%s::text[]) on conflict do nothing", [[f.key for f in files]]
         )
+        self.seen += added.rowcount
 
 
 def _create_seen(connection: Connection) -> None:
-    connection.execute("create temporary table if not exists seen (key text primary key)")
+    connection.execute("create temporary table seen (key text primary key)")
 
 
 def digest(item: Item) -> Item:

@@ -8,6 +8,7 @@ import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.database.models import StoredModel
@@ -26,24 +27,15 @@ COLUMNS = {
     "height": "int4", "format": "text",
 }  # fmt: skip
 
-# In key order, so that two runs rarely lock the same rows crosswise; a deadlock is tried again. Temporary tables have
-# no statistics; a limit in a lateral makes each row one lookup, however large the database.
-ADD_CONTENTS = """
-with added as (
-    insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
-    select distinct on (sha256) sha256, pixel_hash, bytes, width, height, format
-    from incoming where pixel_hash is not null order by sha256
-    on conflict (sha256) do nothing
-    returning content_id, sha256)
+# Temporary tables have no statistics; a limit in a lateral makes each row one lookup, however large the database.
+STORE_CONTENTS = """
 insert into resolved (ordinal, content_id)
-select n.ordinal, a.content_id from incoming n join added a using (sha256)
-"""
-RESOLVE_OTHERS = """
-insert into resolved (ordinal, content_id)
-select n.ordinal, c.content_id
-from incoming n cross join lateral (
-    select c.content_id from imgsearch.content c where c.sha256 = n.sha256 limit 1 for key share) c
-where n.ordinal not in (select r.ordinal from resolved r)
+select s.ordinal, s.content_id
+from (select array_agg(i.ordinal) as ordinals, array_agg(i.sha256) as sha256s, array_agg(i.pixel_hash) as pixel_hashes,
+             array_agg(i.bytes) as sizes, array_agg(i.width) as widths, array_agg(i.height) as heights,
+             array_agg(i.format) as formats from incoming i) n,
+     imgsearch._store_contents(n.ordinals, n.sha256s, n.pixel_hashes, n.sizes, n.widths, n.heights, n.formats,
+                               row_security_active('imgsearch.image')) s
 """
 REPLACED_CONTENTS = """
 select array_agg(distinct i.content_id)
@@ -105,8 +97,8 @@ where i.content_id = any(%s) and f.collection_id = i.collection_id and f.key = i
 class Writer:
     """Writes chunks of a run into one collection, over a session of its own.
 
-    ``tables`` are where the vectors of each model go: its live table or its shadow. Without ``run_id`` the counts of
-    the run are kept elsewhere.
+    ``tables`` are where the vectors of each model go: its live table or its shadow. Without ``run_id`` the lock and
+    the counts of the run are kept elsewhere.
     """
 
     def __init__(
@@ -139,6 +131,8 @@ class Writer:
     def _write(self, items: Sequence[Item], counts: Counts) -> None:
         good = [item for item in items if item.failure is None and item.rejected is None]
         with self.connection.transaction():
+            if self.run_id is not None:
+                locks.check_held(self.connection, locks.INGEST, self.collection_id)
             if good:
                 self._stage(good)
                 self._upsert(len(good), replacing=any(item.replaces for item in good))
@@ -163,10 +157,7 @@ class Writer:
 
     def _upsert(self, count: int, *, replacing: bool) -> None:
         execute = self.connection.execute
-        resolved = execute(ADD_CONTENTS).rowcount
-        if resolved < count:
-            resolved += execute(RESOLVE_OTHERS).rowcount
-        if resolved != count:
+        if execute(STORE_CONTENTS).rowcount != count:
             raise DatabaseError("another session removed contents that this run relied on", hint="run it again")
         replaced = execute(REPLACED_CONTENTS, [self.collection_id]).fetchone() if replacing else None
         execute(UPSERT_IMAGES, [self.collection_id])

@@ -35,7 +35,7 @@ MODEL_PARTS = """
 select to_regclass(format('imgsearch.%%I', imgsearch._view_name(m))) is not null as view,
        coalesce(t.relrowsecurity, false) as security,
        (select count(*) from pg_policy p where p.polrelid = t.oid
-        and p.polname in ('read', 'add', 'change', 'remove')) = 4 as policies,
+        and p.polname in ('unrestricted', 'visible', 'add')) = 3 as policies,
        exists (select from pg_constraint k where k.conrelid = t.oid
                and k.confrelid = 'imgsearch.content'::regclass) as "foreign key"
 from imgsearch.model m join pg_class t on t.oid = m.embeddings where m.model_id = %s
@@ -52,7 +52,7 @@ and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass an
 """
 AGAIN = "pgimgsearch db upgrade --functions"
 COLUMN_TYPE = """
-select format_type(a.atttypid, a.atttypmod) from pg_attribute a
+select regexp_replace(format_type(a.atttypid, a.atttypmod), '^.*[.]', '') from pg_attribute a
 where a.attrelid = to_regclass(%s) and a.attname = 'embedding'
 """
 ORPHANS = """
@@ -133,7 +133,7 @@ def _models(connection: Connection) -> Iterator[Finding]:
                           f"select imgsearch.create_embeddings({model.model_id}), then: pgimgsearch models fill "
                           f"{model.name}")  # fmt: skip
             continue
-        if row[0].rpartition(".")[2] != column:
+        if row[0] != column:
             yield Finding(check, "bad", f"its table {model.table_name} holds {row[0]}, not {column}",
                           f"pgimgsearch models remove {model.name}, and add it again")  # fmt: skip
         parts = connection.cursor(row_factory=dict_row).execute(MODEL_PARTS, [model.model_id]).fetchone() or {}

@@ -1,0 +1,104 @@
+-- Contents and collections under row-level security: what works with the owner's rights, so that a role stores and removes
+-- contents of which it sees only its own.
+
+-- The role that called, as seen from a function with the owner's rights.
+create or replace function imgsearch._caller() returns name
+language sql stable parallel safe
+return coalesce(nullif(current_setting('role'), 'none')::name, session_user);
+
+-- The collections whose owner is the caller's role or one that it is a member of: for a policy on imgsearch.image, which must
+-- not read imgsearch.collection itself.
+create or replace function imgsearch.own_collections() returns setof integer
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query select c.collection_id from imgsearch.collection c
+    where c.owner in (select r.rolname from pg_roles r where pg_has_role(imgsearch._caller(), r.oid, 'member'));
+end $$;
+
+-- Find contents by their hashes, and add those that are new, which need all facts. Returns the ordinal and content_id of
+-- each; one that is neither stored nor has a pixel_hash is left out. claim lets this transaction add images of them where
+-- row-level security hides them. For writers.
+create or replace function imgsearch._store_contents(
+    ordinals integer[], sha256s bytea[], pixel_hashes bytea[], sizes bigint[], widths integer[], heights integer[],
+    formats text[], claim boolean
+) returns table (ordinal integer, content_id bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    added bytea[];
+    ids bigint[];
+begin
+    -- in the order of a key, so that two runs rarely lock the same rows crosswise
+    with new_content as (
+        insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
+        select distinct on (n.sha256) n.* from unnest(sha256s, pixel_hashes, sizes, widths, heights, formats)
+            as n (sha256, pixel_hash, bytes, width, height, format)
+        where n.pixel_hash is not null order by n.sha256
+        on conflict (sha256) do nothing
+        returning content_id, sha256)
+    select array_agg(c.content_id), array_agg(c.sha256) into ids, added from new_content c;
+    return query
+        select n.ordinal, c.content_id from unnest(ordinals, sha256s) as n (ordinal, sha256)
+        join unnest(ids, added) as c (content_id, sha256) on c.sha256 = n.sha256;
+    if coalesce(cardinality(ids), 0) < cardinality(ordinals) then
+        -- a limit in a lateral makes each row one lookup, however large the database
+        return query
+            select n.ordinal, c.content_id from unnest(ordinals, sha256s) as n (ordinal, sha256)
+            cross join lateral (
+                select c.content_id from imgsearch.content c where c.sha256 = n.sha256 limit 1 for key share) c
+            where n.sha256 <> all(coalesce(added, '{}'));
+    end if;
+    if claim then
+        delete from imgsearch.content_claim c where (c.content_id, c.transaction_id) in (
+            select x.content_id, x.transaction_id from imgsearch.content_claim x
+            where x.transaction_id <> pg_current_xact_id() for update skip locked);
+        insert into imgsearch.content_claim (content_id)
+        select c.content_id from imgsearch.content c where c.sha256 = any(sha256s) on conflict do nothing;
+    end if;
+end $$;
+
+-- Those of some contents that are stored, locked against removal until the transaction ends. For writers.
+create or replace function imgsearch._lock_contents(contents bigint[]) returns setof bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query select c.content_id from unnest(contents) n
+        cross join lateral (select c.content_id from imgsearch.content c where c.content_id = n limit 1 for key share) c;
+end $$;
+
+-- Delete those of some contents that no image shows; one that another session has started to use stays. For writers.
+create or replace function imgsearch._sweep(contents bigint[]) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from imgsearch.content c where c.content_id = any(contents)
+        and not exists (select from imgsearch.image i where i.content_id = c.content_id);
+exception when foreign_key_violation then
+    if cardinality(contents) > 1 then  -- one of them is in use, so each by itself
+        perform imgsearch._sweep(array[n]) from unnest(contents) n;
+    end if;
+end $$;
+
+-- Whether this transaction has brought the bytes of a content.
+create or replace function imgsearch._is_claimed(content_id bigint) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (select from imgsearch.content_claim c
+                   where c.content_id = _is_claimed.content_id and c.transaction_id = pg_current_xact_id_if_assigned());
+end $$;
+
+-- Refuse an image of a content that its writer neither sees nor has brought the bytes of.
+create or replace function imgsearch._check_content() returns trigger
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    if not imgsearch._is_claimed(new.content_id)
+        and not exists (select from imgsearch.image i where i.content_id = new.content_id) then
+        raise exception 'role % does not see content %', current_user, new.content_id using errcode = '42501',
+            hint = 'ingest the file: pgimgsearch ingest';
+    end if;
+    return new;
+end $$;
+create or replace trigger check_content before insert on imgsearch.image
+    for each row when (row_security_active('imgsearch.image')) execute function imgsearch._check_content();
+create or replace trigger check_new_content before update of content_id on imgsearch.image
+    for each row when (new.content_id <> old.content_id and row_security_active('imgsearch.image'))
+    execute function imgsearch._check_content();
+revoke execute on function imgsearch._store_contents, imgsearch._lock_contents, imgsearch._sweep from public;
