@@ -144,6 +144,10 @@ begin
         raise exception 'ef_search must be 1 to 1000, not %', recall.ef_search using errcode = 'PI008',
             hint = 'leave it out to use the model''s own value';
     end if;
+    if row_security_active('imgsearch.image') then
+        raise exception 'recall is measured over all vectors, and row-level security hides images from %', current_user
+            using errcode = 'PI008', hint = 'run it as the owner of the tables';
+    end if;
     return (select avg(r.recall) from imgsearch._recalls(m, recall.k, imgsearch._sample_contents(m, recall.sample),
                                                          array[coalesce(recall.ef_search, m.ef_search)]) r);
 end $$;

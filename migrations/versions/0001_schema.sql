@@ -292,8 +292,9 @@ declare
     table_name text;
     rule record;
 begin
-    foreach table_name in array array['content', 'collection', 'ingest_run', 'ingest_failure', 'duplicate_scanned',
-                                      'duplicate_pair', 'duplicate_verdict', 'cluster', 'evaluation_run'] loop
+    foreach table_name in array array['content', 'collection', 'ingest_run', 'ingest_failure', 'duplicate_scan',
+                                      'duplicate_scanned', 'duplicate_pair', 'duplicate_verdict', 'cluster',
+                                      'evaluation_run'] loop
         execute format('alter table imgsearch.%I enable row level security', table_name);
         execute format('create policy unrestricted on imgsearch.%I using (%s)', table_name, unrestricted);
     end loop;
@@ -306,6 +307,7 @@ begin
             ('ingest_run', 'own', 'all', 'collection_id in ' || collections),
             ('ingest_run', 'backfill', 'insert', 'collection_id is null'),
             ('ingest_failure', 'own', 'all', 'collection_id in ' || collections),
+            ('duplicate_scan', 'visible', 'select', 'true'),
             ('duplicate_scanned', 'visible', 'select', format(shown, 'duplicate_scanned', 'content_id') || ' and '
                                                        || format(shown, 'duplicate_scanned', 'representative_id')),
             ('duplicate_pair', 'visible', 'select', format(shown, 'duplicate_pair', 'content_a') || ' and '

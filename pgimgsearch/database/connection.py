@@ -177,6 +177,18 @@ def translate(error: psycopg.Error) -> PgImgSearchError:
         return UsageError("--db or PGIMGSEARCH_DB is not a database URL", hint=f"write it as {URL_FORM}")
     if isinstance(error, pg.InsufficientPrivilege):
         return DatabaseError(message, hint=hint or "ask the owner to run: pgimgsearch db grant writer ROLE (or reader)")
+    if isinstance(error, pg.ReadOnlySqlTransaction):
+        return DatabaseError(
+            message,
+            hint="this is a replica, or the role or the database sets "
+            "default_transaction_read_only: run: alter role ROLE set default_transaction_read_only = off",
+        )
+    if isinstance(error, pg.QueryCanceled) and "statement timeout" in message:
+        return DatabaseError(
+            message,
+            hint="the role or the database sets statement_timeout; raise it for this command: "
+            "PGOPTIONS='-c statement_timeout=0'",
+        )
     if isinstance(error, pg.LockNotAvailable):
         return DatabaseError(f"another session holds the lock: {message}", hint="run the command again later")
     if isinstance(error, pg.DependentObjectsStillExist):

@@ -44,7 +44,7 @@ CALLS: Mapping[str, str] = {
     "set_alias": "imgsearch.set_alias('other', 'palette')",
     "set_index": "imgsearch.set_index('shirts', m => 24)",
     "similar": "imgsearch.similar({image}, 3, collapse => true)",
-    "similar_fused": "imgsearch.similar_fused({image}, '{{palette,pdq}}', k => 3)",
+    "similar_fused": "imgsearch.similar_fused({image}, '{{palette,pdq}}', '{{1,0}}', 3)",
     "similar_groups bigint": "imgsearch.similar_groups({image}::bigint, 3, 'palette', 'mean')",
     "similar_groups text": "imgsearch.similar_groups('group 1', 3, 'palette')",
     "similar_to": "imgsearch.similar_to(array_fill(0.1::real, array[32])::public.vector, 3, 'palette')",
@@ -73,18 +73,19 @@ def public_functions(connection: Connection) -> set[str]:
 
 
 def fill(url: str, folder: Path, collection: str, seeds: range) -> None:
-    """Ingest drawn images, each twice, with groups and metadata; as whoever the URL names."""
+    """Ingest drawn images, each twice, with groups and metadata, and a broken file; as whoever the URL names."""
     place = folder / collection
     place.mkdir()
     for seed in seeds:
         photo(place / f"{seed}.png", seed)
         photo(place / f"{seed}-copy.jpg", seed, quality=90)
+    (place / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
     source = folder_source(place)
     models = open_models(url, ModelRequest(list(MODELS)), [source], reporter=SILENT)
     run.ingest(url, source, models, run.Options(collection=collection, workers=1))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            "update imgsearch.image set group_key = 'group ' || mod(image_id, 3), caption = 'red ' || key, "
+            "update imgsearch.image set group_key = 'group ' || mod(length(key), 3), caption = 'red ' || key, "
             "metadata = '{\"shop\": 1}' where collection_id = (select collection_id from imgsearch.collection where name = %s)",
             [collection],
         )
