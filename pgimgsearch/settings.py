@@ -11,6 +11,8 @@ import platformdirs
 
 from pgimgsearch.errors import UsageError
 
+ALLOW_PRIVATE = "PGIMGSEARCH_ALLOW_PRIVATE"  # what --allow-private sets, for all processes of a run
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

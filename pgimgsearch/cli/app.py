@@ -1,5 +1,6 @@
 """The command line, assembled."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from pgimgsearch.cli import (
 )
 from pgimgsearch.cli.terminal import Group, Terminal, show_error, silence_libraries
 from pgimgsearch.errors import PgImgSearchError, UsageError
-from pgimgsearch.settings import Settings, config_path, default_home, read_config
+from pgimgsearch.settings import ALLOW_PRIVATE, Settings, config_path, default_home, read_config
 
 app = typer.Typer(
     cls=Group,
@@ -57,7 +58,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
 app.add_typer(index.app, name="index")
 
-GLOBAL_FLAGS = {"--json", "--quiet", "-q", "--debug", "--version"}
+GLOBAL_FLAGS = {"--json", "--quiet", "-q", "--debug", "--version", "--allow-private"}
 GLOBAL_OPTIONS = {"--db", "--home"}  # each with a value
 
 
@@ -77,6 +78,9 @@ def root(
     json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch images from private addresses of the network too.")
+    ] = False,
     version: Annotated[  # noqa: ARG001  (its callback does the work)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -87,6 +91,8 @@ def root(
     PGIMGSEARCH_COMMAND_OPTION, for example PGIMGSEARCH_INGEST_MODEL, or in the config file.
     """
     silence_libraries()
+    if allow_private:
+        os.environ[ALLOW_PRIVATE] = "1"
     context.obj = Terminal(
         Settings(db=database, home=(home or default_home()).absolute(), json=json, quiet=quiet, debug=debug)
     )

@@ -17,8 +17,8 @@ from pgimgsearch.errors import SourceError
 from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.reporter import Reporter
+from pgimgsearch.sources.locations import shown_location
 from pgimgsearch.sources.open_image import open_image
-from pgimgsearch.sources.source import location_of
 
 HARDEST = 5000  # pairs kept of all that were compared
 ROWS = 2000  # vectors multiplied at once with those of the sample
@@ -147,7 +147,7 @@ def image_locations(connection: Connection, contents: Sequence[int]) -> dict[int
         "join imgsearch.collection l on l.collection_id = i.collection_id order by n.place",
         [[int(content) for content in contents]],
     ).fetchall()
-    return {content: (image, location_of(path, root)) for content, image, path, root in rows}
+    return {content: (image, shown_location(path, root)) for content, image, path, root in rows}
 
 
 def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:

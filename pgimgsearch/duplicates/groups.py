@@ -7,7 +7,7 @@ from typing import Any
 from psycopg.rows import class_row, dict_row
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.sources.source import location_of
+from pgimgsearch.sources.locations import shown_location
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class Member:
 
     @property
     def location(self) -> str:
-        """Where its file is read from."""
-        return location_of(self.path, self.root)
+        """Where its file is read from; empty where nothing may be read."""
+        return shown_location(self.path, self.root)
 
 
 def groups(connection: Connection, question: GroupRequest) -> list[list[Member]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pgimgsearch.duplicates.groups import Member
 from pgimgsearch.reports.html import html_page
 from pgimgsearch.reports.thumbnail import data_url
-from pgimgsearch.sources.source import is_url
+from pgimgsearch.sources.locations import is_url
 
 GROUPS_A_PAGE = 50
 MEMBERS_SHOWN = 60  # of one group; the others are counted

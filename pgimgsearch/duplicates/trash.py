@@ -18,7 +18,7 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.duplicates.groups import Member
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.sources.source import is_url
+from pgimgsearch.sources.locations import is_url
 
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
 
@@ -103,7 +103,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                 if problem is not None or image is None:
                     yield Outcome(move.location, str(problem))
                     continue
-                to = _free(trash / Path(move.location).relative_to(Path(move.location).anchor))
+                to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
                 _write_line(undo, {"from": move.location, "to": str(to.relative_to(trash)), "image": image})
                 try:
                     with connection.transaction():
@@ -131,18 +131,23 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
     try:
         entry = json.loads(line)
         source, target, image = trash / entry["to"], Path(entry["from"]), entry["image"]
+        digest = image["sha256"]
     except (ValueError, KeyError, TypeError):
         yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
         return
-    if source.exists() and target.exists():
+    if not _is_inside(source, trash):
+        yield Outcome(entry["from"], f"{UNDO} names a file outside of the trash", str(source))
+    elif os.path.lexists(source) and os.path.lexists(target):
         yield Outcome(entry["from"], "there is a file of that name again", str(source))
-    elif source.exists():
+    elif source.is_file() and _digest(str(source)) != digest:
+        yield Outcome(entry["from"], "the file in the trash has changed", str(source))
+    elif os.path.lexists(source):  # a relative link leads nowhere from the trash, and is as it was once it is back
         target.parent.mkdir(parents=True, exist_ok=True)
         with connection.transaction():
             _restore(connection, image)
             _move(source, target)
         yield Outcome(entry["from"], "restored")
-    elif _digest(entry["from"]) == image["sha256"]:
+    elif _digest(entry["from"]) == digest:
         _restore(connection, image)  # the file came back, perhaps without its row; a row that is there stays
     else:
         yield Outcome(entry["from"], "it is not in the trash any more", str(source))
@@ -187,10 +192,16 @@ def _digest(location: str) -> str | None:
         return None
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file is in a folder, by its real place; of a link, the place of the link."""
+    parent = Path(os.path.realpath(path.parent))
+    return parent.is_relative_to(os.path.realpath(folder)) and path.name not in {"", "..", UNDO}
+
+
 def _free(path: Path) -> Path:
     """A name that is not taken, as nothing is ever written over."""
     number, free = 1, path
-    while free.exists():
+    while os.path.lexists(free):
         number, free = number + 1, path.with_name(f"{path.stem} ({number}){path.suffix}")
     return free
 

@@ -20,8 +20,9 @@ from pgimgsearch.ingest.dry_run import dry_run
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import Reporter
+from pgimgsearch.sources.locations import shown_location
 from pgimgsearch.sources.sidecar import pattern
-from pgimgsearch.sources.source import ScannedFile, Source, location_of
+from pgimgsearch.sources.source import ScannedFile, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ def stored(connection: Connection, collection: str | None) -> list[StoredImage]:
         "order by i.image_id",
         {"collection": collection},
     ).fetchall()
-    return [StoredImage(id_, content, path, location_of(path, root), *rest) for id_, content, path, root, *rest in rows]
+    return [
+        StoredImage(id_, content, path, shown_location(path, root), *rest) for id_, content, path, root, *rest in rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
+from pgimgsearch.sources.locations import stored_location
 from pgimgsearch.sources.read import read_bytes
-from pgimgsearch.sources.source import location_of
 
 CHUNK, SECONDS_PER_CHUNK = 500, 2.0
 CONTENTS_PER_PAGE = 2000  # looked up at once, so that no transaction lasts as long as the work
@@ -232,7 +232,7 @@ def _read(one: MissingContent, model: LoadedModel) -> MissingContent:
     for path, root in zip(one.paths, one.roots, strict=True):
         item.failure = None
         try:
-            item.data = read_bytes(location_of(path, root), limits.max_bytes)
+            item.data = read_bytes(stored_location(path, root), limits.max_bytes)
             if digest(item).sha256 != one.sha256:
                 raise ValueError("the file has other bytes than those that were ingested")
             prepare(item, DeferredModels.of([model]), limits)

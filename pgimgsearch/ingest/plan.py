@@ -15,7 +15,8 @@ from pgimgsearch.database.reconnect import Session
 from pgimgsearch.errors import DatabaseError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.item import Counts, Item
-from pgimgsearch.sources.source import ScannedFile, is_url
+from pgimgsearch.sources.locations import is_url
+from pgimgsearch.sources.source import ScannedFile
 
 FILES_A_LOOKUP, BYTES_A_LOOKUP = 500, 64 << 20
 

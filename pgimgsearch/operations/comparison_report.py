@@ -9,7 +9,7 @@ from pgimgsearch.errors import UsageError
 from pgimgsearch.operations.neighbour_overlap import NeighbourPair, overlap
 from pgimgsearch.reports.html import html_page
 from pgimgsearch.reports.thumbnail import data_url
-from pgimgsearch.sources.source import location_of
+from pgimgsearch.sources.locations import shown_location
 
 SHOWN = 12  # images; that is up to 252 images, of about 10 kB each
 STYLE = """
@@ -40,7 +40,7 @@ def write(
         "where i.image_id = any(%s)",
         [list(wanted)],
     ).fetchall()
-    pictures = {image: _picture(name, location_of(name, root)) for image, name, root in rows}
+    pictures = {image: (name, data_url(shown_location(name, root), 160)) for image, name, root in rows}
     common = overlap(seen)
     said = "They have no images in common." if common is None else (
         f"Of the ten nearest images, both name {common:.1%}, over {len(seen)} images drawn at random. Below are those "
@@ -75,12 +75,6 @@ def _section(image: NeighbourPair, names: tuple[str, str], pictures: dict[int, t
     )
     question = _figure(pictures[image.image_id], "question", "asked") if image.image_id in pictures else ""
     return f"<section>{question}<p>{len(both)} of {max(len(image.one), len(image.other))} in common</p>{rows}</section>"
-
-
-def _picture(name: str, location: str) -> tuple[str, str]:
-    """Its name, and the image itself; URLs are left as they are."""
-    web = location.startswith(("http://", "https://"))
-    return name, location if web else data_url(location, 160)
 
 
 def _figure(picture: tuple[str, str], kind: str, badge: str) -> str:

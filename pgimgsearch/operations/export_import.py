@@ -2,14 +2,15 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
@@ -34,11 +35,17 @@ from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.load_target import SHADOW, join_shadows, wants_shadow
 from pgimgsearch.ingest.run_log import lock_collection
 from pgimgsearch.ingest.write import Writer, drop_orphans
+from pgimgsearch.models import catalog
+from pgimgsearch.models.backends import backends
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
+from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url
+from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.parquet import libraries
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.stream import open_stream
 
+PLAIN_CHECKPOINT = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # an architecture with its tag, or a repository
 ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
 FORMAT, KEY = 2, b"pgimgsearch"
 MODEL_FIELDS = (
@@ -240,11 +247,27 @@ def _description(table: Any, place: str) -> dict[str, Any]:
     return dict(described)
 
 
+def _fields(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that describe a model, and no others; raises SourceError for a checkpoint that is a path or a URL."""
+    try:
+        fields = {name: described[name] for name in MODEL_FIELDS}
+        checkpoint = str(fields["checkpoint"])
+    except (KeyError, TypeError) as error:
+        raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
+    known = {spec.checkpoint for spec in catalog.CATALOG if spec.backend == fields["backend"]}
+    if fields["backend"] not in backends() or (checkpoint not in known and not PLAIN_CHECKPOINT.fullmatch(checkpoint)):
+        raise SourceError(
+            f"the export names a checkpoint that is not loaded: {fields['backend']}, {checkpoint}",
+            hint="a model comes from the catalog, from a repository ORGANISATION/NAME, or from --weights",
+        )
+    return fields
+
+
 def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
     """The model of an export as it is stored, added where it is new."""
     from psycopg.types.json import Jsonb
 
-    fields = described["model"]
+    fields = _fields(described["model"])
     stored = find_model(connection, fields["name"])
     if stored is None:
         reduction = described["reduction"]
@@ -270,9 +293,15 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
 @contextmanager
 def _output(target: str) -> Iterator[Any]:
     try:
-        with fsspec.open(target, "wb") as stream:
-            yield stream
-    except (OSError, ImportError) as error:
+        check_location(target)
+        if is_url(target):
+            store, path = filesystem(target)
+            with store.open(path, "wb") as stream:
+                yield stream
+        else:
+            with Path(target).open("wb") as file:
+                yield file
+    except (OSError, ImportError, ForbiddenLocation) as error:
         raise SourceError(f"cannot write {target}: {error}", hint="name a file in a folder that exists") from error
 
 
@@ -280,7 +309,7 @@ def _output(target: str) -> Iterator[Any]:
 def _input(place: str, parquet: Any) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
-            table = stack.enter_context(parquet.ParquetFile(stack.enter_context(fsspec.open(place, "rb"))))
+            table = stack.enter_context(parquet.ParquetFile(stack.enter_context(open_stream(place, seekable=True))))
         except (OSError, ImportError, ValueError) as error:
             raise SourceError(
                 f"cannot read {place}: {error}", hint="name a Parquet file that pgimgsearch export made"

@@ -19,8 +19,11 @@ UPRIGHT = {
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
-PROGRAMS = {"EPS", "WMF"}  # read by running what the file says, in Ghostscript or in the system
-NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow recognises these but cannot read them
+# What is decoded: none that runs a program (EPS in Ghostscript, WMF) or opens whatever else is inside (IPTC).
+FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM",
+    "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
+)  # fmt: skip
 
 
 class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
@@ -39,13 +42,12 @@ class ImageFacts:
 
 @cache
 def register_formats() -> frozenset[str]:
-    """Teach Pillow HEIC and return the file extensions (with dot, lower case) of all it can read."""
+    """Teach Pillow HEIC and return the file extensions (with dot, lower case) of all that is decoded."""
     import pillow_heif  # 0.1 s
 
     pillow_heif.register_heif_opener()
     Image.init()
-    readable = (Image.OPEN.keys() | {"MPO"}) - NOT_PICTURES  # the JPEG reader opens MPO
-    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in readable)
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def decode(
@@ -98,7 +100,7 @@ def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     register_formats()
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(Image.OPEN.keys() - PROGRAMS))
+        image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise _too_many(error) from error
     except UnidentifiedImageError as error:  # its message names the buffer, which says nothing

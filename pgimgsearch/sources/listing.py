@@ -9,8 +9,9 @@ from typing import Any
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.folder import scan_file
+from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url, without_user
 from pgimgsearch.sources.rows import parse_rows, read_text, split
-from pgimgsearch.sources.source import ScannedFile, Source, is_url
+from pgimgsearch.sources.source import ScannedFile, Source
 
 
 def list_source(path: str) -> Source:
@@ -41,10 +42,18 @@ def list_source(path: str) -> Source:
 
 
 def file_from_row(row: Mapping[str, Any], folder: Path, root: str) -> ScannedFile:
-    """The file that a row names by ``path`` or ``url``; relative paths are relative to ``folder``."""
+    """The file that a row names by ``path``, relative to ``folder``, or by ``url``, which is no local file."""
     own, rest = split(row, keyed=True)
     path = str(own.pop("path", "") or "").strip()
     if not path:
         raise SourceError("a row has neither path nor url", hint="name a column path or url")
-    file = ScannedFile(path, path) if is_url(path) else scan_file(Path(os.path.abspath(folder / path)), root)  # noqa: PTH100
+    try:
+        check_location(path)
+        if str(row.get("url") or "").strip() == path and not is_url(path):
+            raise ForbiddenLocation(
+                "a column url holds URLs of the web or of an object store; files have a column path"
+            )
+        file = ScannedFile(path, path) if is_url(path) else scan_file(Path(os.path.abspath(folder / path)), root)  # noqa: PTH100
+    except ForbiddenLocation as error:
+        file = ScannedFile(without_user(path), "", problem=error)
     return replace(file, metadata=rest or None, given_key=own.pop("key", None), **own)

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import fsspec
-
 from pgimgsearch.errors import ModelError
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.stream import open_stream
 
 ROWS_AT_ONCE = 64
 PICTURES = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "data", "content")  # columns, by their usual names
@@ -29,7 +28,7 @@ def libraries() -> tuple[Any, Any]:
 def rows(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     """Images by their names, or the number of their row, each with the other columns."""
     _, parquet = libraries()
-    with fsspec.open(location, "rb") as stream, parquet.ParquetFile(stream) as table:
+    with open_stream(location, seekable=True) as stream, parquet.ParquetFile(stream) as table:
         schema = table.schema_arrow
         column = _column(schema, PICTURES, _holds_bytes)
         if column is None:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pgimgsearch.errors import UsageError
+from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import parquet, webdataset
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url, is_web
 from pgimgsearch.sources.object_store import prefix_source
 from pgimgsearch.sources.shards import Reader, Shard, folder_of, shard_source
-from pgimgsearch.sources.source import ScannedFile, Source, is_url
+from pgimgsearch.sources.source import ScannedFile, Source
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), webdataset.samples), ".parquet": parquet.rows,
@@ -20,11 +21,11 @@ READERS: dict[str, Reader] = {
 def parse_sources(places: Sequence[str], list_file: str | None) -> list[Source]:
     """A source each; shards that lie beside each other are one, so that the pipeline does not run dry between them."""
     for place in places:
-        if is_url(place) and "@" in place.partition("://")[2].partition("/")[0] and "abfs" not in place:
-            raise UsageError(
-                "a URL with a user name in it would be stored and shown",
-                hint="leave it out, and put it into the settings of the store (AWS_PROFILE, FSSPEC_* and the like)",
-            )
+        try:
+            check_location(place)
+        except ForbiddenLocation as error:
+            why, _, hint = str(error).partition("; ")
+            raise SourceError(why, hint=hint or "give the path of a file, or a URL") from error
     found: list[Source] = []
     for folder, group in groupby(places, lambda place: folder_of(place) if _reader_of(place) else None):
         together = list(group)
@@ -42,6 +43,6 @@ def _reader_of(place: str) -> Reader | None:
 
 
 def _source_of(place: str) -> Source:
-    if place.startswith(("http://", "https://")):
+    if is_web(place):
         return Source(place, "web", None, lambda _: iter([ScannedFile(place, place)]), lambda: 1, whole=False)
     return prefix_source(place) if is_url(place) else folder_source(Path(place))

@@ -1,17 +1,16 @@
 """Bytes of a file or of a URL, with a limit; transient failures of the network are tried again."""
 
 import os
-import urllib.request
-from pathlib import Path
+import stat
 from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from pgimgsearch.sources import webdataset
+from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import read_object
-from pgimgsearch.sources.source import ScannedFile, is_url
-
-TIMEOUT = 30.0
+from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.web import open_web
 
 
 class TooManyBytes(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
@@ -23,10 +22,11 @@ class EmptyFile(ValueError):  # noqa: N818
 
 
 def read_bytes(location: str, max_bytes: int) -> bytes:
-    """Read a file, a URL or a member of a tar. Raises OSError, TooManyBytes or EmptyFile."""
+    """Read a file, a URL or a member of a tar. Raises OSError, TooManyBytes, EmptyFile or ForbiddenLocation."""
+    check_location(location)
     if webdataset.is_member(location):
         data = webdataset.read_member(location, max_bytes + 1)
-    elif location.startswith(("http://", "https://")):
+    elif is_web(location):
         data = _download(location, max_bytes)
     elif is_url(location):
         data = read_object(location, max_bytes + 1)
@@ -48,8 +48,13 @@ def content(file: ScannedFile, max_bytes: int) -> bytes:
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
-    with Path(path).open("rb") as file:
-        if os.fstat(file.fileno()).st_size > max_bytes:
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would wait for ever
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise OSError(0, "not a regular file")
+    with os.fdopen(handle, "rb") as file:
+        if found.st_size > max_bytes:
             raise TooManyBytes(_over(max_bytes))
         return _limited(file.read(max_bytes + 1), max_bytes)
 
@@ -67,14 +72,8 @@ def _is_transient(error: BaseException) -> bool:
     reraise=True,
 )
 def _download(url: str, max_bytes: int) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (http only)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            data: bytes = answer.read(max_bytes + 1)
-    except HTTPError as error:
-        error.close()  # it holds the connection
-        raise
-    return _limited(data, max_bytes)
+    with open_web(url) as answer:
+        return _limited(answer.read(max_bytes + 1), max_bytes)
 
 
 def _limited(data: bytes, max_bytes: int) -> bytes:

@@ -34,7 +34,11 @@ def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any
 
     ``keyed`` is whether a column ``key`` is the image's key, as in lists and queries; else it is metadata.
     """
-    named = {COLUMNS.get(key, key): value for key, value in row.items() if key is not None}
+    named: dict[str, Any] = {}
+    for key, value in row.items():
+        column = COLUMNS.get(key, key)
+        if key is not None and (column not in named or value not in (None, "")):  # a row has a path or a url
+            named[column] = value
     columns = ("path", *(("key",) if keyed else ()), *ATTRIBUTES)
     own = {key: named.pop(key) for key in columns if key in named}
     given = named.pop("metadata", None)

@@ -13,9 +13,10 @@ from typing import Any
 
 from pgimgsearch.errors import PgImgSearchError, SourceError
 from pgimgsearch.sources import webdataset
+from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import filesystem, is_transient
 from pgimgsearch.sources.rows import split
-from pgimgsearch.sources.source import ScannedFile, Source, is_url
+from pgimgsearch.sources.source import ScannedFile, Source
 
 Reader = Callable[[str], Iterator[tuple[ScannedFile, dict[str, Any]]]]  # location -> images, and what is said of them
 TRIES, SECONDS_BETWEEN = 4, 1.0
@@ -31,7 +32,9 @@ def shard_source(shards: Sequence["Shard"]) -> Source:
     folder = folder_of(shards[0].location)
     parts = [replace(shard, location=f"{folder}/{shard.location.rpartition('/')[2]}") for shard in shards]
     for shard in parts:
-        if is_url(shard.location):
+        if is_web(shard.location):
+            check_location(shard.location)
+        elif is_url(shard.location):
             filesystem(shard.location)
         elif not os.path.isfile(shard.location):  # noqa: PTH113
             raise SourceError(f"there is no shard {shard.location}", hint="give a file that exists")

@@ -1,13 +1,9 @@
 """What a source is, and what it gives: ScannedFile rows."""
 
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
-
-URL = re.compile("[a-z][a-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +60,3 @@ class Source:
     left_out: list[int] = field(default_factory=lambda: [0])
     parts: Sequence[Part] = ()
     whole: bool = True
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is a URL, of the web or of an object store."""
-    return URL.match(path) is not None
-
-
-def location_of(path: str, root: str | None) -> str:
-    """Where a stored path is read from: below its collection's root, unless it is a URL or absolute."""
-    return path if is_url(path) or root is None else os.path.join(root, path)  # noqa: PTH118  (an absolute path wins)

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-import fsspec
-
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
+from pgimgsearch.sources.locations import is_web
 from pgimgsearch.sources.object_store import again
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.stream import open_stream
 
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 
@@ -38,7 +38,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     current, waiting = None, 0
     try:
         with (
-            fsspec.open(location, "rb") as stream,
+            open_stream(location) as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Strict) as tar,
         ):
             for member in tar:
@@ -63,7 +63,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
 def is_member(location: str) -> bool:
     """Whether a location is that of an image in a plain tar, which can be read by itself."""
     shard, inside, _ = location.partition(".tar/")
-    return bool(inside) and not location.startswith(("http://", "https://")) and not os.path.isdir(f"{shard}.tar")  # noqa: PTH112
+    return bool(inside) and not is_web(location) and not os.path.isdir(f"{shard}.tar")  # noqa: PTH112
 
 
 @again
@@ -74,7 +74,7 @@ def read_member(location: str, most: int) -> bytes:
     if name not in members:
         raise FileNotFoundError(f"{shard}.tar holds no {name}")
     offset, size = members[name]
-    with fsspec.open(f"{shard}.tar", "rb") as file:
+    with open_stream(f"{shard}.tar") as file:
         file.seek(offset)
         data: bytes = file.read(min(size, most))
     return data
@@ -89,7 +89,7 @@ def inside(name: str) -> str:
 @lru_cache(maxsize=8)
 def _members(shard: str) -> dict[str, tuple[int, int]]:
     """Name -> offset and size."""
-    with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Strict) as tar:
+    with open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Strict) as tar:
         return {inside(member.name): (member.offset_data, member.size) for member in tar if member.isfile()}
 
 

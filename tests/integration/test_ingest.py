@@ -346,8 +346,9 @@ def test_new_captions_reach_unchanged_files(ingest: Ingest, photos: Path, connec
 
 
 @pytest.fixture
-def web(photos: Path) -> Iterator[tuple[str, list[str]]]:
+def web(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     """The photos over HTTP on this machine, and the paths asked for; /busy answers 503 twice, then an image."""
+    monkeypatch.setenv("PGIMGSEARCH_ALLOW_PRIVATE", "1")
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -371,7 +372,7 @@ def web(photos: Path) -> Iterator[tuple[str, list[str]]]:
 def test_urls_from_a_list(ingest: Ingest, photos: Path, web: tuple[str, list[str]], connection: Connection) -> None:
     address, asked = web
     rows = [f"{address}/a/01.png,1", f"{address}/busy.png,2", f"{address}/missing.png,3", "b/08.png,4"]
-    (photos / "list.csv").write_text("url,key\n" + "\n".join(rows))
+    (photos / "list.csv").write_text("path,key\n" + "\n".join(rows))
     source = list_source(str(photos / "list.csv"))
     assert counts(ingest(source)) == ZERO | {"embedded": 3, "failed": 1}
     assert asked.count("/busy.png") == 3

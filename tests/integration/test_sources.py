@@ -18,10 +18,10 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import shards
+from pgimgsearch.sources.locations import stored_location
 from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.parse import parse_sources
 from pgimgsearch.sources.read import TooManyBytes, read_bytes
-from pgimgsearch.sources.source import location_of
 from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
@@ -44,8 +44,9 @@ def pictures(tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
     """An object store in this process."""
+    monkeypatch.setattr("pgimgsearch.sources.locations.STORES", frozenset({"memory"}))
     store = fsspec.filesystem("memory")
     yield store
     store.store.clear()
@@ -207,7 +208,7 @@ def test_a_shard_below_a_collection_is_part_of_it(
     paths = connection.execute("select array_agg(path order by path) from imgsearch.image").fetchone()
     assert paths == (["a/1.tar/x.png", "b/1.tar/x.png", "first.png"],)
     root = stored(connection, "select root from imgsearch.collection")[0]
-    assert read_bytes(location_of("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
+    assert read_bytes(stored_location("b/1.tar/x.png", root), 1 << 20) == pictures["0001.png"]
 
 
 def test_what_names_not_everything_cannot_prune(ingest: Ingest, tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -252,7 +253,7 @@ def test_a_folder_may_be_called_like_a_tar(ingest: Ingest, tmp_path: Path) -> No
 
 
 def test_a_user_in_a_url_is_refused() -> None:
-    with pytest.raises(UsageError, match="with a user name in it"):
+    with pytest.raises(SourceError, match="with a user name in it"):
         parse_sources(["https://me:secret@example.com/a.tar"], None)
 
 
@@ -334,6 +335,7 @@ def test_one_member_can_be_read_again(tmp_path: Path, pictures: dict[str, bytes]
         ("/nonexistent/a.tar", "there is no shard", "exists"),
     ],
 )
+@pytest.mark.usefixtures("memory")
 def test_what_cannot_be_read_is_said_at_once(place: str, message: str, hint: str) -> None:
     with pytest.raises(SourceError, match=message) as raised:
         parse_sources([place], None)

@@ -16,6 +16,7 @@ from pgimgsearch.errors import ModelError, UsageError
 from pgimgsearch.models.backends import Backend
 from pgimgsearch.models.encoder import Placement, cannot_read
 from pgimgsearch.models.fingerprint import fingerprint
+from pgimgsearch.models.onnx_external_data import external_data
 from pgimgsearch.models.onnx_folder import TOWERS, described_preprocessing, image_tower, text_tower
 from pgimgsearch.models.preprocess import to_array
 from pgimgsearch.models.spec import ModelSpec, Preprocess
@@ -47,6 +48,8 @@ class OnnxEncoder:
     ) -> None:  # fmt: skip
         from pgimgsearch.models.runtime.onnx_session import Session
 
+        towers = [path] if text is None else [path, text[0]]
+        parts = [part for tower in towers for part in (tower, *external_data(tower))]  # checked before they are opened
         self.session = Session(path, placement.device)
         self.device, inputs = self.session.device, self.session.inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -59,8 +62,7 @@ class OnnxEncoder:
             )
         self._how = _at_size(how, sides, path)
         self.preprocess = self._how.as_dict()
-        towers = [path] if text is None else [path, text[0]]
-        self._digest = "onnx " + " ".join(files.sha256_of(part) for tower in towers for part in _parts(tower))
+        self._digest = "onnx " + " ".join(map(files.sha256_of, parts))
         probe = np.zeros((3, *self._how.size), dtype=np.float32)
         shapes = {name: out.shape for name, out in self.session.run([probe] * (self.session.fixed_batch or 1)).items()}
         self._chosen = choose_output(list(shapes), list(shapes.values()))
@@ -156,8 +158,3 @@ def _at_size(how: Preprocess, sides: Sequence[Any], path: Path) -> Preprocess:
         raise ModelError(f"{path} takes images of {sides[0]} x {sides[1]}", hint="export it for square images")
     scaled = round(how.resize_to * sides[0] / how.size[0])
     return replace(how, size=(int(sides[0]), int(sides[1])), resize_to=scaled)
-
-
-def _parts(path: Path) -> list[Path]:
-    """The file, and the weights that lie outside it."""
-    return [path, *sorted(path.parent.glob(f"{path.name}_data*")), *sorted(path.parent.glob(f"{path.name}.data"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BACKEND = Backend(package="open_clip", prefix="open_clip", on_torch=True)
 
 CLEANERS = {"_clean_lower": "lower", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
+CONFIG = "open_clip_config.json"
+TOKENIZER_OPTIONS = {"clean", "context_length", "language", "strip_sep_token"}  # of a folder, which is data
 SAFE, OTHER = ("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)
 
 
@@ -54,8 +57,10 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
 
     architecture, _, tag = spec.checkpoint.partition("/")
     with loading(spec):
+        _ask_for_no_code()
         path = files.local(spec)
         if path and path.is_dir():
+            _check_config(path)
             architecture = f"local-dir:{path}"
             network = open_clip.create_model(architecture, pretrained_image=False, pretrained_text=False)
         else:
@@ -68,7 +73,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
                 path = folder
             else:
                 load_strictly(network, read_state_dict(path), spec.name)
-        tokenizer = open_clip.get_tokenizer(architecture)
+        tokenizer = tokenizer_of(architecture)
     bias = getattr(network, "logit_bias", None)
 
     def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
@@ -80,6 +85,41 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         logit_bias=None if bias is None else bias.detach().item(), revision=files.revision_of(path),
     )  # fmt: skip
     return TorchEncoder(spec, towers, placement)
+
+
+def tokenizer_of(architecture: str) -> Any:
+    """The library's tokenizer of an architecture or folder; one of transformers never runs code of its files."""
+    import open_clip
+
+    _, _, folder = architecture.partition(":")
+    config = json.loads((Path(folder) / CONFIG).read_text())["model_cfg"] if folder else (
+        open_clip.get_model_config(architecture) or {})  # fmt: skip
+    safely = {"trust_remote_code": False} if config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
+    return open_clip.get_tokenizer(architecture, **safely)
+
+
+def _ask_for_no_code() -> None:
+    """Make transformers refuse a text tower that brings its own code; on a terminal it would ask whether to run it."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a folder whose description gives the tokenizer options of another kind, which the library passes on."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+        text = config.get("text_cfg", {})
+        unknown = text.get("tokenizer_kwargs", {}).keys() - TOKENIZER_OPTIONS
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} has no usable {CONFIG}: {error}", hint="give the folder as open_clip saves it"
+        ) from error
+    if unknown:
+        raise ModelError(
+            f"{folder / CONFIG} gives the tokenizer options that are not allowed: {', '.join(sorted(unknown))}",
+            hint=f"remove them; allowed: {', '.join(sorted(TOKENIZER_OPTIONS))}",
+        )
 
 
 def portable(tokenizer: Any) -> tuple[Any, str] | None:
@@ -190,6 +230,7 @@ def reference(spec: ModelSpec) -> Reference:
     architecture, _, tag = spec.checkpoint.partition("/")
     path = Path(spec.weights) if spec.weights else None
     if path is not None and path.is_dir():
+        _check_config(path)
         architecture, source, quick = f"local-dir:{path}", None, False
     else:
         source = str(path) if path else tag
@@ -198,7 +239,7 @@ def reference(spec: ModelSpec) -> Reference:
         architecture, pretrained=source, force_quick_gelu=quick
     )
     network.eval()
-    tokenizer = open_clip.get_tokenizer(architecture)
+    tokenizer = tokenizer_of(architecture)
     return Reference(
         "open_clip's encode_image, encode_text and its eval transform",
         lambda p: torch.stack([transform(x) for x in p]), lambda pixels: {"projection": network.encode_image(pixels)},

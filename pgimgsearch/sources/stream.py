@@ -1,0 +1,34 @@
+"""A file, object or web page as a stream: shards and exports, which are read without holding all of them."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.sources.locations import check_location, is_url, is_web
+from pgimgsearch.sources.object_store import filesystem
+from pgimgsearch.sources.web import open_web
+
+
+@contextmanager
+def open_stream(location: str, *, seekable: bool = False) -> Iterator[Any]:
+    """Open one to read from; what is of the web and must be ``seekable`` is copied to disk first."""
+    check_location(location)
+    if not is_url(location):
+        with Path(location).open("rb") as file:
+            yield file
+    elif not is_web(location):
+        store, path = filesystem(location)
+        with store.open(path, "rb") as stream:
+            yield stream
+    else:
+        with open_web(location) as answer:
+            if not seekable:
+                yield answer
+                return
+            with tempfile.TemporaryFile() as copy:
+                while part := answer.read(1 << 20):
+                    copy.write(part)
+                copy.seek(0)
+                yield copy

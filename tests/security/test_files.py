@@ -1,0 +1,270 @@
+"""What is in files: checkpoints, exports, images and the trash are data, and none of them runs or moves anything else."""
+
+import ast
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+from pyarrow import parquet
+
+import pgimgsearch
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates import trash
+from pgimgsearch.errors import ModelError, SourceError
+from pgimgsearch.models import lookup
+from pgimgsearch.models.encoder import Placement
+from pgimgsearch.models.load import load
+from pgimgsearch.models.onnx_external_data import external_data
+from pgimgsearch.operations.export_import import KEY, export, import_files
+from pgimgsearch.reports.thumbnail import data_url
+from pgimgsearch.sources.decode import FORMATS, decode, decode_small
+from tests.models.test_exports import tiny_open_clip
+from tests.support.images import photo
+
+PACKAGE = Path(pgimgsearch.__file__).parent
+HOSTILE = "import pathlib; pathlib.Path('{}').write_text('ran')\nclass T:\n  from_pretrained = lambda *a, **k: None\n"
+
+
+@pytest.mark.parametrize("options", [
+    {"trust_remote_code": True}, {"tokenizer_type": "x"}, {"clean": "lower", "code_revision": "main"}, {"bpe_path": "/etc/passwd"},
+])  # fmt: skip
+def test_a_checkpoint_folder_runs_no_code_of_its_own(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The options of a tokenizer that a folder gives, with Python beside them that would prove itself."""
+    folder = Path(tiny_open_clip(tmp_path, "vit").partition(":")[2])
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(HOSTILE.format(ran))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "me/evil", "tokenizer_kwargs": options}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="tokenizer options that are not allowed"):
+        load(lookup.resolve(f"open_clip:{folder}"), Placement("cpu", "fp32", "torch"))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        load(lookup.resolve(f"open_clip:{folder}"), Placement("cpu", "fp32", "torch"))
+    assert not ran.exists()
+
+
+def test_remote_code_is_never_trusted() -> None:
+    """Whoever calls from_pretrained says so, in each module."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                said = {one.arg: getattr(one.value, "value", None) for one in node.keywords}
+                assert said.get("trust_remote_code") is False, f"{path.name}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("change", [
+    {"weights": "/etc/passwd"}, {"backend": "nonsense"}, {"checkpoint": "https://example.com/x.pt"}, {"checkpoint": "/etc/passwd"},
+    {"checkpoint": "../x"}, {"checkpoint": "local-dir:/tmp/x"}, {"trust": True}, {"embeddings": "pg_class"}, {"model_id": 1},
+])  # fmt: skip
+def test_an_export_names_no_place_to_load_from(
+    url: str, ingest: Callable[..., Any], photos: Path, tmp_path: Path, connection: Connection, change: dict[str, Any]
+) -> None:
+    ingest(photos, "palette")
+    export(url, "palette", str(tmp_path / "x.parquet"), None)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    described = json.loads(table.schema.metadata[KEY])
+    described["model"] |= {"name": "another"} | change
+    parquet.write_table(table.replace_schema_metadata({KEY: json.dumps(described)}), tmp_path / "y.parquet")
+    if change.keys() & {"backend", "checkpoint"}:
+        with pytest.raises(SourceError, match="names a checkpoint that is not loaded"):
+            import_files(url, [str(tmp_path / "y.parquet")])
+    else:
+        import_files(url, [str(tmp_path / "y.parquet")])
+        row = connection.execute(
+            "select weights, embeddings::text from imgsearch.model where name = 'another'"
+        ).fetchone()
+        assert row == (None, "imgsearch.embedding_another_32")
+
+
+def test_images_are_opened_in_one_module() -> None:
+    opening = re.compile(r"\bImage\.open\(|from PIL\.Image import .*\bopen\b|PIL\.Image\.open")
+    assert {path.name for path in PACKAGE.rglob("*.py") if opening.search(path.read_text())} == {"decode.py"}
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(/tmp/ran) (w) file closefile\nshowpage\n%%EOF\n"
+WMF = b"\xd7\xcd\xc6\x9a\0\0" + b"\0\0\0\0\x0a\0\x0a\0\x60\0" + b"\0" * 40
+IPTC = b"\x1c\x03\x0a\x00\x02\x01\x00" + b"\x1c\x03\x14\x00\x01\x0a" + b"\x1c\x08\x0a\x00\x10" + EPS[:16]
+
+
+@pytest.mark.parametrize("data", [EPS, WMF, IPTC], ids=["eps", "wmf", "iptc"])
+def test_no_format_that_runs_a_program_is_opened(tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the name of a JPEG, in each of the ways in; a page shows grey."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was run"))
+    for reading in (decode, lambda one: decode_small(one, 32)):
+        with pytest.raises(UnidentifiedImageError):
+            reading(data)
+    (tmp_path / "a.jpg").write_bytes(data)
+    grey = io.BytesIO()
+    Image.new("RGB", (32, 32), "lightgrey").save(grey, "JPEG", quality=80)
+    assert len(data_url(tmp_path / "a.jpg", 32)) < 2 * len(grey.getvalue()) + 64
+
+
+def test_formats_that_are_decoded_are_listed() -> None:
+    """All that Pillow knows beside them is refused, whatever a plugin adds later."""
+    assert not {"EPS", "WMF", "IPTC", "FPX", "MIC", "PCD", "HDF5", "GRIB", "BUFR", "MPEG", "PDF"} & set(FORMATS)
+
+
+def model_with(folder: Path, name: str, *, nested: bool = False) -> Path:
+    """A small model whose weights lie in a file of any name; ``nested`` in a graph of an If."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.arange(3 * 4, dtype=np.float32).reshape(3, 4), "weights")
+    product = helper.make_node("MatMul", ["flat", "weights"], ["embedding"])
+    flat = (
+        helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+    )
+    image = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, 8, 8])
+    out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 4])
+    if nested:
+        yes = numpy_helper.from_array(np.array(True), "yes")
+        branch = helper.make_graph([product], "branch", [], [out], [weights])
+        same = helper.make_graph([helper.make_node("MatMul", ["flat", "weights2"], ["embedding"])], "other", [], [out],
+                                 [numpy_helper.from_array(numpy_helper.to_array(weights), "weights2")])  # fmt: skip
+        nodes = [*flat, helper.make_node("If", ["yes"], ["embedding"], then_branch=branch, else_branch=same)]
+        graph = helper.make_graph(nodes, "g", [image], [out], [yes])
+    else:
+        graph = helper.make_graph([*flat, product], "g", [image], [out], [weights])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(made, str(folder / "model.onnx"), save_as_external_data=True, location=name, size_threshold=0)
+    return folder / "model.onnx"
+
+
+def describe(folder: Path) -> None:
+    """How images are prepared for it."""
+    how = {"do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2, "do_normalize": True, "do_rescale": True,
+           "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(how))
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "weights.bin", "anything", "sub/weights.bin"])
+def test_the_fingerprint_covers_every_file_of_an_export(tmp_path: Path, name: str) -> None:
+    for place in ("m", "nested"):
+        (tmp_path / place / "sub").mkdir(parents=True)
+    nested = model_with(tmp_path / "nested", name, nested=True)  # which ONNX Runtime 1.31 does not load
+    assert external_data(nested) == [nested.parent / name]
+    path = model_with(tmp_path / "m", name)
+    assert external_data(path) == [path.parent / name]
+    describe(path.parent)
+    before = load(lookup.resolve(f"onnx:{path.parent}"), Placement("cpu"))
+    data = bytearray((path.parent / name).read_bytes())
+    data[1] ^= 1
+    (path.parent / name).write_bytes(data)
+    after = load(lookup.resolve(f"onnx:{path.parent}"), Placement("cpu"))
+    assert before.fingerprint("vector") != after.fingerprint("vector")
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/../../secret.bin"])
+def test_an_export_reads_no_file_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    import onnx
+
+    (tmp_path / "m" / "sub").mkdir(parents=True)
+    path = model_with(tmp_path / "m", "weights.bin")
+    shutil.copy(path.parent / "weights.bin", tmp_path / "secret.bin")
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = name
+    path.write_bytes(model.SerializeToString())
+    describe(path.parent)
+    with pytest.raises(ModelError, match="outside of its folder"):
+        load(lookup.resolve(f"onnx:{path}"), Placement("cpu"))
+
+
+def test_what_is_no_onnx_is_said_to_be_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 10, 1000):
+        for _ in range(50):
+            (tmp_path / "x.onnx").write_bytes(rng.bytes(size))
+            try:
+                assert external_data(tmp_path / "x.onnx") == []
+            except ModelError:
+                continue
+
+
+def put_away(connection: Connection, folder: Path, bin_: Path, location: str) -> list[trash.Outcome]:
+    """Apply a plan that moves the one copy there is, by a name of its file."""
+    row = connection.execute(
+        "select i.image_id, encode(c.sha256, 'hex') from imgsearch.image i join imgsearch.content c using (content_id) "
+        "where i.key = 'copy.png'"
+    ).fetchone()
+    keeper = connection.execute("select image_id from imgsearch.image where key = 'a.png'").fetchone()
+    assert row is not None
+    assert keeper is not None
+    move = trash.Move(row[0], location, row[1], 1, "identical", keeper[0], str(folder / "a.png"), row[1])
+    return list(trash.apply(connection, [move], bin_))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
+    """A file and its copy, ingested."""
+    folder = photo(tmp_path / "shop" / "deep" / "a.png").parent
+    shutil.copy(folder / "a.png", folder / "copy.png")
+    ingest(folder, "palette")
+    return folder
+
+
+def test_what_is_put_away_stays_inside_the_trash(connection: Connection, pair: Path, tmp_path: Path) -> None:
+    location = f"{pair}/../../../../../../../../../..{pair}/copy.png"
+    (outcome,) = put_away(connection, pair, tmp_path / "bin" / "below", location)
+    assert outcome.outcome == "moved"
+    assert Path(outcome.to).resolve().is_relative_to(tmp_path / "bin" / "below")
+    assert [one.outcome for one in trash.undo(connection, tmp_path / "bin" / "below")] == ["restored"]
+    assert (pair / "copy.png").exists()
+
+
+@pytest.mark.parametrize("to", ["/{}/victim.txt", "../victim.txt", "a/../../victim.txt", "link/victim.txt", ""])
+def test_undo_moves_no_file_from_outside_of_the_trash(
+    connection: Connection, pair: Path, tmp_path: Path, to: str
+) -> None:
+    """By absolute paths, by .., by a link that leads out."""
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert outcome.outcome == "moved"
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    (tmp_path / "bin" / "link").symlink_to(tmp_path)
+    undo = tmp_path / "bin" / trash.UNDO
+    entry = json.loads(undo.read_text().strip())
+    undo.write_text(json.dumps(entry | {"to": to.format(tmp_path), "from": str(tmp_path / "elsewhere.txt")}) + "\n")
+    (undone,) = trash.undo(connection, tmp_path / "bin")
+    assert "outside of the trash" in undone.outcome
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "elsewhere.txt").exists()
+
+
+def test_undo_brings_back_only_what_was_put_away(connection: Connection, pair: Path, tmp_path: Path) -> None:
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    Path(outcome.to).write_text("something else")
+    (undone,) = trash.undo(connection, tmp_path / "bin")
+    assert undone.outcome == "the file in the trash has changed"
+    assert not (pair / "copy.png").exists()
+
+
+def test_a_relative_link_comes_back(connection: Connection, ingest: Callable[..., Any], tmp_path: Path) -> None:
+    """In the trash it leads nowhere; two of one name do not write over each other."""
+    folder = photo(tmp_path / "shop" / "a.png").parent
+    (tmp_path / "store").mkdir()
+    shutil.copy(folder / "a.png", tmp_path / "store" / "x.png")
+    (folder / "copy.png").symlink_to(Path("..") / "store" / "x.png")
+    ingest(folder, "palette")
+    (outcome,) = put_away(connection, folder, tmp_path / "bin", str(folder / "copy.png"))
+    assert outcome.outcome == "moved"
+    assert os.path.lexists(outcome.to)
+    assert not os.path.lexists(folder / "copy.png")
+    assert trash._free(Path(outcome.to)) != Path(outcome.to)
+    assert [one.outcome for one in trash.undo(connection, tmp_path / "bin")] == ["restored"]
+    assert (folder / "copy.png").is_symlink()
+    assert (folder / "copy.png").read_bytes() == (folder / "a.png").read_bytes()
