@@ -1,13 +1,20 @@
 -- The embedder: "pgimgsearch serve", which holds the models. SQL asks it through dblink for the vectors of new texts and new
 -- images; what is stored or cached needs neither.
 
--- The schema of dblink, quoted, where an embedder is connected; else null.
+-- What this database is, but for its replicas: a copy that was restored elsewhere is another one.
+create or replace function imgsearch._database_identity() returns text
+language sql stable parallel safe
+return (select c.system_identifier || ' ' || d.oid from pg_control_system() c, pg_database d
+        where d.datname = current_database());
+
+-- The schema of dblink, quoted, where an embedder is connected to this database; else null.
 create or replace function imgsearch._dblink() returns text
 language sql stable parallel safe
 return (select quote_ident(n.nspname)
         from pg_extension e join pg_namespace n on n.oid = e.extnamespace
         where e.extname = 'dblink'
-            and exists (select from pg_foreign_server s where s.srvname = 'imgsearch_embedder'));
+            and exists (select from pg_foreign_server s where s.srvname = 'imgsearch_embedder'
+                        and obj_description(s.oid, 'pg_foreign_server') = 'for ' || imgsearch._database_identity()));
 
 -- How long the embedder may take for an answer, from the setting imgsearch.embedder_timeout (30s).
 create or replace function imgsearch._embedder_timeout() returns interval
@@ -159,6 +166,11 @@ begin
     end if;
     execute format('create server imgsearch_embedder foreign data wrapper dblink_fdw options (
         host %L, port %L, dbname ''pgimgsearch'', connect_timeout ''2'', tcp_user_timeout ''10000'', sslmode %L)', host, port, sslmode);
+    -- no other server, whoever has taken its place, is told the password
+    if current_setting('server_version_num')::integer >= 160000 then
+        alter server imgsearch_embedder options (add require_auth 'scram-sha-256');
+    end if;
+    execute format('comment on server imgsearch_embedder is %L', 'for ' || imgsearch._database_identity());
     begin
         execute format('create user mapping for public server imgsearch_embedder options (
             user ''pgimgsearch'', password %L)', password);

@@ -27,7 +27,7 @@ begin
            array_agg(distinct btrim(n.query)) filter (where t.key is null)
     into texts, found, missing
     from unnest(queries) with ordinality as n (query, number)
-    left join imgsearch._cached_texts(m.model_id, array(
+    left join imgsearch._cached_texts(m.model_id, m.fingerprint, array(
         select imgsearch.text_key(q, _text_vectors.template) from unnest(queries) q)) t
         on t.key = imgsearch.text_key(n.query, _text_vectors.template);
     if missing is null then return found; end if;
@@ -47,13 +47,14 @@ begin
 end $$;
 
 -- Cached vectors by their keys. Only who knows a text finds it: the table shows everybody's searches to its owner alone.
-create or replace function imgsearch._cached_texts(model_id integer, keys bytea[])
+create or replace function imgsearch._cached_texts(model_id integer, fingerprint text, keys bytea[])
 returns table (key bytea, embedding @vector@.vector)
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     return query select t.key, t.embedding from imgsearch.text_embedding t
-    where t.model_id = _cached_texts.model_id and t.key = any(keys);
+    where t.model_id = _cached_texts.model_id and t.key = any(keys)
+        and t.fingerprint is not distinct from _cached_texts.fingerprint;
 end $$;
 
 -- Those texts that are not cached, each once, in their order. With touch, the others count as used just now.
@@ -69,8 +70,9 @@ begin
     end if;
     return query
         select n.query from unnest(queries) with ordinality as n (query, number)
-        where not exists (select from imgsearch.text_embedding t where t.model_id = _missing_texts.model_id
-                          and t.key = imgsearch.text_key(n.query, _missing_texts.template))
+        where not exists (select from imgsearch.text_embedding t join imgsearch.model m on m.model_id = t.model_id
+                          where t.model_id = _missing_texts.model_id and t.fingerprint is not distinct from m.fingerprint
+                              and t.key = imgsearch.text_key(n.query, _missing_texts.template))
         group by n.query order by min(n.number);
 end $$;
 
@@ -120,13 +122,22 @@ begin
                                    array[cache_text.embedding], cache_text.template);
 end $$;
 
--- Cache the vectors of texts in a template. Raises PI002 and PI008 for vectors and texts that are not valid.
+-- A model as it is with these weights.
+create or replace function imgsearch._of_fingerprint(m imgsearch.model, fingerprint text) returns imgsearch.model
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+    m.fingerprint := _of_fingerprint.fingerprint;
+    return m;
+end $$;
+
+-- Cache the vectors of texts in a template; what made them is the fingerprint of m. Raises PI002 and PI008 for vectors and texts that are not valid.
 create or replace function imgsearch._cache_texts(
     m imgsearch.model, queries text[], embeddings @vector@.vector[], template text
 ) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     given record;
+    made_by text;
     started timestamptz := clock_timestamp();
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
@@ -136,7 +147,12 @@ begin
             hint = 'searches need no right to cache where "pgimgsearch serve" runs; writers may cache, and under row-level '
                 'security on imgsearch.image only its owner';
     end if;
+    made_by := m.fingerprint;
     select x.* into strict m from imgsearch.model x where x.model_id = m.model_id;  -- not what the caller says of it
+    if made_by is distinct from m.fingerprint then
+        raise exception 'these vectors are of another version of model %', m.name using errcode = 'PI002',
+            hint = 'start the embedder again: pgimgsearch serve';
+    end if;
     for given in select n.query, n.embedding from unnest(queries, embeddings) n (query, embedding) loop
         if @vector@.vector_dims(given.embedding) is distinct from m.dim then
             raise exception 'model % takes a vector of dimension %, not %', m.name, m.dim,
@@ -148,13 +164,13 @@ begin
         end if;
         perform imgsearch._check_text(given.query, _cache_texts.template);
     end loop;
-    insert into imgsearch.text_embedding as t (model_id, key, query, template, embedding, used_at)
+    insert into imgsearch.text_embedding as t (model_id, key, query, template, fingerprint, embedding, used_at)
     select distinct on (2) m.model_id, imgsearch.text_key(n.query, _cache_texts.template), btrim(n.query),
-           _cache_texts.template, n.embedding, started + n.number * interval '1 microsecond'
+           _cache_texts.template, m.fingerprint, n.embedding, started + n.number * interval '1 microsecond'
     from unnest(queries, embeddings) with ordinality n (query, embedding, number)
     order by 2, n.number desc
     on conflict on constraint text_embedding_pkey
-        do update set embedding = excluded.embedding, used_at = excluded.used_at;
+        do update set embedding = excluded.embedding, fingerprint = excluded.fingerprint, used_at = excluded.used_at;
     delete from imgsearch.text_embedding t
     where t.model_id = m.model_id and t.key in (
         select o.key from imgsearch.text_embedding o where o.model_id = m.model_id

@@ -140,6 +140,7 @@ create table imgsearch.text_embedding (
     key bytea not null,
     query text not null,
     template text not null,
+    fingerprint text,
     embedding @vector@.vector not null,
     used_at timestamptz not null default now(),
     primary key (model_id, key)

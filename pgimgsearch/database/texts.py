@@ -22,9 +22,9 @@ def missing_texts(connection: Connection, model: StoredModel, texts: Sequence[st
 def cache_texts(
     connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str = "{}"
 ) -> None:
-    """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32."""
+    """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32, by the weights of its fingerprint."""
     connection.execute(
-        sql.SQL("select imgsearch._cache_texts(imgsearch._resolve_model(%s), %s::text[], %s::text[]::{}.vector[], %s)")
-        .format(sql.SQL(vector_schema(connection))),
-        [model.name, list(texts), [str(vector.tolist()) for vector in vectors], template],
+        sql.SQL("select imgsearch._cache_texts(imgsearch._of_fingerprint(imgsearch._resolve_model(%s), %s), "
+                "%s::text[], %s::text[]::{}.vector[], %s)").format(sql.SQL(vector_schema(connection))),
+        [model.name, model.fingerprint, list(texts), [str(vector.tolist()) for vector in vectors], template],
     )  # fmt: skip

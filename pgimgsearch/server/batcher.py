@@ -1,17 +1,15 @@
-"""One thread that owns a network: requests that wait together share a forward pass."""
+"""One thread that owns a network: requests that wait together share a forward pass, and clients take turns."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pgimgsearch.embeddings.loaded_model import TEXTS_AT_ONCE
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.server.errors import Busy
@@ -19,12 +17,14 @@ from pgimgsearch.server.errors import Busy
 Kind = Literal["text", "image"]
 Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
 WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
-MOST_WAITING = 512  # texts and images
+TEXTS_A_PASS = 32  # as fast a text as more, and nobody waits long for one
+MOST_WAITING = 512  # texts and images of a client that is alone
+CROWD = 4  # times as many may wait of all clients together
 
 
 @dataclass(slots=True)
 class Request:
-    """Texts or prepared images, and where their outputs are awaited."""
+    """Texts or prepared images of a pass at most, and where their outputs are awaited."""
 
     kind: Kind
     inputs: Sequence[Any]
@@ -41,9 +41,9 @@ class Batcher:
         self.encoder = encoder
         self.most_waiting = most_waiting
         self._pictures = Batches(encoder, batch_size)
-        self._sizes = {"text": TEXTS_AT_ONCE, "image": batch_size}
+        self._sizes = {"text": TEXTS_A_PASS, "image": batch_size}
         self._observe = observe
-        self._queue: deque[Request] = deque()
+        self._queues: dict[Hashable, deque[Request]] = {}  # client -> what waits; who was served last comes last
         self._arrived = threading.Condition()
         self._closing = False
         self._company = False  # whether the last pass had more than one request
@@ -53,18 +53,24 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Texts and images that no pass has taken yet."""
-        return sum(len(request.inputs) for request in self._queue)
+        return sum(map(_inputs, list(self._queues.values())))
 
-    def submit(self, kind: Kind, inputs: Sequence[Any]) -> "Future[Outputs]":
-        """Queue inputs; raises Busy where too many wait already."""
-        request = Request(kind, inputs)
+    def submit(self, kind: Kind, inputs: Sequence[Any], client: Hashable = None) -> "list[Future[Outputs]]":
+        """Queue inputs, and return a future for each pass that they need; raises Busy where too many wait already.
+
+        A client that others wait beside has its share of the queue; one that nothing waits for is let in.
+        """
+        size = self._sizes[kind]
+        requests = [Request(kind, inputs[start : start + size]) for start in range(0, len(inputs), size)]
         with self._arrived:
-            if self._closing or (self._queue and self.waiting + len(inputs) > self.most_waiting):
-                raise Busy(f"{self.waiting} texts and images wait for {self.encoder.spec.name}",
+            own, waiting = _inputs(self._queues.get(client, ())), self.waiting
+            share = self.most_waiting // (len(self._queues) + (client not in self._queues))
+            if self._closing or (own and own + len(inputs) > share) or waiting >= CROWD * self.most_waiting:
+                raise Busy(f"{waiting} texts and images wait for {self.encoder.spec.name}",
                            hint="try again in a moment, or run more embedders")  # fmt: skip
-            self._queue.append(request)
+            self._queues.setdefault(client, deque()).extend(requests)
             self._arrived.notify()
-        return request.answer
+        return [request.answer for request in requests]
 
     def close(self) -> None:
         """Answer what waits, and end the thread."""
@@ -78,26 +84,33 @@ class Batcher:
             self._answer(batch)
 
     def _gather(self) -> list[Request]:
-        """The oldest request, with those of its kind that wait; where there was company before, for a window more.
+        """The first request of the client whose turn it is, and in turns those of the same kind that fit into the pass.
 
-        Nothing when closed.
+        Where there was company before, it waits for more for a window. Nothing when closed.
         """
         with self._arrived:
-            self._arrived.wait_for(lambda: self._queue or self._closing)
-            if not self._queue:
+            self._arrived.wait_for(lambda: self._queues or self._closing)
+            if not self._queues:
                 return []
-            first, deadline = self._queue[0], time.monotonic() + (WINDOW if self._company else 0)
-            size = self._sizes[first.kind]
+            kind, deadline = (
+                next(iter(self._queues.values()))[0].kind,
+                time.monotonic() + (WINDOW if self._company else 0),
+            )
+            size = self._sizes[kind]
             while not self._closing and self.waiting < size and (left := deadline - time.monotonic()) > 0:
                 self._arrived.wait(left)
             batch: list[Request] = []
-            rest: deque[Request] = deque()
-            taken = 0
-            for request in self._queue:
-                fits = request.kind == first.kind and (not batch or taken + len(request.inputs) <= size)
-                (batch if fits else rest).append(request)
-                taken += len(request.inputs) if fits else 0
-            self._queue = rest
+            taken, before = 0, -1
+            while before < len(batch):  # rounds, until a whole one adds nothing
+                before = len(batch)
+                for client, queue in list(self._queues.items()):
+                    if queue[0].kind != kind or (batch and taken + len(queue[0].inputs) > size):
+                        continue
+                    batch.append(queue.popleft())
+                    taken += len(batch[-1].inputs)
+                    del self._queues[client]
+                    if queue:
+                        self._queues[client] = queue
             self._company = len(batch) > 1
             return batch
 
@@ -128,11 +141,10 @@ class Batcher:
 
     def _embed(self, kind: Kind, inputs: Sequence[Any]) -> Outputs:
         begin = time.perf_counter()
-        if kind == "image":
-            outputs = self._pictures.embed(inputs)
-        else:
-            starts = range(0, len(inputs), TEXTS_AT_ONCE)
-            parts = [self.encoder.embed_text(inputs[start : start + TEXTS_AT_ONCE]) for start in starts]
-            outputs = {"text": np.concatenate(parts)}
+        outputs = self._pictures.embed(inputs) if kind == "image" else {"text": self.encoder.embed_text(inputs)}
         self._observe(kind, len(inputs), time.perf_counter() - begin)
         return outputs
+
+
+def _inputs(requests: Iterable[Request]) -> int:
+    return sum(len(request.inputs) for request in requests)

@@ -1,5 +1,7 @@
 """What the embedder refuses: each with a SQLSTATE for one door and a status for the other."""
 
+from fastapi.responses import JSONResponse
+
 from pgimgsearch.errors import ModelError, PgImgSearchError
 
 
@@ -36,6 +38,19 @@ class BadImage(Refusal):
 
     sqlstate = "PI014"
     status = 422
+
+
+class TooLarge(Refusal):
+    """The request has more bytes than are taken."""
+
+    status = 413
+
+
+def json_answer(refusal: Refusal) -> JSONResponse:
+    """A refusal over HTTP; half a character in what it quotes becomes a question mark."""
+    told = {"error": str(refusal), "hint": refusal.hint, "sqlstate": refusal.sqlstate}
+    content = {key: value and value.encode(errors="replace").decode() for key, value in told.items()}
+    return JSONResponse(content, refusal.status, {"Retry-After": "1"} if isinstance(refusal, Busy) else None)
 
 
 def refusal_of(error: Exception) -> Refusal:

@@ -1,26 +1,33 @@
 """The door for HTTP: texts and files in, vectors out, with a description of itself at /docs and /openapi.json."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator
+import html
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Depends, FastAPI, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from pgimgsearch import __version__
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import ModelError
-from pgimgsearch.server.errors import Busy, Refusal, Unauthorized, refusal_of
+from pgimgsearch.reports.html import html_page
+from pgimgsearch.server.errors import Busy, Refusal, json_answer, refusal_of
+from pgimgsearch.server.http_guard import Guard
 from pgimgsearch.server.jobs import Job, Jobs, file_result
-from pgimgsearch.server.service import Service
+from pgimgsearch.server.service import LARGEST_PICTURE, Service
 
-LARGEST_BODY = 512 << 20  # bytes
 MOST_TEXTS = 1000
-OPEN_PATHS = {"/health", "/metrics", "/docs", "/redoc", "/openapi.json"}
+FILES_AT_ONCE = 8  # of a request, that are held in memory
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 class Texts(BaseModel):
@@ -44,7 +51,7 @@ class FileResult(BaseModel):
 
     file: str
     status: str
-    embedding: list[float] | None = None
+    embedding: Annotated[list[float], BeforeValidator(_as_list)] | None = None
     error: str | None = None
     hint: str | None = None
 
@@ -72,7 +79,7 @@ BEARER = HTTPBearer(auto_error=False)  # says in the description that a route ne
 
 
 def application(service: Service, password: str) -> FastAPI:
-    """The routes; all but /health, /metrics and the description want the password as a bearer token."""
+    """The routes; all but /health, /metrics and the description want the password as a bearer token (Guard)."""
     jobs = Jobs(service)
 
     @asynccontextmanager
@@ -80,38 +87,37 @@ def application(service: Service, password: str) -> FastAPI:
         yield
         await jobs.close()
 
-    app = FastAPI(title="pgimgsearch embedder", version=__version__, lifespan=lifespan)
-    app.exception_handler(Exception)(_refuse)
-    app.exception_handler(Refusal)(_refuse)
-    app.exception_handler(ModelError)(_refuse)
-    app.middleware("http")(_limit_body)
-    _add_password_check(app, password)
+    app = FastAPI(title="pgimgsearch embedder", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for error in (Exception, Refusal, ModelError):
+        app.exception_handler(error)(_refuse)
+    app.exception_handler(RequestValidationError)(_refuse_form)
+    app.add_middleware(Guard, password=password)
+    _add_description(app)
     _add_embedding(app, service)
     _add_jobs(app, service, jobs)
     _add_status(app, service)
     return app
 
 
-def _add_password_check(app: FastAPI, password: str) -> None:
-    @app.middleware("http")
-    async def check_password(request: Request, call_next: Any) -> Any:
-        """Refuse requests without the password before anything of a body is read."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        right = scheme.lower() == "bearer" and secrets.compare_digest(token.encode(), password.encode())
-        if right or request.url.path in OPEN_PATHS:
-            return await call_next(request)
-        return await _refuse(
-            request, Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
-        )
+def _add_description(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """List the routes, on a page that loads nothing."""
+        rows = [
+            f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(about['description'])}</p>"
+            for path, methods in app.openapi()["paths"].items() for method, about in methods.items()
+        ]  # fmt: skip
+        page = html_page(app.title, f'{"".join(rows)}<p><a href="/openapi.json">openapi.json</a> has the details.</p>')
+        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
 def _add_embedding(app: FastAPI, service: Service) -> None:
     @app.post("/embed/text", dependencies=[Depends(BEARER)])
-    async def embed_text(asked: Texts) -> TextVectors:
+    async def embed_text(asked: Texts, request: Request) -> TextVectors:
         """Embed texts; new ones go into the database's cache."""
         model = service.find(asked.model)
         try:
-            vectors = await service.embed_texts(model, asked.texts, asked.template)
+            vectors = await service.embed_texts(model, asked.texts, asked.template, request.client)
         except Exception as error:
             service.metrics.count("http", "text", refusal_of(error).sqlstate)
             raise
@@ -120,11 +126,11 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed/image", dependencies=[Depends(BEARER)])
     async def embed_image(
-        files: list[UploadFile], model: str = "default", normalize: bool | None = None
+        files: list[UploadFile], request: Request, model: str = "default", normalize: bool | None = None
     ) -> FileVectors:  # fmt: skip
         """Embed files; ``normalize`` scales vectors to length one or leaves them, as the model does if not given."""
         held = service.find(model)
-        results = await _all_results(service, held, files, normalize)
+        results = await _all_results(service, held, files, normalize, request.client)
         return FileVectors(model=held.stored.name, dim=held.stored.dim, results=results)
 
 
@@ -155,10 +161,14 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
 
 async def _all_results(
-    service: Service, model: LoadedModel, files: list[UploadFile], normalize: bool | None
+    service: Service, model: LoadedModel, files: list[UploadFile], normalize: bool | None, client: Hashable
 ) -> list[FileResult]:  # fmt: skip
+    slots = asyncio.Semaphore(FILES_AT_ONCE)
+
     async def one(file: UploadFile) -> FileResult:
-        return FileResult(**await file_result(service, model, file.filename or "", await file.read(), normalize))
+        async with slots:
+            data = await file.read(LARGEST_PICTURE + 1)
+            return FileResult(**await file_result(service, model, file.filename or "", data, normalize, client))
 
     try:
         return list(await asyncio.gather(*map(one, files)))
@@ -175,20 +185,11 @@ def _state(job: Job) -> JobState:
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
-    said = refusal_of(error)
-    headers = {"Retry-After": "1"} if isinstance(said, Busy) else {}
-    content = {"error": str(said), "hint": said.hint, "sqlstate": said.sqlstate}
-    return JSONResponse(content, said.status, headers)
+    return json_answer(refusal_of(error))
 
 
-async def _limit_body(request: Request, call_next: Any) -> Any:
-    """Refuse before anything is read; a body of unknown length could be of any."""
-    if request.method != "POST":
-        return await call_next(request)
-    length = request.headers.get("content-length")
-    if length is None or not length.isdigit():
-        return JSONResponse({"error": "the request does not say its length", "hint": None}, 411)
-    if int(length) > LARGEST_BODY:
-        hint = f"send at most {LARGEST_BODY >> 20} MB at once"
-        return JSONResponse({"error": f"the request has {length} bytes", "hint": hint}, 413)
-    return await call_next(request)
+async def _refuse_form(_: Request, error: Exception) -> JSONResponse:
+    """What the framework says of a request that it cannot read, without what was sent."""
+    assert isinstance(error, RequestValidationError)
+    said = [{"loc": one["loc"], "msg": one["msg"], "type": one["type"]} for one in error.errors()]
+    return JSONResponse({"detail": said}, 422)

@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,13 @@ from typing import Any, Literal
 from fastapi import UploadFile
 
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.server.errors import Busy, Refusal, refusal_of
+from pgimgsearch.server.errors import Busy, Refusal, TooLarge, refusal_of
 from pgimgsearch.server.service import Service
 
 MOST_JOBS = 8  # unfinished
 KEPT_SECONDS = 3600
-AT_ONCE = 32  # images of one job that are decoded or wait
+AT_ONCE = 8  # images of one job that are decoded or wait
+MOST_RESULTS = 256 << 20  # bytes of vectors that are kept or to come
 
 
 @dataclass(slots=True)
@@ -30,8 +31,13 @@ class Job:
     names: list[str]
     folder: Path
     normalize: bool | None
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)  # with vectors as arrays, a tenth of lists
     ended_at: float | None = None
+
+    @property
+    def result_bytes(self) -> int:
+        """Of all its vectors, those to come too."""
+        return 4 * self.model.stored.dim * len(self.names)
 
     @property
     def status(self) -> Literal["running", "complete", "failed"]:
@@ -54,6 +60,7 @@ class Jobs:
         self._forget()
         if sum(job.ended_at is None for job in self._jobs.values()) >= MOST_JOBS:
             raise Busy(f"{MOST_JOBS} jobs are running", hint="wait for one of them")
+        self._make_room(4 * model.stored.dim * len(files))
         folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-job-"))
         job = Job(secrets.token_urlsafe(16), model, [file.filename or "" for file in files], folder, normalize)
         self._jobs[job.job_id] = job
@@ -69,6 +76,14 @@ class Jobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return job
+
+    def _make_room(self, wanted: int) -> None:
+        """Forget the oldest results for new ones; raises Refusal for more than there is room for."""
+        ended = sorted((job for job in self._jobs.values() if job.ended_at), key=lambda job: job.ended_at or 0)
+        while sum(job.result_bytes for job in self._jobs.values()) + wanted > MOST_RESULTS:
+            if not ended:
+                raise TooLarge("the vectors of these files are too many to keep", hint="send fewer files at once")
+            del self._jobs[ended.pop(0).job_id]
 
     def find(self, job_id: str) -> Job:
         """A job that was taken less than an hour after its end; raises Refusal."""
@@ -95,7 +110,7 @@ class Jobs:
                     data = await asyncio.to_thread((job.folder / str(number)).read_bytes)
                 except OSError as error:
                     return {"file": name, "status": "failed", "error": str(error), "hint": "send it again"}
-                return await patient_result(self._service, job.model, name, data, job.normalize)
+                return await patient_result(self._service, job.model, name, data, job.normalize, job.job_id)
 
         try:
             job.results = list(await asyncio.gather(*map(one, range(len(job.names)))))
@@ -111,11 +126,11 @@ class Jobs:
 
 
 async def file_result(
-    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None
+    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None, client: Hashable
 ) -> dict[str, Any]:  # fmt: skip
     """One file's vector, or its error: a bad file spoils no other. Raises Busy."""
     try:
-        vector = await service.embed_picture(model, data, normalize=normalize)
+        vector = await service.embed_picture(model, data, normalize=normalize, client=client)
     except Busy:
         raise
     except Exception as error:
@@ -123,15 +138,15 @@ async def file_result(
         service.metrics.count("http", "image", said.sqlstate)
         return {"file": name, "status": "failed", "error": str(said), "hint": said.hint}
     service.metrics.count("http", "image", "ok")
-    return {"file": name, "status": "ok", "embedding": vector.tolist()}
+    return {"file": name, "status": "ok", "embedding": vector}
 
 
 async def patient_result(
-    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None
+    service: Service, model: LoadedModel, name: str, data: bytes, normalize: bool | None, client: Hashable
 ) -> dict[str, Any]:  # fmt: skip
     """The same for a job, which has time: it waits while the embedder is busy."""
     while True:
         try:
-            return await file_result(service, model, name, data, normalize)
+            return await file_result(service, model, name, data, normalize, client)
         except Busy:
             await asyncio.sleep(0.05)

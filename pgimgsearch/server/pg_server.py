@@ -4,12 +4,12 @@ Each answer is a row of text.
 """
 
 import asyncio
-import codecs
 import json
 import re
 import socket
 import ssl
 import struct
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,8 @@ from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import requests as questions
 from pgimgsearch.server import scram
-from pgimgsearch.server.errors import refusal_of
+from pgimgsearch.server.budget import ByteBudget, Places
+from pgimgsearch.server.errors import Busy, refusal_of
 from pgimgsearch.server.service import LARGEST_PICTURE, Service
 
 USER = "pgimgsearch"
@@ -25,9 +26,21 @@ PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encod
               "integer_datetimes": "on", "standard_conforming_strings": "on"}  # fmt: skip
 LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # an image in base64, and what is around it
 LARGEST_BEFORE_LOGIN = 10_000
+SMALL_MESSAGE = 1 << 16  # for which no budget is asked
+WAITING_BYTES = 128 << 20  # of large messages that are received or worked on
 SECONDS_TO_LOG_IN = 10
+SECONDS_A_MESSAGE = 60  # from its first byte to its last
 SECONDS_TO_ANSWER = 30  # when the embedder ends
-MOST_CONNECTIONS = 1000
+SECONDS_BETWEEN_LOOKS = 0.1  # whether a client that waits for an answer is still there
+MOST_LOGGING_IN, MOST_CONNECTIONS = 200, 1000
+# Encodings of Postgres -> of Python: those that are read and written in one pass over the text
+ENCODINGS = {
+    "UTF8": "utf-8", "UNICODE": "utf-8", "SQLASCII": "utf-8", "EUCJP": "euc_jp", "EUCKR": "euc_kr", "EUCCN": "gb2312",
+    "SJIS": "shift_jis", "GBK": "gbk", "GB18030": "gb18030", "BIG5": "big5", "UHC": "cp949", "JOHAB": "johab",
+    "KOI8R": "koi8_r", "KOI8U": "koi8_u", "WIN866": "cp866", "WIN874": "cp874",
+    **{f"WIN125{n}": f"cp125{n}" for n in range(9)}, **{f"ISO8859{n}": f"iso8859_{n}" for n in range(5, 9)},
+    **{f"LATIN{n}": f"iso8859_{part}" for n, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)},
+}  # fmt: skip
 SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
 
 
@@ -39,6 +52,9 @@ class PgServer:
         self._verifier = scram.verifier_of(password)
         self._open: set[asyncio.Task[Any]] = set()
         self._idle: set[asyncio.Task[Any]] = set()  # of these, those that wait for a message
+        self._logging_in = Places[asyncio.Task[Any]](MOST_LOGGING_IN, _hang_up)
+        self._resting = Places[asyncio.Task[Any]](MOST_CONNECTIONS, _hang_up)
+        self._bytes = ByteBudget(WAITING_BYTES)
         self._leaving = False
 
     async def start(self, bound: socket.socket) -> asyncio.Server:
@@ -61,12 +77,11 @@ class PgServer:
         assert task is not None
         self._open.add(task)
         self._idle.add(task)
+        self._logging_in.enter(task)
         try:
-            if len(self._open) > MOST_CONNECTIONS:
-                writer.write(protocol.error("53300", "too many connections", None, "FATAL"))
-                return
             async with asyncio.timeout(SECONDS_TO_LOG_IN):
                 welcome = await self._log_in(reader, writer)
+            self._logging_in.leave(task)
             if welcome:
                 await self._answer_queries(reader, writer, task)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, ssl.SSLError, struct.error):
@@ -76,23 +91,35 @@ class PgServer:
         finally:
             self._open.discard(task)
             self._idle.discard(task)
+            self._logging_in.leave(task)
+            self._resting.leave(task)
             writer.close()
             with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
                 await writer.wait_closed()
 
     async def _log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        encrypted, asked = False, set[int]()
         while True:
             code, body = await _read_startup(reader)
-            if code == protocol.SSL_REQUEST:
-                writer.write(b"S" if self._tls else b"N")
-                await writer.drain()
-                if self._tls:
-                    await writer.start_tls(self._tls)
-            elif code == protocol.GSS_REQUEST:
-                writer.write(b"N")
-            else:
+            if code not in {protocol.SSL_REQUEST, protocol.GSS_REQUEST}:
                 break
+            if code in asked or encrypted:
+                return False
+            asked.add(code)
+            offered = code == protocol.SSL_REQUEST and self._tls is not None
+            writer.write(b"S" if offered else b"N")
+            await writer.drain()
+            if offered and self._tls is not None:
+                if reader._buffer:  # type: ignore[attr-defined]  # sent before, so by whom is not known
+                    return False
+                await writer.start_tls(self._tls)
+                encrypted = True
         if code >> 16 != protocol.PROTOCOL_3:  # a request to cancel, or another protocol
+            return False
+        if self._tls is not None and not encrypted:
+            writer.write(protocol.error("28000", "this server takes encrypted connections alone",
+                                        "connect with sslmode=verify-full", "FATAL"))  # fmt: skip
+            await writer.drain()
             return False
         user = protocol.startup_parameters(body).get("user", "")
         if not await self._authenticate(reader, writer, user):
@@ -129,32 +156,45 @@ class PgServer:
         encoding, skipping = "utf-8", False
         while not self._leaving:
             self._idle.add(task)
-            kind, body = await _read_message(reader, LARGEST_MESSAGE)
+            self._resting.enter(task)
+            kind = await reader.readexactly(1)
             self._idle.discard(task)
-            if kind == b"X":
-                return
-            if kind == b"S":
-                skipping = False
-                writer.write(protocol.ready())
-            elif kind != b"Q":  # the extended protocol: refused once, until its sync
-                if not skipping:
-                    writer.write(protocol.error("0A000", "only simple queries are understood", None))
-                skipping = True
-            else:
-                query = body.rstrip(b"\0").decode(encoding, "replace")
-                if (wanted := SET_ENCODING.fullmatch(query)) is not None:
-                    encoding = _codec(wanted[1])
+            self._resting.leave(task)
+            with self._bytes.share() as take:
+                try:
+                    body = await _read_body(reader, LARGEST_MESSAGE, take)
+                except Busy as busy:  # what is left of the message is not read, so the connection ends
+                    writer.write(protocol.error(busy.sqlstate, str(busy), busy.hint, "FATAL"))
+                    return
+                if kind == b"X":
+                    return
+                if kind == b"S":
+                    skipping = False
+                    writer.write(protocol.ready())
+                elif kind != b"Q":  # the extended protocol: refused once, until its sync
+                    if not skipping:
+                        writer.write(protocol.error("0A000", "only simple queries are understood", None))
+                    skipping = True
+                elif (
+                    wanted := SET_ENCODING.fullmatch(query := body.rstrip(b"\0").decode(encoding, "replace"))
+                ) is None:
+                    answer = await _while_there(reader, writer, self._answer(query, encoding, task))
+                    writer.write(answer + protocol.ready())
+                elif (known := ENCODINGS.get(re.sub("[-_]", "", wanted[1]).upper())) is not None:
+                    encoding = known
                     writer.write(protocol.completed("SET") + protocol.ready())
                 else:
-                    writer.write(await self._answer(query, encoding) + protocol.ready())
-            await writer.drain()
+                    said = protocol.error("22023", f"unknown client_encoding: {wanted[1]}", "use UTF8")
+                    writer.write(said + protocol.ready())
+            async with asyncio.timeout(SECONDS_A_MESSAGE):  # for one that does not read
+                await writer.drain()
 
-    async def _answer(self, query: str, encoding: str) -> bytes:
+    async def _answer(self, query: str, encoding: str, client: asyncio.Task[Any]) -> bytes:
         kind = "unknown"
         try:
             asked = questions.parse(query)
             kind = asked.ask
-            answers = await self._ask(asked)
+            answers = await self._ask(asked, client)
         except Exception as error:  # a question must not end the connection
             said = refusal_of(error)
             self._service.metrics.count("postgres", kind, said.sqlstate)
@@ -162,23 +202,35 @@ class PgServer:
         self._service.metrics.count("postgres", kind, "ok")
         return protocol.column("answer", answers, f"SELECT {len(answers)}", encoding)
 
-    async def _ask(self, asked: questions.Question) -> list[str]:
+    async def _ask(self, asked: questions.Question, client: asyncio.Task[Any]) -> list[str]:
         if isinstance(asked, questions.StatusRequest):
             return [json.dumps({"model": name, "fingerprint": model.stored.fingerprint, "device": model.encoder.device})
                     for name, model in self._service.models.items()]  # fmt: skip
         model = self._service.find(asked.model, asked.fingerprint)
         if isinstance(asked, questions.TextRequest):
-            return [literal(vector) for vector in await self._service.embed_texts(model, asked.texts, asked.template)]
-        vector = await self._service.embed_picture(model, asked.bytes, asked.crop)
+            vectors = await self._service.embed_texts(model, asked.texts, asked.template, client)
+            return [literal(vector) for vector in vectors]
+        vector = await self._service.embed_picture(model, asked.bytes, asked.crop, client=client)
         return [literal(vector, model.stored.storage)]
 
 
-def _codec(name: str) -> str:
-    """Python's name of a client encoding of Postgres; UTF-8 for those it does not have."""
+def _hang_up(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+
+
+async def _while_there(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, work: Coroutine[Any, Any, bytes]
+) -> bytes:
+    """The result of work for a client; raises ConnectionError, and cancels the work, where the client leaves before."""
+    working = asyncio.ensure_future(work)
     try:
-        return codecs.lookup(re.sub(r"(?i)^win", "cp", name)).name
-    except LookupError:
-        return "utf-8"
+        while not working.done():
+            await asyncio.wait({working}, timeout=SECONDS_BETWEEN_LOOKS)
+            if not working.done() and (reader.at_eof() or reader.exception() or writer.is_closing()):
+                raise ConnectionError("the client left")
+        return working.result()
+    finally:
+        working.cancel()
 
 
 async def _read_startup(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -189,8 +241,24 @@ async def _read_startup(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 async def _read_message(reader: asyncio.StreamReader, largest: int) -> tuple[bytes, bytes]:
+    """A message before the login, which has a time limit as a whole."""
     kind = await reader.readexactly(1)
-    (length,) = struct.unpack("!i", await reader.readexactly(4))
-    if not 4 <= length <= largest:
-        raise struct.error(f"a message of {length} bytes")
-    return kind, await reader.readexactly(length - 4)
+    return kind, await _read_body(reader, largest, lambda _: None)
+
+
+async def _read_body(reader: asyncio.StreamReader, largest: int, take: Callable[[int], None]) -> bytes:
+    """The rest of a message; takes of the budget what has arrived of a large one. Raises Busy or TimeoutError."""
+    async with asyncio.timeout(SECONDS_A_MESSAGE):
+        (length,) = struct.unpack("!i", await reader.readexactly(4))
+        if not 4 <= length <= largest:
+            raise struct.error(f"a message of {length} bytes")
+        if length <= SMALL_MESSAGE:
+            return await reader.readexactly(length - 4)
+        body = bytearray()
+        while left := length - 4 - len(body):
+            part = await reader.read(min(left, SMALL_MESSAGE))
+            if not part:
+                raise asyncio.IncompleteReadError(b"", left)
+            take(len(part))
+            body += part
+        return bytes(body)

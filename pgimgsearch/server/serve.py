@@ -1,11 +1,13 @@
 """Run the embedder: load the models, open both listeners, follow the database, and close all in order."""
 
 import asyncio
+import resource
 import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pgimgsearch.database.privileges import can_write_texts
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.server.http_api import application
+from pgimgsearch.server.http_guard import guarded_protocol
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.model_follower import ModelFollower
 from pgimgsearch.server.pg_server import PgServer
@@ -56,6 +59,9 @@ def run(
     opened: Callable[[Service], None],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both listeners are open."""
+    with suppress(ValueError, OSError):  # each connection is an open file
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536) if most > 0 else 65536, most))
     sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:
@@ -82,7 +88,10 @@ async def _serve(service: Service, listeners: Listeners, password: str, opened: 
     with _bound(listeners.host, listeners.port) as postgres, _bound(listeners.host, listeners.http_port) as http:
         listening = await wire.start(postgres)
         files = {"ssl_certfile": listeners.certificate, "ssl_keyfile": listeners.key} if tls else {}
-        config = uvicorn.Config(application(service, password), log_level="warning", access_log=False, **files)  # type: ignore[arg-type]
+        config = uvicorn.Config(
+            application(service, password), http=guarded_protocol(), ws="none", log_level="warning", access_log=False,
+            **files,  # type: ignore[arg-type]
+        )  # fmt: skip
         try:
             await _HttpServer(config, opened).serve([http])  # until a signal
         finally:

@@ -1,7 +1,7 @@
 """What both protocols offer: vectors of texts and images, from the loaded models."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,15 +12,19 @@ from pgimgsearch.embeddings.embed_query import Crop, cropped
 from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedImage
-from pgimgsearch.server.batcher import MOST_WAITING, Batcher
+from pgimgsearch.server.batcher import MOST_WAITING, Batcher, Kind
 from pgimgsearch.server.errors import BadImage, ModelNotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
-from pgimgsearch.sources.decode import decode, limit_pixels
+from pgimgsearch.sources.decode import decode_pixels, limit_pixels, pixels_of
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
+from pgimgsearch.sources.memory_budget import MemoryBudget
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
+MOST_FORMS = 4096  # texts in all lines of a template
+MANY_PIXELS = 16_000_000  # such images are decoded by one thread, beside which the others go on
+DECODING = 512 << 20  # bytes of images that are being decoded
 
 
 class Service:
@@ -41,6 +45,8 @@ class Service:
         self._batchers: dict[int, Batcher] = {}
         self.hold({model.stored.name: model for model in models}, aliases)
         self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode large")
+        self._memory = MemoryBudget(DECODING)
         limit_pixels(DEFAULT_LIMITS.max_pixels)
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
@@ -72,12 +78,11 @@ class Service:
         return model
 
     async def embed_texts(
-        self, model: LoadedModel, texts: Sequence[str], template: str = "{}"
+        self, model: LoadedModel, texts: Sequence[str], template: str = "{}", client: Hashable = None
     ) -> NDArray[np.float32]:  # fmt: skip
         """(n, dim) float32, normalised; they go into the cache. Raises Refusal, Busy or ModelError."""
         _check_texts(texts, template)
-        forms = model.text_forms(texts, template)
-        outputs = await asyncio.wrap_future(self._batcher(model).submit("text", forms))
+        outputs = await self._embedded(model, "text", model.text_forms(texts, template), client)
         vectors = model.text_vectors(outputs["text"], len(texts))
         if self._cache is not None:
             self._cache.keep(model.stored, texts, vectors, template)
@@ -86,19 +91,37 @@ class Service:
         return vectors
 
     async def embed_picture(
-        self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None
+        self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None,
+        client: Hashable = None,
     ) -> NDArray[Any]:  # fmt: skip
         """(dim,) float32, or bits, 0 or 1, of an image's bytes. Raises BadImage, Refusal or Busy."""
-        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, data, crop)
-        outputs = await asyncio.wrap_future(self._batcher(model).submit("image", [prepared]))
+        loop = asyncio.get_running_loop()
+        pixels = 0 if len(data) > LARGEST_PICTURE else await loop.run_in_executor(self._decoders, pixels_of, data)
+        pool = self._large if pixels > MANY_PIXELS else self._decoders
+        prepared = await loop.run_in_executor(pool, self._prepare, model, data, crop)
+        outputs = await self._embedded(model, "image", [prepared], client)
         if (reason := rejection_reason(model.storable(outputs)[0])) is not None:
             raise BadImage(f"the image has no useful vector: {reason}", hint="try another model")
         vector: NDArray[Any] = model.vectors(outputs, normalize=normalize)[0]
         return vector
 
+    async def _embedded(
+        self, model: LoadedModel, kind: Kind, inputs: Sequence[Any], client: Hashable
+    ) -> dict[str, NDArray[Any]]:  # fmt: skip
+        """Output -> (n, dim), in as many passes as it takes; those to come are left out once nobody waits."""
+        answers = self._batcher(model).submit(kind, inputs, client)
+        try:
+            parts = await asyncio.gather(*map(asyncio.wrap_future, answers))
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def close(self) -> None:
         """Answer what waits and end the threads."""
         self._decoders.shutdown()
+        self._large.shutdown()
         for batcher in self._batchers.values():
             batcher.close()
         if self._cache is not None:
@@ -119,7 +142,8 @@ class Service:
             raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
-            return model.encoder.prepare(cropped(decode(data)[0], crop))
+            with self._memory.share() as reserve:
+                return model.encoder.prepare(cropped(decode_pixels(data, DEFAULT_LIMITS, reserve), crop))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
         except SkippedImage as why:
@@ -134,5 +158,13 @@ def _check_texts(texts: Sequence[str], template: str) -> None:
     if (longest := max(map(len, texts))) > LONGEST_TEXT:
         raise Refusal(f"the text has {longest} characters, {LONGEST_TEXT} is the limit",
                       hint="models read the first few dozen words")  # fmt: skip
+    try:
+        "".join([*texts, template]).encode()
+    except UnicodeEncodeError as error:
+        raise Refusal("the text holds half a character", hint="send whole characters, in UTF-8") from error
+    lines = template.count("\n") + 1
+    if (forms := lines * len(texts)) > MOST_FORMS:
+        raise Refusal(f"{len(texts)} texts in {lines} templates are {forms} to embed, {MOST_FORMS} is the limit",
+                      hint="ask for fewer texts at once")  # fmt: skip
     if not all("{}" in line for line in template.split("\n")):
         raise Refusal(f"the template has no place for the text: {template}", hint='write "a photo of a {}"')

@@ -68,6 +68,25 @@ def _too_many(error: Exception) -> TooManyPixels:
     return TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack."))
 
 
+def decode_pixels(
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
+) -> Image.Image:
+    """The same image without its facts, whose hash takes as long as decoding."""
+    try:
+        return _pixels(data, limits, reserve)[0]
+    except Image.DecompressionBombError as error:
+        raise _too_many(error) from error
+
+
+def pixels_of(data: bytes) -> int:
+    """How many pixels an image says to have; 0 where that cannot be read."""
+    try:
+        with _open(data, ImageLimits()) as image:
+            return image.width * image.height
+    except Exception:  # broken bytes raise anything, and do so again where they are decoded
+        return 0
+
+
 def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode into an upright RGB image of at most ``side`` pixels; raises like ``decode``."""
     with _open(data, limits) as image:
@@ -84,6 +103,14 @@ def limit_pixels(max_pixels: int) -> None:
 
 
 def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, ImageFacts]:
+    rgb, full, kind = _pixels(data, limits, reserve)
+    digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
+    digest.update(full.tobytes())
+    return rgb, ImageFacts(digest.digest(), rgb.width, rgb.height, kind)
+
+
+def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, Image.Image, str]:
+    """The image in RGB, with its transparency where it has one, and its format."""
     with _open(data, limits) as image:
         kind = image.format or "unknown"
         reserve(image.width * image.height * BYTES_A_PIXEL)
@@ -91,10 +118,7 @@ def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
         upright = turn_upright(image)
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
         full = upright.convert("RGBA") if clear else to_rgb(upright)
-    rgb = on_white(full) if clear else full
-    digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
-    digest.update(full.tobytes())
-    return rgb, ImageFacts(digest.digest(), rgb.width, rgb.height, kind)
+    return on_white(full) if clear else full, full, kind
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -129,10 +130,11 @@ class FullDisk:
 
 def test_a_job_that_cannot_be_taken_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    jobs = Jobs(None)  # type: ignore[arg-type]
+    jobs, model = Jobs(None), mock.Mock()  # type: ignore[arg-type]
+    model.stored.dim = 512
     for _ in range(MOST_JOBS + 1):  # the last would be told busy
         with pytest.raises(OSError, match="No space left"):
-            asyncio.run(jobs.add(None, [FullDisk()], normalize=None))  # type: ignore[arg-type, list-item]
+            asyncio.run(jobs.add(model, [FullDisk()], normalize=None))  # type: ignore[list-item]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,7 +147,17 @@ def test_a_job_that_cannot_be_taken_leaves_nothing(tmp_path: Path, monkeypatch: 
         (lambda c: c.post("/embed/text", json={"texts": ["x" * 10_001]}), 400),
         (lambda c: c.post("/embed/text", json={"texts": ["no hue"]}), 422),
         (lambda c: c.post("/embed/text", content=b"\xff{", headers={"content-type": "application/json"}), 400),
-        (lambda c: c.post("/embed/text", content=iter([b"{", b"}"])), 411),
+        (
+            lambda c: c.post("/embed/text", content=iter([b"{", b"}"]), headers={"content-type": "application/json"}),
+            422,
+        ),
+        (lambda c: c.post("/embed/text", content=(b"x" * 2**20 for _ in range(17))), 413),
+        (
+            lambda c: c.post(
+                "/embed/text", content=rb'{"texts": ["\ud800"]}', headers={"content-type": "application/json"}
+            ),
+            400,
+        ),
         (lambda c: c.post("/embed/image"), 422),
         (lambda c: c.post("/embed/text", json={"texts": ["navy"]}, headers={"Authorization": "Bearer no"}), 401),
         (lambda c: c.post("/jobs", headers={"Authorization": ""}), 401),

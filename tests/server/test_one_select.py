@@ -13,6 +13,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.models.backends.palette import COLOURS
+from pgimgsearch.server.batcher import CROWD
 from tests.server.blocked_model import held_back, until
 from tests.server.conftest import PASSWORD, Serving, free_port
 from tests.support.images import photo
@@ -171,17 +172,18 @@ def test_a_full_queue_says_busy(swatches: Path, url: str, connection: Connection
             with psycopg.connect(url, autocommit=True) as other:
                 others.append(first(other, text))
 
-        asking = [threading.Thread(target=ask, args=[text]) for text in ("gold", "teal")]
+        asking = [threading.Thread(target=ask, args=[text]) for text in ("gold", "teal", "red", "navy", "pink")]
         asking[0].start()
-        assert encoder.entered.wait(120)  # one is at work, one waits
-        asking[1].start()
-        until(lambda: encoder.waiting() == 1)
+        assert encoder.entered.wait(120)  # one is at work, and each of four times as many clients as may wait has one
+        for thread in asking[1:]:
+            thread.start()
+        until(lambda: encoder.waiting() == CROWD)
         state, said = refused(connection, "select * from imgsearch.search_text('navy')")
         assert (state, "try again" in said) == ("PI011", True)
         encoder.go.set()
         for thread in asking:
             thread.join()
-    assert sorted(others) == ["gold.png", "teal.png"]
+    assert sorted(others) == ["gold.png", "navy.png", "pink.png", "red.png", "teal.png"]
 
 
 def test_concurrent_questions_share_a_pass(swatches: Path, url: str, connection: Connection) -> None:

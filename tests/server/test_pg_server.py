@@ -132,8 +132,8 @@ def test_tls_where_it_is_set_up(service: Service, certificate: tuple[Path, Path]
         with login(secure, sslmode="verify-full", sslrootcert=str(certificate[0]), host="localhost") as client:
             assert client.pgconn.ssl_in_use
             assert client.execute(b'{"ask": "status"}').fetchone()
-        with login(secure, sslmode="disable") as client:
-            assert client.execute(b'{"ask": "status"}').fetchone()
+        with pytest.raises(psycopg.OperationalError, match="encrypted connections alone"):
+            login(secure, sslmode="disable")
     with pytest.raises(psycopg.OperationalError, match="SSL"):
         login(port, sslmode="require")
     with login(port, sslmode="prefer") as client:
