@@ -26,7 +26,7 @@ from pgimgsearch.cli import (
     status,
     switch,
 )
-from pgimgsearch.cli.terminal import Group, Terminal, show_error, silence_libraries
+from pgimgsearch.cli.terminal import Group, Terminal, show_error, show_unencodable, silence_libraries
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.settings import ALLOW_PRIVATE, Settings, config_path, default_home, read_config
 
@@ -100,6 +100,7 @@ def root(
 
 def main() -> None:
     """Run the command line; every option has a variable PGIMGSEARCH_[COMMAND_]OPTION and a place in the config file."""
+    show_unencodable()
     try:
         defaults = read_config(config_path())
         command = typer.main.get_command(app)

@@ -63,7 +63,8 @@ def demo(
             sections = tour.sections(connection, answers)
     _print(terminal, answers)
     contact_sheet.write(sheet, "pgimgsearch: images and SQL", sections)
-    terminal.notify(f"\ncontact sheet: {sheet.resolve()} (open it in a browser)")
+    terminal.notify("")
+    terminal.notify(f"contact sheet: {sheet.resolve()} (open it in a browser)")
     terminal.notify(
         "next, with your own photos and a strong model:\n"
         "  pgimgsearch ingest ./photos --model dinov3\n"

@@ -1,8 +1,13 @@
-"""The terminal: results on stdout as tables or JSON, messages on stderr, errors in one form, and shared options."""
+"""The terminal: results on stdout as tables or JSON, messages on stderr, errors in one form, and shared options.
 
+Names, captions and all else that comes from outside are text: what a terminal would obey is shown as an escape.
+"""
+
+import io
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +21,15 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.settings import Settings
 
+# Control characters, half characters, ends of lines and what turns the direction of writing
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 LOADING = "How the model is loaded"
 SPEED = "Device and speed"
 
@@ -88,35 +96,41 @@ class Terminal:
     def notify(self, message: str) -> None:
         """Print a message on stderr, unless quiet."""
         if not self.settings.quiet:
-            _stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+            _stderr().print(printable(message), markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def show(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], titles: Sequence[str] | None = None
     ) -> None:
         """Show rows: a table of the columns for people, by their names or titles; all that is in them as JSON."""
         if self.settings.json:
-            self.write(json.dumps(rows, default=_json_value, ensure_ascii=False))
+            self.write_json(rows)
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column, title in zip(columns, titles or [column.replace("_", " ") for column in columns], strict=True):
             numeric = any(isinstance(row.get(column), int | float) for row in rows)
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(printable(title)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
+            table.add_row(*(Text(printable(_cell(row.get(column)))) for column in columns))
         Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or 200)).print(table)
 
     def show_one(self, row: Mapping[str, Any]) -> None:
         """Show one thing: a line a field for people, an object as JSON."""
         if self.settings.json:
-            self.write(json.dumps(row, default=_json_value, ensure_ascii=False))
+            self.write_json(row)
             return
         width = max(len(key) for key in row)
         for key, value in row.items():
-            self.write(f"{key.replace('_', ' '):<{width}}  {_cell(value)}")
+            self.write(f"{key.replace('_', ' '):<{width}}  {printable(_cell(value))}")
 
     def write(self, text: str) -> None:
-        """Write a result as it is."""
-        typer.echo(text)
+        """Write a result: a text of one or several lines."""
+        typer.echo("\n".join(map(printable, text.split("\n"))))
+
+    def write_json(self, value: Any) -> None:
+        """Write a value as JSON on one line, in ASCII where the terminal knows no more."""
+        utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        text = json.dumps(value, default=_json_value, ensure_ascii=not utf8)
+        typer.echo(OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
     @contextmanager
     def report(self, what: str, total: int | None = None) -> Iterator[Reporter]:
@@ -132,11 +146,11 @@ class Terminal:
         )
 
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True),
-            TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=_stderr(), disable=self.settings.quiet, transient=True) as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(printable(what), total=total)
 
             def progress(done: int, expected: int | None) -> None:
                 bar.update(task, completed=done, total=expected if expected is not None else total)
@@ -173,15 +187,28 @@ def show_error(error: PgImgSearchError, *, debug: bool = False) -> int:
     if debug:
         traceback.print_exception(error)
     stderr = _stderr()
-    stderr.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    plain = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
+    stderr.print(printable(f"error: {error}"), style="bold red", **plain)  # type: ignore[arg-type]
     if error.hint:
-        stderr.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+        stderr.print(printable(f"hint: {error.hint}"), **plain)  # type: ignore[arg-type]
     return error.exit_code
 
 
 def _wants_traceback(context: Any) -> bool:
     found = context.find_root().obj
     return isinstance(found, Terminal) and found.settings.debug
+
+
+def printable(text: str) -> str:
+    """A text on one line, in which nothing is obeyed by a terminal."""
+    return OBEYED.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def show_unencodable() -> None:
+    """Show characters that the terminal's encoding lacks as escapes, where Python would end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def join_templates(templates: Sequence[str] | None) -> str | None:
