@@ -57,6 +57,14 @@ def test_every_function_is_documented() -> None:
             assert before.startswith("-- "), f"{file.name}: a function without a purpose line: {before}"
 
 
+def test_every_promise_of_security_has_its_test() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    promised = re.findall(r"`(test_\w+)`", text)
+    assert len(promised) > 25
+    written = "".join(path.read_text() for path in (ROOT / "tests" / "security").glob("*.py"))
+    assert [name for name in promised if f"def {name}(" not in written] == []
+
+
 PRIVATE_WORDS = re.compile(
     r"\b(pictures?|aside|wish(es|ed)?|diskann|ivfflat|--draft|external_id|pixel_sha256|invariant)\b|"
     r"leaves the talk out|gone on with|has no say|makes up for it|take turns|at the door|else it is said|forth again"
