@@ -6,13 +6,23 @@ create or replace function imgsearch._caller() returns name
 language sql stable parallel safe
 return coalesce(nullif(current_setting('role'), 'none')::name, session_user);
 
--- The collections whose owner is the caller's role or one that it is a member of: for a policy on imgsearch.image, which must
--- not read imgsearch.collection itself.
-create or replace function imgsearch.own_collections() returns setof integer
+-- Raise unless the caller may write images: functions with the owner's rights ask, as a restored dump may have lost grants.
+create or replace function imgsearch._check_writer() returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    if not has_table_privilege(imgsearch._caller(), 'imgsearch.image', 'insert') then
+        raise exception 'role % may not write images', imgsearch._caller() using errcode = '42501',
+            hint = format('as the owner run: pgimgsearch db grant writer %I', imgsearch._caller());
+    end if;
+end $$;
+
+-- The collections whose owner is a role or one that it inherits from: for a policy on imgsearch.image, which must not read
+-- imgsearch.collection itself.
+create or replace function imgsearch.own_collections(role_name name default current_user) returns setof integer
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query select c.collection_id from imgsearch.collection c
-    where c.owner in (select r.rolname from pg_roles r where pg_has_role(imgsearch._caller(), r.oid, 'member'));
+    where c.owner in (select r.rolname from pg_roles r where pg_has_role(role_name, r.oid, 'usage'));
 end $$;
 
 -- Find contents by their hashes, and add those that are new, which need all facts. Returns the ordinal and content_id of
@@ -28,6 +38,7 @@ declare
     added bytea[];
     ids bigint[];
 begin
+    perform imgsearch._check_writer();
     -- in the order of a key, so that two runs rarely lock the same rows crosswise
     with new_content as (
         insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
@@ -61,6 +72,7 @@ end $$;
 create or replace function imgsearch._lock_contents(contents bigint[]) returns setof bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    perform imgsearch._check_writer();
     return query select c.content_id from unnest(contents) n
         cross join lateral (select c.content_id from imgsearch.content c where c.content_id = n limit 1 for key share) c;
 end $$;
@@ -69,6 +81,7 @@ end $$;
 create or replace function imgsearch._sweep(contents bigint[]) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    perform imgsearch._check_writer();
     delete from imgsearch.content c where c.content_id = any(contents)
         and not exists (select from imgsearch.image i where i.content_id = c.content_id);
 exception when foreign_key_violation then
@@ -101,4 +114,3 @@ create or replace trigger check_content before insert on imgsearch.image
 create or replace trigger check_new_content before update of content_id on imgsearch.image
     for each row when (new.content_id <> old.content_id and row_security_active('imgsearch.image'))
     execute function imgsearch._check_content();
-revoke execute on function imgsearch._store_contents, imgsearch._lock_contents, imgsearch._sweep from public;

@@ -121,6 +121,7 @@ declare
     owner name := (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'imgsearch.image'::regclass);
     table_name text;
     view_name text;
+    unrestricted constant text := '(select not row_security_active(''imgsearch.image''))';
     shown text;
     privilege record;
 begin
@@ -138,14 +139,15 @@ begin
                        table_name);
     end if;
     execute format('alter table %s enable row level security', table_name);
-    execute format('drop policy if exists unrestricted on %1$s; drop policy if exists visible on %1$s;
-                    drop policy if exists add on %1$s', table_name);
+    execute format('drop policy if exists read on %1$s; drop policy if exists add on %1$s;
+        drop policy if exists change on %1$s; drop policy if exists remove on %1$s', table_name);
     -- as those of our other tables; "offset 0" keeps the condition from becoming a join, which would not use the index
-    shown := format('exists (select from imgsearch.image i where i.content_id = %s.content_id offset 0)',
-                    quote_ident(imgsearch._embedding_table(m)));
-    execute format('create policy unrestricted on %s using ((select not row_security_active(''imgsearch.image'')))', table_name);
-    execute format('create policy visible on %s for select using (%s)', table_name, shown);
+    shown := format('%s or exists (select from imgsearch.image i where i.content_id = %I.content_id offset 0)',
+                    unrestricted, imgsearch._embedding_table(m));
+    execute format('create policy read on %s for select using (%s)', table_name, shown);
     execute format('create policy add on %s for insert with check (%s)', table_name, shown);
+    execute format('create policy change on %s for update using (%s)', table_name, unrestricted);
+    execute format('create policy remove on %s for delete using (%s)', table_name, unrestricted);
     execute format('comment on table %s is %L', table_name, 'embeddings of ' || m.name);
     execute format('create or replace view %s with (security_invoker) as
         select i.image_id, i.content_id, i.collection_id, i.key, i.path, i.modified_at, i.group_key, i.caption,
@@ -245,7 +247,7 @@ begin atomic
     where a.attrelid = m.embeddings and a.attnum > 0 and not a.attisdropped and a.attname not in ('content_id', 'embedding')
     union all select format('trigger %s', t.tgname) from pg_trigger t where t.tgrelid = m.embeddings and not t.tgisinternal
     union all select format('policy %s', p.polname) from pg_policy p
-    where p.polrelid = m.embeddings and p.polname not in ('unrestricted', 'visible', 'add')
+    where p.polrelid = m.embeddings and p.polname not in ('read', 'add', 'change', 'remove')
     union all select format('publication %s', p.pubname) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
     where r.prrelid = m.embeddings
     union all select distinct format('view %s', r.ev_class::regclass) from pg_depend d join pg_rewrite r on r.oid = d.objid

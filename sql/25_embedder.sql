@@ -3,9 +3,15 @@
 
 -- What this database is, but for its replicas: a copy that was restored elsewhere is another one.
 create or replace function imgsearch._database_identity() returns text
-language sql stable parallel safe
-return (select c.system_identifier || ' ' || d.oid from pg_control_system() c, pg_database d
-        where d.datname = current_database());
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    result text := (select d.oid::text from pg_database d where d.datname = current_database());
+begin
+    if has_function_privilege('public', 'pg_control_system()', 'execute') then  -- not on every hosted server
+        result := (select c.system_identifier from pg_control_system() c) || ' ' || result;
+    end if;
+    return result;
+end $$;
 
 -- The schema of dblink, quoted, where an embedder is connected to this database; else null.
 create or replace function imgsearch._dblink() returns text
@@ -41,7 +47,9 @@ declare
     detail text;
 begin
     if schema is null then
-        raise exception 'no embedder is connected to this database' using errcode = 'PI010',
+        raise exception '%', case when exists (select from pg_foreign_server s where s.srvname = server)
+                then 'the embedder was connected to another database, of which this is a copy'
+                else 'no embedder is connected to this database' end using errcode = 'PI010',
             hint = 'run: pgimgsearch serve; and once: pgimgsearch db connect-embedder HOST PORT';
     end if;
     if not has_server_privilege(server, 'usage') then

@@ -126,8 +126,6 @@ begin
         loop
             execute format('grant insert, update, delete on %s to %I', writable, role_name);
         end loop;
-        execute format('grant execute on function imgsearch._store_contents, imgsearch._lock_contents, imgsearch._sweep to %I',
-                       role_name);
     end if;
 end $$;
 

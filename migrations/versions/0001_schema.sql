@@ -240,6 +240,7 @@ create table imgsearch.duplicate_verdict (
     pixels_a bytea not null check (octet_length(pixels_a) = 32),
     pixels_b bytea not null check (octet_length(pixels_b) = 32),
     verdict text not null check (verdict in ('accepted', 'rejected')),
+    owner name not null default current_user,
     decided_by name not null default current_user,
     decided_at timestamptz not null default now(),
     primary key (pixels_a, pixels_b),
@@ -288,39 +289,36 @@ declare
     -- "offset 0" keeps the condition from becoming a join, for which no index of vectors would be used
     shown constant text := 'exists (select from imgsearch.image i where i.content_id = %I.%I offset 0)';
     pixels constant text := 'exists (select from imgsearch.content c where c.pixel_hash = %s offset 0)';
-    roles constant text := '(select r.rolname from pg_roles r where pg_has_role(r.oid, ''member''))';
+    roles constant text := '(select r.rolname from pg_roles r where pg_has_role(r.oid, ''usage''))';
     collections constant text := '(select c.collection_id from imgsearch.collection c where c.owner in ' || roles || ')';
-    table_name text;
+    verdict constant text := 'owner in ' || roles || ' and ' || format(pixels, 'pixels_a') || ' and ' || format(pixels, 'pixels_b');
     rule record;
 begin
-    foreach table_name in array array['content', 'collection', 'ingest_run', 'ingest_failure', 'duplicate_scan',
-                                      'duplicate_scanned', 'duplicate_pair', 'duplicate_verdict', 'cluster',
-                                      'evaluation_run'] loop
-        execute format('alter table imgsearch.%I enable row level security', table_name);
-        execute format('create policy unrestricted on imgsearch.%I using (%s)', table_name, unrestricted);
-    end loop;
+    -- one policy a command, as several would be tried in the order of their names: what costs least stands first
     for rule in
-        select r.* from (values
-            ('content', 'visible', 'select', format(shown, 'content', 'content_id')),
-            ('collection', 'visible', 'select',
+        select t.name, concat_ws(' or ', unrestricted, t.own, t.visible) as readable, concat_ws(' or ', unrestricted, t.own) as writable
+        from (values
+            ('content', null, format(shown, 'content', 'content_id')),
+            ('collection', 'owner in ' || roles,
              'exists (select from imgsearch.image i where i.collection_id = collection.collection_id offset 0)'),
-            ('collection', 'own', 'all', 'owner in ' || roles),
-            ('ingest_run', 'own', 'all', 'collection_id in ' || collections),
-            ('ingest_run', 'backfill', 'insert', 'collection_id is null'),
-            ('ingest_failure', 'own', 'all', 'collection_id in ' || collections),
-            ('duplicate_scan', 'visible', 'select', 'true'),
-            ('duplicate_scanned', 'visible', 'select', format(shown, 'duplicate_scanned', 'content_id') || ' and '
-                                                       || format(shown, 'duplicate_scanned', 'representative_id')),
-            ('duplicate_pair', 'visible', 'select', format(shown, 'duplicate_pair', 'content_a') || ' and '
-                                                    || format(shown, 'duplicate_pair', 'content_b')),
-            ('duplicate_verdict', 'own', 'all', format(pixels, 'pixels_a') || ' and ' || format(pixels, 'pixels_b')
-                                                || ' and decided_by in ' || roles),
-            ('cluster', 'visible', 'select', format(shown, 'cluster', 'content_id')),
-            ('evaluation_run', 'own', 'all', 'evaluated_by in ' || roles)) r (name, policy, command, condition)
+            ('ingest_run', 'collection_id in ' || collections, null),
+            ('ingest_failure', 'collection_id in ' || collections, null),
+            ('duplicate_scan', null, 'true'),
+            ('duplicate_scanned', null, format(shown, 'duplicate_scanned', 'content_id') || ' and '
+                                        || format(shown, 'duplicate_scanned', 'representative_id')),
+            ('duplicate_pair', null, format(shown, 'duplicate_pair', 'content_a') || ' and '
+                                     || format(shown, 'duplicate_pair', 'content_b')),
+            ('duplicate_verdict', verdict, null),
+            ('cluster', null, format(shown, 'cluster', 'content_id')),
+            ('evaluation_run', 'evaluated_by in ' || roles, null)) t (name, own, visible)
     loop
-        execute format('create policy %I on imgsearch.%I for %s %s (%s)', rule.policy, rule.name, rule.command,
-                       case rule.command when 'insert' then 'with check' else 'using' end, rule.condition);
+        execute format('alter table imgsearch.%I enable row level security', rule.name);
+        execute format('create policy read on imgsearch.%I for select using (%s)', rule.name, rule.readable);
+        execute format('create policy add on imgsearch.%I for insert with check (%s)', rule.name, rule.writable);
+        execute format('create policy change on imgsearch.%I for update using (%s)', rule.name, rule.writable);
+        execute format('create policy remove on imgsearch.%I for delete using (%s)', rule.name, rule.writable);
     end loop;
 end $$;
+create policy backfill on imgsearch.ingest_run for insert with check (collection_id is null);
 alter table imgsearch.content_claim enable row level security;
 alter table imgsearch.text_embedding enable row level security;

@@ -10,8 +10,7 @@ from psycopg import errors as pg
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.database.session_settings import pooler_error
-from pgimgsearch.errors import BusyError
+from pgimgsearch.errors import BusyError, DatabaseError
 
 INDEX = "index"  # of a model, to build it or to change its table
 INGEST = "ingest"  # of a collection that a run writes to
@@ -65,9 +64,13 @@ def is_locked(connection: Connection, what: str, key: int) -> bool:
 
 
 def check_held(connection: Connection, what: str, key: int) -> None:
-    """Raise DatabaseError where this session does not hold the lock that it took: a pooler has given us another one."""
+    """Raise DatabaseError where this session does not hold the lock that it took."""
     if not _is_held(connection, what, key, by_us=True):
-        raise pooler_error()
+        raise DatabaseError(
+            "this session has lost the lock that it took: somebody released it, or a pooler in transaction mode gave "
+            "us another session",
+            hint="give a direct connection with --db, and run it again; nothing was written without the lock",
+        )
 
 
 def _is_held(connection: Connection, what: str, key: int, *, by_us: bool) -> bool:

@@ -35,7 +35,11 @@ def apply_settings(connection: psycopg.Connection) -> None:
 def check_session(connection: psycopg.Connection, url: str) -> None:
     """Raise DatabaseError for a connection that has no session of its own, before it sets or locks anything."""
     if is_pooled(connection) and is_transaction_pooled(connection, url):
-        raise pooler_error()
+        raise DatabaseError(
+            "this connection goes through a pooler in transaction mode, which keeps no locks and no settings for us",
+            hint="give a direct connection, or one in session mode, with --db (Supabase: port 5432; Neon: the host "
+            "without -pooler); applications may search through the pooler",
+        )
 
 
 def is_pooled(connection: psycopg.Connection) -> bool:
@@ -52,15 +56,6 @@ def is_transaction_pooled(connection: psycopg.Connection, url: str) -> bool:
                 if _server_process(other) == ours or _server_process(connection) != ours:
                     return True
     return False
-
-
-def pooler_error() -> DatabaseError:
-    """What a pooler in transaction mode is answered."""
-    return DatabaseError(
-        "this connection goes through a pooler in transaction mode, which keeps no locks and no settings for us",
-        hint="give a direct connection, or one in session mode, with --db (Supabase: port 5432; Neon: the host without "
-        "-pooler); applications may search through the pooler",
-    )
 
 
 def _server_process(connection: psycopg.Connection) -> int:

@@ -26,11 +26,11 @@ VARINT, LONG, BYTES, SHORT = 0, 1, 2, 5  # how protobuf writes a field
 
 def external_data(path: Path) -> list[Path]:
     """The files beside a model that it names; raises ModelError for a name that leads out of its folder."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             names = sorted({name.decode() for name in _locations(data, 0, len(data), "model")})
-        except (IndexError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path} is no ONNX model: {error}", hint="export or download it again") from error
+    except (IndexError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no ONNX model: {error}", hint="export or download it again") from error
     folder, found = path.parent.resolve(), []
     for name in names:
         part = path.parent / name

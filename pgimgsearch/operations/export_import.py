@@ -45,7 +45,7 @@ from pgimgsearch.sources.parquet import libraries
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
-PLAIN_CHECKPOINT = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # an architecture with its tag, or a repository
+PLACE = re.compile(r"[/~]|.*(://|\.\./|\0)|local-dir:|[a-zA-Z]:\\")  # a path or a URL
 ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
 FORMAT, KEY = 2, b"pgimgsearch"
 MODEL_FIELDS = (
@@ -255,7 +255,7 @@ def _fields(described: Mapping[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
     known = {spec.checkpoint for spec in catalog.CATALOG if spec.backend == fields["backend"]}
-    if fields["backend"] not in backends() or (checkpoint not in known and not PLAIN_CHECKPOINT.fullmatch(checkpoint)):
+    if fields["backend"] not in backends() or (checkpoint not in known and PLACE.match(checkpoint)):
         raise SourceError(
             f"the export names a checkpoint that is not loaded: {fields['backend']}, {checkpoint}",
             hint="a model comes from the catalog, from a repository ORGANISATION/NAME, or from --weights",

@@ -35,7 +35,7 @@ MODEL_PARTS = """
 select to_regclass(format('imgsearch.%%I', imgsearch._view_name(m))) is not null as view,
        coalesce(t.relrowsecurity, false) as security,
        (select count(*) from pg_policy p where p.polrelid = t.oid
-        and p.polname in ('unrestricted', 'visible', 'add')) = 3 as policies,
+        and p.polname in ('read', 'add', 'change', 'remove')) = 4 as policies,
        exists (select from pg_constraint k where k.conrelid = t.oid
                and k.confrelid = 'imgsearch.content'::regclass) as "foreign key"
 from imgsearch.model m join pg_class t on t.oid = m.embeddings where m.model_id = %s

@@ -249,7 +249,8 @@ def _carry_texts(connection: Connection, old: StoredModel | None, new: LoadedMod
         return CarriedTexts()
     rows = connection.execute(
         "select t.template, t.query from imgsearch.text_embedding t where t.model_id = %s and not exists "
-        "(select from imgsearch.text_embedding n where n.model_id = %s and n.key = t.key) "
+        "(select from imgsearch.text_embedding n join imgsearch.model m on m.model_id = n.model_id "
+        "where n.model_id = %s and n.key = t.key and n.fingerprint is not distinct from m.fingerprint) "
         "order by t.template, t.used_at",
         [old.model_id, new.stored.model_id],
     ).fetchall()

@@ -19,7 +19,7 @@ Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
 WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
 TEXTS_A_PASS = 32  # as fast a text as more, and nobody waits long for one
 MOST_WAITING = 512  # texts and images of a client that is alone
-CROWD = 4  # times as many may wait of all clients together
+CROWD = 4  # times as many may wait of all clients together, before large requests are refused
 
 
 @dataclass(slots=True)
@@ -58,14 +58,17 @@ class Batcher:
     def submit(self, kind: Kind, inputs: Sequence[Any], client: Hashable = None) -> "list[Future[Outputs]]":
         """Queue inputs, and return a future for each pass that they need; raises Busy where too many wait already.
 
-        A client that others wait beside has its share of the queue; one that nothing waits for is let in.
+        A client that others wait beside has its share of the queue. One that nothing waits for is let in with what one
+        pass takes, and with more while there is room.
         """
         size = self._sizes[kind]
         requests = [Request(kind, inputs[start : start + size]) for start in range(0, len(inputs), size)]
         with self._arrived:
             own, waiting = _inputs(self._queues.get(client, ())), self.waiting
             share = self.most_waiting // (len(self._queues) + (client not in self._queues))
-            if self._closing or (own and own + len(inputs) > share) or waiting >= CROWD * self.most_waiting:
+            crowd = sum(min(_inputs(queue), self.most_waiting) for queue in self._queues.values())
+            is_full = len(requests) > 1 and crowd >= CROWD * self.most_waiting
+            if self._closing or is_full or (own and own + len(inputs) > share):
                 raise Busy(f"{waiting} texts and images wait for {self.encoder.spec.name}",
                            hint="try again in a moment, or run more embedders")  # fmt: skip
             self._queues.setdefault(client, deque()).extend(requests)

@@ -11,6 +11,7 @@ from pgimgsearch.server.budget import Places
 from pgimgsearch.server.errors import Refusal, TooLarge, Unauthorized, json_answer
 
 OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
+UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
 MOST_WAITING = 200  # connections that have sent no whole head of a request
 SECONDS_FOR_HEAD, SECONDS_FOR_PART = 10, 20
@@ -42,8 +43,8 @@ def guarded_protocol() -> type[H11Protocol]:
                 self._work()
 
         def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if not self.transport.is_closing():
+            super().on_response_complete()  # which begins the next request, where that came with the last
+            if not self.transport.is_closing() and self.cycle.response_complete:
                 self._wait()
 
         def _wait(self) -> None:
@@ -73,7 +74,7 @@ class Guard:
         headers = dict(scope["headers"])
         try:
             self._check(scope["path"], headers)
-            await _bounded(self._app, scope, receive, send, _largest(headers))
+            await _bounded(self._app, scope, receive, send, _largest(scope["path"]))
         except Refusal as refusal:
             await json_answer(refusal)(scope, receive, send)
 
@@ -84,12 +85,12 @@ class Guard:
         ):
             raise Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > _largest(headers):
-            raise _too_large(_largest(headers))
+        if not length.isdigit() or int(length) > _largest(path):
+            raise _too_large(_largest(path))
 
 
-def _largest(headers: dict[bytes, bytes]) -> int:
-    return LARGEST_UPLOAD if headers.get(b"content-type", b"").startswith(b"multipart/form-data") else LARGEST_JSON
+def _largest(path: str) -> int:
+    return LARGEST_UPLOAD if path in UPLOADS else LARGEST_JSON
 
 
 def _too_large(most: int) -> TooLarge:

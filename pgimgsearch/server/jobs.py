@@ -81,8 +81,10 @@ class Jobs:
         """Forget the oldest results for new ones; raises Refusal for more than there is room for."""
         ended = sorted((job for job in self._jobs.values() if job.ended_at), key=lambda job: job.ended_at or 0)
         while sum(job.result_bytes for job in self._jobs.values()) + wanted > MOST_RESULTS:
-            if not ended:
+            if wanted > MOST_RESULTS:
                 raise TooLarge("the vectors of these files are too many to keep", hint="send fewer files at once")
+            if not ended:
+                raise Busy("the vectors of running jobs fill the room for results", hint="wait for one of them")
             del self._jobs[ended.pop(0).job_id]
 
     def find(self, job_id: str) -> Job:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from pgimgsearch.embeddings.binary_copy import literal
@@ -29,6 +28,7 @@ LARGEST_BEFORE_LOGIN = 10_000
 SMALL_MESSAGE = 1 << 16  # for which no budget is asked
 WAITING_BYTES = 128 << 20  # of large messages that are received or worked on
 SECONDS_TO_LOG_IN = 10
+SECONDS_TO_CLOSE = 5
 SECONDS_A_MESSAGE = 60  # from its first byte to its last
 SECONDS_TO_ANSWER = 30  # when the embedder ends
 SECONDS_BETWEEN_LOOKS = 0.1  # whether a client that waits for an answer is still there
@@ -37,7 +37,8 @@ MOST_LOGGING_IN, MOST_CONNECTIONS = 200, 1000
 ENCODINGS = {
     "UTF8": "utf-8", "UNICODE": "utf-8", "SQLASCII": "utf-8", "EUCJP": "euc_jp", "EUCKR": "euc_kr", "EUCCN": "gb2312",
     "SJIS": "shift_jis", "GBK": "gbk", "GB18030": "gb18030", "BIG5": "big5", "UHC": "cp949", "JOHAB": "johab",
-    "KOI8R": "koi8_r", "KOI8U": "koi8_u", "WIN866": "cp866", "WIN874": "cp874",
+    "EUCJIS2004": "euc_jis_2004", "SHIFTJIS2004": "shift_jis_2004", "KOI8R": "koi8_r", "KOI8U": "koi8_u",
+    "WIN866": "cp866", "WIN874": "cp874",
     **{f"WIN125{n}": f"cp125{n}" for n in range(9)}, **{f"ISO8859{n}": f"iso8859_{n}" for n in range(5, 9)},
     **{f"LATIN{n}": f"iso8859_{part}" for n, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)},
 }  # fmt: skip
@@ -89,13 +90,16 @@ class PgServer:
         except asyncio.CancelledError:
             pass  # we hang up
         finally:
-            self._open.discard(task)
             self._idle.discard(task)
             self._logging_in.leave(task)
             self._resting.leave(task)
             writer.close()
-            with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
-                await writer.wait_closed()
+            try:
+                async with asyncio.timeout(SECONDS_TO_CLOSE):
+                    await writer.wait_closed()
+            except (OSError, asyncio.CancelledError):  # it does not read what was written
+                writer.transport.abort()
+            self._open.discard(task)
 
     async def _log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         encrypted, asked = False, set[int]()
@@ -153,12 +157,12 @@ class PgServer:
     async def _answer_queries(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[Any]
     ) -> None:  # fmt: skip
-        encoding, skipping = "utf-8", False
+        encoding: str | None = "utf-8"
+        skipping = False
         while not self._leaving:
             self._idle.add(task)
             self._resting.enter(task)
             kind = await reader.readexactly(1)
-            self._idle.discard(task)
             self._resting.leave(task)
             with self._bytes.share() as take:
                 try:
@@ -166,6 +170,7 @@ class PgServer:
                 except Busy as busy:  # what is left of the message is not read, so the connection ends
                     writer.write(protocol.error(busy.sqlstate, str(busy), busy.hint, "FATAL"))
                     return
+                self._idle.discard(task)
                 if kind == b"X":
                     return
                 if kind == b"S":
@@ -175,17 +180,16 @@ class PgServer:
                     if not skipping:
                         writer.write(protocol.error("0A000", "only simple queries are understood", None))
                     skipping = True
-                elif (
-                    wanted := SET_ENCODING.fullmatch(query := body.rstrip(b"\0").decode(encoding, "replace"))
-                ) is None:
-                    answer = await _while_there(reader, writer, self._answer(query, encoding, task))
-                    writer.write(answer + protocol.ready())
-                elif (known := ENCODINGS.get(re.sub("[-_]", "", wanted[1]).upper())) is not None:
-                    encoding = known
-                    writer.write(protocol.completed("SET") + protocol.ready())
                 else:
-                    said = protocol.error("22023", f"unknown client_encoding: {wanted[1]}", "use UTF8")
-                    writer.write(said + protocol.ready())
+                    query = body.rstrip(b"\0").decode(encoding or "ascii", "replace")
+                    if (wanted := SET_ENCODING.fullmatch(query)) is not None:
+                        encoding = ENCODINGS.get(re.sub("[-_]", "", wanted[1]).upper())
+                        answer = protocol.completed("SET")
+                    elif encoding is not None:
+                        answer = await _while_there(reader, writer, self._answer(query, encoding, task))
+                    if encoding is None:  # nor is what follows read, as it would be read wrongly
+                        answer = protocol.error("22023", "the client_encoding is not known", "use UTF8")
+                    writer.write(answer + protocol.ready())
             async with asyncio.timeout(SECONDS_A_MESSAGE):  # for one that does not read
                 await writer.drain()
 

@@ -25,6 +25,8 @@ from pgimgsearch.server.pg_server import PgServer
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.text_cache_writer import TextCache
 
+OPEN_FILES = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
@@ -60,8 +62,9 @@ def run(
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM; what waits is answered. ``opened`` is called when both listeners are open."""
     with suppress(ValueError, OSError):  # each connection is an open file
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536) if most > 0 else 65536, most))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     sys.setswitchinterval(0.001)  # an answer should not wait 5 ms for a thread that has all the time
     metrics = Metrics()
     with connect(url) as connection:

@@ -18,13 +18,11 @@ from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
 from pgimgsearch.sources.decode import decode_pixels, limit_pixels, pixels_of
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
-from pgimgsearch.sources.memory_budget import MemoryBudget
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
 MOST_FORMS = 4096  # texts in all lines of a template
-MANY_PIXELS = 16_000_000  # such images are decoded by one thread, beside which the others go on
-DECODING = 512 << 20  # bytes of images that are being decoded
+MANY_PIXELS = 16_000_000  # such images are decoded one at a time, beside the others
 
 
 class Service:
@@ -46,7 +44,6 @@ class Service:
         self.hold({model.stored.name: model for model in models}, aliases)
         self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode large")
-        self._memory = MemoryBudget(DECODING)
         limit_pixels(DEFAULT_LIMITS.max_pixels)
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
@@ -142,8 +139,7 @@ class Service:
             raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                              hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
-            with self._memory.share() as reserve:
-                return model.encoder.prepare(cropped(decode_pixels(data, DEFAULT_LIMITS, reserve), crop))
+            return model.encoder.prepare(cropped(decode_pixels(data), crop))
         except UsageError as error:
             raise Refusal(str(error), hint=error.hint) from error
         except SkippedImage as why:

@@ -68,12 +68,10 @@ def _too_many(error: Exception) -> TooManyPixels:
     return TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack."))
 
 
-def decode_pixels(
-    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
-) -> Image.Image:
-    """The same image without its facts, whose hash takes as long as decoding."""
+def decode_pixels(data: bytes) -> Image.Image:
+    """The same image within the usual limits, without its facts, whose hash takes as long as decoding."""
     try:
-        return _pixels(data, limits, reserve)[0]
+        return _pixels(data, DEFAULT_LIMITS, lambda _: None)[0]
     except Image.DecompressionBombError as error:
         raise _too_many(error) from error
 

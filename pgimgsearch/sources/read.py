@@ -10,7 +10,7 @@ from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.source import ScannedFile
-from pgimgsearch.sources.web import open_web
+from pgimgsearch.sources.web import DEADLINE, open_web
 
 
 class TooManyBytes(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
@@ -72,7 +72,7 @@ def _is_transient(error: BaseException) -> bool:
     reraise=True,
 )
 def _download(url: str, max_bytes: int) -> bytes:
-    with open_web(url) as answer:
+    with open_web(url, DEADLINE) as answer:
         return _limited(answer.read(max_bytes + 1), max_bytes)
 
 

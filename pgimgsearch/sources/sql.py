@@ -15,7 +15,7 @@ def sql_source(url: str, query: str) -> Source:
     folder = Path.cwd()
 
     def files(root: str) -> Iterator[ScannedFile]:
-        with connect(url, own_settings=False) as connection, connection.transaction():
+        with connect(url, check=False, own_settings=False) as connection, connection.transaction():
             connection.execute("set transaction read only")
             with connection.cursor("ingest", row_factory=dict_row) as cursor:
                 for row in cursor.execute(query):

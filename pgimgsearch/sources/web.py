@@ -4,8 +4,10 @@ import http.client
 import ipaddress
 import os
 import socket
+import ssl
 import time
 import urllib.request
+from contextlib import suppress
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -18,41 +20,24 @@ DEADLINE = 300.0  # for a file
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class Answer:
-    """The body of an answer, to read from once; raises TimeoutError after the deadline."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self._response, self._end = response, time.monotonic() + DEADLINE
-
-    def __enter__(self) -> "Answer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._response.close()
-
-    def read(self, size: int = -1) -> bytes:
-        """At most so many bytes, all with -1; fewer at the end alone."""
-        parts, left = [], size
-        while left != 0:
-            if time.monotonic() > self._end:
-                raise TimeoutError(f"not read within {DEADLINE:g} s")
-            part = self._response.read1(min(left, 1 << 16) if left > 0 else 1 << 16)
-            if not part:
-                break
-            parts.append(part)
-            left -= len(part) if left > 0 else 0
-        return b"".join(parts)
+class TooSlow(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """The file did not arrive in the time that it has; it is not asked for again."""
 
 
-def open_web(url: str) -> Answer:
-    """Ask for a URL; raises HTTPError, OSError or ForbiddenLocation."""
+def open_web(url: str, seconds: float | None = None) -> http.client.HTTPResponse:
+    """Ask for a URL; the answer is to be closed. ``seconds`` is the time for all of it, from now on.
+
+    Raises HTTPError, OSError, ForbiddenLocation or TooSlow, and reading raises OSError or TooSlow.
+    """
     check_location(url)
     request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (checked)
+    request.deadline = None if seconds is None else time.monotonic() + seconds  # type: ignore[attr-defined]
     try:
-        return Answer(_OPENER.open(request, timeout=TIMEOUT))
+        answer: http.client.HTTPResponse = _OPENER.open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()  # it holds the connection
         raise
+    return answer
 
 
 def is_public(address: str) -> bool:
@@ -81,7 +66,7 @@ def _connect(address: tuple[str, int], timeout: float, _: object = None) -> sock
     """Connect to one of the addresses that were checked, and not to what a second look at the name would give."""
     problem: OSError | None = None
     for family, kind, protocol, _, target in _addresses(*address):
-        connection = socket.socket(family, kind, protocol)
+        connection = _Socket(family, kind, protocol)
         try:
             connection.settimeout(timeout)
             connection.connect(target)
@@ -93,33 +78,67 @@ def _connect(address: tuple[str, int], timeout: float, _: object = None) -> sock
     raise problem or OSError(f"{address[0]} has no address")
 
 
-class _Http(http.client.HTTPConnection):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._create_connection = _connect
+class _Timed:
+    """What a socket of ours has more: each time that it receives, it has what is left until a deadline."""
+
+    deadline: float | None = None
+
+    def recv_into(self, *args: Any) -> int:
+        left = TIMEOUT if self.deadline is None else self.deadline - time.monotonic()
+        self.settimeout(max(0.001, min(TIMEOUT, left)))  # type: ignore[attr-defined]
+        try:
+            return super().recv_into(*args)  # type: ignore[misc, no-any-return]
+        except TimeoutError as error:
+            if left < TIMEOUT:
+                raise TooSlow(f"not read within {DEADLINE:g} s") from error
+            raise
 
 
-class _Https(http.client.HTTPSConnection):
-    def __init__(self, *args: Any, **options: Any) -> None:
+class _Socket(_Timed, socket.socket):
+    pass
+
+
+class _TlsSocket(_Timed, ssl.SSLSocket):
+    pass
+
+
+class _Connection(http.client.HTTPConnection):
+    """Connects to checked addresses alone, unless it is to the user's own proxy."""
+
+    def __init__(self, *args: Any, guarded: bool, deadline: float | None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._create_connection = _connect
+        self._deadline = deadline
+        if guarded:
+            self._create_connection = _connect
+
+    def connect(self) -> None:
+        super().connect()
+        if isinstance(self.sock, _Timed):
+            self.sock.deadline = self._deadline
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        context = ssl.create_default_context()
+        context.sslsocket_class = _TlsSocket
+        super().__init__(*args, context=context, **options)
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_chosen(request, _Http), request)
+        return self._ask(_Connection, request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_chosen(request, _Https), request)
+        return self._ask(_SecureConnection, request)
 
-
-def _chosen(request: urllib.request.Request, guarded: Any) -> Any:
-    """A connection that checks; to the user's own proxy one that does not, after the target was checked."""
-    if not request.has_proxy() and not getattr(request, "_tunnel_host", None):
-        return guarded
-    target = urlsplit(request.full_url)
-    _addresses(target.hostname or "", target.port or 443)
-    return guarded.__base__
+    def _ask(self, connection: Any, request: urllib.request.Request) -> Any:
+        by_proxy = request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
+        if by_proxy:  # which looks the name up; what is known of it here is checked
+            target = urlsplit(request.full_url)
+            with suppress(socket.gaierror):
+                _addresses(target.hostname or "", target.port or 443)
+        deadline = getattr(request, "deadline", None)
+        return self.do_open(connection, request, guarded=not by_proxy, deadline=deadline)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -129,7 +148,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         except ForbiddenLocation:
             answer.close()
             raise
-        return super().redirect_request(request, answer, code, message, headers, url)
+        following = super().redirect_request(request, answer, code, message, headers, url)
+        if following is not None:
+            following.deadline = request.deadline  # type: ignore[attr-defined]
+        return following
 
 
 def _opener() -> urllib.request.OpenerDirector:

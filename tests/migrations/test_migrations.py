@@ -240,7 +240,7 @@ def test_doctor_finds_what_is_not_as_this_release_has_it(url: str, connection: C
     for broken in (
         "alter table imgsearch.image drop group_key cascade",
         "drop index imgsearch.image_metadata", "alter table imgsearch.text_embedding drop constraint text_embedding_pkey",
-        "drop policy visible on imgsearch.duplicate_pair", "alter table imgsearch.duplicate_pair disable row level security",
+        "drop policy read on imgsearch.duplicate_pair", "alter table imgsearch.duplicate_pair disable row level security",
         "create or replace function imgsearch._slug(name text) returns text language sql as 'select $1'",
         "drop function imgsearch.coverage", "create function imgsearch.recall(bigint) returns int language sql as 'select 1'",
     ):  # fmt: skip
@@ -248,7 +248,7 @@ def test_doctor_finds_what_is_not_as_this_release_has_it(url: str, connection: C
     told = differences(url)
     for what in (
         "column image.group_key text", "image_metadata", "PRIMARY KEY (model_id, key)",
-        "policy visible of duplicate_pair", "row security of duplicate_pair", "changed function: imgsearch._slug",
+        "policy read of duplicate_pair", "row security of duplicate_pair", "changed function: imgsearch._slug",
         "missing function: imgsearch.coverage(boolean)", "your own: imgsearch.recall(bigint)",
     ):  # fmt: skip
         assert any(where == "schema" and what in said for where, said in told), (what, told)

@@ -140,16 +140,24 @@ def test_every_function_is_pinned_or_bound(connection: Connection) -> None:
     assert strangers == []
 
 
-def test_definers_are_few_and_those_for_writers_are_not_public(connection: Connection) -> None:
+def test_definers_are_few_and_those_for_writers_are_for_writers(connection: Connection, url: str) -> None:
     rows = connection.execute(
         "select p.proname, has_function_privilege('attacker', p.oid, 'execute') from pg_proc p "
         "where p.pronamespace = 'imgsearch'::regnamespace and p.prosecdef order by 1"
     ).fetchall()
     assert dict(rows) == {
-        "_cache_texts": True, "_cached_texts": True, "_is_claimed": True, "_lock_contents": False,
-        "_may_cache_texts": True, "_missing_texts": True, "_store_contents": False, "_sweep": False,
+        "_cache_texts": True, "_cached_texts": True, "_is_claimed": True, "_lock_contents": True,
+        "_may_cache_texts": True, "_missing_texts": True, "_store_contents": True, "_sweep": True,
         "own_collections": True,
     }  # fmt: skip
+    vector = "('[1' || repeat(',0', 31) || ']')::vector"
+    with psycopg.connect(url, user="attacker", autocommit=True) as reader:
+        for call in (
+            "_lock_contents('{1}')", "_sweep('{1}')", f"_cache_texts(m, '{{x}}', array[{vector}], '{{}}')",
+            "_store_contents('{1}', array[sha256('x')], array[sha256('x')], '{1}', '{1}', '{1}', '{PNG}', false)",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute(f"select imgsearch.{call} from imgsearch.model m where m.name = 'palette'")  # type: ignore[call-overload]
 
 
 def test_commands_run_their_own(url: str, admin: Connection, cli: Callable[..., Any], tmp_path: Path) -> None:

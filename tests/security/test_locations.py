@@ -1,8 +1,10 @@
 """Where images are read from: what a row, a list, a redirect or a stored path may name, and what it may not."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -155,11 +157,34 @@ def test_a_name_that_changes_is_looked_up_once(servers: tuple[Server, Server], m
     assert servers[0].asked == []
 
 
-def test_an_answer_has_a_deadline(servers: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("drips", ["head", "body"])
+def test_a_whole_file_has_a_deadline_and_a_shard_none(monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
+    """A server that sends a little at a time, for as long as it is let."""
     monkeypatch.setenv("PGIMGSEARCH_ALLOW_PRIVATE", "1")
-    monkeypatch.setattr(web, "DEADLINE", -1.0)
-    with pytest.raises(TimeoutError):
-        read_bytes(f"{servers[0].url}/a.png", 1 << 20)
+    monkeypatch.setattr("pgimgsearch.sources.read.DEADLINE", 0.3)
+    asked, end = list[int](), threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        while True:
+            client, _ = listening.accept()
+            asked.append(1)
+            with client, suppress(OSError):
+                client.recv(1000)
+                client.sendall(b"HTTP/1.1 200 OK\r\n" + (b"" if drips == "head" else b"Content-Length: 30\r\n\r\n"))
+                for number in range(30):
+                    client.sendall(b"X-%d: y\r\n" % number if drips == "head" else b"z")
+                    end.wait(0.02)
+                client.sendall(b"\r\n" if drips == "head" else b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=[listening], daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        with pytest.raises(web.TooSlow):
+            read_bytes(url, 1 << 20)
+        assert asked == [1], "it is not asked again"
+        with open_stream(url) as stream:
+            assert len(stream.read()) == (0 if drips == "head" else 30)
+        end.set()
 
 
 def test_rows_that_may_not_be_read_fail_alone(

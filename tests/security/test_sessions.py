@@ -60,7 +60,7 @@ def test_each_chunk_checks_that_the_lock_is_held(
         session.connection.execute("select pg_advisory_unlock_all()")
 
     monkeypatch.setattr(run, "lock_collection", take_and_lose)
-    with pytest.raises(DatabaseError, match="a pooler in transaction mode"):
+    with pytest.raises(DatabaseError, match="has lost the lock"):
         ingest(photos, "palette")
     assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
 

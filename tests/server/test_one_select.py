@@ -178,7 +178,10 @@ def test_a_full_queue_says_busy(swatches: Path, url: str, connection: Connection
         for thread in asking[1:]:
             thread.start()
         until(lambda: encoder.waiting() == CROWD)
-        state, said = refused(connection, "select * from imgsearch.search_text('navy')")
+        many = "array(select 'navy ' || n from generate_series(1, 40) n)"
+        state, said = refused(
+            connection, f"select imgsearch._text_vectors({many}, imgsearch._resolve_model('text'), '{{}}')"
+        )
         assert (state, "try again" in said) == ("PI011", True)
         encoder.go.set()
         for thread in asking:

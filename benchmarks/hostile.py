@@ -1,0 +1,191 @@
+"""Hostile clients: what a well-behaved one waits longer, and what memory the embedder takes, while others mean harm.
+
+Ten thousand fuzzed messages over both protocols, 50 connections that starve, ask too much or never read, and six images of
+99.8 megapixels, all at once, against ``serve`` with MobileNetV2. ``python -m benchmarks.hostile``; real weights where
+PGIMGSEARCH_TEST_DATA has them, else random ones.
+"""
+
+import io
+import json
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import psycopg
+from PIL import Image
+
+from benchmarks.harness import QUICK, fresh_database, report
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.models.spec import Checkpoint
+from tests.server.conftest import PASSWORD, Serving, start_serving
+
+NAME = "timm:mobilenetv2_100"
+WEIGHTS = "weights/mobilenetv2_100_backbone_timm.safetensors"
+FUZZED, CONNECTIONS, BOMBS = (1000 if QUICK else 10_000), 50, 6
+SECRET = {"Authorization": f"Bearer {PASSWORD}"}
+
+
+def main() -> dict[str, Any]:
+    """The same questions at rest and under attack."""
+    data = Path(os.environ.get("PGIMGSEARCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    known = Checkpoint(str(data / WEIGHTS)) if (data / WEIGHTS).exists() else Checkpoint()
+    with fresh_database() as (url, connection), TemporaryDirectory() as folder:
+        model = open_model(connection, NAME, known).stored.name
+        open_model(connection, "palette")
+        serving = start_serving(url, Path(folder), "--model", model, "--model", "palette")
+        try:
+            rest = _questions(serving, model, lambda asked: asked >= 200)
+            attack = Attack(serving, model)
+            attack.start()
+            under = _questions(serving, model, lambda _: not attack.running)
+            row = {
+                "fuzzed messages": attack.fuzzed, "questions meanwhile": len(under),
+                "at rest, p50 and p99, ms": f"{np.percentile(rest, 50):.0f} and {np.percentile(rest, 99):.0f}",
+                "under attack, p50 and p99, ms": f"{np.percentile(under, 50):.0f} and {np.percentile(under, 99):.0f}",
+                "delay at p99, ms": float(np.percentile(under, 99) - np.percentile(rest, 99)),
+                "memory at most, MB": attack.most / 1e6, "seconds": attack.seconds,
+            }  # fmt: skip
+        finally:
+            serving.stop()
+    return report("Hostile: what a client waits longer at p99 while others attack, in seconds", [row],
+                  row["delay at p99, ms"] / 1000, "at most 0.5, and 1,500 MB")  # fmt: skip
+
+
+def _questions(serving: Serving, model: str, enough: Callable[[int], bool]) -> list[float]:
+    """The times of a client that asks for an image's vector or a text's, one after the other, in milliseconds."""
+    file, taken = _file("JPEG", 224), list[float]()
+    while not enough(len(taken)):
+        begin = time.perf_counter()
+        with psycopg.connect(
+            host="127.0.0.1", port=serving.port, user="pgimgsearch", password=PASSWORD, autocommit=True, prepare_threshold=None
+        ) as client:  # fmt: skip
+            client.execute(_text(f"red {len(taken)}"))
+        answer = httpx.post(
+            f"http://127.0.0.1:{serving.http_port}/embed/image?model={model}",
+            files={"files": file},
+            headers=SECRET,
+            timeout=120,
+        )
+        answer.raise_for_status()
+        taken.append((time.perf_counter() - begin) * 1000)
+    return taken
+
+
+class Attack:
+    """All of it at once, in threads; ``running`` until the fuzzed messages are sent and the images answered."""
+
+    def __init__(self, serving: Serving, model: str) -> None:
+        self._serving, self._model = serving, model
+        self._stop = threading.Event()
+        self.fuzzed, self.most, self.seconds = 0, 0, 0.0
+        self._finite = [threading.Thread(target=self._fuzz, args=[part]) for part in range(4)]
+        self._finite += [threading.Thread(target=self._bomb) for _ in range(BOMBS)]
+        kinds = [self._silent, self._half_login, self._half_message, self._half_head, self._greedy]
+        self._endless = [threading.Thread(target=kinds[n % len(kinds)], daemon=True) for n in range(CONNECTIONS)]
+        self._large = _file("PNG", 9990)
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on; ends the endless part after the rest."""
+        alive = any(thread.is_alive() for thread in self._finite)
+        if not alive and not self._stop.is_set():
+            self.seconds = time.perf_counter() - self._begin
+            self._stop.set()
+        return alive
+
+    def start(self) -> None:
+        """Begin."""
+        self._begin = time.perf_counter()
+        for thread in [*self._endless, *self._finite, threading.Thread(target=self._watch, daemon=True)]:
+            thread.start()
+
+    def _watch(self) -> None:
+        server = psutil.Process(self._serving.process.pid)
+        while not self._stop.wait(0.05):
+            self.most = max(self.most, server.memory_info().rss)
+
+    def _fuzz(self, part: int) -> None:
+        made = random.Random(part)
+        for _ in range(FUZZED // 4):
+            with suppress(OSError):
+                address = ("127.0.0.1", made.choice([self._serving.port, self._serving.http_port]))
+                with socket.create_connection(address, timeout=10) as client:
+                    client.sendall(_noise(made))
+            self.fuzzed += 1
+
+    def _bomb(self) -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"http://127.0.0.1:{self._serving.http_port}/embed/image?model={self._model}", files={"files": self._large},
+                       headers=SECRET, timeout=300)  # fmt: skip
+
+    def _held(self, port: int, sent: bytes) -> None:
+        while not self._stop.is_set():
+            with suppress(OSError), ExitStack() as stack:
+                clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(10)]
+                for client in clients:
+                    client.sendall(sent)
+                self._stop.wait(2)
+
+    def _silent(self) -> None:
+        self._held(self._serving.port, b"")
+
+    def _half_login(self) -> None:
+        self._held(self._serving.port, struct.pack("!ii", 100, 3 << 16) + b"user\0pg")
+
+    def _half_head(self) -> None:
+        self._held(self._serving.http_port, b"POST /embed/text HTTP/1.1\r\nHost: x\r\n")
+
+    def _half_message(self) -> None:
+        while not self._stop.is_set():
+            with suppress(psycopg.Error, OSError), self._login() as client, socket.fromfd(
+                client.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM
+            ) as raw:  # fmt: skip
+                raw.sendall(b"Q" + struct.pack("!i", 80_000_000) + b"x" * 5_000_000)
+                self._stop.wait(2)
+
+    def _greedy(self) -> None:
+        template = "\n".join(["a {}"] * 40)
+        while not self._stop.is_set():
+            with suppress(psycopg.Error), self._login() as client:
+                client.execute(_text(*(f"red {n}" for n in range(100)), template=template))
+
+    def _login(self) -> Any:
+        return psycopg.connect(host="127.0.0.1", port=self._serving.port, user="pgimgsearch", password=PASSWORD,
+                               autocommit=True, prepare_threshold=None)  # fmt: skip
+
+
+def _text(*texts: str, template: str = "{}") -> bytes:
+    return json.dumps({"ask": "text", "model": "palette", "texts": texts, "template": template}).encode()
+
+
+def _noise(made: random.Random) -> bytes:
+    """Bytes as either protocol has them, with something wrong."""
+    body = made.randbytes(made.randrange(200))
+    return made.choice([
+        body, struct.pack("!ii", len(body) + 8, made.choice([3 << 16, 80877103, 80877104, 80877102, 1234])) + body,
+        struct.pack("!ii", made.randrange(-5, 2**31 - 1), 3 << 16) + body, b"Q" + struct.pack("!i", len(body) + 4) + body,
+        b"POST /embed/text HTTP/1.1\r\nContent-Length: 100\r\n\r\n" + body, b"GET /" + body + b" HTTP/1.1\r\n\r\n",
+        b"POST /embed/image HTTP/1.1\r\nTransfer-Encoding: chunked\r\nAuthorization: Bearer " + PASSWORD.encode() + b"\r\n\r\n" + body,
+        b"GET /health HTTP/1.1\r\nHost: " + body + b"\r\n\r\n",
+    ])  # fmt: skip
+
+
+def _file(kind: str, side: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "teal").save(out, kind)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    main()
