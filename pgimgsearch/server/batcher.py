@@ -17,6 +17,7 @@ from pgimgsearch.server.errors import Busy
 Kind = Literal["text", "image"]
 Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
 WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
+FEW = 4  # texts or images, which never wait for the next pass
 TEXTS_A_PASS = 32  # as fast a text as more, and nobody waits long for one
 MOST_WAITING = 512  # texts and images of a client that is alone
 CROWD = 4  # times as many may wait of all clients together, before large requests are refused
@@ -107,7 +108,9 @@ class Batcher:
             while before < len(batch):  # rounds, until a whole one adds nothing
                 before = len(batch)
                 for client, queue in list(self._queues.items()):
-                    if queue[0].kind != kind or (batch and taken + len(queue[0].inputs) > size):
+                    more = len(queue[0].inputs)
+                    fits = not batch or taken + more <= size or (more <= FEW and taken < 2 * size)
+                    if queue[0].kind != kind or not fits:
                         continue
                     batch.append(queue.popleft())
                     taken += len(batch[-1].inputs)

@@ -165,16 +165,19 @@ def test_a_whole_file_has_a_deadline_and_a_shard_none(monkeypatch: pytest.Monkey
     asked, end = list[int](), threading.Event()
 
     def serve(listening: socket.socket) -> None:
-        while True:
-            client, _ = listening.accept()
-            asked.append(1)
-            with client, suppress(OSError):
-                client.recv(1000)
-                client.sendall(b"HTTP/1.1 200 OK\r\n" + (b"" if drips == "head" else b"Content-Length: 30\r\n\r\n"))
-                for number in range(30):
-                    client.sendall(b"X-%d: y\r\n" % number if drips == "head" else b"z")
-                    end.wait(0.02)
-                client.sendall(b"\r\n" if drips == "head" else b"")
+        with suppress(OSError):  # the test is over
+            while True:
+                drip(listening.accept()[0])
+
+    def drip(client: socket.socket) -> None:
+        asked.append(1)
+        with client, suppress(OSError):
+            client.recv(1000)
+            client.sendall(b"HTTP/1.1 200 OK\r\n" + (b"" if drips == "head" else b"Content-Length: 30\r\n\r\n"))
+            for number in range(30):
+                client.sendall(b"X-%d: y\r\n" % number if drips == "head" else b"z")
+                end.wait(0.02)
+            client.sendall(b"\r\n" if drips == "head" else b"")
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=[listening], daemon=True).start()
