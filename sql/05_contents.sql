@@ -10,7 +10,7 @@ return coalesce(nullif(current_setting('role'), 'none')::name, session_user);
 create or replace function imgsearch._check_writer() returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-    if not has_table_privilege(imgsearch._caller(), 'imgsearch.image', 'insert') then
+    if not has_any_column_privilege(imgsearch._caller(), 'imgsearch.image', 'insert') then
         raise exception 'role % may not write images', imgsearch._caller() using errcode = '42501',
             hint = format('as the owner run: pgimgsearch db grant writer %I', imgsearch._caller());
     end if;
@@ -66,15 +66,6 @@ begin
         insert into imgsearch.content_claim (content_id)
         select c.content_id from imgsearch.content c where c.sha256 = any(sha256s) on conflict do nothing;
     end if;
-end $$;
-
--- Those of some contents that are stored, locked against removal until the transaction ends. For writers.
-create or replace function imgsearch._lock_contents(contents bigint[]) returns setof bigint
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-begin
-    perform imgsearch._check_writer();
-    return query select c.content_id from unnest(contents) n
-        cross join lateral (select c.content_id from imgsearch.content c where c.content_id = n limit 1 for key share) c;
 end $$;
 
 -- Delete those of some contents that no image shows; one that another session has started to use stays. For writers.

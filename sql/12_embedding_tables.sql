@@ -158,7 +158,9 @@ begin
 
     for privilege in
         select case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as grantee,
-               string_agg(distinct a.privilege_type, ', ') as privileges
+               -- who may delete images is a writer, who may insert some of their columns alone
+               case when bool_or(a.privilege_type = 'DELETE') then 'SELECT, INSERT, UPDATE, DELETE'
+                    else string_agg(distinct a.privilege_type, ', ') end as privileges
         from pg_class c, aclexplode(c.relacl) a
         where c.oid = 'imgsearch.image'::regclass and a.grantee <> c.relowner
             and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')

@@ -41,7 +41,8 @@ begin
     -- not dynamic, so that its plan is kept
     return query
         with ends as (
-            select min(i.image_id) as low, max(i.image_id) - min(i.image_id) + 1 as ids from imgsearch.image i)
+            select min(i.image_id) as low, least(max(i.image_id)::numeric - min(i.image_id) + 1, 9223372036854775807)::bigint as ids
+            from imgsearch.image i)
         select (select count(*) / 32.0::double precision
                 from imgsearch.image i
                 where i.image_id = any(array(select e.low + (hashint8extended(n, 0) & 9223372036854775807) % e.ids

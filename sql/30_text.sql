@@ -82,7 +82,7 @@ create or replace function imgsearch._may_cache_texts() returns boolean
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return pg_has_role(imgsearch._caller(), c.relowner, 'member')
-        or not c.relrowsecurity and has_table_privilege(imgsearch._caller(), c.oid, 'insert')
+        or not c.relrowsecurity and has_any_column_privilege(imgsearch._caller(), c.oid, 'insert')
     from pg_class c where c.oid = 'imgsearch.image'::regclass;
 end $$;
 

@@ -240,15 +240,17 @@ begin
         delete from imgsearch.duplicate_verdict v where v.pixels_a = pixels[1] and v.pixels_b = pixels[2];
     else
         insert into imgsearch.duplicate_verdict as v (pixels_a, pixels_b, verdict, owner)
-        values (pixels[1], pixels[2], judge_duplicates.verdict, (
+        values (pixels[1], pixels[2], judge_duplicates.verdict, coalesce((
             select c.owner from imgsearch.image i join imgsearch.collection c on c.collection_id = i.collection_id
-            where i.image_id = judge_duplicates.image_a))
+            join pg_roles r on r.rolname = c.owner
+            where i.image_id = judge_duplicates.image_a and pg_has_role(r.oid, 'usage')), current_user))
         on conflict on constraint duplicate_verdict_pkey do update
             set verdict = excluded.verdict, owner = excluded.owner, decided_by = excluded.decided_by,
                 decided_at = excluded.decided_at;
     end if;
 exception when insufficient_privilege then
-    if not row_security_active('imgsearch.image') then raise; end if;
+    if not row_security_active('imgsearch.image')
+        or not has_table_privilege('imgsearch.duplicate_verdict', 'insert') then raise; end if;
     raise exception 'the verdict on these images is not yours to change: another role owns it, or the images' using
         errcode = 'PI009', hint = 'ask the owner of the tables, or the owner of the collection';
 end $$;

@@ -101,6 +101,7 @@ create or replace function imgsearch.grant_access(role_name name, access text de
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     writable text;
+    columns text;
 begin
     if access not in ('reader', 'writer') then
         raise exception 'unknown access: %', access using errcode = 'PI008', hint = 'reader or writer';
@@ -124,7 +125,12 @@ begin
                                              'evaluation_run']) t
             union all select m.embeddings::text from imgsearch.model m
         loop
-            execute format('grant insert, update, delete on %s to %I', writable, role_name);
+            -- ids are the database's own: one that a writer chose could be another's, or end the sequence
+            select '(' || string_agg(quote_ident(a.attname), ', ') filter (where a.attidentity = '' and a.attgenerated = '') || ')'
+            into columns from pg_attribute a
+            where a.attrelid = writable::regclass and a.attnum > 0 and not a.attisdropped
+            having bool_or(a.attidentity <> '');
+            execute format('grant insert %1$s, update %1$s, delete on %2$s to %3$I', columns, writable, role_name);
         end loop;
     end if;
 end $$;

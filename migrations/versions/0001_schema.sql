@@ -37,10 +37,10 @@ create table imgsearch.image (
     collection_id integer not null references imgsearch.collection on delete cascade,
     key text not null,
     path text not null,
-    modified_at timestamptz,
+    modified_at timestamptz check (isfinite(modified_at)),
     group_key text,
     caption text,
-    metadata jsonb not null default '{}',
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
     search tsvector generated always as (
         to_tsvector('pg_catalog.simple'::regconfig,
                     coalesce(caption, '') || ' ' || translate(path, '/._-', '    '))) stored,
@@ -154,8 +154,8 @@ create table imgsearch.ingest_run (
     source text not null,
     models text[] not null,
     placement jsonb not null default '{}',
-    started_at timestamptz not null default now(),
-    ended_at timestamptz,
+    started_at timestamptz not null default now() check (isfinite(started_at)),
+    ended_at timestamptz check (isfinite(ended_at)),
     status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
     counts jsonb not null default '{}',
     timings jsonb not null default '{}'
@@ -268,12 +268,12 @@ create table imgsearch.evaluation_run (
     fingerprint text,
     options jsonb not null default '{}',
     questions integer not null,
-    figures jsonb not null,
-    numbers jsonb not null default '{}',
+    figures jsonb not null check (jsonb_typeof(figures) = 'object'),
+    numbers jsonb not null default '{}' check (jsonb_typeof(numbers) = 'object'),
     notes jsonb not null default '[]',
     images_per_second double precision,
     query_ms double precision,
-    evaluated_at timestamptz not null default now(),
+    evaluated_at timestamptz not null default now() check (isfinite(evaluated_at)),
     evaluated_by name not null default current_user
 );
 create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, model);
@@ -319,6 +319,5 @@ begin
         execute format('create policy remove on imgsearch.%I for delete using (%s)', rule.name, rule.writable);
     end loop;
 end $$;
-create policy backfill on imgsearch.ingest_run for insert with check (collection_id is null);
 alter table imgsearch.content_claim enable row level security;
 alter table imgsearch.text_embedding enable row level security;

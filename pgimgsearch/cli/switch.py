@@ -77,6 +77,8 @@ def fill(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A stored model's name or an alias.")],
     max_load: MaxLoadOption = 1.0,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger images fail, undecoded.")] = 100,
+    max_megabytes: Annotated[float, typer.Option(min=0.01, help="Larger files fail, unread.")] = 256,
     weights: WeightsOption = None,
     preprocess: PreprocessOption = None,
     trust: TrustOption = False,
@@ -87,12 +89,14 @@ def fill(
     from pgimgsearch.ingest.backfill import fill_stored
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
+    from pgimgsearch.sources.limits import ImageLimits
 
     terminal = terminal_of(context)
     with database_url(terminal.settings) as url, terminal.report(f"fill {name}", None) as reporter:
         stored, covered = fill_stored(
             url, name, Checkpoint(weights, preprocess=preprocess, trust=trust), Placement(device, dtype),
-            max_load=max_load, reporter=reporter,
+            max_load=max_load, limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
+            reporter=reporter,
         )  # fmt: skip
     terminal.show_one({"model": stored, "contents": covered.contents, "embedded": covered.embedded,
                        "skipped": covered.skipped, "missing": covered.missing})  # fmt: skip

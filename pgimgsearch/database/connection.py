@@ -1,5 +1,6 @@
 """Connections: where the database is, whether it fits this program, and driver errors in our words."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.types.json import set_json_loads
 
 from pgimgsearch.database.functions import head_revision, known_revisions, schema_fingerprint
 from pgimgsearch.database.session_settings import apply_settings, check_session
@@ -59,12 +61,21 @@ def connect(url: str, *, check: bool = True, own_settings: bool = True) -> Itera
         translated_errors(),
         psycopg.connect(url, autocommit=True, application_name="pgimgsearch", connect_timeout=10) as connection,
     ):
+        set_json_loads(_read_json, connection)
         if own_settings:
             check_session(connection, url)
             apply_settings(connection)
         if check:
             check_database(connection)
         yield connection
+
+
+def _read_json(text: str | bytes) -> Any:
+    """A jsonb value; one that Python's parser gives up on is its text, as one row must not end a command."""
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError):
+        return text.decode() if isinstance(text, bytes) else text
 
 
 def current_revision(connection: Connection) -> str | None:

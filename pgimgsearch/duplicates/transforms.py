@@ -15,7 +15,6 @@ from pgimgsearch.duplicates.calibration_data import image_locations
 from pgimgsearch.duplicates.pairs import begin_scan, exclusive_scan
 from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
-from pgimgsearch.models.encoder import SkippedImage
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.reporter import Reporter
 from pgimgsearch.sources.open_image import open_image
@@ -101,7 +100,7 @@ def _preparing(
             return content, {
                 transform: model.encoder.prepare(picture.transpose(how)) for transform, how in transforms.items()
             }
-        except (OSError, ValueError, SkippedImage):
+        except Exception:  # moved, broken or never an image: stores and decoders raise anything
             return content, None
 
     return prepare

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -18,7 +19,10 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.duplicates.groups import Member
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.sources.locations import is_url
+from pgimgsearch.sources.decode import decode
+from pgimgsearch.sources.limits import DEFAULT_LIMITS
+from pgimgsearch.sources.locations import ForbiddenLocation, is_url, stored_location
+from pgimgsearch.sources.read import read_bytes
 
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
 
@@ -98,7 +102,9 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
             for move in moves:
                 image = _image(connection, move)
                 problem = (
-                    _problem(move, going) if image else "the database knows it no longer: moved before, or changed"
+                    _problem(move, image, going)
+                    if image
+                    else "the database knows it no longer: moved before, or changed"
                 )
                 if problem is not None or image is None:
                     yield Outcome(move.location, str(problem))
@@ -166,10 +172,14 @@ def _check_trash(connection: Connection, trash: Path) -> None:
             )
 
 
-def _problem(move: Move, going: set[str]) -> str | None:
-    """Why a file must stay."""
+def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
+    """Why a file must stay: what rows say of it and of its keeper is compared with the files themselves."""
     if is_url(move.location):
         return "it is a URL"
+    try:
+        stored_location(move.location, None)
+    except ForbiddenLocation as error:
+        return str(error)
     if move.keeper in going:
         return "the plan moves its keeper too"
     found = _digest(move.location)
@@ -177,11 +187,26 @@ def _problem(move: Move, going: set[str]) -> str | None:
         return "the file is gone, or has a name that is not UTF-8"
     if found != move.sha256:
         return "the file has changed"
-    if not is_url(move.keeper) and _digest(move.keeper) != move.keeper_sha256:
+    if is_url(move.keeper):
+        return f"its keeper is a URL, which may be gone tomorrow: {move.keeper}"
+    if _digest(move.keeper) != move.keeper_sha256:
         return f"its keeper is gone or has changed: {move.keeper}"
-    if not is_url(move.keeper) and Path(move.location).samefile(move.keeper):
+    pixels = _pixels(move.location)
+    if pixels != image["pixel_hash"].hex():
+        return "it is not the image that the database describes"
+    if move.kind == "identical" and _pixels(move.keeper) != pixels:
+        return f"its keeper has other pixels: {move.keeper}"
+    if Path(move.location).samefile(move.keeper):
         return "it is its keeper's own file, by another name"
     return None
+
+
+def _pixels(location: str) -> str | None:
+    """The hash of an image's pixels; None for a file that is none."""
+    try:
+        return decode(read_bytes(location, DEFAULT_LIMITS.max_bytes))[1].pixel_hash.hex()
+    except Exception:  # broken bytes raise anything
+        return None
 
 
 def _digest(location: str) -> str | None:
@@ -238,13 +263,20 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
 
 
 def _restore(connection: Connection, image: dict[str, Any]) -> None:
+    """Bring an image back, with its old number where this role may give one."""
+    row = connection.execute("select has_column_privilege('imgsearch.image', 'image_id', 'insert')").fetchone()
+    may_number = row == (True,)
     connection.execute(
-        "insert into imgsearch.image (image_id, added_at, content_id, collection_id, key, path, modified_at, "
-        "group_key, caption, metadata) overriding system value select %(image_id)s, %(added_at)s::timestamptz, "
-        "n.content_id, l.collection_id, %(key)s, %(path)s, %(modified_at)s::timestamptz, %(group_key)s, "
-        "%(caption)s, %(metadata)s from imgsearch.collection l, imgsearch._store_contents(array[1], "
-        "array[decode(%(sha256)s, 'hex')], array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], "
-        "array[%(width)s::integer], array[%(height)s::integer], array[%(format)s::text], "
-        "row_security_active('imgsearch.image')) n where l.name = %(collection)s on conflict do nothing",
+        sql.SQL(
+            "insert into imgsearch.image ({}added_at, content_id, collection_id, key, path, modified_at, group_key, "
+            "caption, metadata) {}select {}%(added_at)s::timestamptz, n.content_id, l.collection_id, %(key)s, %(path)s, "
+            "%(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s from imgsearch.collection l, "
+            "imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], array[decode(%(pixel_hash)s, 'hex')], "
+            "array[%(bytes)s::bigint], array[%(width)s::integer], array[%(height)s::integer], array[%(format)s::text], "
+            "row_security_active('imgsearch.image')) n where l.name = %(collection)s on conflict do nothing"
+        ).format(
+            sql.SQL("image_id, " if may_number else ""), sql.SQL("overriding system value " if may_number else ""),
+            sql.SQL("%(image_id)s, " if may_number else ""),
+        ),
         image | {"metadata": Jsonb(image["metadata"])},
-    )
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from pgimgsearch.embeddings.binary_copy import encode_rows
 INSERT = """
 insert into {table} (content_id, embedding)
 select s.content_id, s.embedding from {staging} s
-join imgsearch._lock_contents(array(select n.content_id from {staging} n)) c (content_id) on c.content_id = s.content_id
+where exists (select from imgsearch.content c where c.content_id = s.content_id)
 order by s.content_id on conflict (content_id) do nothing
 """
 

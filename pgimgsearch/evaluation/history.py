@@ -23,7 +23,7 @@ class StoredRun:
 
 def can_store(connection: Connection) -> bool:
     """Whether this role may keep evaluations; a reader may not."""
-    row = connection.execute("select has_table_privilege('imgsearch.evaluation_run', 'insert')").fetchone()
+    row = connection.execute("select has_any_column_privilege('imgsearch.evaluation_run', 'insert')").fetchone()
     return row == (True,)
 
 

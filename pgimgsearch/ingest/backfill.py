@@ -46,16 +46,17 @@ CHUNK, SECONDS_PER_CHUNK = 500, 2.0
 CONTENTS_PER_PAGE = 2000  # looked up at once, so that no transaction lasts as long as the work
 
 FILES = """
-select c.content_id, c.sha256, c.bytes, c.width::bigint * c.height as pixels,
-       array_agg(i.path order by i.image_id) as paths, array_agg(l.root order by i.image_id) as roots
+select c.content_id, c.sha256, array_agg(i.path order by i.image_id) as paths,
+       array_agg(l.root order by i.image_id) as roots
 from imgsearch.content c join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id)
 where c.content_id = any(%s) group by 1 order by 1
 """
 
 
 def fill_stored(
-    url: str, name: str, checkpoint: Checkpoint, placement: Placement, *, max_load: float, reporter: Reporter = SILENT
-) -> tuple[str, Coverage]:
+    url: str, name: str, checkpoint: Checkpoint, placement: Placement, *, max_load: float,
+    limits: ImageLimits = DEFAULT_LIMITS, reporter: Reporter = SILENT,
+) -> tuple[str, Coverage]:  # fmt: skip
     """Fill a stored model, by its name or an alias; raises BusyError where another session does."""
     with connect(url) as connection:
         stored = get_stored(connection, name)
@@ -68,12 +69,12 @@ def fill_stored(
         with locks.exclusive(connection, locks.FILL, stored.model_id, busy):
             request = ModelRequest([stored.name], checkpoint=checkpoint, placement=placement)
             (model,) = open_models(url, request, [], reporter=reporter)
-            return stored.name, fill(url, model, max_load=max_load, reporter=reporter)
+            return stored.name, fill(url, model, max_load=max_load, limits=limits, reporter=reporter)
 
 
 def fill(
     url: str, model: LoadedModel, *, max_load: float = 1.0, failed_contents: set[int] | None = None,
-    reporter: Reporter = SILENT,
+    limits: ImageLimits = DEFAULT_LIMITS, reporter: Reporter = SILENT,
 ) -> Coverage:  # fmt: skip
     """Embed every stored content that the model has no vector of, until none is left that can be read.
 
@@ -88,7 +89,7 @@ def fill(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
-        backfill = _Backfill(reader, writer, model, pool, stopped, max_load, failed_contents, reporter)
+        backfill = _Backfill(reader, writer, model, pool, stopped, max_load, failed_contents, limits, reporter)
         backfill.run()
         covered = count_coverage(reader, model.stored)
         _check_stopped(stopped)
@@ -113,10 +114,11 @@ class _Backfill:
 
     def __init__(
         self, reader: Connection, writer: Connection, model: LoadedModel, pool: ThreadPoolExecutor,
-        stopped: threading.Event, max_load: float, failed_contents: set[int], reporter: Reporter,
+        stopped: threading.Event, max_load: float, failed_contents: set[int], limits: ImageLimits,
+        reporter: Reporter,
     ) -> None:  # fmt: skip
         self.reader, self.writer, self.model, self.pool, self.stopped = reader, writer, model, pool, stopped
-        self.failed_contents, self.reporter = failed_contents, reporter
+        self.failed_contents, self.limits, self.reporter = failed_contents, limits, reporter
         self.output = EmbeddingWriter(writer, model.stored)
         self.watch, self.counts = Stopwatch(), Counts([model.stored.name])
         parallel = passes(model.encoder.device)
@@ -150,7 +152,7 @@ class _Backfill:
         for page in _pages(self.reader, self.model.stored, self.failed_contents):
             _check_stopped(self.stopped)
             found += len(page)
-            with closing(_embedded(self.pool, page, self.model, self.watch)) as finished:
+            with closing(_embedded(self.pool, page, self.model, self.limits, self.watch)) as finished:
                 for chunk in _chunks(_throttled(finished, self.throttle)):
                     self._write(chunk)
                     _check_stopped(self.stopped)
@@ -208,11 +210,11 @@ def _pages(connection: Connection, model: StoredModel, failed_contents: set[int]
 
 
 def _embedded(
-    pool: ThreadPoolExecutor, page: list[MissingContent], model: LoadedModel, watch: Stopwatch
+    pool: ThreadPoolExecutor, page: list[MissingContent], model: LoadedModel, limits: ImageLimits, watch: Stopwatch
 ) -> Generator[MissingContent, None, None]:
     """Read and decode in a pool, embed in batches; in order."""
-    limit_pixels(max(*(one.pixels for one in page), DEFAULT_LIMITS.max_pixels))
-    read = ordered_map(pool, lambda one: _read(one, model), iter(page), 2 * cores())
+    limit_pixels(limits.max_pixels)
+    read = ordered_map(pool, lambda one: _read(one, model, limits), iter(page), 2 * cores())
     waiting: deque[MissingContent] = deque()
 
     def items() -> Iterator[Item]:
@@ -225,10 +227,9 @@ def _embedded(
             yield waiting.popleft()
 
 
-def _read(one: MissingContent, model: LoadedModel) -> MissingContent:
-    """Prepare the first of its files that still has the ingested bytes, which were within the limits then."""
+def _read(one: MissingContent, model: LoadedModel, limits: ImageLimits) -> MissingContent:
+    """Prepare the first of its files that still has the ingested bytes; what rows say of its size lifts no limit."""
     item = one.item
-    limits = ImageLimits(max(one.pixels, DEFAULT_LIMITS.max_pixels), max(one.bytes, DEFAULT_LIMITS.max_bytes))
     for path, root in zip(one.paths, one.roots, strict=True):
         item.failure = None
         try:

@@ -85,7 +85,8 @@ def record_backfill(
         return
     connection.execute(
         "insert into imgsearch.ingest_run (source, models, placement, started_at, ended_at, status, counts, "
-        "timings) values (%s, %s, %s, now() - make_interval(secs => %s), now(), %s, %s, %s)",
+        "timings) select %s, %s, %s, now() - make_interval(secs => %s), now(), %s, %s, %s "
+        "where not row_security_active('imgsearch.image')",  # it is of no collection, and so of nobody's
         [BACKFILL, [model], Jsonb({model: _placement(encoder)}), seconds, status, Jsonb(counts.as_dict()),
          Jsonb(_timings(watch))],
     )  # fmt: skip

@@ -200,8 +200,6 @@ class MissingContent:
 
     content_id: int
     sha256: bytes
-    bytes: int
-    pixels: int
     paths: list[str]
     roots: list[str | None]
     item: Item = field(init=False)

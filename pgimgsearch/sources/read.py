@@ -1,7 +1,6 @@
 """Bytes of a file or of a URL, with a limit; transient failures of the network are tried again."""
 
 import os
-import stat
 from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
@@ -10,6 +9,7 @@ from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.stream import open_file
 from pgimgsearch.sources.web import DEADLINE, open_web
 
 
@@ -48,13 +48,8 @@ def content(file: ScannedFile, max_bytes: int) -> bytes:
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would wait for ever
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(handle)
-        raise OSError(0, "not a regular file")
-    with os.fdopen(handle, "rb") as file:
-        if found.st_size > max_bytes:
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
             raise TooManyBytes(_over(max_bytes))
         return _limited(file.read(max_bytes + 1), max_bytes)
 

@@ -1,14 +1,24 @@
 """A file, object or web page as a stream: shards and exports, which are read without holding all of them."""
 
+import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.web import open_web
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a regular file: a pipe without a writer would be waited for for ever."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(0, "not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 @contextmanager
@@ -16,7 +26,7 @@ def open_stream(location: str, *, seekable: bool = False) -> Iterator[Any]:
     """Open one to read from; what is of the web and must be ``seekable`` is copied to disk first."""
     check_location(location)
     if not is_url(location):
-        with Path(location).open("rb") as file:
+        with open_file(location) as file:
             yield file
     elif not is_web(location):
         store, path = filesystem(location)

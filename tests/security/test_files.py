@@ -1,6 +1,7 @@
 """What is in files: checkpoints, exports, images and the trash are data, and none of them runs or moves anything else."""
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -224,6 +225,42 @@ def test_what_is_put_away_stays_inside_the_trash(connection: Connection, pair: P
     assert Path(outcome.to).resolve().is_relative_to(tmp_path / "bin" / "below")
     assert [one.outcome for one in trash.undo(connection, tmp_path / "bin" / "below")] == ["restored"]
     assert (pair / "copy.png").exists()
+
+
+def test_only_images_as_the_database_describes_them_are_put_away(
+    connection: Connection, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that name another file, a file that is no image, other pixels, a keeper on the web, a folder that is not allowed."""
+    other, text = photo(tmp_path / "shop" / "deep" / "other.png", 9), tmp_path / "app.conf"
+    text.write_text("no image")
+    (image, sha256), (keeper, kept) = connection.execute(
+        "select i.image_id, encode(c.sha256, 'hex') from imgsearch.image i join imgsearch.content c using (content_id) "
+        "order by i.key desc"
+    ).fetchall()
+
+    def outcome(**change: Any) -> str:
+        fields = {"image_id": image, "location": str(pair / "copy.png"), "sha256": sha256, "bytes": 1, "kind": "identical",
+                  "keeper_id": keeper, "keeper": str(pair / "a.png"), "keeper_sha256": kept}  # fmt: skip
+        (found,) = trash.apply(connection, [trash.Move(**fields | change)], tmp_path / "bin")
+        return found.outcome
+
+    digest = hashlib.sha256(text.read_bytes()).digest()
+    connection.execute("update imgsearch.content set sha256 = %s", [digest])
+    assert "not the image that the database describes" in outcome(
+        location=str(text),
+        sha256=digest.hex(),
+        keeper=str(shutil.copy(text, tmp_path / "keep")),
+        keeper_sha256=digest.hex(),
+    )
+    connection.execute("update imgsearch.content set sha256 = decode(%s, 'hex')", [sha256])
+    assert "a URL" in outcome(keeper="https://example.com/a.png")
+    assert "other pixels" in outcome(keeper=str(other), keeper_sha256=hashlib.sha256(other.read_bytes()).hexdigest())
+    monkeypatch.setenv("PGIMGSEARCH_ROOTS", "/nowhere")
+    assert "outside of PGIMGSEARCH_ROOTS" in outcome()
+    monkeypatch.delenv("PGIMGSEARCH_ROOTS")
+    assert text.exists()
+    assert (pair / "copy.png").exists()
+    assert outcome() == "moved"
 
 
 @pytest.mark.parametrize("to", ["/{}/victim.txt", "../victim.txt", "a/../../victim.txt", "link/victim.txt", ""])

@@ -188,6 +188,20 @@ def test_a_writer_sees_no_content_by_adding_an_image_of_it(databases: tuple[str,
         assert tenant.execute("select count(*) from imgsearch.content").fetchone() == (len(seen),)
 
 
+def test_a_writer_chooses_no_ids(databases: tuple[str, str]) -> None:
+    """Which would tell what others have, and take what the sequence gives next."""
+    with psycopg.connect(databases[0], autocommit=True) as tenant:
+        for table, columns in (
+            ("image", "(image_id, content_id, collection_id, key, path) overriding system value values (7, 1, 1, 'x', 'x')"),
+            ("collection", "(collection_id, name) overriding system value values (7, 'x')"),
+            ("ingest_run", "(run_id, source, models) overriding system value values (7, 'x', '{}')"),
+            ("evaluation_run", "(evaluation_id, protocol, data, model, questions, figures) overriding system value "
+             "values (7, 'x', 'x', 'x', 1, '{}')"),
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
+                tenant.execute(f"insert into imgsearch.{table} {columns}")  # type: ignore[call-overload]
+
+
 def test_a_writer_changes_nothing_of_the_other_tenant(databases: tuple[str, str]) -> None:
     """The last test, as the tenant deletes all that is its own."""
     url = databases[0]
