@@ -270,10 +270,11 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
         sql.SQL(
             "insert into imgsearch.image ({}added_at, content_id, collection_id, key, path, modified_at, group_key, "
             "caption, metadata) {}select {}%(added_at)s::timestamptz, n.content_id, l.collection_id, %(key)s, "
-            "%(path)s, %(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s from imgsearch.collection l, "
-            "imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], "
-            "array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], array[%(width)s::integer], array[%(height)s::integer], array[%(format)s::text], "
-            "row_security_active('imgsearch.image')) n where l.name = %(collection)s on conflict do nothing"
+            "%(path)s, %(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s "
+            "from imgsearch.collection l, imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], "
+            "array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], array[%(width)s::integer], "
+            "array[%(height)s::integer], array[%(format)s::text], row_security_active('imgsearch.image')) n "
+            "where l.name = %(collection)s on conflict do nothing"
         ).format(
             sql.SQL("image_id, " if may_number else ""), sql.SQL("overriding system value " if may_number else ""),
             sql.SQL("%(image_id)s, " if may_number else ""),
