@@ -119,7 +119,9 @@ def test_every_odd_file_is_embedded_upright_or_recorded(
 ) -> None:
     report = ingest(data / "odd", "palette", "pdq", limits=ImageLimits(max_pixels=50_000_000))
     with (data / "odd" / "manifest.csv").open() as file:
-        manifest = {row["name"]: row for row in csv.DictReader(file)}
+        listed = list(csv.DictReader(file))
+    manifest = {row["name"]: row for row in listed if not row["name"].endswith(".eps")}  # programs, which are left out
+    assert report.left_out == len(listed) - len(manifest) + 1  # the manifest itself
     stored = {
         row[0]: row[1:]
         for row in connection.execute(
@@ -135,7 +137,7 @@ def test_every_odd_file_is_embedded_upright_or_recorded(
     assert stored.keys() | failed.keys() == manifest.keys()
     assert not stored.keys() & failed.keys()
     assert all(kind and message for kind, message in failed.values())
-    assert report.counts["palette"] == {"scanned": 222, "embedded": len(stored) - report.counts["palette"]["reused"],
+    assert report.counts["palette"] == {"scanned": len(manifest), "embedded": len(stored) - report.counts["palette"]["reused"],
                                         "reused": report.counts["palette"]["reused"], "unchanged": 0, "skipped": 0, "failed": len(failed)}  # fmt: skip
     for name, row in manifest.items():
         if row["pillow_status"] == "ok":

@@ -72,7 +72,7 @@ def copy_vectors(
 ) -> None:
     """COPY vectors into a table of (content_id, embedding), for contents first + 1 .. first + n."""
     connection.execute(f"create temporary table load_{table} (content_id int4, like imgsearch.{table})".replace(  # type: ignore[call-overload]
-        f", like imgsearch.{table}", f", embedding halfvec({vectors.shape[1]})"))  # fmt: skip
+        f", like imgsearch.{table}", f", embedding public.halfvec({vectors.shape[1]})"))  # fmt: skip
     for start in range(0, len(vectors), batch):
         part = vectors[start : start + batch].astype(np.float16)
         with connection.cursor().copy(f"copy load_{table} from stdin (format binary)") as copy:  # type: ignore[arg-type]
