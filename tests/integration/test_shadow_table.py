@@ -301,7 +301,7 @@ def test_what_somebody_puts_on_the_table_later_is_not_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(swapping, "create_index", meanwhile)
-        with pytest.raises(psycopg.Error, match="view public.mine"):
+        with pytest.raises(psycopg.Error, match=r"view public\.mine"):
             complete_load(connection, model, HOW)
     assert count(connection, "embedding_test_256") == LIVE
     with pytest.raises(BusyError, match="with 1 partitions"):
