@@ -32,7 +32,7 @@ SECONDS_TO_CLOSE = 5
 SECONDS_A_MESSAGE = 60  # from its first byte to its last
 SECONDS_TO_ANSWER = 30  # when the embedder ends
 SECONDS_BETWEEN_LOOKS = 0.1  # whether a client that waits for an answer is still there
-MOST_LOGGING_IN, MOST_CONNECTIONS = 200, 1000
+MOST_LOGGING_IN, MOST_CONNECTIONS = 500, 1000
 # Encodings of Postgres -> of Python: those that are read and written in one pass over the text
 ENCODINGS = {
     "UTF8": "utf-8", "UNICODE": "utf-8", "SQLASCII": "utf-8", "EUCJP": "euc_jp", "EUCKR": "euc_kr", "EUCCN": "gb2312",
@@ -81,7 +81,7 @@ class PgServer:
         self._logging_in.enter(task)
         try:
             async with asyncio.timeout(SECONDS_TO_LOG_IN):
-                welcome = await self._log_in(reader, writer)
+                welcome = await self._log_in(reader, writer, lambda: self._logging_in.enter(task))
             self._logging_in.leave(task)
             if welcome:
                 await self._answer_queries(reader, writer, task)
@@ -101,10 +101,14 @@ class PgServer:
                 writer.transport.abort()
             self._open.discard(task)
 
-    async def _log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _log_in(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, progress: Callable[[], None]
+    ) -> bool:  # fmt: skip
+        """Whether the client knows the password; who makes progress gives way after those who make none."""
         encrypted, asked = False, set[int]()
         while True:
             code, body = await _read_startup(reader)
+            progress()
             if code not in {protocol.SSL_REQUEST, protocol.GSS_REQUEST}:
                 break
             if code in asked or encrypted:

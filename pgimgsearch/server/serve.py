@@ -92,7 +92,7 @@ async def _serve(service: Service, listeners: Listeners, password: str, opened: 
         listening = await wire.start(postgres)
         files = {"ssl_certfile": listeners.certificate, "ssl_keyfile": listeners.key} if tls else {}
         config = uvicorn.Config(
-            application(service, password), http=guarded_protocol(), ws="none", log_level="warning", access_log=False,
+            application(service, password), http=guarded_protocol(), ws="none", log_level="error", access_log=False,
             **files,  # type: ignore[arg-type]
         )  # fmt: skip
         try:

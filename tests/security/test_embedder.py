@@ -163,7 +163,7 @@ def test_more_connections_than_places_keep_nobody_out(port: int, monkeypatch: py
     """Those that were opened and say nothing, and those that have sent half of a login."""
     half = struct.pack("!ii", 100, 3 << 16) + b"user\0pg"
     with ExitStack() as stack:
-        for number in range(400):
+        for number in range(700):
             one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 2:
                 one.sendall(half)
