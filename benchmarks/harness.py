@@ -31,7 +31,7 @@ def fresh_database() -> Iterator[tuple[str, Connection]]:
     with (
         TemporaryDirectory() as home,
         database_url(Settings(home=Path(home) / "home")) as url,
-        connect(url) as connection,
+        connect(url, own_settings=False) as connection,  # by hand, as an application has it
     ):
         yield url, connection
 
