@@ -81,7 +81,7 @@ end $$;
 create or replace function imgsearch._may_cache_texts() returns boolean
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return pg_has_role(imgsearch._caller(), c.relowner, 'member')
+    return pg_has_role(imgsearch._caller(), c.relowner, 'usage')
         or not c.relrowsecurity and has_any_column_privilege(imgsearch._caller(), c.oid, 'insert')
     from pg_class c where c.oid = 'imgsearch.image'::regclass;
 end $$;
@@ -117,27 +117,22 @@ create or replace function imgsearch.cache_text(
     query text, embedding @vector@.vector, model text default 'text', template text default '{}'
 ) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    m imgsearch.model := imgsearch._resolve_model(cache_text.model);
 begin
-    perform imgsearch._cache_texts(imgsearch._resolve_model(cache_text.model), array[cache_text.query],
+    perform imgsearch._cache_texts(m.name, m.fingerprint, array[cache_text.query],
                                    array[cache_text.embedding], cache_text.template);
 end $$;
 
--- A model as it is with these weights.
-create or replace function imgsearch._of_fingerprint(m imgsearch.model, fingerprint text) returns imgsearch.model
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
-begin
-    m.fingerprint := _of_fingerprint.fingerprint;
-    return m;
-end $$;
-
--- Cache the vectors of texts in a template; what made them is the fingerprint of m. Raises PI002 and PI008 for vectors and texts that are not valid.
+-- Cache the vectors of texts in a template, which weights of this fingerprint made. Raises PI002 and PI008 for vectors and
+-- texts that are not valid.
 create or replace function imgsearch._cache_texts(
-    m imgsearch.model, queries text[], embeddings @vector@.vector[], template text
+    model text, fingerprint text, queries text[], embeddings @vector@.vector[], template text
 ) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
+    m imgsearch.model := imgsearch._resolve_model(_cache_texts.model);
     given record;
-    made_by text;
     started timestamptz := clock_timestamp();
     cache_limit integer :=
         coalesce(nullif(current_setting('imgsearch.text_cache_limit', true), ''), '100000')::integer;
@@ -147,9 +142,7 @@ begin
             hint = 'searches need no right to cache where "pgimgsearch serve" runs; writers may cache, and under row-level '
                 'security on imgsearch.image only its owner';
     end if;
-    made_by := m.fingerprint;
-    select x.* into strict m from imgsearch.model x where x.model_id = m.model_id;  -- not what the caller says of it
-    if made_by is distinct from m.fingerprint then
+    if _cache_texts.fingerprint is distinct from m.fingerprint then
         raise exception 'these vectors are of another version of model %', m.name using errcode = 'PI002',
             hint = 'start the embedder again: pgimgsearch serve';
     end if;

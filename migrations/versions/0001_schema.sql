@@ -294,7 +294,8 @@ declare
     verdict constant text := 'owner in ' || roles || ' and ' || format(pixels, 'pixels_a') || ' and ' || format(pixels, 'pixels_b');
     rule record;
 begin
-    -- one policy a command, as several would be tried in the order of their names: what costs least stands first
+    -- one policy a command, in which what costs least stands first: Postgres would try several in the reverse order of
+    -- their names
     for rule in
         select t.name, concat_ws(' or ', unrestricted, t.own, t.visible) as readable, concat_ws(' or ', unrestricted, t.own) as writable
         from (values

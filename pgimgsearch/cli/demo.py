@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 MODELS = ("palette", "pdq")
 PICTURES = 240
 TEXTS = ("red", "navy", "yellow")
+NEXT = (
+    "next, with your own photos and a strong model:",
+    "  pgimgsearch ingest ./photos --model dinov3",
+    "  pgimgsearch search ./photos/one.jpg",
+    "  pgimgsearch serve      # then connect any program to what it prints",
+)
 
 
 def demo(
@@ -65,12 +71,8 @@ def demo(
     contact_sheet.write(sheet, "pgimgsearch: images and SQL", sections)
     terminal.notify("")
     terminal.notify(f"contact sheet: {sheet.resolve()} (open it in a browser)")
-    terminal.notify(
-        "next, with your own photos and a strong model:\n"
-        "  pgimgsearch ingest ./photos --model dinov3\n"
-        "  pgimgsearch search ./photos/one.jpg\n"
-        "  pgimgsearch serve      # then connect any program to what it prints"
-    )
+    for line in NEXT:
+        terminal.notify(line)
 
 
 def _print(terminal: Terminal, answers: "list[Answer]") -> None:

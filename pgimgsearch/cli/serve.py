@@ -18,6 +18,7 @@ from pgimgsearch.cli.terminal import (
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.embedded import Embedded
 from pgimgsearch.database.url import database_url, shown_url
+from pgimgsearch.errors import UsageError
 from pgimgsearch.settings import shared_password
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ def serve(
 
     listeners = server.Listeners(host, port, http_port, tls_cert, tls_key)
     listeners.tls()
+    if tls_cert and terminal.settings.db is None:
+        raise UsageError(
+            "the embedded Postgres has no TLS, so it cannot ask an embedder that has",
+            hint="name a Postgres of your own: --db postgresql://...; or leave --tls-cert and --tls-key out",
+        )
     secret = password or terminal.settings.embedder_password
     word = shared_password(secret)
     signal.signal(signal.SIGTERM, _end)

@@ -24,7 +24,7 @@ def cache_texts(
 ) -> None:
     """Keep the vectors of texts in a template; ``vectors`` is (n, dim) float32, by the weights of its fingerprint."""
     connection.execute(
-        sql.SQL("select imgsearch._cache_texts(imgsearch._of_fingerprint(imgsearch._resolve_model(%s), %s), "
+        sql.SQL("select imgsearch._cache_texts(%s, %s, "
                 "%s::text[], %s::text[]::{}.vector[], %s)").format(sql.SQL(vector_schema(connection))),
         [model.name, model.fingerprint, list(texts), [str(vector.tolist()) for vector in vectors], template],
     )  # fmt: skip

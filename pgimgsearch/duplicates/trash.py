@@ -23,6 +23,7 @@ from pgimgsearch.sources.decode import decode
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 from pgimgsearch.sources.locations import ForbiddenLocation, is_url, stored_location
 from pgimgsearch.sources.read import read_bytes
+from pgimgsearch.sources.stream import open_file
 
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
 
@@ -101,13 +102,12 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
             undo.write("\n")  # a line that a crash tore ends here
             for move in moves:
                 image = _image(connection, move)
-                problem = (
-                    _problem(move, image, going)
-                    if image
-                    else "the database knows it no longer: moved before, or changed"
-                )
-                if problem is not None or image is None:
-                    yield Outcome(move.location, str(problem))
+                if image is None:
+                    yield Outcome(move.location, "the database knows it no longer: moved before, or changed")
+                    continue
+                problem = _problem(move, image, going)
+                if problem is not None:
+                    yield Outcome(move.location, problem)
                     continue
                 to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
                 _write_line(undo, {"from": move.location, "to": str(to.relative_to(trash)), "image": image})
@@ -211,7 +211,7 @@ def _pixels(location: str) -> str | None:
 
 def _digest(location: str) -> str | None:
     try:
-        with open(location, "rb") as file:  # noqa: PTH123
+        with open_file(location) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

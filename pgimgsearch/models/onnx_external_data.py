@@ -63,6 +63,8 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     place = start
     while place < end:
         key, place = _varint(data, place)
+        if key >> 32:  # readers cut it to 32 bits, and see another field
+            raise ValueError(f"unknown field at byte {place}")
         if key & 7 == VARINT:
             _, place = _varint(data, place)
         elif key & 7 == BYTES:

@@ -39,7 +39,7 @@ from pgimgsearch.models import catalog
 from pgimgsearch.models.backends import backends
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
-from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url
+from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.parquet import libraries
 from pgimgsearch.sources.source import ScannedFile
@@ -293,7 +293,6 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
 @contextmanager
 def _output(target: str) -> Iterator[Any]:
     try:
-        check_location(target)
         if is_url(target):
             store, path = filesystem(target)
             with store.open(path, "wb") as stream:
@@ -301,7 +300,7 @@ def _output(target: str) -> Iterator[Any]:
         else:
             with Path(target).open("wb") as file:
                 yield file
-    except (OSError, ImportError, ForbiddenLocation) as error:
+    except (OSError, ImportError) as error:
         raise SourceError(f"cannot write {target}: {error}", hint="name a file in a folder that exists") from error
 
 

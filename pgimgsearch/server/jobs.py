@@ -37,7 +37,7 @@ class Job:
     @property
     def result_bytes(self) -> int:
         """Of all its vectors, those to come too."""
-        return 4 * self.model.stored.dim * len(self.names)
+        return _result_bytes(self.model, len(self.names))
 
     @property
     def status(self) -> Literal["running", "complete", "failed"]:
@@ -60,7 +60,7 @@ class Jobs:
         self._forget()
         if sum(job.ended_at is None for job in self._jobs.values()) >= MOST_JOBS:
             raise Busy(f"{MOST_JOBS} jobs are running", hint="wait for one of them")
-        self._make_room(4 * model.stored.dim * len(files))
+        self._make_room(_result_bytes(model, len(files)))
         folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-job-"))
         job = Job(secrets.token_urlsafe(16), model, [file.filename or "" for file in files], folder, normalize)
         self._jobs[job.job_id] = job
@@ -125,6 +125,10 @@ class Jobs:
         old = [key for key, job in self._jobs.items() if job.ended_at and now - job.ended_at > KEPT_SECONDS]
         for key in old:
             del self._jobs[key]
+
+
+def _result_bytes(model: LoadedModel, files: int) -> int:
+    return 4 * model.stored.dim * files
 
 
 async def file_result(

@@ -4,6 +4,8 @@ import os
 import re
 from urllib.parse import urlsplit
 
+from pgimgsearch.errors import SourceError
+
 URL = re.compile("[a-z][a-z0-9+._-]*://", re.IGNORECASE)
 WEB = frozenset({"http", "https"})
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf"})
@@ -31,8 +33,8 @@ def is_web(location: str) -> bool:
 
 
 def without_user(location: str) -> str:
-    """A URL without user and password, as it may be stored and shown."""
-    return re.sub(r"(?<=://)[^/@]*@", "", location)
+    """A URL without user and password, as it may be stored and shown; a password may hold an @ itself."""
+    return re.sub(r"(?<=://)[^/]*@", "", location)
 
 
 def check_location(location: str) -> None:
@@ -47,7 +49,7 @@ def check_location(location: str) -> None:
         known = ", ".join(f"{one}://" for one in ("https", "s3", "gs", "az", "hf"))
         raise ForbiddenLocation(f"{scheme}:// is not read from; use {known} or the path of a file")
     if "::" in re.sub(r"\[[^\]]*\]", "", location):  # but for an IPv6 address
-        raise ForbiddenLocation(f"a URL with :: in it is not read: {location}")
+        raise ForbiddenLocation(f"a URL with :: in it is not read: {without_user(location)}")
     try:
         host = urlsplit(location).netloc
     except ValueError as error:
@@ -60,6 +62,15 @@ def check_location(location: str) -> None:
         )
     if scheme in WEB and (not host or re.search(r"[\s\\\x00-\x1f\x7f]", location)):
         raise ForbiddenLocation("a URL needs a host, and has no spaces or control characters")
+
+
+def check_named(location: str) -> None:
+    """The same for a location that the user names: raises SourceError."""
+    try:
+        check_location(location)
+    except ForbiddenLocation as error:
+        why, _, hint = str(error).partition("; ")
+        raise SourceError(why, hint=hint or "give the path of a file, or a URL") from error
 
 
 def stored_location(path: str, root: str | None) -> str:

@@ -12,7 +12,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 
 from pgimgsearch.errors import PgImgSearchError, SourceError
 from pgimgsearch.sources.decode import register_formats
-from pgimgsearch.sources.locations import ForbiddenLocation, check_location
+from pgimgsearch.sources.locations import check_named
 from pgimgsearch.sources.source import ScannedFile, Source
 
 # What another try would not change; the libraries of stores have errors of their own for what it would.
@@ -39,13 +39,10 @@ again = retry(
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The store of a URL, and the path in it; its settings are those of its own environment (AWS_PROFILE ...)."""
+    check_named(url)
     scheme = url.partition("://")[0]
     try:
-        check_location(url)
         store, path = url_to_fs(url, use_listings_cache=False)
-    except ForbiddenLocation as error:
-        why, _, hint = str(error).partition("; ")
-        raise SourceError(why, hint=hint or "give the path of a file, or a URL") from error
     except Exception as error:  # each store's library raises its own
         package = PACKAGES.get(scheme)
         hint = f"run: pip install {package}" if package else "use s3://, gs://, az:// or hf://"

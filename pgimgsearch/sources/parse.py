@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import parquet, webdataset
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.listing import list_source
-from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url, is_web
+from pgimgsearch.sources.locations import check_named, is_url, is_web
 from pgimgsearch.sources.object_store import prefix_source
 from pgimgsearch.sources.shards import Reader, Shard, folder_of, shard_source
 from pgimgsearch.sources.source import ScannedFile, Source
@@ -21,11 +20,7 @@ READERS: dict[str, Reader] = {
 def parse_sources(places: Sequence[str], list_file: str | None) -> list[Source]:
     """A source each; shards that lie beside each other are one, so that the pipeline does not run dry between them."""
     for place in places:
-        try:
-            check_location(place)
-        except ForbiddenLocation as error:
-            why, _, hint = str(error).partition("; ")
-            raise SourceError(why, hint=hint or "give the path of a file, or a URL") from error
+        check_named(place)
     found: list[Source] = []
     for folder, group in groupby(places, lambda place: folder_of(place) if _reader_of(place) else None):
         together = list(group)

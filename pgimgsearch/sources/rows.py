@@ -18,15 +18,24 @@ def parse_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
     text = text.removeprefix("\ufeff")
     lines = text.split("\n")  # not splitlines, which also splits at characters that JSON may hold
     first = lines[0].strip()
+    rows: Iterator[dict[str, Any]]
     if first.startswith("{"):
         rows = (json_row(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
     elif {"path", "url"} & {cell.strip() for cell in first.split(",")}:
-        rows = (dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
+        rows = _csv_rows(text, name)
     else:
         rows = ({"path": line.strip()} for line in lines if line.strip())
     for number, row in enumerate(rows, 1):
         _check(row, name, number)
         yield row
+
+
+def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        yield from map(dict, reader)
+    except csv.Error as error:
+        raise SourceError(f"{name}, line {reader.line_num}: {error}", hint="write CSV with a header") from error
 
 
 def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,7 +54,7 @@ def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any
     if isinstance(given, str) and given.strip():
         try:
             given = json.loads(given)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(
                 f"a metadata column holds no JSON: {given[:80]}", hint='write {"key": "value"}'
             ) from error
@@ -70,12 +79,14 @@ def _plain(value: Any) -> Any:
 
 
 def _check(row: Mapping[str, Any], name: str, number: int) -> None:
-    """Refuse what Postgres cannot store, before anything is done: NUL, half surrogates, metadata that are no object."""
+    """Refuse what Postgres cannot store, before anything is done: NUL, half characters, NaN, metadata but objects."""
     try:
-        told = json.dumps(split(row), ensure_ascii=False)
+        told = json.dumps(split(row), ensure_ascii=False, allow_nan=False)
         told.encode()
     except UnicodeEncodeError as error:
         raise SourceError(f"{name}, row {number} holds half a character: {error.reason}", hint="write UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{name}, row {number}: {error}", hint="write values that JSON has, or null") from error
     if "\\u0000" in told:
         raise SourceError(f"{name}, row {number} holds a NUL character", hint="remove it")
 
@@ -84,7 +95,7 @@ def json_row(line: str, name: str, number: int) -> dict[str, Any]:
     """A line of JSONL; raises SourceError for what is no object."""
     try:
         row = json.loads(line, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{name}, line {number}: {error}", hint="write one JSON object a line") from error
     if not isinstance(row, dict):
         raise SourceError(f"{name}, line {number} is no JSON object", hint="write one JSON object a line")

@@ -13,7 +13,7 @@ from typing import Any
 
 from pgimgsearch.errors import PgImgSearchError, SourceError
 from pgimgsearch.sources import webdataset
-from pgimgsearch.sources.locations import check_location, is_url, is_web
+from pgimgsearch.sources.locations import is_url, is_web
 from pgimgsearch.sources.object_store import filesystem, is_transient
 from pgimgsearch.sources.rows import split
 from pgimgsearch.sources.source import ScannedFile, Source
@@ -32,10 +32,9 @@ def shard_source(shards: Sequence["Shard"]) -> Source:
     folder = folder_of(shards[0].location)
     parts = [replace(shard, location=f"{folder}/{shard.location.rpartition('/')[2]}") for shard in shards]
     for shard in parts:
-        if is_web(shard.location):
-            check_location(shard.location)
-        elif is_url(shard.location):
-            filesystem(shard.location)
+        if is_url(shard.location):
+            if not is_web(shard.location):
+                filesystem(shard.location)
         elif not os.path.isfile(shard.location):  # noqa: PTH113
             raise SourceError(f"there is no shard {shard.location}", hint="give a file that exists")
     label = parts[0].location if len(parts) == 1 else f"{parts[0].location} and {len(parts) - 1} more"
@@ -89,6 +88,6 @@ def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: st
         told.encode()
         if "\\u0000" in told:
             raise ValueError("it holds a NUL character")
-    except (TypeError, ValueError, SourceError) as error:
+    except (TypeError, ValueError, RecursionError, SourceError) as error:
         return replace(placed, problem=ValueError(f"its metadata cannot be stored: {error}"), data=None)
     return replace(placed, metadata=rest or None, **own)

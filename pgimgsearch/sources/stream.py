@@ -1,18 +1,19 @@
 """A file, object or web page as a stream: shards and exports, which are read without holding all of them."""
 
+import io
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.web import open_web
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> io.BufferedReader:
     """Open a regular file: a pipe without a writer would be waited for for ever."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -18,10 +18,23 @@ from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
+HELD = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 
 
 class _Strict(tarfile.TarInfo):
-    """A broken header in the middle is the end to tarfile, and would lose the rest without a word."""
+    """A broken header in the middle is the end to tarfile, and would lose the rest without a word.
+
+    Long names and attributes come before a member, and are held in memory: they have a bound.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Strict":
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in HELD and found.size > MOST_TEXT:
+            raise tarfile.ReadError(f"the tar has a name or attributes of {found.size} bytes; {MOST_TEXT} is the limit")
+        return found
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Strict":
@@ -120,7 +133,7 @@ def _with_attributes(
                 said = {**(read if isinstance(read, dict) else {"metadata": text}), **said}
             else:
                 said[{"txt": "caption", "cls": "class"}[ending]] = text.strip()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             said["metadata"] = f"the .{ending}: {error}"  # no JSON, so it fails where it is split
     for picture in pictures:
         yield picture, said

@@ -372,9 +372,15 @@ def test_cached_texts_belong_to_the_weights_that_made_them(connection: Connectio
         connection.execute("select imgsearch.text_vector('sea', 'palette')")
     with pytest.raises(psycopg.Error, match="of another version"):
         connection.execute(
-            "select imgsearch._cache_texts(imgsearch._of_fingerprint(imgsearch._resolve_model('palette'), 'first'), "
-            f"array['x'], array[{vector}], '{{}}')"  # type: ignore[arg-type]
+            f"select imgsearch._cache_texts('palette', 'first', array['x'], array[{vector}], '{{}}')"  # type: ignore[arg-type]
         )
+
+
+def test_the_embedded_database_has_no_tls(certificate: tuple[Path, Path], cli: Callable[..., Any]) -> None:
+    done = cli("serve", "--tls-cert", str(certificate[0]), "--tls-key", str(certificate[1]), db=None)
+    assert done.returncode == 2, done.stderr
+    assert "the embedded Postgres has no TLS" in done.stderr
+    assert "--db" in done.stderr
 
 
 def test_docs_load_nothing(service: Service) -> None:

@@ -1,12 +1,15 @@
 """What is in files: checkpoints, exports, images and the trash are data, and none of them runs or moves anything else."""
 
 import ast
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,10 @@ from pgimgsearch.models.load import load
 from pgimgsearch.models.onnx_external_data import external_data
 from pgimgsearch.operations.export_import import KEY, export, import_files
 from pgimgsearch.reports.thumbnail import data_url
+from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.decode import FORMATS, decode, decode_small
+from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.parse import parse_sources
 from tests.models.test_exports import tiny_open_clip
 from tests.support.images import photo
 
@@ -196,6 +202,65 @@ def test_what_is_no_onnx_is_said_to_be_none(tmp_path: Path) -> None:
                 continue
 
 
+def test_fields_that_another_reader_would_see_are_refused(tmp_path: Path) -> None:
+    """A number beyond 32 bits is cut by protobuf, which so finds a field where ours saw none."""
+    path = model_with(tmp_path, "weights.bin")
+    data = path.read_bytes()
+    place = data.rindex(bytes([7 << 3 | 2]) + b"", 0, data.index(b"GlobalAveragePool"))
+    assert external_data(path)
+    wide = (7 << 3 | 2) | 1 << 35  # the graph, but for a bit that readers drop
+    coded = bytes([wide >> 7 * part & 127 | 128 for part in range(5)]) + bytes([wide >> 35])
+    path.write_bytes(data[:place] + coded + data[place + 1 :])
+    with pytest.raises(ModelError, match="is no ONNX model"):
+        external_data(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+                                  tarfile.GNUTYPE_LONGLINK])  # fmt: skip
+def test_a_tar_is_not_held_in_memory(tmp_path: Path, kind: bytes) -> None:
+    """What precedes a member may say to have any size, and zeros pack well."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 64 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        file.write(bytes(64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(tarfile.ReadError, match="is the limit"):
+            list(webdataset.samples(str(tmp_path / "a.tar.gz")))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_nested_json_fails_its_own_sample(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> None:
+    """And no other of its shard."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, text in (("one", '{"a": 1}'), ("two", "[" * 100_000), ("three", '{"a": ' * 5000 + "1" + "}" * 5000)):
+            tar.add(photo(tmp_path / f"{name}.png", len(name) + ord(name[1])), f"{name}.png")
+            (tmp_path / f"{name}.json").write_text(text)
+            tar.add(tmp_path / f"{name}.json", f"{name}.json")
+    (source,) = parse_sources([str(tmp_path / "a.tar")], None)
+    report = ingest(source, "palette")
+    assert report.status == "complete"
+    assert report.counts["palette"]["embedded"] == 1
+    assert report.counts["palette"]["failed"] == 2
+
+
+@pytest.mark.parametrize("rows", [
+    '{"path": "a.png", "x": 1e999}', '{"path": "a.png", "x": NaN}', '{"path": "a.png", "x": [{"y": -1e999}]}',
+    '{"path": "a.png", "metadata": "{\\"x\\": NaN}"}', '{"path": "a.png", "x": ' + "[" * 100_000, '{"path": "a.png", "x": "\\u0000"}',
+    '{"path": "a.png", "x": "\\ud800"}', "path,metadata\na.png," + "[" * 100_000, 'path,x\na.png,"' + "x" * 200_000 + '"',
+    "path,x\na.png,a\0b",
+], ids=range(10))  # fmt: skip
+def test_rows_that_cannot_be_stored_are_named(tmp_path: Path, rows: str) -> None:
+    """Before anything is done, by the number of the row."""
+    (tmp_path / "list").write_text(rows)
+    source = list_source(str(tmp_path / "list"))
+    with pytest.raises(SourceError, match=r"list, (row|line) [12]|metadata column holds no JSON"):
+        source.count()
+
+
 def put_away(connection: Connection, folder: Path, bin_: Path, location: str) -> list[trash.Outcome]:
     """Apply a plan that moves the one copy there is, by a name of its file."""
     row = connection.execute(
@@ -261,6 +326,23 @@ def test_only_images_as_the_database_describes_them_are_put_away(
     assert text.exists()
     assert (pair / "copy.png").exists()
     assert outcome() == "moved"
+
+
+@pytest.mark.parametrize("at", ["copy", "keeper", "trash"])
+def test_a_pipe_is_not_waited_for(connection: Connection, pair: Path, tmp_path: Path, at: str) -> None:
+    (tmp_path / "bin").mkdir()
+    if at == "trash":
+        (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+        Path(outcome.to).unlink()
+        os.mkfifo(pair / "copy.png")
+        (outcome,) = trash.undo(connection, tmp_path / "bin")
+        assert outcome.outcome == "it is not in the trash any more"
+        return
+    pipe = pair / ("copy.png" if at == "copy" else "a.png")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert ("the file is gone" if at == "copy" else "its keeper is gone") in outcome.outcome
 
 
 @pytest.mark.parametrize("to", ["/{}/victim.txt", "../victim.txt", "a/../../victim.txt", "link/victim.txt", ""])

@@ -146,13 +146,13 @@ def test_definers_are_few_and_those_for_writers_are_for_writers(connection: Conn
         "where p.pronamespace = 'imgsearch'::regnamespace and p.prosecdef order by 1"
     ).fetchall()
     assert dict(rows) == {
-        "_cache_texts": True, "_cached_texts": True, "_is_claimed": True,         "_may_cache_texts": True, "_missing_texts": True, "_store_contents": True, "_sweep": True,
-        "own_collections": True,
+        "_cache_texts": True, "_cached_texts": True, "_is_claimed": True, "_may_cache_texts": True, "_missing_texts": True,
+        "_store_contents": True, "_sweep": True, "own_collections": True,
     }  # fmt: skip
     vector = "('[1' || repeat(',0', 31) || ']')::vector"
     with psycopg.connect(url, user="attacker", autocommit=True) as reader:
         for call in (
-            "_sweep('{1}')", f"_cache_texts(m, '{{x}}', array[{vector}], '{{}}')",
+            "_sweep('{1}')", f"_cache_texts(m.name, m.fingerprint, '{{x}}', array[{vector}], '{{}}')",
             "_store_contents('{1}', array[sha256('x')], array[sha256('x')], '{1}', '{1}', '{1}', '{PNG}', false)",
         ):  # fmt: skip
             with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -66,7 +66,8 @@ PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",  # noqa: S104
     "255.255.255.255",
     "::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1",
-    "2002:7f00:1::1", "224.0.0.1", "ff02::1",
+    "2002:7f00:1::1", "224.0.0.1", "ff02::1", "64:ff9b:1::7f00:1", "fec0::1", "::127.0.0.1", "::10.0.0.1",
+    "::ffff:0:127.0.0.1", "192.0.0.192", "168.63.129.16",
 ]  # fmt: skip
 
 
@@ -199,12 +200,13 @@ def test_rows_that_may_not_be_read_fail_alone(
         "url,path\n"
         + "\n".join(f"{url}," for url in (
             str(secret), f"file://{secret}", "../secret.png", f"{servers[0].url}/a.png", "reference://x.jpg::/evil.json",
-            "https://someone:geheim@example.com/a.jpg", f"local://{secret}",
+            "https://someone:geheim@example.com/a.jpg", f"local://{secret}", "https://someone:p@geheim@example.com/a.jpg",
+            "https://someone:p@geheim@example.com/a::b.jpg", "ftp://someone:p@geheim@example.com/a.jpg",
         ))
         + f"\n,{secret}\n"
     )  # fmt: skip
     report = ingest(list_source(str(photos / "rows.csv")))
-    assert report.counts["palette"]["failed"] == 7
+    assert report.counts["palette"]["failed"] == 10
     assert report.counts["palette"]["embedded"] == 1
     failures = connection.execute("select error_class, path, message from imgsearch.ingest_failure").fetchall()
     assert {row[0] for row in failures} == {"ForbiddenLocation"}

@@ -1,5 +1,6 @@
 """Names are data: whatever files, captions and collections are called, no terminal and no page obeys it."""
 
+import ast
 import html.parser
 import io
 import json
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pgimgsearch
 from pgimgsearch.cli.terminal import OBEYED, printable
 from pgimgsearch.database.connection import Connection
 from tests.conftest import ROOT
@@ -141,3 +143,20 @@ def test_no_page_is_obeyed(shop: Path, cli: Callable[..., Any], tmp_path: Path) 
 def test_printable_is_one_line_that_nothing_obeys(text: str) -> None:
     assert not OBEYED.search(printable(text))
     assert OBEYED.search(text) or printable(text) == text
+
+
+def test_no_message_of_ours_is_two_lines() -> None:
+    """It would be shown with an escape, as what a file is called might hold one."""
+    loose = [
+        (path.name, call.lineno)
+        for path in Path(pgimgsearch.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and (
+            (name := getattr(call.func, "attr", getattr(call.func, "id", ""))) in {"notify", "say"}
+            or name.endswith("Error")
+        )
+        for part in ast.walk(call)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and "\n" in part.value
+    ]
+    assert loose == []

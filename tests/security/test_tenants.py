@@ -131,7 +131,7 @@ def test_every_relation_looks_as_if_the_other_tenant_never_was(databases: tuple[
     def look(tenant: Connection, names: Names) -> dict[str, Any]:
         return {
             name: rows(tenant, names, f"select * from imgsearch.{name}")
-            for name in relations(tenant) if name not in SHARED and not name.endswith(("_hnsw",))
+            for name in relations(tenant) if name not in SHARED
         }  # fmt: skip
 
     shared, alone = both(databases, look)
