@@ -1,7 +1,9 @@
 """Bounded and ordered concurrency: prefetching, mapping in a pool, batching, and signals that stop a run."""
 
+import os
 import queue
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -114,3 +116,9 @@ def _closing(items: Iterator[T]) -> Any:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+def give_way() -> None:
+    """Let the calling thread have the processor after others; where threads have no priority, nothing changes."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

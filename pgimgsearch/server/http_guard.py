@@ -13,7 +13,7 @@ from pgimgsearch.server.errors import Refusal, TooLarge, Unauthorized, json_answ
 OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
 UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
-MOST_WAITING = 200  # connections that have sent no whole head of a request
+MOST_WAITING = 500  # connections that have sent no whole head of a request
 SECONDS_FOR_HEAD, SECONDS_FOR_PART = 10, 20
 
 Message = MutableMapping[str, Any]

@@ -117,7 +117,10 @@ class _HttpServer(uvicorn.Server):
 
 def _bound(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        listening = socket.create_server((host, port))
+        # its connections inherit it; asyncio sets it for sockets of its own alone
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}",

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pgimgsearch.concurrency import give_way
 from pgimgsearch.embeddings.embed_query import Crop, cropped
 from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
 from pgimgsearch.errors import UsageError
@@ -16,7 +16,8 @@ from pgimgsearch.server.batcher import MOST_WAITING, Batcher, Kind
 from pgimgsearch.server.errors import BadImage, ModelNotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
-from pgimgsearch.sources.decode import decode_pixels, limit_pixels, pixels_of
+from pgimgsearch.server.turns import Turns
+from pgimgsearch.sources.decode import SLOW, decode_pixels, decoding_cost, limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
@@ -42,8 +43,7 @@ class Service:
         self._cache, self._most_waiting = cache, most_waiting
         self._batchers: dict[int, Batcher] = {}
         self.hold({model.stored.name: model for model in models}, aliases)
-        self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode large")
+        self._decoders, self._large = Turns(workers, "decode"), Turns(1, "decode large", give_way)
         limit_pixels(DEFAULT_LIMITS.max_pixels)
         metrics.watch_queue(lambda: sum(batcher.waiting for batcher in self._batchers.values()))
 
@@ -92,10 +92,16 @@ class Service:
         client: Hashable = None,
     ) -> NDArray[Any]:  # fmt: skip
         """(dim,) float32, or bits, 0 or 1, of an image's bytes. Raises BadImage, Refusal or Busy."""
-        loop = asyncio.get_running_loop()
-        pixels = 0 if len(data) > LARGEST_PICTURE else await loop.run_in_executor(self._decoders, pixels_of, data)
-        pool = self._large if pixels > MANY_PIXELS else self._decoders
-        prepared = await loop.run_in_executor(pool, self._prepare, model, data, crop)
+        if len(data) > LARGEST_PICTURE:
+            raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
+                           hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
+        cost = await self._decoders.run(client, decoding_cost, data)
+        if cost > DEFAULT_LIMITS.max_pixels:
+            most = DEFAULT_LIMITS.max_pixels / SLOW / 1e6
+            raise BadImage(f"an image in this format takes long to decode, {most:g} megapixels are the limit",
+                           hint="send it as JPEG or PNG")  # fmt: skip
+        threads = self._large if cost > MANY_PIXELS else self._decoders
+        prepared = await threads.run(client, self._prepare, model, data, crop)
         outputs = await self._embedded(model, "image", [prepared], client)
         if (reason := rejection_reason(model.storable(outputs)[0])) is not None:
             raise BadImage(f"the image has no useful vector: {reason}", hint="try another model")
@@ -117,8 +123,8 @@ class Service:
 
     def close(self) -> None:
         """Answer what waits and end the threads."""
-        self._decoders.shutdown()
-        self._large.shutdown()
+        self._decoders.close()
+        self._large.close()
         for batcher in self._batchers.values():
             batcher.close()
         if self._cache is not None:
@@ -135,9 +141,6 @@ class Service:
         return Batcher(model.encoder, model.batch_size, watch, self._most_waiting)
 
     def _prepare(self, model: LoadedModel, data: bytes, crop: Crop | None) -> NDArray[Any]:
-        if len(data) > LARGEST_PICTURE:
-            raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
-                             hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         try:
             return model.encoder.prepare(cropped(decode_pixels(data), crop))
         except UsageError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgimgsearch.concurrency import give_way
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.texts import cache_texts
@@ -46,6 +47,7 @@ class TextCache:
         self._thread.join(SECONDS_TO_END)
 
     def _run(self) -> None:
+        give_way()
         waiting: Write | None = self._queue.get()
         while waiting is not None:
             try:

@@ -19,6 +19,7 @@ UPRIGHT = {
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
+SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
 # What is decoded: none that runs a program (EPS in Ghostscript, WMF) or opens whatever else is inside (IPTC).
 FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM",
@@ -76,11 +77,12 @@ def decode_pixels(data: bytes) -> Image.Image:
         raise _too_many(error) from error
 
 
-def pixels_of(data: bytes) -> int:
-    """How many pixels an image says to have; 0 where that cannot be read."""
+def decoding_cost(data: bytes) -> int:
+    """How many pixels an image says to have, ``SLOW`` times that for a format in Python; 0 where it cannot be read."""
     try:
         with _open(data, ImageLimits()) as image:
-            return image.width * image.height
+            in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+            return image.width * image.height * (SLOW if in_python else 1)
     except Exception:  # broken bytes raise anything, and do so again where they are decoded
         return 0
 

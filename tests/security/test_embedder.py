@@ -28,12 +28,13 @@ from pgimgsearch.server import pg_server
 from pgimgsearch.server import service as services
 from pgimgsearch.server.batcher import CROWD, Batcher
 from pgimgsearch.server.budget import ByteBudget, Places
-from pgimgsearch.server.errors import Busy, Refusal
+from pgimgsearch.server.errors import BadImage, Busy, Refusal
 from pgimgsearch.server.in_thread import in_thread
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.pg_server import ENCODINGS, PgServer
-from pgimgsearch.server.serve import Listeners
+from pgimgsearch.server.serve import Listeners, _bound
 from pgimgsearch.server.service import Service
+from pgimgsearch.server.turns import Turns
 from tests.server.test_pg_server import PASSWORD, login
 
 STATUS = b'{"ask": "status"}'
@@ -310,6 +311,56 @@ def test_large_images_are_decoded_one_at_a_time(service: Service, monkeypatch: p
 
     assert len(asyncio.run(all_of_them())) == 6
     assert most == 1
+
+
+def test_clients_take_turns_at_decoding() -> None:
+    """A client that sends many images, or leaves before they are decoded, delays another by one image."""
+    served: list[str] = []
+    go = threading.Event()
+
+    def decode(name: str) -> str:
+        go.wait(60)
+        served.append(name)
+        return name
+
+    async def all_of_them() -> list[Any]:
+        turns = Turns(1, "decode")
+        held = asyncio.ensure_future(turns.run("first", decode, "held"))
+        gone = [asyncio.ensure_future(turns.run("gone", decode, "unwanted")) for _ in range(9)]
+        much = [asyncio.ensure_future(turns.run("greedy", decode, "much")) for _ in range(9)]
+        few = [asyncio.ensure_future(turns.run(f"client {n}", decode, f"few {n}")) for n in range(5)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        go.set()
+        answers = await asyncio.gather(held, *much, *few)
+        turns.close()
+        return answers
+
+    assert asyncio.run(all_of_them()) == ["held", *["much"] * 9, *[f"few {n}" for n in range(5)]]
+    assert sorted(served[:7]) == ["few 0", "few 1", "few 2", "few 3", "few 4", "held", "much"]
+
+
+PIXELS = "\n".join(["255 0 0"] * 9)
+
+
+@pytest.mark.parametrize(
+    "head", [b"P3 %d %d 255\n" + PIXELS.encode(), b"P6 %d %d 100\n", b"P2 %d %d 9\n", b"P1 %d %d\n"], ids=str
+)
+def test_formats_that_take_long_have_few_pixels(service: Service, head: bytes) -> None:
+    """As text or with values to be scaled, each pixel takes Pillow 50 times as long: 99 megapixels are two minutes."""
+    with pytest.raises(BadImage, match="2 megapixels"):
+        asyncio.run(service.embed_picture(service.models["palette"], head % (2000, 1001)))
+    if head.startswith(b"P3"):
+        assert len(asyncio.run(service.embed_picture(service.models["palette"], head % (3, 3)))) == 32
+
+
+def test_answers_wait_for_no_acknowledgement() -> None:
+    """Else each that is written in two parts takes 40 ms more."""
+    with _bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_copy_of_the_database_asks_no_embedder(

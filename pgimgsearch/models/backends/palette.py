@@ -56,6 +56,9 @@ def shares(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float32)
 
 
+NAMED = dict(zip(COLOURS, shares(ANCHORS), strict=True))
+
+
 class Palette(WeightlessEncoder):
     """An Encoder of colours. Square roots make the cosine of two histograms their overlap (Bhattacharyya)."""
 
@@ -71,13 +74,13 @@ class Palette(WeightlessEncoder):
 
 def _histogram(text: str) -> NDArray[np.float32]:
     words = [SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", text.lower())]
-    named = [list(COLOURS).index(word) for word in words if word in COLOURS]
+    named = [NAMED[word] for word in words if word in NAMED]
     if not named:
         raise ModelError(
             f'"{text}" names no colour, and palette knows nothing else',
             hint=f"colours: {', '.join(COLOURS)}; for other words use a model like clip-vit-b-32",
         )
-    return np.asarray(shares(ANCHORS[named]).mean(0))
+    return np.asarray(np.mean(named, axis=0))
 
 
 def load(spec: ModelSpec, placement: Placement) -> Palette:  # noqa: ARG001  (NumPy needs no device)
