@@ -2,17 +2,20 @@
 
 import asyncio
 import secrets
+import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pgimgsearch.server.budget import Places
+from pgimgsearch.server.budget import ByteBudget, Places
 from pgimgsearch.server.errors import Refusal, TooLarge, Unauthorized, json_answer
 
 OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
 UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
+UPLOAD_BYTES, JSON_BYTES = 2 << 30, 64 << 20  # of all bodies at once: uploads lie on disk, and JSON in memory
 MOST_WAITING = 500  # connections that have sent no whole head of a request
 SECONDS_FOR_HEAD, SECONDS_FOR_PART = 10, 20
 
@@ -22,20 +25,68 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
-def guarded_protocol() -> type[H11Protocol]:
-    """A protocol for one server: connections without a request give way to newer ones, and have little time."""
-    places = Places[H11Protocol](MOST_WAITING, lambda one: one.transport.abort())
+def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
+    """A protocol for one server: connections without a request give way to newer ones, and have little time.
+
+    Its TLS begins here, and not where the server accepts, so that half a handshake is such a connection as well.
+    """
+    places = Places["Guarded"](MOST_WAITING, lambda one: one.abort())
 
     class Guarded(H11Protocol):
+        _accepted: asyncio.Transport | None = None
         _timer: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None  # how long the client has to read what was written
+        _handshake: asyncio.Task[None] | None = None
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._early = bytearray()
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            self._accepted = transport
             self._wait()
+            if tls is None:
+                super().connection_made(transport)
+            else:
+                transport.pause_reading()
+                self._handshake = self.loop.create_task(self._encrypt(transport, tls))
+
+        async def _encrypt(self, transport: Any, tls: ssl.SSLContext) -> None:
+            with suppress(OSError):  # it left, gave way, or does not speak TLS
+                encrypted = await self.loop.start_tls(transport, self, tls, server_side=True)
+                if encrypted is not None and not encrypted.is_closing():
+                    super().connection_made(encrypted)
+                    if self._early:
+                        super().data_received(bytes(self._early))
+                    return
+            self._work()
+            transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport is None:  # what came with the end of the handshake
+                self._early += data
+            else:
+                super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._work()
-            super().connection_lost(exc)
+            if self._reading is not None:
+                self._reading.cancel()
+            if self.transport is not None:
+                super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reading = self.loop.call_later(SECONDS_FOR_PART, self.abort)
+
+        def resume_writing(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+            super().resume_writing()
+
+        def abort(self) -> None:
+            assert self._accepted is not None, "a connection was made"
+            self._accepted.abort()
 
         def handle_events(self) -> None:
             super().handle_events()
@@ -49,7 +100,7 @@ def guarded_protocol() -> type[H11Protocol]:
 
         def _wait(self) -> None:
             self._work()
-            self._timer = self.loop.call_later(SECONDS_FOR_HEAD, self.transport.abort)
+            self._timer = self.loop.call_later(SECONDS_FOR_HEAD, self.abort)
             places.enter(self)
 
         def _work(self) -> None:
@@ -65,6 +116,7 @@ class Guard:
 
     def __init__(self, app: App, password: str) -> None:
         self._app, self._password = app, password.encode()
+        self._uploads, self._json = ByteBudget(UPLOAD_BYTES), ByteBudget(JSON_BYTES)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One request."""
@@ -74,7 +126,9 @@ class Guard:
         headers = dict(scope["headers"])
         try:
             self._check(scope["path"], headers)
-            await _bounded(self._app, scope, receive, send, _largest(scope["path"]))
+            budget = self._uploads if scope["path"] in UPLOADS else self._json
+            with budget.share() as take:
+                await _bounded(self._app, scope, receive, send, _largest(scope["path"]), take)
         except Refusal as refusal:
             await json_answer(refusal)(scope, receive, send)
 
@@ -97,8 +151,10 @@ def _too_large(most: int) -> TooLarge:
     return TooLarge("the request is too large", hint=f"send at most {most >> 20} MB at once")
 
 
-async def _bounded(app: App, scope: Message, receive: Receive, send: Send, most: int) -> None:
-    """Run an application on a body of so many bytes; it ends when the client leaves."""
+async def _bounded(
+    app: App, scope: Message, receive: Receive, send: Send, most: int, take: Callable[[int], None]
+) -> None:  # fmt: skip
+    """Run an application on a body of so many bytes, which it takes of a budget; it ends when the client leaves."""
     read, problem = 0, list[Refusal]()
     complete = asyncio.Event()
 
@@ -112,10 +168,15 @@ async def _bounded(app: App, scope: Message, receive: Receive, send: Send, most:
         except TimeoutError:
             problem.append(Refusal("the rest of the request did not arrive", hint="send it again"))
             raise problem[0] from None
-        read += len(message.get("body", b""))
-        if read > most:
-            problem.append(_too_large(most))
-            raise problem[0]
+        size = len(message.get("body", b""))
+        read += size
+        try:
+            if read > most:
+                raise _too_large(most)
+            take(size)
+        except Refusal as refusal:
+            problem.append(refusal)
+            raise
         if not message.get("more_body", False):
             complete.set()
         return message

@@ -90,10 +90,8 @@ async def _serve(service: Service, listeners: Listeners, password: str, opened: 
     wire = PgServer(service, password, tls)
     with _bound(listeners.host, listeners.port) as postgres, _bound(listeners.host, listeners.http_port) as http:
         listening = await wire.start(postgres)
-        files = {"ssl_certfile": listeners.certificate, "ssl_keyfile": listeners.key} if tls else {}
         config = uvicorn.Config(
-            application(service, password), http=guarded_protocol(), ws="none", log_level="error", access_log=False,
-            **files,  # type: ignore[arg-type]
+            application(service, password), http=guarded_protocol(tls), ws="none", log_level="error", access_log=False
         )  # fmt: skip
         try:
             await _HttpServer(config, opened).serve([http])  # until a signal

@@ -1,0 +1,100 @@
+"""The door for HTTP under clients that send half, read nothing or send too much at once, with TLS and without."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from pgimgsearch.database.connection import connect
+from pgimgsearch.embeddings.registry import open_model
+from pgimgsearch.server import http_guard
+from pgimgsearch.server.http_api import application
+from pgimgsearch.server.http_guard import guarded_protocol
+from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.serve import Listeners
+from pgimgsearch.server.service import Service
+from tests.security.test_embedder import certificate  # noqa: F401  (a fixture)
+from tests.server.conftest import PASSWORD
+
+SECRET = {"Authorization": f"Bearer {PASSWORD}"}
+
+
+@pytest.fixture(params=["http", "https"])
+def base(
+    request: pytest.FixtureRequest, url: str, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> Iterator[str]:  # fmt: skip
+    """The URL of a server that has little time and few places."""
+    monkeypatch.setattr(http_guard, "MOST_WAITING", 8)
+    monkeypatch.setattr(http_guard, "SECONDS_FOR_HEAD", 1)
+    monkeypatch.setattr(http_guard, "SECONDS_FOR_PART", 1)
+    monkeypatch.setattr(http_guard, "JSON_BYTES", 100_000)
+    with connect(url) as opened:
+        service = Service([open_model(opened, "palette")], {"text": "palette"}, None, Metrics(), 2)
+    tls = Listeners("", 0, 0, *certificate).tls() if request.param == "https" else None
+    config = uvicorn.Config(application(service, PASSWORD), http=guarded_protocol(tls), ws="none", log_level="error")
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    yield f"{request.param}://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    service.close()
+
+
+def client_of(base: str) -> httpx.Client:
+    return httpx.Client(base_url=base, headers=SECRET, verify=False, timeout=60)  # noqa: S501
+
+
+def raw(base: str, *, handshake: bool = True) -> socket.socket:
+    address = httpx.URL(base)
+    made = socket.create_connection((address.host, address.port), timeout=60)
+    if address.scheme == "http" or not handshake:
+        return made
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(made)
+
+
+def ends(client: socket.socket) -> bool:
+    """Whether the server closes the connection."""
+    try:
+        while client.recv(1 << 16):
+            pass
+    except OSError as error:
+        return not isinstance(error, TimeoutError)
+    return True
+
+
+def test_connections_that_say_nothing_give_way(base: str) -> None:
+    """Those that never begin their handshake as well; and no answer is lost by it."""
+    with ExitStack() as stack, client_of(base) as client:
+        silent = [stack.enter_context(raw(base, handshake=False)) for _ in range(50)]
+        assert client.post("/embed/text", json={"texts": ["red"]}).status_code == 200
+        assert all(map(ends, silent))
+
+
+def test_who_does_not_read_is_hung_up_on(base: str) -> None:
+    question = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    with raw(base) as client:
+        client.settimeout(20)
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            while True:  # until the server reads no more, and then ends the connection
+                client.sendall(question * 100)
+
+
+def test_bodies_share_a_budget(base: str) -> None:
+    half = b"POST /embed/text HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\nAuthorization: Bearer "
+    with raw(base) as first, client_of(base) as client:
+        first.sendall(half + PASSWORD.encode() + b"\r\n\r\n" + b" " * 80_000)
+        answers = [client.post("/embed/text", json={"texts": ["red " * 2000] * 5}) for _ in range(3)]
+        assert 503 in [answer.status_code for answer in answers]
+        assert ends(first), "its rest did not come"
+        assert client.post("/embed/text", json={"texts": ["red " * 2000] * 5}).status_code == 200
