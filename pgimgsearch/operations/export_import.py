@@ -41,7 +41,7 @@ from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.object_store import filesystem
-from pgimgsearch.sources.parquet import libraries
+from pgimgsearch.sources.parquet import libraries, open_table
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
@@ -111,10 +111,9 @@ def import_files(
     Raises SourceError for a file that is no export or breaks off, and DriftError where the database has other vectors
     by the name of the model. What was committed before is kept, and the same call goes on.
     """
-    _, parquet = libraries()
     total, found = 0, []
     for place in places:
-        with _input(place, parquet) as table:
+        with _input(place) as table:
             described = _description(table, place)
             with connect(url) as connection:
                 model = _model(connection, described)
@@ -305,10 +304,10 @@ def _output(target: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _input(place: str, parquet: Any) -> Iterator[Any]:
+def _input(place: str) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
-            table = stack.enter_context(parquet.ParquetFile(stack.enter_context(open_stream(place, seekable=True))))
+            table = stack.enter_context(open_table(stack.enter_context(open_stream(place, seekable=True))))
         except (OSError, ImportError, ValueError) as error:
             raise SourceError(
                 f"cannot read {place}: {error}", hint="name a Parquet file that pgimgsearch export made"

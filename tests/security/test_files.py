@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, UnidentifiedImageError
 from pyarrow import parquet
@@ -29,9 +30,11 @@ from pgimgsearch.models.load import load
 from pgimgsearch.models.onnx_external_data import external_data
 from pgimgsearch.operations.export_import import KEY, export, import_files
 from pgimgsearch.reports.thumbnail import data_url
+from pgimgsearch.sources import parquet as tables
 from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.decode import FORMATS, decode, decode_small
 from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.parquet import rows
 from pgimgsearch.sources.parse import parse_sources
 from tests.models.test_exports import tiny_open_clip
 from tests.support.images import photo
@@ -231,6 +234,39 @@ def test_a_tar_is_not_held_in_memory(tmp_path: Path, kind: bytes) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def repeated(count: int, value: bytes) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value], pa.binary()))
+
+
+@pytest.mark.parametrize("layout", ["flat", "struct", "text"])
+def test_a_value_in_many_rows_is_held_once(tmp_path: Path, layout: str) -> None:
+    """A file of 2 KB says 64 times the same 50 MB."""
+    many = repeated(64, bytes(50 << 20))
+    columns: dict[str, Any] = {"image": many}
+    if layout == "struct":
+        columns = {"image": pa.StructArray.from_arrays([many, pa.array(["a.png"] * 64)], ["bytes", "path"])}
+    if layout == "text":
+        columns = {"image": repeated(64, b"x"), "caption": many.cast(pa.dictionary(pa.int32(), pa.string()))}
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(columns), path, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 5000
+    before = pa.default_memory_pool().max_memory()
+    assert sum(1 for _ in rows(str(path))) == 64
+    assert pa.default_memory_pool().max_memory() - before < 800 << 20
+
+
+def test_a_column_that_unpacks_too_far_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LARGE", 1 << 20)
+    path = tmp_path / "a.parquet"
+    column = pa.array([bytes(4 << 20)])
+    for kept in (["image"], []):
+        parquet.write_table(pa.table({"image": column}), path, compression="gzip", use_dictionary=kept)
+        with pytest.raises(ValueError, match="unpacks from"):
+            list(rows(str(path)))
+        with pytest.raises(SourceError, match="unpacks from"):
+            import_files("", [str(path)])
 
 
 def test_nested_json_fails_its_own_sample(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> None:
