@@ -158,6 +158,19 @@ class Terminal:
             yield Reporter(self.notify, progress)
 
 
+# What input of a form that nobody thought of leads to.
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 class Group(TyperGroup):
     """A group of commands whose errors end as ``error:`` and ``hint:`` with an exit code of their own."""
 
@@ -172,6 +185,12 @@ class Group(TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
             raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_wants_traceback(ctx))) from error
+        except UNFORESEEN as error:
+            said = PgImgSearchError(
+                f"{type(error).__name__}: {error}",
+                hint="that was not foreseen; to see where it happened, run the same command with --debug",
+            )
+            raise typer.Exit(show_error(said, debug=_wants_traceback(ctx))) from error
 
 
 def _stdout_is_closed() -> bool:

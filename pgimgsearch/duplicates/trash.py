@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from psycopg import sql
 from psycopg.rows import dict_row
@@ -80,13 +80,23 @@ def read_plan(path: Path) -> list[Move]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                moves += [Move(**json.loads(line))] if line.strip() else []
-            except (ValueError, TypeError) as error:
+                moves += [_read_move(json.loads(line))] if line.strip() else []
+            except (ValueError, TypeError, RecursionError) as error:
                 raise SourceError(
                     f"{path}, line {number} is no line of a plan",
                     hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl",
                 ) from error
     return moves
+
+
+def _read_move(fields: Any) -> Move:
+    move = Move(**fields)
+    for name, kind in get_type_hints(Move).items():
+        if not isinstance(getattr(move, name), kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    for digest in (move.sha256, move.keeper_sha256):
+        bytes.fromhex(digest)
+    return move
 
 
 def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterator[Outcome]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
@@ -23,6 +24,7 @@ from pgimgsearch.database.models import (
     StoredReduction,
     canary_of,
     find_model,
+    get_model,
     insert_model,
     reduction_of,
 )
@@ -264,22 +266,10 @@ def _fields(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
     """The model of an export as it is stored, added where it is new."""
-    from psycopg.types.json import Jsonb
-
     fields = _fields(described["model"])
     stored = find_model(connection, fields["name"])
     if stored is None:
-        reduction = described["reduction"]
-        if reduction:
-            reduction["matrix"] = base64.b64decode(reduction["matrix"])
-        stored = insert_model(
-            connection,
-            fields | {"metric": "hamming" if fields["storage"] == "bit" else "cosine",
-                      "index_spec": Jsonb(fields["index_spec"])},
-            Canary(**described["canary"]) if described["canary"] else None,
-            StoredReduction(**reduction) if reduction else None,
-            aliases=suitable_aliases(fields["backend"], has_text=fields["has_text"]),
-        )  # fmt: skip
+        stored = _insert(connection, fields, described)
     if (stored.fingerprint, stored.dim, stored.storage) != (fields["fingerprint"], fields["dim"], fields["storage"]):
         raise DriftError(
             f"model {stored.name} is here with other weights, preprocessing or storage than in the export",
@@ -287,6 +277,28 @@ def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
             f"pgimgsearch models remove {stored.name}",
         )
     return stored
+
+
+def _insert(connection: Connection, fields: dict[str, Any], described: dict[str, Any]) -> StoredModel:
+    wanted, reduction = fields.pop("index_spec"), described["reduction"]
+    try:
+        if reduction:
+            reduction["matrix"] = base64.b64decode(reduction["matrix"])
+        with connection.transaction():
+            stored = insert_model(
+                connection,
+                fields | {"metric": "hamming" if fields["storage"] == "bit" else "cosine"},
+                Canary(**described["canary"]) if described["canary"] else None,
+                StoredReduction(**reduction) if reduction else None,
+                aliases=suitable_aliases(fields["backend"], has_text=fields["has_text"]),
+            )
+            connection.execute("select imgsearch.set_index(%s, %s, %s, %s)",
+                               [stored.name, wanted["method"], wanted["m"], wanted["ef_construction"]])  # fmt: skip
+    except (KeyError, TypeError, ValueError, psycopg.Error) as error:
+        if isinstance(error, psycopg.OperationalError):  # the server's, not the export's
+            raise
+        raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
+    return get_model(connection, stored.name)
 
 
 @contextmanager

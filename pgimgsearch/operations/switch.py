@@ -266,7 +266,7 @@ def _embed_texts(connection: Connection, model: LoadedModel, queries: list[str],
     """Embed and cache texts. Returns those that the model cannot read."""
     try:
         vectors = model.embed_texts(queries, template)
-    except ModelError:
+    except (ModelError, ValueError):  # a tokenizer's library raises the latter: "&#" and 5,000 digits
         if len(queries) == 1:
             return queries
         return [text for query in queries for text in _embed_texts(connection, model, [query], template)]

@@ -33,8 +33,11 @@ def is_web(location: str) -> bool:
 
 
 def without_user(location: str) -> str:
-    """A URL without user and password, as it may be stored and shown; a password may hold an @ itself."""
-    return re.sub(r"(?<=://)[^/]*@", "", location)
+    """A URL without user and password, as it may be stored and shown.
+
+    A password may hold an @ or a slash, so all before the last @ goes where a colon precedes it.
+    """
+    return re.sub(r"(?<=:/)/*(?:[^/]*|[^/:]+:.*)@", "/", location)
 
 
 def check_location(location: str) -> None:
@@ -43,6 +46,8 @@ def check_location(location: str) -> None:
     Paths of local files pass. Addresses of the web are checked when they are connected to (``web``).
     """
     if not is_url(location):
+        if location.partition(":/")[0].lower() in WEB | STORES:
+            raise ForbiddenLocation(f"a URL has two slashes after its scheme: {without_user(location)}")
         return
     scheme = scheme_of(location)
     if scheme not in WEB | STORES:
@@ -52,8 +57,10 @@ def check_location(location: str) -> None:
         raise ForbiddenLocation(f"a URL with :: in it is not read: {without_user(location)}")
     try:
         host = urlsplit(location).netloc
-    except ValueError as error:
-        raise ForbiddenLocation(f"not a URL: {error}") from error
+        if scheme in WEB:
+            _ = urlsplit(location).port
+    except ValueError as error:  # its message quotes what may be the begin of a password with a slash in it
+        raise ForbiddenLocation(f"not a URL: {without_user(location)}") from error
     user, _, _ = host.rpartition("@")
     if user and (scheme not in AZURE or ":" in user):
         raise ForbiddenLocation(

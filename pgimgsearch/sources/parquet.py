@@ -54,10 +54,9 @@ def _repeats(column: Any) -> bool:
 
 def _rows_at_once(about: Any) -> int:
     """So many that the values inside of structs, which are read as often as they are repeated, have room."""
-    inner = [
-        column.total_uncompressed_size for column in _chunks(about) if _repeats(column) and "." in column.path_in_schema
-    ]
-    return max(1, min(ROWS_AT_ONCE, LARGE // max([1, *inner])))
+    repeated = [column for column in _chunks(about) if _repeats(column) and "." in column.path_in_schema]
+    largest = max((int(column.total_uncompressed_size) for column in repeated), default=1)
+    return max(1, min(ROWS_AT_ONCE, LARGE // largest))
 
 
 def rows(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -103,7 +104,9 @@ def test_a_killed_user_leaves_data_that_start_again(home: Path) -> None:
     code = "psycopg.connect(url, autocommit=True).execute('create table kept (x int)'); os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run(run_code(home, code), check=False).returncode == -9
     server = Embedded(home)
-    os.kill(server.record().pid or 0, signal.SIGKILL)  # its backends follow in a moment
+    postmaster = psutil.Process(server.record().pid)
+    postmaster.kill()
+    postmaster.wait(30)  # its backends follow in a moment
     with server.running() as url, psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from kept").fetchone() == (0,)
     assert not server.is_running()

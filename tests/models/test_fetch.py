@@ -196,4 +196,9 @@ def test_a_bundle_can_be_taken_twice_and_names_nothing_outside(online: Run, hub:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     refused = online("models", "fetch", "pdq", "--from", str(bundle))
     assert refused.returncode == 5
-    assert "outside of it" in refused.stderr
+    assert "not the model's: ../outside" in refused.stderr
+    manifest["timm:resnet10t.c3_in1k"]["files"] |= {"models--timm--resnet10t.c3_in1k/../../../outside": told}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    refused = online("models", "fetch", "timm:resnet10t.c3_in1k", "--from", str(bundle))
+    assert refused.returncode == 5
+    assert "not the model's" in refused.stderr

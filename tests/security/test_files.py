@@ -12,11 +12,13 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 from pyarrow import parquet
 
@@ -95,6 +97,39 @@ def test_an_export_names_no_place_to_load_from(
             "select weights, embeddings::text from imgsearch.model where name = 'another'"
         ).fetchone()
         assert row == (None, "imgsearch.embedding_another_32")
+
+
+@pytest.mark.parametrize("wanted", [
+    None, [], {}, {"method": "hnsw"}, {"method": "drop", "m": 16, "ef_construction": 64},
+    {"method": "hnsw", "m": 1000, "ef_construction": 64}, {"method": "hnsw", "m": "x", "ef_construction": [64]},
+])  # fmt: skip
+def test_an_export_asks_for_no_index_that_cannot_be_built(
+    url: str, ingest: Callable[..., Any], photos: Path, tmp_path: Path, connection: Connection, wanted: Any
+) -> None:
+    ingest(photos, "palette")
+    export(url, "palette", str(tmp_path / "x.parquet"), None)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    described = json.loads(table.schema.metadata[KEY])
+    described["model"] |= {"name": "another", "index_spec": wanted}
+    parquet.write_table(table.replace_schema_metadata({KEY: json.dumps(described)}), tmp_path / "y.parquet")
+    with pytest.raises(SourceError, match="does not describe its model"):
+        import_files(url, [str(tmp_path / "y.parquet")])
+    assert connection.execute("select name from imgsearch.model").fetchall() == [("palette",)]
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(st.sampled_from([*get_type_hints(trash.Move), "other"]), st.none() | st.integers() | st.text() |
+                       st.lists(st.integers(), max_size=2)))  # fmt: skip
+def test_a_line_of_a_plan_has_every_field_of_its_type(tmp_path_factory: Any, fields: dict[str, Any]) -> None:
+    sound = {"image_id": 1, "location": "/a.jpg", "sha256": "00", "bytes": 1, "kind": "identical", "keeper_id": 2,
+             "keeper": "/b.jpg", "keeper_sha256": "00"}  # fmt: skip
+    path = tmp_path_factory.getbasetemp() / "plan.jsonl"
+    path.write_text(json.dumps(sound | fields) + "\n")
+    try:
+        (move,) = trash.read_plan(path)
+    except SourceError:
+        return
+    assert all(type(getattr(move, name)) is type(value) for name, value in sound.items())
 
 
 def test_images_are_opened_in_one_module() -> None:

@@ -201,12 +201,13 @@ def test_rows_that_may_not_be_read_fail_alone(
         + "\n".join(f"{url}," for url in (
             str(secret), f"file://{secret}", "../secret.png", f"{servers[0].url}/a.png", "reference://x.jpg::/evil.json",
             "https://someone:geheim@example.com/a.jpg", f"local://{secret}", "https://someone:p@geheim@example.com/a.jpg",
+            "https://someone:ge/geheim@example.com/a.jpg", "https:/someone:geheim@example.com/a.jpg",
             "https://someone:p@geheim@example.com/a::b.jpg", "ftp://someone:p@geheim@example.com/a.jpg",
         ))
         + f"\n,{secret}\n"
     )  # fmt: skip
     report = ingest(list_source(str(photos / "rows.csv")))
-    assert report.counts["palette"]["failed"] == 10
+    assert report.counts["palette"]["failed"] == 12
     assert report.counts["palette"]["embedded"] == 1
     failures = connection.execute("select error_class, path, message from imgsearch.ingest_failure").fetchall()
     assert {row[0] for row in failures} == {"ForbiddenLocation"}

@@ -28,11 +28,8 @@ def fetch(spec: ModelSpec, to: Path | None = None) -> dict[str, Any]:
     if spec.weights is not None:
         raise ModelError(f"{spec.name} is on this machine: there is nothing to fetch", hint=f"copy {spec.weights}")
     entry: dict[str, Any] = {"checkpoint": spec.checkpoint, "revision": None, "files": {}, "refs": {}}
-    if backends()[spec.backend].has_weights:
-        require(spec)
-        backend = backend_module(spec.backend)
+    if origins := _origins(spec):
         with loading(spec):
-            origins = [backend.origin(spec), *(backend.companions(spec) if hasattr(backend, "companions") else ())]
             places = [files.download(origin, to) for origin in origins]
         for origin, place in zip(origins, places, strict=True):
             _describe(entry, origin, place)
@@ -47,14 +44,23 @@ def fetch(spec: ModelSpec, to: Path | None = None) -> dict[str, Any]:
 def install(spec: ModelSpec, bundle: Path) -> dict[str, Any]:
     """Take a model out of a bundle into the caches, where every command finds it. Returns its entry of the manifest.
 
-    Raises ModelError for a model that the bundle does not hold, and for files that are not those it was made with.
+    Raises ModelError for a model that the bundle does not hold, for files that are not those it was made with, and for
+    files of other models.
     """
+    from huggingface_hub.file_download import repo_folder_name
+
     models = _read(bundle)
     if spec.name not in models:
         raise ModelError(
             f"the bundle {bundle} does not hold {spec.name}", hint=f"it holds: {', '.join(sorted(models)) or 'nothing'}"
         )
     entry: dict[str, Any] = models[spec.name]
+    own = {files.DOWNLOADS if origin.is_url else repo_folder_name(repo_id=origin.place, repo_type="model")
+           for origin in _origins(spec)}  # fmt: skip
+    for path in map(PurePosixPath, (*entry["files"], *entry["refs"])):
+        if path.parts[0] not in own or ".." in path.parts:
+            raise ModelError(f"the bundle's {spec.name} names a file that is not the model's: {path}",
+                             hint="do not trust this bundle")  # fmt: skip
     for name, told in entry["files"].items():
         _compare(bundle / name, told)
     for name, told in entry["files"].items():
@@ -70,6 +76,15 @@ def install(spec: ModelSpec, bundle: Path) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(commit)
     return entry
+
+
+def _origins(spec: ModelSpec) -> list[files.Origin]:
+    if not backends()[spec.backend].has_weights:
+        return []
+    require(spec)
+    backend = backend_module(spec.backend)
+    with loading(spec):
+        return [backend.origin(spec), *(backend.companions(spec) if hasattr(backend, "companions") else ())]
 
 
 def _describe(entry: dict[str, Any], origin: files.Origin, place: Path) -> None:
@@ -90,12 +105,10 @@ def _describe(entry: dict[str, Any], origin: files.Origin, place: Path) -> None:
 
 
 def _in_cache(name: str) -> Path:
-    """Where a file of a bundle belongs; raises ModelError for one that would leave the caches."""
+    """Where a file of a bundle belongs."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ModelError(f"the bundle names a file outside of it: {name}", hint="do not trust this bundle")
     return (cache_folder() if path.parts[0] == files.DOWNLOADS else Path(HF_HUB_CACHE)) / path
 
 
