@@ -71,6 +71,22 @@ def ingest(
             rich_help_panel=SOURCES, help="A query with a column path or url; optional: key, group, caption, metadata."
         ),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=SOURCES, help="Only files that match, as in .gitignore.", metavar="PATTERN"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=SOURCES, help="Leave out files and folders that match, as in .gitignore.", metavar="PATTERN"
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(rich_help_panel=SOURCES, help="The column of Parquet that holds the images.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(rich_help_panel=SOURCES, help="The column of Parquet that holds captions.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=SOURCES, help="Process at most N files.", metavar="N")
     ] = None,
@@ -124,8 +140,14 @@ def ingest(
     prune: Annotated[
         bool, typer.Option("--prune", rich_help_panel=RUN, help="Delete images whose files are gone.")
     ] = False,
+    prune_all: Annotated[
+        bool, typer.Option("--prune-all", rich_help_panel=RUN, help="The same, however many they are.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", rich_help_panel=RUN, help="Retry files that failed or were skipped.")
+    ] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", rich_help_panel=RUN, help="Read files again whose size and time are the same.")
     ] = False,
     skip_duplicates: Annotated[
         bool, typer.Option("--skip-duplicates", rich_help_panel=RUN, help="Reject new duplicates of stored images.")
@@ -176,18 +198,24 @@ def ingest(
     from pgimgsearch.models.encoder import Placement
     from pgimgsearch.models.spec import Checkpoint
     from pgimgsearch.reporter import Reporter
-    from pgimgsearch.sources import sidecar
     from pgimgsearch.sources.limits import ImageLimits
-    from pgimgsearch.sources.parse import parse_sources
+    from pgimgsearch.sources.parse import Columns, parse_sources
+    from pgimgsearch.sources.selection import Selection
+    from pgimgsearch.sources.sidecar import Sidecar, refinements
     from pgimgsearch.sources.sql import sql_source
 
-    found = parse_sources(sources or [], list_)
+    found = parse_sources(
+        sources or [], list_, Selection(include or (), exclude or ()), Columns(image_column, caption_column)
+    )
     options = Options(
-        collection=collection, workers=workers or Options().workers, limit=limit, prune=prune,
-        retry_failed=retry_failed, skip_duplicates=skip_duplicates,
+        collection=collection, workers=workers or Options().workers, limit=limit,
+        prune=prune or prune_all, prune_all=prune_all,
+        retry_failed=retry_failed, rehash=rehash, skip_duplicates=skip_duplicates,
         limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
-    refine = sidecar.refinements(caption_from, metadata, group_by)
+    folders = [source.scope or source.root or "" for source in found]
+    captions, attributes = (Sidecar(path, folders) if path else None for path in (caption_from, metadata))
+    refine = refinements(captions, attributes, group_by)
     with database_url(terminal.settings) as url:
         if from_sql:
             found.append(sql_source(url, from_sql))
@@ -216,6 +244,9 @@ def ingest(
         reports = [_ingest_one(terminal, partial(ingest_source, url), one, models, options, engine) for one in counted]
         if index:
             ingest_report.complete_loads(terminal, url, [stored.name for stored in models.stored])
+        if engine == "local" and limit is None:  # on a cluster each process has seen a part
+            for said in (one for sidecar in (captions, attributes) if sidecar for one in sidecar.told()):
+                terminal.notify(said)
         _check_outcome(reports)
 
 
@@ -240,7 +271,8 @@ def _check(asked: Mapping[str, Any]) -> None:
     lists = [asked["list_"], asked["from_sql"]]
     if not (asked["sources"] or any(lists)):
         raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
-    if asked["prune"] and any(lists) and (asked["sources"] or all(lists) or not asked["collection"]):
+    removes = asked["prune"] or asked["prune_all"]
+    if removes and any(lists) and (asked["sources"] or all(lists) or not asked["collection"]):
         raise UsageError(
             "--prune with a list or a query needs it to be the only source, and --collection",
             hint="what is not listed is deleted from that collection",

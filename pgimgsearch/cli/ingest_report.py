@@ -68,10 +68,10 @@ def show_report(terminal: Terminal, report: "Report") -> None:
         ordered = sorted(report.stages.items(), key=lambda stage: -stage[1].seconds)
         stages = (f"{name} {stage.seconds:.1f} ({stage.images})" for name, stage in ordered)
         terminal.notify("busy seconds (images): " + ", ".join(stages))
-    if report.left_out:
-        terminal.notify(f"{report.left_out} files with other extensions were ignored")
+    for said in report.left_out:
+        terminal.notify(said)
     if report.pruned:
-        terminal.notify(f"{report.pruned} images were deleted, whose files are gone")
+        terminal.notify(f"{report.pruned} images were deleted")
     if any(counts["failed"] or counts["skipped"] for counts in report.counts.values()) and report.status != "dry run":
         terminal.notify("why files failed or were skipped: select * from imgsearch.ingest_failure")
 

@@ -1,7 +1,6 @@
 """Collections: found by name or by the folder that they hold."""
 
 from pgimgsearch.database.connection import Connection
-from pgimgsearch.errors import SourceError
 
 
 def open_collection(
@@ -9,7 +8,8 @@ def open_collection(
 ) -> tuple[int, str, str]:
     """Find or make the collection that a root belongs to. Returns (collection_id, name, its root).
 
-    Without a name, the collection with the deepest root at or above ``root`` is taken, else one is made.
+    Without a name, the collection with the deepest root at or above ``root`` is taken, else one is made. Files that are
+    not below the root of a named one have absolute paths in it.
     """
     if name is None and root is not None:
         found = connection.execute(
@@ -24,11 +24,6 @@ def open_collection(
         "select collection_id, name, coalesce(root, '') from imgsearch.collection where name = %s", [wanted]
     ).fetchone()
     if found:
-        if root is not None and root != found[2] and not root.startswith(found[2].rstrip("/") + "/"):
-            raise SourceError(
-                f"collection {wanted} has its root at {found[2] or '(none)'}, and {root} is not below it",
-                hint="choose another with --collection; a new one may take the folder above both",
-            )
         return found[0], found[1], found[2]
     row = connection.execute(
         "insert into imgsearch.collection (name, root) values (%s, %s) returning collection_id",

@@ -161,7 +161,7 @@ def _joined(context: Context, rows: Sequence[Caption], file: Path) -> CaptionedI
         first = wanted[
             : request.limit if request.filter is None else None
         ]  # so that no more are embedded than are needed
-        there = context.bringer.bring(files_source(data, list(map(Path, first))), notes)
+        there = context.bringer.bring(files_source(list(map(Path, first)), data), notes)
     chosen = context.chosen(there[path] for path in wanted if path in there)[: request.limit]
     known = {picture.location: picture for picture in chosen}
     told = [(caption.text, known[path]) for caption in rows if (path := placed[caption.name]) in known]

@@ -41,7 +41,7 @@ def gather(context: Context, layout: Layout) -> Copies:
     background = _background(layout)
     brought: dict[str, StoredImage] = {}
     for root, files in _by_root(layout, references, queries, background).items():
-        brought |= context.bringer.bring(files_source(root, files), notes)
+        brought |= context.bringer.bring(files_source(files, root), notes)
 
     def part(files: Sequence[Path]) -> list[StoredImage]:
         return context.settle([brought[str(file)] for file in files if str(file) in brought])

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pgimgsearch.database.collections import open_collection
-from pgimgsearch.database.connection import connect
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.registry import find_stored
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
+from pgimgsearch.ingest.prune import count_removal
 from pgimgsearch.ingest.run import Options, Refine, Report
-from pgimgsearch.sources.source import Source
+from pgimgsearch.sources.source import ScannedFile, Source
 
 
 def dry_run(
@@ -36,7 +37,7 @@ def dry_run(
             own = Counts([names[position]])
             shadow = shadow_table(connection, model) if model else None
             planner = Planner(
-                Session(connection), collection_id, [model] if model else [], own, options.retry_failed,
+                Session(connection), collection_id, [model] if model else [], own, options.retry_failed, options.rehash,
                 shadows={model.model_id: shadow} if model and shadow else {},
             )  # fmt: skip
             items = planner.plan(iter(files)) if model else (Item(f, frozenset([0])) for f in files)
@@ -44,4 +45,18 @@ def dry_run(
                 own.add(0, "failed" if item.file.problem else "embedded")
             for outcome, number in own.by_model[names[position]].items():
                 counts.add(position, outcome, number)
-    return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, {}, "dry run")
+        told = source.left_out.told()
+        if options.prune:
+            told += _removal(connection, collection_id, files, source, root)
+    return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, {}, "dry run", left_out=told)
+
+
+def _removal(
+    connection: Connection, collection_id: int, files: Sequence[ScannedFile], source: Source, root: str
+) -> list[str]:  # fmt: skip
+    """What --prune would delete; renamed images, which it recognises by their bytes, count as gone here."""
+    planner = Planner(Session(connection), collection_id, [], Counts([]), remember_seen=True)
+    for _ in planner.plan(iter(files)):
+        pass
+    found = count_removal(planner, source, root)
+    return [f"--prune would delete {found.told(source)}" if found.gone else "--prune would delete nothing"]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.storable import UnstorableRow
 
 OUTCOMES = ("embedded", "reused", "unchanged", "skipped", "failed")
 
@@ -19,8 +20,9 @@ class Item:
 
     ``wanted`` models still need a vector of it; ``reused`` of them have one of the same bytes, or get it from another
     item. ``reasons`` says why a model skips it. A ``twin`` is an earlier item with the same bytes, whose outcome it
-    shares. ``failure`` is (class, message), ``rejected`` why the image is not stored at all. ``replaces`` is whether
-    its key is stored already, perhaps with another content.
+    shares. ``failure`` is (class, message), and ``lasting`` if it need not be tried again while the file stays as it
+    is; ``rejected`` is why the image is not stored at all. ``replaces`` is whether its key is stored already, perhaps
+    with another content.
     """
 
     file: ScannedFile
@@ -36,18 +38,32 @@ class Item:
     reasons: dict[int, str] = field(default_factory=dict)
     twin: "Item | None" = None
     failure: tuple[str, str] | None = None
+    lasting: bool = True
     rejected: str | None = None
 
-    def fail(self, error: BaseException) -> None:
-        """Record why this file has no vectors."""
+    def fail(self, error: BaseException, *, lasting: bool = True) -> None:
+        """Record why this file has no vectors; ``lasting`` is whether that is said of its bytes, as they are."""
         self.failure = (type(error).__name__, " ".join(str(error).split())[:500] or type(error).__name__)
+        self.lasting = lasting and not isinstance(error, MemoryError)
         self.data, self.image = b"", None
+
+    def refuse(self, error: BaseException) -> None:
+        """Record why the database does not hold this row; its vectors stay, for others with the same bytes."""
+        self.failure = (UnstorableRow.__name__, " ".join(str(error).split())[:500])
+        self.lasting = False
 
     def resolve_twin(self) -> None:
         """Take over the outcome of the item with the same bytes, which is finished by now."""
-        if self.twin is not None:
-            self.failure = self.failure or self.twin.failure
-            self.reasons |= {model: why for model, why in self.twin.reasons.items() if model in self.wanted}
+        twin = self.twin
+        if twin is None or self.failure is not None:
+            return
+        if twin.failure is not None and twin.vectors:  # its row was refused, and so nothing of it is stored
+            self.vectors |= {model: vector for model, vector in twin.vectors.items() if model in self.wanted}
+            self.reused -= self.vectors.keys()
+            self.image = twin.image
+        else:
+            self.failure, self.lasting = twin.failure, twin.lasting
+        self.reasons |= {model: why for model, why in twin.reasons.items() if model in self.wanted}
 
     def outcome(self, model: int) -> str:
         """How this file ended for a model that wanted it."""

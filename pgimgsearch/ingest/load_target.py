@@ -63,7 +63,8 @@ def prefix(source: Source, root: str) -> str:
     """What the paths of a source's scope start with, in a collection of this root."""
     if source.scope is None or source.scope == root:
         return ""
-    return os.path.relpath(source.scope, root).rstrip("/") + "/"
+    inside = root and source.scope.startswith(root.rstrip("/") + "/")  # else it is another root of the collection
+    return (os.path.relpath(source.scope, root) if inside else source.scope).rstrip("/") + "/"
 
 
 def count_new(

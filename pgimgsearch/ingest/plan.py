@@ -12,11 +12,11 @@ from pgimgsearch.concurrency import batched
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
-from pgimgsearch.errors import DatabaseError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.storable import storable
 
 FILES_A_LOOKUP, BYTES_A_LOOKUP = 500, 64 << 20
 
@@ -30,6 +30,7 @@ class Planner:
     models: Sequence[StoredModel]
     counts: Counts
     retry_failed: bool = False
+    rehash: bool = False
     remember_seen: bool = False
     shadows: Mapping[int, EmbeddingTable] = field(default_factory=dict)  # by model_id
     in_flight: dict[bytes, Item] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Planner:
         """Yield an item for each file that needs work; count the others."""
         if self.remember_seen:
             self.session.prepare(_create_seen)
-        for chunk in batched(files, FILES_A_LOOKUP, lambda file: len(file.data or b""), BYTES_A_LOOKUP):
+        for chunk in batched(map(storable, files), FILES_A_LOOKUP, lambda file: len(file.data or b""), BYTES_A_LOOKUP):
             if self.remember_seen:
                 self.session.run(self._remember_seen, chunk)
             keys = [file.key for file in chunk]
@@ -55,7 +56,7 @@ class Planner:
                 if wanted:
                     item = Item(file, wanted, replaces=file.key in known)
                     if file.problem is not None:
-                        item.fail(file.problem)
+                        item.fail(file.problem, lasting=False)
                     yield item
                 elif file.key in known and _has_only_new_attributes(file, known[file.key]):
                     changed.append(file)
@@ -84,44 +85,16 @@ class Planner:
         if self.in_flight.get(item.sha256) is item:
             del self.in_flight[item.sha256]
 
-    def prune(self, scope: str | None) -> list[int]:
-        """Delete images and failures that were not seen: below a folder (a path prefix), or all with None.
-
-        A folder's scope leaves alone what came from a list: URLs, absolute paths, and keys other than the path.
-        Returns the contents. Raises DatabaseError where the connection was lost, and with it the list of files seen.
-        """
-        listed = "(path ~ '^([a-z][a-z0-9+.-]*:/)?/' or key <> path)"
-        where = f"collection_id = %s and (%s::text is null or (starts_with(path, %s) and not {listed})) "
-        unseen = "and not exists (select from seen s where s.key = t.key)"
-        values = [self.collection_id, scope, scope]
-        with self.connection.transaction():
-            self._check_seen()
-            self.connection.execute(f"delete from imgsearch.ingest_failure t where {where}{unseen}", values)  # noqa: S608
-            gone = self.connection.execute(
-                f"delete from imgsearch.image t where {where}{unseen} returning content_id",  # noqa: S608
-                values,
-            )
-            return [row[0] for row in gone.fetchall()]
-
-    def _check_seen(self) -> None:
-        """Raise DatabaseError unless the server remembers each file that was seen; a pooler may have lost some."""
-        kept = None if self.session.losses else self.connection.execute("select count(*) from seen").fetchone()
-        if kept != (self.seen,):
-            raise DatabaseError(
-                "nothing was pruned: the connection was lost, and with it the list of scanned files",
-                hint="all files are ingested; run the same command again to prune",
-            )
-
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
-        same = known is not None and _same(file, known)
-        again = self.retry_failed or file.unlisted
+        same = known is not None and not self.rehash and _same(file, known)
+        again = self.retry_failed or self.rehash or file.unlisted
         wanted = set()
         for position, model in enumerate(self.models):
             earlier = failed.get(model.model_id) or failed.get(None)
             if same and known["have"][position]:
                 self.counts.add(position, "unchanged")
-            elif earlier and not again and _same(file, earlier):
+            elif earlier and not again and earlier["bytes"] is not None and _same(file, earlier):
                 self.counts.add(position, "skipped")
             else:
                 wanted.add(position)

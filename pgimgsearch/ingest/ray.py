@@ -122,7 +122,7 @@ def ingest_on_ray(
             raise
         driver.run(lambda: end_run(driver.connection, run_id, status, counts, watch, models.loaded or []))
     return Report(source.label, collection, counts.as_dict(), time.perf_counter() - start, watch.stages, status,
-                  left_out=source.left_out[0])  # fmt: skip
+                  left_out=source.left_out.told())  # fmt: skip
 
 
 def parts(source: Source, root: str, limit: int | None) -> Iterator[list[ScannedFile] | Part]:

@@ -22,13 +22,14 @@ from pgimgsearch.errors import UsageError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
-from pgimgsearch.ingest.load_target import join_shadows, prefix
+from pgimgsearch.ingest.load_target import join_shadows
 from pgimgsearch.ingest.plan import Planner, digest
 from pgimgsearch.ingest.prepare import prepare
+from pgimgsearch.ingest.prune import prune
 from pgimgsearch.ingest.run_log import end_run, lock_collection, settle_shards, start_run
 from pgimgsearch.ingest.skip_duplicates import DuplicateFilter
 from pgimgsearch.ingest.stopwatch import Stage, Stopwatch
-from pgimgsearch.ingest.write import Writer, drop_orphans
+from pgimgsearch.ingest.write import Writer, drop_orphans, is_about_rows
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import limit_pixels
@@ -51,7 +52,9 @@ class Options:
     workers: int = field(default_factory=cores)
     limit: int | None = None
     prune: bool = False
+    prune_all: bool = False  # however many
     retry_failed: bool = False
+    rehash: bool = False
     skip_duplicates: bool = False
     limits: ImageLimits = DEFAULT_LIMITS
     shadow: frozenset[str] = frozenset()  # models whose rows go to their shadow tables, until ``after_load``
@@ -71,7 +74,7 @@ class Report:
     stages: dict[str, Stage]
     status: str
     pruned: int = 0
-    left_out: int = 0
+    left_out: Sequence[str] = ()
 
 
 def ingest(
@@ -98,7 +101,9 @@ def ingest(
         )
         lock_collection(writer, collection_id, collection)
         shadows = join_shadows(writer, stored, options.shadow)
-        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.prune, shadows)
+        planner = Planner(
+            reader, collection_id, stored, counts, options.retry_failed, options.rehash, options.prune, shadows
+        )
         scanned = itertools.islice(refine(source.files(root)), options.limit)
         files = _checked(scanned, planner, stopped, watch, reporter)
         run_id = start_run(writer.connection, collection_id, source.label, stored)
@@ -115,7 +120,9 @@ def ingest(
             drop_orphans(writer, output.replaced)
             if status == "complete":
                 settle_shards(writer, collection_id, run_id, [part.path(root) for part in source.parts])
-                gone = _prune(planner, source, root) if options.prune else []
+                gone = []
+                if options.prune:
+                    gone = prune(planner, source, root, run_id, anyway=options.prune_all, reporter=reporter)
                 drop_orphans(writer, gone)
                 pruned = len(gone)
         except BaseException:
@@ -124,7 +131,9 @@ def ingest(
             raise
         writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
     seconds = time.perf_counter() - start - (models.seconds - loaded_before)
-    return Report(source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned, source.left_out[0])
+    return Report(
+        source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned, source.left_out.told()
+    )
 
 
 def _check_options(source: Source, options: Options) -> None:
@@ -149,7 +158,7 @@ def part(
     stored = [model.stored for model in models]
     with session(url) as reader, session(url) as writer:
         shadows = join_shadows(writer, stored, options.shadow)
-        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, shadows=shadows)
+        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.rehash, shadows=shadows)
         output = Writer(writer, collection_id, None, stored, _tables(stored, shadows, options))
         _work(output, planner, None, files, DeferredModels.of(models), options, watch, SILENT, threading.Event())
 
@@ -198,7 +207,7 @@ def _stages(
                     item.data = content(file, options.limits.max_bytes)
                     digest(item)
                 except Exception as error:  # a broken or vanished file never stops a run
-                    item.fail(error)
+                    item.fail(error, lasting=not isinstance(error, OSError))
         return item
 
     def decoded(item: Item) -> Item:
@@ -226,15 +235,31 @@ def _write(
     if duplicates is not None:
         with watch.time("compare", len(items)):
             duplicates.check(items)
+    with watch.time("write", len(items)):
+        _store(writer, planner, items)
+
+
+def _store(writer: Writer, planner: Planner, items: list[Item]) -> None:
+    """Write and count a chunk; of one that the database refuses, one half after the other, down to the row."""
     for item in items:
         planner.counts.add_item(item)
     try:
-        with watch.time("write", len(items)):
-            writer.write(items, planner.counts)
-    except BaseException:  # nothing of the chunk is stored, so none of it counts
+        writer.write(items, planner.counts)
+    except BaseException as error:  # nothing of the chunk is stored, so none of it counts
         for item in items:
             planner.counts.add_item(item, -1)
-        raise
+        if not is_about_rows(error) or all(item.failure for item in items):
+            raise
+        if len(items) == 1:
+            items[0].refuse(error)
+            _store(writer, planner, items)
+        else:
+            half = len(items) // 2
+            _store(writer, planner, items[:half])
+            for item in items[half:]:
+                item.resolve_twin()
+            _store(writer, planner, items[half:])
+        return
     for item in items:
         planner.forget(item)
 
@@ -257,7 +282,3 @@ def _checked(
         if number % FILES_PER_CHUNK == 0:  # files that need no work never reach the writer
             reporter.progress(planner.counts.done(), None)
         yield file
-
-
-def _prune(planner: Planner, source: Source, root: str) -> list[int]:
-    return planner.prune(None if source.scope is None else prefix(source, root))

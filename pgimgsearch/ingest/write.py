@@ -74,8 +74,7 @@ values (%s, %s, %s, %s, %s, %s, %s, %s, %s) {ON_FAILURE_CONFLICT}
 DELETE_SETTLED_FAILURES = """
 delete from imgsearch.ingest_failure f
 using unnest(%s::text[], %s::integer[]) as settled (key, model_id)
-where f.collection_id = %s and f.key = settled.key and f.last_at < now()
-and (f.model_id is null or f.model_id = settled.model_id)
+where f.collection_id = %s and f.key = settled.key and (f.model_id is null or f.model_id = settled.model_id)
 """
 # A skip depends on the bytes; a file that failed may be back tomorrow as it was, so nothing keeps it from another try.
 UPSERT_CONTENT_FAILURES = f"""
@@ -172,7 +171,11 @@ class Writer:
         if rows:
             with self.connection.cursor() as cursor:
                 cursor.executemany(UPSERT_FAILURE, rows)
-        settled = [(item.file.key, self.models[model].model_id) for item in items for model in item.wanted]
+        settled = [
+            (item.file.key, self.models[model].model_id)
+            for item in items if item.failure is None and item.rejected is None
+            for model in item.wanted if model not in item.reasons
+        ]  # fmt: skip
         self.connection.execute(
             DELETE_SETTLED_FAILURES,
             [[key for key, _ in settled], [model for _, model in settled], self.collection_id],
@@ -180,9 +183,10 @@ class Writer:
 
     def _failures(self, item: Item) -> list[list[Any]]:
         def row(model_id: int | None, kind: str, name: str, message: str) -> list[Any]:
-            file, size = item.file, item.file.size if item.file.size is not None else item.size
-            return [self.collection_id, file.key, file.path, model_id, kind, name, message.replace("\0", "\\0"), size,
-                    file.modified_at]  # fmt: skip
+            file = item.file
+            size = file.size if file.size is not None else item.size
+            facts = [size, file.modified_at] if item.lasting else [None, None]  # by which it is known again
+            return [self.collection_id, file.key, file.path, model_id, kind, name, message.replace("\0", "\\0"), *facts]
 
         if item.failure is not None:
             return [row(None, "failed", *item.failure)]
@@ -236,6 +240,12 @@ class EmbeddingWriter:
                     {"model": self.model.model_id, "contents": numbers, "kinds": kinds, "classes": classes,
                      "messages": messages},
                 )  # fmt: skip
+
+
+def is_about_rows(error: BaseException) -> bool:
+    """Whether the database refused what is in a row: its bounds, its types, its rules; and not the session."""
+    state = getattr(error, "sqlstate", None) or ""
+    return state[:2] in {"22", "23", "54"} or state == "P0001"
 
 
 def drop_orphans(session: Session, contents: Iterable[int]) -> None:

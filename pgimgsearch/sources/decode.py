@@ -51,6 +51,13 @@ def register_formats() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
 
 
+def begins_like_an_image(data: bytes) -> bool:
+    """Whether a file's first bytes are those of a format that is decoded, by those that have a mark."""
+    register_formats()
+    marks = [Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN]
+    return any(mark is not None and mark(data) is True for mark in marks)
+
+
 def decode(
     data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
 ) -> tuple[Image.Image, ImageFacts]:

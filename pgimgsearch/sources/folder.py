@@ -1,18 +1,27 @@
-"""A folder of images: what is found in it, and what is left out."""
+"""Folders of images: what is found in them, and what is left out."""
 
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.sources.decode import register_formats
+from pgimgsearch.sources.decode import begins_like_an_image, register_formats
+from pgimgsearch.sources.selection import LeftOut, Selection
 from pgimgsearch.sources.source import ScannedFile, Source
+from pgimgsearch.sources.stream import open_file
+
+MOST_CAPTION = 1 << 20  # bytes of a text beside an image
 
 
-def folder_source(path: Path) -> Source:
-    """All images of a folder and its subfolders, or one file. Hidden names are left out, links to folders too."""
+def folder_source(path: Path, selection: Selection | None = None) -> Source:
+    """All images of a folder and its subfolders, or one file. Hidden names are left out, links to folders too.
+
+    The text of NAME.txt is the caption of the image NAME beside it.
+    """
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -23,32 +32,24 @@ def folder_source(path: Path) -> Source:
         ) from error
     path = path.resolve()
     if not stat.S_ISDIR(kind):
-        folder = path.parent
-        return Source(
-            str(path),
-            folder.name or "root",
-            str(folder),
-            lambda root: iter([scan_file(path, root)]),
-            lambda: 1,
-            str(path),
-        )
-    left_out = [0]
-    extensions = register_formats()
+        return files_source([path])
+    chosen, left_out = selection or Selection(), LeftOut()
 
     def files(root: str) -> Iterator[ScannedFile]:
-        left_out[0] = 0
-        for found in _walk(path, extensions, left_out):
-            if isinstance(found, tuple):
-                unread, error = found
-                yield ScannedFile(_stored(str(unread), root), str(unread), problem=error, unlisted=True)
+        left_out.clear()
+        for found, caption in _walk(str(path), chosen, left_out):
+            if isinstance(found, OSError):
+                yield ScannedFile(_stored(caption, root), caption, problem=found, unlisted=True)
             else:
-                yield scan_file(found, root)
+                file = scan_file(Path(found), root)
+                yield replace(file, caption=_text(caption)) if caption else file
 
     def count() -> int:
-        total = sum(1 for _ in _walk(path, extensions, [0]))
+        unread = LeftOut()
+        total = sum(1 for _ in _walk(str(path), chosen, unread))
         if total == 0:
             raise SourceError(
-                f"there are no images in {path}",
+                "; ".join([f"there are no images in {path}", *unread.told()]),
                 hint="give a folder that holds some, at any depth; tars and Parquet are named one by one: DIR/*.tar",
             )
         return total
@@ -56,36 +57,94 @@ def folder_source(path: Path) -> Source:
     return Source(str(path), path.name or "root", str(path), files, count, str(path), left_out)
 
 
-def files_source(folder: Path, files: Sequence[Path]) -> Source:
-    """Some files below a folder, one by one."""
+def files_source(files: Sequence[Path], folder: Path | None = None) -> Source:
+    """Some files, one by one; below a folder, or that which holds them all."""
+    root = str(folder or os.path.commonpath([file.parent for file in files]))
+    label = str(files[0]) if len(files) == 1 else f"{len(files)} files of {root}"
     return Source(
-        str(folder), folder.name or "root", str(folder), lambda root: (scan_file(file, root) for file in files),
-        lambda: len(files),
+        label, os.path.basename(root) or "root", root,  # noqa: PTH119
+        lambda root: (scan_file(file, root) for file in files), lambda: len(files), str(files[0]), whole=False,
     )  # fmt: skip
 
 
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder, in order of name, as ``folder_source`` finds them."""
-    return [found for found in _walk(folder, register_formats(), [0]) if isinstance(found, Path)]
+    return [Path(found) for found, _ in _walk(str(folder), Selection(), LeftOut()) if isinstance(found, str)]
 
 
-def _walk(folder: Path, extensions: frozenset[str], left_out: list[int]) -> Iterator[Path | tuple[Path, OSError]]:
-    """Images below a folder, in order of name; a folder that cannot be read is told with its error."""
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        yield folder, error
-        return
-    for entry in listed:
-        if entry.name.startswith("."):
+def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[str | OSError, str]]:
+    """Images below a folder, in order of name, each with the text beside it or ``""``.
+
+    A folder that cannot be read is told by its error, with its path. Not recursive: folders may be nested deeply.
+    """
+    waiting: list[Iterator[os.DirEntry[str]]] = []
+    texts: list[set[str]] = []
+
+    def enter(folder: str) -> OSError | None:
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            return error
+        names = {entry.name for entry in listed}
+        used = {name for name in names if name.endswith(".txt") and _images_of(name, names)}
+        waiting.append(entry for entry in listed if not entry.name.startswith(".") and entry.name not in used)
+        texts.append(used)
+        return None
+
+    if (error := enter(top)) is not None:
+        yield error, top
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop(), texts.pop()
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), extensions, left_out)
-        elif os.path.splitext(entry.name)[1].lower() in extensions:  # noqa: PTH122  (a Path a file is slow)
-            yield Path(entry.path)
+        relative = entry.path[len(top) :].lstrip("/")
+        stem, extension = os.path.splitext(entry.name)  # noqa: PTH122  (a Path a file is slow)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if is_folder and not selection.enters(relative):
+            left_out.exclude(f"{relative}/")
+        elif is_folder:
+            if (error := enter(entry.path)) is not None:
+                yield error, entry.path
+        elif not (_has_ending(entry.name) or (_says_nothing(extension) and _is_image(entry))):
+            left_out.add(extension.lower())
+        elif selection.takes(relative):
+            text = f"{stem}.txt"
+            yield entry.path, f"{os.path.dirname(entry.path)}/{text}" if text in texts[-1] else ""  # noqa: PTH120
         else:
-            left_out[0] += 1
+            left_out.exclude(relative)
+
+
+def _images_of(text: str, names: set[str]) -> bool:
+    """Whether an image lies beside NAME.txt that is called NAME."""
+    stem = text[: -len(".txt")]
+    endings = register_formats()
+    return any(f"{stem}{ending}" in names or f"{stem}{ending.upper()}" in names for ending in endings)
+
+
+def _has_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in register_formats()  # noqa: PTH122
+
+
+def _says_nothing(extension: str) -> bool:
+    return not extension or extension[1:].isdigit()
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    with suppress(OSError), open_file(entry.path) as file:
+        return begins_like_an_image(file.read(64))
+    return False
+
+
+def _text(path: str) -> str | None:
+    """The text of a file; None where it is none, or too long to be a caption."""
+    try:
+        with open_file(path) as file:
+            data = file.read(MOST_CAPTION + 1)
+        return data.decode().strip() or None if len(data) <= MOST_CAPTION else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def scan_file(path: Path, root: str) -> ScannedFile:

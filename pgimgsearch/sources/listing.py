@@ -2,22 +2,26 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.folder import scan_file
 from pgimgsearch.sources.locations import ForbiddenLocation, check_location, is_url, without_user
-from pgimgsearch.sources.rows import parse_rows, read_text, split
+from pgimgsearch.sources.rows import Row, parse_rows, read_text, split
 from pgimgsearch.sources.source import ScannedFile, Source
 
 
-def list_source(path: str) -> Source:
-    """Paths and URLs from a CSV or JSONL file with a ``path`` or ``url`` column, or one path a line; ``-`` is stdin.
+class NoLocation(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """A row names no image."""
 
-    Relative paths are relative to the list; columns that are not ours become metadata.
+
+def list_source(path: str) -> Source:
+    """Paths and URLs from CSV or JSONL with a ``path`` or ``url`` column, or one path a line; ``-`` is stdin.
+
+    Relative paths are relative to the list, and stored as absolute ones: a list has no folder of its own. Columns that
+    are not ours become metadata.
     """
     if path == "-":
         lines = sys.stdin.read()
@@ -38,22 +42,37 @@ def list_source(path: str) -> Source:
             )
         return total
 
-    return Source(f"list {path}", name, str(folder), files, count)
+    return Source(f"list {path}", name, None, files, count)
 
 
-def file_from_row(row: Mapping[str, Any], folder: Path, root: str) -> ScannedFile:
-    """The file that a row names by ``path``, relative to ``folder``, or by ``url``, which is no local file."""
-    own, rest = split(row, keyed=True)
-    path = str(own.pop("path", "") or "").strip()
-    if not path:
-        raise SourceError("a row has neither path nor url", hint="name a column path or url")
+def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:
+    """The file that a row names by ``path``, relative to ``folder``, or by ``url``, which is no local file.
+
+    A row that names none, or that cannot be read, is one with a problem, and called by its key or its number.
+    """
+    name = f"row {row.number}"
+    try:
+        if row.problem is not None:
+            raise row.problem
+        own, rest = split(row.values, keyed=True)
+        key, path = own.pop("key", None), str(own.pop("path", "") or "").strip()
+        name = key or name
+        if not path:
+            raise NoLocation("the row has neither a path nor a url")
+    except (ValueError, SourceError) as error:
+        return ScannedFile(name, "", problem=error)
     try:
         check_location(path)
-        if str(row.get("url") or "").strip() == path and not is_url(path):
+        if str(row.values.get("url") or "").strip() == path and not is_url(path):
             raise ForbiddenLocation(
                 "a column url holds URLs of the web or of an object store; files have a column path"
             )
-        file = ScannedFile(path, path) if is_url(path) else scan_file(Path(os.path.abspath(folder / path)), root)  # noqa: PTH100
+        if folder is None and not is_url(path) and not os.path.isabs(path):  # noqa: PTH117
+            raise ForbiddenLocation(f"{path} is relative, and its collection has no folder; write absolute paths")
+        if is_url(path):
+            file = ScannedFile(path, path)
+        else:
+            file = scan_file(Path(os.path.abspath(Path(folder or "/") / path)), root)  # noqa: PTH100
     except ForbiddenLocation as error:
         file = ScannedFile(without_user(path), "", problem=error)
-    return replace(file, metadata=rest or None, given_key=own.pop("key", None), **own)
+    return replace(file, metadata=rest or None, given_key=key, **own)

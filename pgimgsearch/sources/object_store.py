@@ -1,5 +1,6 @@
 """Files of object stores and other systems, by the URLs of fsspec: s3://, gs://, az://, hf:// and others."""
 
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 from pgimgsearch.errors import PgImgSearchError, SourceError
 from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.locations import check_named
+from pgimgsearch.sources.selection import LeftOut, Selection
 from pgimgsearch.sources.source import ScannedFile, Source
 
 # What another try would not change; the libraries of stores have errors of their own for what it would.
@@ -59,7 +61,7 @@ def read_object(url: str, most: int) -> bytes:
     return data
 
 
-def prefix_source(url: str) -> Source:
+def prefix_source(url: str, selection: Selection | None = None) -> Source:
     """All images below a prefix, or one file of a store."""
     store, path = filesystem(url)
     url = store.unstrip_protocol(path).rstrip("/")  # in the form that its listings have
@@ -73,19 +75,21 @@ def prefix_source(url: str) -> Source:
         ) from error
     single = found["type"] == "file"
     root = url.rpartition("/")[0] if single else url
-    left_out = [0]
+    chosen, left_out = selection or Selection(), LeftOut()
 
     def files(root: str) -> Iterator[ScannedFile]:
-        left_out[0] = 0
+        left_out.clear()
         if single:
             yield _described(again(store.info)(path), url, root)
         else:
-            yield from _walk(store, url, root, left_out)
+            yield from _walk(store, url, url, root, chosen, left_out)
 
     return Source(url, root.rpartition("/")[2] or url.partition("://")[0], root, files, scope=url, left_out=left_out)
 
 
-def _walk(store: AbstractFileSystem, folder: str, root: str, left_out: list[int]) -> Iterator[ScannedFile]:
+def _walk(
+    store: AbstractFileSystem, folder: str, top: str, root: str, selection: Selection, left_out: LeftOut
+) -> Iterator[ScannedFile]:  # fmt: skip
     """Images below a folder, in order of name; a folder that cannot be listed is told with its error."""
     try:
         entries = sorted(again(store.ls)(folder, detail=True), key=lambda entry: str(entry["name"]))
@@ -94,15 +98,19 @@ def _walk(store: AbstractFileSystem, folder: str, root: str, left_out: list[int]
         return
     for entry in entries:
         url = str(store.unstrip_protocol(entry["name"])).rstrip("/")
-        name = url.rpartition("/")[2]
+        name, inside = url.rpartition("/")[2], _relative(url, top)
+        extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
         if name.startswith(".") or url == folder:
             continue
-        if entry["type"] == "directory":
-            yield from _walk(store, url, root, left_out)
-        elif "." + name.rpartition(".")[2].lower() in register_formats():
+        is_folder = entry["type"] == "directory"
+        if is_folder and selection.enters(inside):
+            yield from _walk(store, url, top, root, selection, left_out)
+        elif not is_folder and extension not in register_formats():
+            left_out.add(extension)
+        elif not is_folder and selection.takes(inside):
             yield _described(entry, url, root)
         else:
-            left_out[0] += 1
+            left_out.exclude(inside)
 
 
 def _described(entry: dict[str, Any], url: str, root: str) -> ScannedFile:

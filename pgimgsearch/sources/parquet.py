@@ -1,16 +1,18 @@
 """Parquet of images: a row an image, its bytes in one column, what is said of it in the others."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pgimgsearch.errors import ModelError
+from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
 ROWS_AT_ONCE = 64
 LARGE, MOST_RATIO = 256 << 20, 200  # bytes of a column in a row group, and how far images and their texts are packed
-PICTURES = ("image", "bytes", "image_bytes", "jpg", "png", "webp", "data", "content")  # columns, by their usual names
+PICTURES = (  # columns, by their usual names
+    "image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "photo", "data", "content",
+)  # fmt: skip
 NAMES = ("path", "__key__", "key", "file_name", "filename")
 
 
@@ -59,46 +61,92 @@ def _rows_at_once(about: Any) -> int:
     return max(1, min(ROWS_AT_ONCE, LARGE // largest))
 
 
-def rows(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """Images by their names, or the number of their row, each with the other columns."""
+def rows(
+    location: str, image_column: str | None = None, caption_column: str | None = None
+) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+    """Images by their names, or the number of their row, each with the other columns.
+
+    The images are in ``image_column``, else in one of a usual name, else in the only one of bytes.
+    """
     with open_stream(location, seekable=True) as stream, open_table(stream) as table:
         schema = table.schema_arrow
-        column = _column(schema, PICTURES, _holds_bytes)
-        if column is None:
-            raise ValueError(f"no column holds the bytes of images: {', '.join(schema.names)}")
-        named = _column(schema, NAMES, lambda _: True)
-        others = [name for name in schema.names if name == column or not _holds_bytes(schema.field(name).type)]
+        column = image_column or _image_column(schema)
+        for wanted in filter(None, (column, caption_column)):
+            if wanted not in schema.names:
+                raise ValueError(f"there is no column {wanted}: {', '.join(schema.names)}")
+        named = next((name for name in NAMES if name in schema.names and name != column), None)
+        others = [name for name in schema.names if name == column or not _has_bytes(schema.field(name).type)]
         number = 0
         for batch in table.iter_batches(batch_size=_rows_at_once(table.metadata), columns=others):
             for index in range(batch.num_rows):  # one at a time: a dictionary's value may be large, and in all rows
                 row = {name: values[index].as_py() for name, values in zip(others, batch.columns, strict=True)}
-                yield _row(row, column, named, number)
+                if caption_column is not None:
+                    row["caption"] = row.pop(caption_column)
+                yield from _images(row, column, named, number)
                 number += 1
 
 
-def _row(row: dict[str, Any], column: str, named: str | None, number: int) -> tuple[ScannedFile, dict[str, Any]]:
-    picture: Any = row.pop(column)
-    inner = None
-    if isinstance(picture, dict):
-        picture, inner = picture.get("bytes"), picture.get("path")
+def _image_column(schema: Any) -> str:
+    holding = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    usual = [name for name in PICTURES if name in holding]
+    if not holding:
+        raise ValueError(f"no column holds the bytes of images: {', '.join(schema.names)}")
+    if not usual and len(holding) > 1:
+        raise ValueError(f"several columns hold bytes: {', '.join(holding)}; name one: --image-column NAME")
+    return str([*usual, *holding][0])
+
+
+def _images(
+    row: dict[str, Any], column: str, named: str | None, number: int
+) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:  # fmt: skip
+    """The image of a row, or all of a list of them."""
+    held = row.pop(column)
     given = row.pop(named) if named else None
-    name = str(next((one for one in (given, inner) if one is not None), f"{number:08}"))
-    about = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-    if not picture:
-        return ScannedFile(name, "", 0, problem=ValueError("the row holds no bytes")), about
-    return ScannedFile(name, "", len(picture), data=picture), about
+    about = with_caption(row)
+    pictures = held if isinstance(held, list) else [held]
+    for place, picture in enumerate(pictures or [None]):
+        data, inner = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
+        name = str(next((one for one in (given, inner) if one is not None), f"{number:08}"))
+        if place:
+            name = f"{name}-{place}"
+        if data:
+            yield ScannedFile(name, "", len(data), data=data), about
+        else:
+            yield ScannedFile(name, "", 0, problem=ValueError("the row holds no bytes")), about
 
 
-def _column(schema: Any, usual: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
-    return next((name for name in usual if name in schema.names and fits(schema.field(name).type)), None)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Binary, or a struct with bytes in it, as the hub's datasets have."""
+def _holds_images(kind: Any) -> bool:
+    """Bytes, a struct with bytes in it, as the hub's datasets have, or a list or dictionary of those."""
     from pyarrow import types
 
-    if types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
+    if types.is_dictionary(kind) or _is_list(kind):
+        return _holds_images(kind.value_type)
     if types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    return _is_bytes(kind)
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether there are bytes anywhere in a column, which metadata cannot hold."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind) or _is_list(kind):
+        return _has_bytes(kind.value_type)
+    if types.is_map(kind):
+        return _has_bytes(kind.item_type)
+    if types.is_struct(kind):
+        return any(_has_bytes(field.type) for field in kind)
+    return _is_bytes(kind)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    checks = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(check(kind) for check in checks)

@@ -1,47 +1,153 @@
-"""Rows about images, from JSONL, CSV or plain lines: read, checked, and split into what is ours and metadata."""
+"""Rows about images, from JSONL, CSV of any dialect or plain lines, and split into what is ours and metadata."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import SourceError
+from pgimgsearch.sources.json_values import as_json
 
 ATTRIBUTES = ("group_key", "caption")
 COLUMNS = {"url": "path", "group": "group_key"}  # what people call the columns -> what they are here
+# What other tools call them, in the order in which they are looked for, where ours is not there.
+LOCATIONS = (
+    "path",
+    "url",
+    "file_name",
+    "filename",
+    "file",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "image_url",
+)
+CAPTIONS = ("caption", "text", "title")
+SEPARATORS = ",;\t|"
+csv.field_size_limit(64 << 20)  # a description in HTML, an embedding as text
 
 
-def parse_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """Rows of JSONL, of CSV with a header that names ``path`` or ``url``, or of one path a line."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, counted from 1, by column; or why it cannot be read."""
+
+    number: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: Exception | None = None
+
+
+def parse_rows(text: str, name: str) -> Iterator[Row]:
+    """Rows of JSONL, of CSV with a header that names the images, or of one path a line.
+
+    Columns have our names: ``path`` or ``url``, and ``caption``. Raises SourceError for what is no table at all.
+    """
     text = text.removeprefix("\ufeff")
     lines = text.split("\n")  # not splitlines, which also splits at characters that JSON may hold
     first = lines[0].strip()
-    rows: Iterator[dict[str, Any]]
     if first.startswith("{"):
-        rows = (json_row(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
-    elif {"path", "url"} & {cell.strip() for cell in first.split(",")}:
-        rows = _csv_rows(text, name)
+        yield from (_json_line(line, name, number) for number, line in enumerate(lines, 1) if line.strip())
+    elif (separator := _separator(lines)) is not None:
+        yield from _csv_rows(text, separator, name)
     else:
-        rows = ({"path": line.strip()} for line in lines if line.strip())
-    for number, row in enumerate(rows, 1):
-        _check(row, name, number)
-        yield row
+        paths = [line.strip() for line in lines if line.strip()]
+        yield from (Row(number, {"path": path}) for number, path in enumerate(paths, 1))
 
 
-def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+def _json_line(line: str, name: str, number: int) -> Row:
     try:
-        yield from map(dict, reader)
+        return Row(number, _renamed(json_row(line, name, number)))
+    except SourceError as error:
+        return Row(number, problem=ValueError(str(error)))
+
+
+def _separator(lines: list[str]) -> str | None:
+    """What separates the cells of a table whose header names images; None for lines that are no table."""
+    if lines[0].startswith("sep=") and len(lines) > 1:  # as Excel writes it
+        return lines[0][4:5]
+    found: dict[str, int] = {}
+    for separator in SEPARATORS:
+        cells = next(csv.reader([lines[0]], delimiter=separator, skipinitialspace=True), [])
+        if {cell.strip().casefold() for cell in cells} & set(LOCATIONS):
+            found[separator] = len(cells)
+    return max(found, key=lambda one: found[one], default=None)
+
+
+def _csv_rows(text: str, separator: str, name: str) -> Iterator[Row]:
+    """Rows by the header's names; unquoted separators belong to the last column."""
+    lines = _Lines(text)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    try:
+        header = next(reader)
+        if header[0].startswith("sep="):
+            header = next(reader)
+        header = [cell.strip() for cell in header]
+        for number, cells in enumerate(filter(None, lines.with_rows(reader)), 1):
+            if len(cells) <= len(header):
+                yield Row(number, _renamed(dict(zip(header, cells, strict=False))))
+            elif '"' in lines.last:
+                told = f"{name}, row {number} has {len(cells)} cells, and the header {len(header)}"
+                yield Row(number, problem=ValueError(f"{told}: quote cells that hold a {separator}"))
+            else:
+                parts = [cell.strip() for cell in lines.last.split(separator, len(header) - 1)]
+                yield Row(number, _renamed(dict(zip(header, parts, strict=True))))
     except csv.Error as error:
         raise SourceError(f"{name}, line {reader.line_num}: {error}", hint="write CSV with a header") from error
+
+
+class _Lines:
+    """Lines for a reader of CSV, which remembers those of the last row."""
+
+    def __init__(self, text: str) -> None:
+        self._lines, self._taken, self.last = io.StringIO(text, newline=""), list[str](), ""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self._taken.append(line)
+            yield line
+
+    def with_rows(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+        """The reader's rows; ``last`` is the text of each."""
+        self._taken.clear()
+        for cells in reader:
+            self.last = "".join(self._taken)
+            self._taken.clear()
+            yield cells
+
+
+def _renamed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose columns have our names, in lower case, where other tools have others for them."""
+    known = {*COLUMNS, *ATTRIBUTES, "path", "key", "metadata"}
+    named = {
+        (lower if (lower := str(name).strip().casefold()) in known else name): value for name, value in row.items()
+    }
+    return with_caption(_with(named, "path", LOCATIONS))
+
+
+def with_caption(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose caption is called so, where other tools have other names for it."""
+    return _with(row, "caption", CAPTIONS)
+
+
+def _with(row: Mapping[str, Any], ours: str, others: Sequence[str]) -> dict[str, Any]:
+    """A row with the first of some columns that holds text under our name, unless that is there, or a URL."""
+    named, by_lower = dict(row), {str(name).strip().casefold(): name for name in row}
+    there = (by_lower[other] for other in others if other in by_lower)
+    found = next((name for name in there if isinstance(named[name], str)), None)
+    if found not in {None, ours, "url"} and ours not in named:
+        named[ours] = named.pop(found)
+    return named
 
 
 def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """The attributes in a row, and the rest, which is metadata; a column ``metadata`` is merged into that.
 
-    ``keyed`` is whether a column ``key`` is the image's key, as in lists and queries; else it is metadata.
+    ``keyed`` is whether a column ``key`` is the image's key, as in lists and queries; else it is metadata. Raises
+    SourceError for metadata that are no JSON object, and ValueError for a value that has no form in JSON.
     """
     named: dict[str, Any] = {}
     for key, value in row.items():
@@ -60,35 +166,23 @@ def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any
             ) from error
     if given and not isinstance(given, dict):
         raise SourceError(f"metadata is no JSON object: {str(given)[:80]}", hint='write {"key": "value"}')
-    rest = {key: _plain(value) for key, value in named.items() if value not in (None, "")} | (given or {})
-    return {key: None if value in (None, "") else str(value) for key, value in own.items()}, rest
+    rest = {str(key): as_json(value, str(key)) for key, value in (named | (given or {})).items()}
+    return (
+        {key: None if value in (None, "") else str(value) for key, value in own.items()},
+        {key: value for key, value in rest.items() if value not in (None, "") or key in (given or {})},
+    )
 
 
 def read_text(path: Path) -> str:
     """A file of rows, without the mark that some programs begin it with."""
     try:
-        return path.read_text("utf-8").removeprefix("\ufeff")
+        data = path.read_bytes()
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return data.decode("utf-16" if utf16 else "utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}", hint="give a file that exists") from error
     except UnicodeDecodeError as error:
         raise SourceError(f"cannot read {path}: {error}", hint="give a CSV or JSONL file in UTF-8") from error
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | list | dict) else str(value)
-
-
-def _check(row: Mapping[str, Any], name: str, number: int) -> None:
-    """Refuse what Postgres cannot store, before anything is done: NUL, half characters, NaN, metadata but objects."""
-    try:
-        told = json.dumps(split(row), ensure_ascii=False, allow_nan=False)
-        told.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(f"{name}, row {number} holds half a character: {error.reason}", hint="write UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{name}, row {number}: {error}", hint="write values that JSON has, or null") from error
-    if "\\u0000" in told:
-        raise SourceError(f"{name}, row {number} holds a NUL character", hint="remove it")
 
 
 def json_row(line: str, name: str, number: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 An image's path is that of its shard and its name in it: ``shards/0001.tar/000017.jpg``.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pgimgsearch.sources.locations import is_url, is_web
 from pgimgsearch.sources.object_store import filesystem, is_transient
 from pgimgsearch.sources.rows import split
 from pgimgsearch.sources.source import ScannedFile, Source
+from pgimgsearch.sources.storable import UnstorableRow
 
 Reader = Callable[[str], Iterator[tuple[ScannedFile, dict[str, Any]]]]  # location -> images, and what is said of them
 TRIES, SECONDS_BETWEEN = 4, 1.0
@@ -78,16 +78,12 @@ class Shard:
 
 
 def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: str) -> ScannedFile:
-    """An image below its shard with what is said of it; what Postgres could not store fails it by name."""
+    """An image below its shard with what is said of it; what cannot be said in JSON fails it by name."""
     inner = webdataset.inside(file.path)
     placed = replace(file, path=f"{name}/{inner}", location=f"{location}/{inner}")
     try:
         own, rest = split({key: value for key, value in about.items() if key not in {"path", "url"}})
         rest |= {"url": about["url"]} if about.get("url") else {}
-        told = json.dumps([own, rest], allow_nan=False, ensure_ascii=False)
-        told.encode()
-        if "\\u0000" in told:
-            raise ValueError("it holds a NUL character")
-    except (TypeError, ValueError, RecursionError, SourceError) as error:
-        return replace(placed, problem=ValueError(f"its metadata cannot be stored: {error}"), data=None)
+    except (ValueError, SourceError) as error:
+        return replace(placed, problem=UnstorableRow(f"its metadata cannot be stored: {error}"), data=None)
     return replace(placed, metadata=rest or None, **own)

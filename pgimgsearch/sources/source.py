@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from pgimgsearch.sources.selection import LeftOut
+
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
@@ -57,6 +59,6 @@ class Source:
     files: Callable[[str], Iterator[ScannedFile]]
     count: Callable[[], int | None] = lambda: None
     scope: str | None = None
-    left_out: list[int] = field(default_factory=lambda: [0])
+    left_out: LeftOut = field(default_factory=LeftOut)
     parts: Sequence[Part] = ()
     whole: bool = True

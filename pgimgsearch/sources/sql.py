@@ -1,5 +1,6 @@
 """Images that a query of the database names."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,18 +8,28 @@ from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import connect
 from pgimgsearch.sources.listing import file_from_row
+from pgimgsearch.sources.rows import Row
 from pgimgsearch.sources.source import ScannedFile, Source
+
+TABLE = re.compile(r'\bfrom\s+(?:only\s+)?(?:"?\w+"?\.)?"?(\w+)"?', re.IGNORECASE)
 
 
 def sql_source(url: str, query: str) -> Source:
-    """Paths and URLs from a query with a column ``path`` or ``url``, as a list has them; read in one transaction."""
-    folder = Path.cwd()
+    """Paths and URLs from a query with a column ``path`` or ``url``, as a list has them.
+
+    Relative paths are below the collection's root. The server keeps the rows as of one moment, and no transaction stays
+    open while images are embedded.
+    """
 
     def files(root: str) -> Iterator[ScannedFile]:
-        with connect(url, check=False, own_settings=False) as connection, connection.transaction():
-            connection.execute("set transaction read only")
-            with connection.cursor("ingest", row_factory=dict_row) as cursor:
-                for row in cursor.execute(query):
-                    yield file_from_row(row, folder, root)
+        with connect(url, check=False, own_settings=False) as connection:
+            cursor = connection.cursor("ingest", row_factory=dict_row, withhold=True)
+            with connection.transaction():
+                connection.execute("set transaction read only")
+                cursor.execute(query)
+            with cursor:
+                for number, row in enumerate(cursor, 1):
+                    yield file_from_row(Row(number, row), Path(root) if root else None, root)
 
-    return Source(f"query {query}", "query", str(folder), files)
+    table = TABLE.search(query)
+    return Source(f"query {query}", table[1] if table else "query", None, files)

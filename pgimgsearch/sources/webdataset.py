@@ -6,6 +6,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from pgimgsearch.sources.decode import register_formats
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 from pgimgsearch.sources.locations import is_web
 from pgimgsearch.sources.object_store import again
+from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
@@ -44,11 +46,23 @@ class _Strict(tarfile.TarInfo):
             raise tarfile.ReadError(f"the tar breaks off: {error}") from error
 
 
+@dataclass(slots=True)
+class Sample:
+    """What shares a name up to its first dot: images, texts by (stem, ending), and the bytes of both."""
+
+    pictures: list[ScannedFile] = field(default_factory=list)
+    texts: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    size: int = 0
+
+
 def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """Images by their names in the tar, each with what its sample says: .json, .txt as caption, .cls as class."""
-    pictures: list[ScannedFile] = []
-    about: dict[str, bytes] = {}
-    current, waiting = None, 0
+    """Images by their names in the tar, each with what its sample says: .json, .txt as caption, .cls as class.
+
+    A sample waits for its texts while there is room: members need not be in order.
+    """
+    waiting: dict[str, Sample] = {}  # in the order in which they began
+    gone: set[str] = set()
+    size = 0
     try:
         with (
             open_stream(location) as stream,
@@ -56,21 +70,41 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
         ):
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
-                if not member.isfile() or base.startswith("."):
-                    continue
                 key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
-                if key != current or waiting > SAMPLE_BYTES:
-                    yield from _with_attributes(pictures, about)
-                    pictures, about, current, waiting = [], {}, key, 0
-                if f".{ending}" in register_formats():
-                    pictures.append(_member(tar, member))
-                    waiting += member.size
-                elif ending in {"txt", "json", "cls"} and member.size <= MOST_TEXT:
-                    about[ending] = _content(tar, member)
+                is_image, is_text = f".{ending}" in register_formats(), ending in {"txt", "json", "cls"}
+                if base.startswith(".") or not (is_image or is_text):
+                    continue
+                if (why := _problem(member, is_text=is_text, is_late=key in gone)) is not None:
+                    yield ScannedFile(member.name, "", member.size, problem=ValueError(why)), {}
+                    continue
+                sample = waiting.setdefault(key, Sample())
+                if is_image:
+                    sample.pictures.append(_member(tar, member))
+                else:
+                    sample.texts[member.name.rpartition(".")[0], ending] = _content(tar, member)
+                size, sample.size = size + member.size, sample.size + member.size
+                while size > SAMPLE_BYTES:
+                    first = next(iter(waiting))
+                    gone.add(first)
+                    size -= waiting[first].size
+                    yield from _with_attributes(waiting.pop(first))
     except (tarfile.TarError, EOFError, zlib.error):
-        yield from _with_attributes(pictures, about)  # what was read before it broke off
+        for sample in waiting.values():
+            yield from _with_attributes(sample)  # what was read before it broke off
         raise
-    yield from _with_attributes(pictures, about)
+    for sample in waiting.values():
+        yield from _with_attributes(sample)
+
+
+def _problem(member: tarfile.TarInfo, *, is_text: bool, is_late: bool) -> str | None:
+    """Why a member is not taken."""
+    if member.issym() or member.islnk():
+        return "a link to another member, which is not followed: make the tar with --dereference --hard-dereference"
+    if not member.isfile():
+        return "no regular file"
+    if is_text and member.size > MOST_TEXT:
+        return f"a text of {member.size} bytes, {MOST_TEXT} are the limit"
+    return "a text too long after its image: sort the tar by name" if is_text and is_late else None
 
 
 def is_member(location: str) -> bool:
@@ -120,20 +154,27 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read()
 
 
-def _with_attributes(
-    pictures: list[ScannedFile], about: dict[str, bytes]
-) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """The images with what was said of them; a text that cannot be read is told so, as it would be lost."""
+def _with_attributes(sample: Sample) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
+    """Each image with the texts that share its whole stem, and those that share it with no image of the sample."""
+    stems = {picture.path.rpartition(".")[0] for picture in sample.pictures}
+    for picture in sample.pictures:
+        own = picture.path.rpartition(".")[0]
+        texts = {ending: text for (stem, ending), text in sample.texts.items() if stem not in stems}
+        texts |= {ending: text for (stem, ending), text in sample.texts.items() if stem == own}
+        yield picture, _said(texts)
+
+
+def _said(texts: dict[str, bytes]) -> dict[str, Any]:
+    """What texts say; one that cannot be read is told so, as it would be lost."""
     said: dict[str, Any] = {}
-    for ending, content in about.items():
+    for ending, content in texts.items():
         try:
             text = content.decode()
             if ending == "json":
                 read = json.loads(text)
-                said = {**(read if isinstance(read, dict) else {"metadata": text}), **said}
+                said = {**(with_caption(read) if isinstance(read, dict) else {"metadata": text}), **said}
             else:
                 said[{"txt": "caption", "cls": "class"}[ending]] = text.strip()
         except (ValueError, RecursionError) as error:
             said["metadata"] = f"the .{ending}: {error}"  # no JSON, so it fails where it is split
-    for picture in pictures:
-        yield picture, said
+    return said

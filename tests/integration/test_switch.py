@@ -75,7 +75,7 @@ def test_a_switch_fills_from_stored_files_and_goes_back_and_forth(
 ) -> None:
     ingest(detailed / "a", "palette", collection="one")
     ingest(detailed / "b", "palette", collection="two")
-    ingest(files_source(detailed, [detailed / "a" / "00.png"]), "palette", collection="list")
+    ingest(files_source([detailed / "a" / "00.png"], detailed), "palette", collection="list")
     before = connection.execute("select count(*) from imgsearch.image").fetchone()
     done = moved(url)
     assert (done.old, done.new, done.coverage) == ("palette", "pdq", Coverage(12, 12, 0, 0))

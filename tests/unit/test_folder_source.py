@@ -10,6 +10,7 @@ from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.listing import list_source
 from pgimgsearch.sources.source import ScannedFile, Source
+from pgimgsearch.sources.storable import storable
 from tests.support.images import photo
 
 
@@ -24,7 +25,7 @@ def test_a_folder_is_read_in_depth_without_hidden_and_other_files(tmp_path: Path
     source = folder_source(tmp_path)
     assert source.count() == 3
     assert paths(source) == ["b/c/five.png", "b/two.PNG", "one.png"]
-    assert source.left_out == [1]
+    assert source.left_out.told() == ["1 files are not images that can be read: 1 others (1 .txt)"]
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_lists_in_all_forms(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     source = list_source(str(tmp_path / "list.txt"))
     assert source.count() == 2
-    assert paths(source) == ["one.png", "https://example.org/two.jpg"]
+    assert paths(source) == [str(tmp_path / "one.png"), "https://example.org/two.jpg"]
 
 
 def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> None:
@@ -79,29 +80,52 @@ def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty"),
         ('{"path": "a.png"}\n{oops', "line 2"),
         ("path,metadata\na.png,{oops\n", "no JSON"),
-        ("caption,path\nx,\n", "neither path nor url"),
+        ("caption,path\nx,\n", "neither a path nor a url"),
         ('{"path": "a.png", "metadata": [1]}', "no JSON object"),
         ('{"path": "a.png", "x": NaN}', "NaN"),
+        ('{"path": "a.png", "x": 1e999}', "x is infinite"),
         ('{"path": "a.png", "caption": "a\\u0000b"}', "NUL"),
+        ('{"path": "a.png", "caption": "\\ud800"}', "half a character"),
+        ('{"path": "a.png", "group": "' + "g" * 3000 + '"}', "group has 3000 bytes"),
+        ('{"path": "' + "a" * 3000 + '"}', "File name too long"),
+        ('{"path": "a.png", "key": "' + "k" * 3000 + '"}', "key has 3000 bytes"),
+        ('{"path": "a.png", "caption": "' + "c" * 1_100_000 + '"}', "caption has 1100000 bytes"),
+        ('{"path": "a.png", "x": ' + "[" * 90 + "]" * 90 + "}", None),
+        ('{"path": "a.png", "x": ' + "[" * 110 + "]" * 110 + "}", "x is nested"),
+        ('path,caption\n"a.png",b,c', "row 1 has 3 cells, and the header 2"),
     ],
 )
-def test_broken_lists_are_errors(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "list.csv").write_text(text)
+def test_rows_that_cannot_be_stored_fail_alone(tmp_path: Path, text: str, message: str | None) -> None:
+    """By a key that can be, which is the same the next time; and the others are read."""
+    photo(tmp_path / "a.png")
+    good = '\n{"path": "b.png"}' if text.startswith("{") else "\n,b.png" if text.startswith("caption") else "\nb.png,"
+    (tmp_path / "list.csv").write_text(text.removesuffix("\n") + good)
     source = list_source(str(tmp_path / "list.csv"))
-    with pytest.raises(SourceError, match=message):
-        source.count()
-        list(source.files(""))
+    found = [storable(file) for file in source.files("")]
+    problems = [str(file.problem) for file in found if not isinstance(file.problem, FileNotFoundError | type(None))]
+    assert len(problems) == (message is not None)
+    assert not problems or (message or "") in problems[0]
+    assert source.count() == len(found) >= 2
+    for file in found:
+        assert len(file.key.encode()) <= 2000
+        assert file == storable(file) or file.problem is not None
+    assert [file.key for file in found] == [storable(file).key for file in source.files("")]
+
+
+def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("")
+    with pytest.raises(SourceError, match="is empty"):
+        list_source(str(tmp_path / "list.csv")).count()
 
 
 def test_sidecars_join_captions_and_fill_metadata(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("path,caption\na.png,one\na.png,two\na.png,one\n")
     (tmp_path / "about.jsonl").write_text('{"path": "a.png", "group": "G", "price": 3, "caption": "left out"}\n')
     files = iter([ScannedFile("a.png", "a.png"), ScannedFile("b.png", "b.png")])
-    captioned = sidecar.with_captions(files, sidecar.read_sidecar(tmp_path / "captions.csv"))
-    first, second = sidecar.with_metadata(captioned, sidecar.read_sidecar(tmp_path / "about.jsonl"))
+    captioned = sidecar.with_captions(files, sidecar.Sidecar(tmp_path / "captions.csv"))
+    first, second = sidecar.with_metadata(captioned, sidecar.Sidecar(tmp_path / "about.jsonl"))
     assert (first.caption, first.metadata, first.group_key) == ("one\ntwo", {"price": 3}, "G")
     assert (second.caption, second.metadata) == (None, None)
 
