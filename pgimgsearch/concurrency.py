@@ -121,4 +121,5 @@ def _nothing() -> Iterator[None]:
 def give_way() -> None:
     """Let the calling thread have the processor after others; where threads have no priority, nothing changes."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from pgimgsearch.errors import PgImgSearchError, UsageError
 from pgimgsearch.reporter import Reporter
@@ -158,19 +159,6 @@ class Terminal:
             yield Reporter(self.notify, progress)
 
 
-# What input of a form that nobody thought of leads to.
-UNFORESEEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
 class Group(TyperGroup):
     """A group of commands whose errors end as ``error:`` and ``hint:`` with an exit code of their own."""
 
@@ -185,7 +173,9 @@ class Group(TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
             raise typer.Exit(show_error(PgImgSearchError(str(error)), debug=_wants_traceback(ctx))) from error
-        except UNFORESEEN as error:
+        except (typer.Exit, typer.Abort, TyperException):
+            raise
+        except Exception as error:  # what input of a form that nobody thought of leads to
             said = PgImgSearchError(
                 f"{type(error).__name__}: {error}",
                 hint="that was not foreseen; to see where it happened, run the same command with --debug",

@@ -42,6 +42,13 @@ class Move:
     keeper_sha256: str
 
 
+IMAGE_FIELDS = {
+    "image_id", "added_at", "collection", "key", "path", "modified_at", "group_key", "caption", "metadata", "sha256",
+    "pixel_hash", "bytes", "width", "height", "format",
+}  # fmt: skip
+MOVE_FIELDS = get_type_hints(Move)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a file: ``moved`` or ``restored``, or why not."""
@@ -91,11 +98,14 @@ def read_plan(path: Path) -> list[Move]:
 
 def _read_move(fields: Any) -> Move:
     move = Move(**fields)
-    for name, kind in get_type_hints(Move).items():
+    for name, kind in MOVE_FIELDS.items():
         if not isinstance(getattr(move, name), kind):
             raise TypeError(f"{name} is no {kind.__name__}")
     for digest in (move.sha256, move.keeper_sha256):
         bytes.fromhex(digest)
+    for location in (move.location, move.keeper):
+        if not (os.path.isabs(location) or is_url(location)) or "\0" in location:  # noqa: PTH117
+            raise ValueError("a location is no absolute path")
     return move
 
 
@@ -126,7 +136,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                         connection.execute("delete from imgsearch.image where image_id = %s", [move.image_id])
                         _move(Path(move.location), to)
                 except OSError as error:
-                    yield Outcome(move.location, f"it cannot be moved: {error.strerror}")
+                    yield Outcome(move.location, f"it cannot be moved: {error.strerror or error}")
                     continue
                 delete_orphans(connection, [image["content_id"]])
                 yield Outcome(move.location, "moved", str(to))
@@ -148,7 +158,9 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
         entry = json.loads(line)
         source, target, image = trash / entry["to"], Path(entry["from"]), entry["image"]
         digest = image["sha256"]
-    except (ValueError, KeyError, TypeError):
+        if not image.keys() >= IMAGE_FIELDS:
+            raise KeyError("image")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
         return
     if not _is_inside(source, trash):
@@ -223,7 +235,7 @@ def _digest(location: str) -> str | None:
     try:
         with open_file(location) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # gone, or no name of a file
         return None
 
 

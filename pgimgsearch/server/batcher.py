@@ -54,7 +54,8 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Texts and images that no pass has taken yet."""
-        return sum(map(_inputs, list(self._queues.values())))
+        with self._arrived:
+            return sum(map(_inputs, self._queues.values()))
 
     def submit(self, kind: Kind, inputs: Sequence[Any], client: Hashable = None) -> "list[Future[Outputs]]":
         """Queue inputs, and return a future for each pass that they need; raises Busy where too many wait already.

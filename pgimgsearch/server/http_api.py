@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, BeforeValidator, Field
+from starlette.formparsers import MultiPartParser
 
 from pgimgsearch import __version__
 from pgimgsearch.embeddings.loaded_model import LoadedModel
@@ -75,6 +76,7 @@ class JobState(BaseModel):
     results: list[FileResult] | None = None
 
 
+MultiPartParser.spool_max_size = 1 << 16  # bytes of a file that stay in memory
 BEARER = HTTPBearer(auto_error=False)  # says in the description that a route needs the password
 
 
@@ -140,10 +142,12 @@ def _add_jobs(app: FastAPI, service: Service, jobs: Jobs) -> None:
         """Take files for later, and answer with a job to ask for."""
         return _state(await jobs.add(service.find(model), files, normalize=normalize))
 
-    @app.get("/jobs/{job_id}", dependencies=[Depends(BEARER)])
-    async def job(job_id: str) -> JobState:
+    @app.get("/jobs/{job_id}", dependencies=[Depends(BEARER)], response_model=JobState)
+    async def job(job_id: str) -> Response:
         """Say how far a job is; results are kept for an hour."""
-        return _state(jobs.find(job_id))
+        found = jobs.find(job_id)
+        told = await asyncio.to_thread(lambda: _state(found).model_dump_json())  # large, and others wait meanwhile
+        return Response(told, media_type="application/json")
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
@@ -170,11 +174,15 @@ async def _all_results(
             data = await file.read(LARGEST_PICTURE + 1)
             return FileResult(**await file_result(service, model, file.filename or "", data, normalize, client))
 
+    asked = [asyncio.ensure_future(one(file)) for file in files]
     try:
-        return list(await asyncio.gather(*map(one, files)))
+        return list(await asyncio.gather(*asked))
     except Busy:
         service.metrics.count("http", "image", Busy.sqlstate)
         raise
+    finally:
+        for task in asked:
+            task.cancel()
 
 
 def _state(job: Job) -> JobState:

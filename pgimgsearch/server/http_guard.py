@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pgimgsearch.server.budget import ByteBudget, Places
@@ -17,7 +18,7 @@ UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
 UPLOAD_BYTES, JSON_BYTES = 2 << 30, 64 << 20  # of all bodies at once: uploads lie on disk, and JSON in memory
 MOST_WAITING = 500  # connections that have sent no whole head of a request
-SECONDS_FOR_HEAD, SECONDS_FOR_PART = 10, 20
+SECONDS_FOR_HEAD, SECONDS_FOR_PART, SECONDS_FOR_BODY = 10, 20, 600
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,7 +36,7 @@ def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
     class Guarded(H11Protocol):
         _accepted: asyncio.Transport | None = None
         _timer: asyncio.TimerHandle | None = None
-        _reading: asyncio.TimerHandle | None = None  # how long the client has to read what was written
+        _unread: asyncio.TimerHandle | None = None  # when it is looked whether the client reads what was written
         _handshake: asyncio.Task[None] | None = None
 
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -70,19 +71,31 @@ def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._work()
-            if self._reading is not None:
-                self._reading.cancel()
+            if self._unread is not None:
+                self._unread.cancel()
             if self.transport is not None:
                 super().connection_lost(exc)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._reading = self.loop.call_later(SECONDS_FOR_PART, self.abort)
+            self._watch_reading(None)
 
-        def resume_writing(self) -> None:
-            if self._reading is not None:
-                self._reading.cancel()
-            super().resume_writing()
+        def _watch_reading(self, before: int | None) -> None:
+            """Hang up on a client that has read nothing since the last look, while there is something to read."""
+            left = self.transport.get_write_buffer_size()
+            if self._unread is not None:
+                self._unread.cancel()
+            if before is not None and left >= before > 0:
+                self.abort()
+            elif left:
+                self._unread = self.loop.call_later(SECONDS_FOR_PART, self._watch_reading, left)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                super().send_400_response(msg)
+                self._watch_reading(None)
+            else:
+                self.abort()
 
         def abort(self) -> None:
             assert self._accepted is not None, "a connection was made"
@@ -95,7 +108,9 @@ def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()  # which begins the next request, where that came with the last
-            if not self.transport.is_closing() and self.cycle.response_complete:
+            if self.transport.is_closing():
+                self._watch_reading(None)
+            elif self.cycle.response_complete:
                 self._wait()
 
         def _wait(self) -> None:
@@ -155,15 +170,15 @@ async def _bounded(
     app: App, scope: Message, receive: Receive, send: Send, most: int, take: Callable[[int], None]
 ) -> None:  # fmt: skip
     """Run an application on a body of so many bytes, which it takes of a budget; it ends when the client leaves."""
-    read, problem = 0, list[Refusal]()
-    complete = asyncio.Event()
+    read, problem, is_sent = 0, list[Refusal](), False
+    complete, end = asyncio.Event(), asyncio.get_running_loop().time() + SECONDS_FOR_BODY
 
     async def limited() -> Message:
         nonlocal read
         if complete.is_set():
             return await receive()
         try:
-            async with asyncio.timeout(SECONDS_FOR_PART):
+            async with asyncio.timeout(min(SECONDS_FOR_PART, end - asyncio.get_running_loop().time())):
                 message = await receive()
         except TimeoutError:
             problem.append(Refusal("the rest of the request did not arrive", hint="send it again"))
@@ -182,8 +197,10 @@ async def _bounded(
         return message
 
     async def unless_refused(message: Message) -> None:
+        nonlocal is_sent
         if not problem:  # the application takes it for a body that cannot be parsed
             await send(message)
+            is_sent = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def leaving() -> None:
         await complete.wait()
@@ -194,6 +211,8 @@ async def _bounded(
     left = asyncio.ensure_future(leaving())
     try:
         await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
+        if is_sent:  # it may still close files
+            await asyncio.wait({working}, timeout=SECONDS_FOR_PART)
         if working.done() and not problem:
             working.result()
     finally:

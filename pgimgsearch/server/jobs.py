@@ -19,7 +19,7 @@ from pgimgsearch.server.service import Service
 MOST_JOBS = 8  # unfinished
 KEPT_SECONDS = 3600
 AT_ONCE = 8  # images of one job that are decoded or wait
-MOST_RESULTS = 256 << 20  # bytes of vectors that are kept or to come
+MOST_RESULTS = 64 << 20  # bytes of vectors that are kept or to come
 
 
 @dataclass(slots=True)

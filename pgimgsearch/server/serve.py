@@ -17,11 +17,12 @@ from pgimgsearch.database.connection import connect
 from pgimgsearch.database.privileges import can_write_texts
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.runtime.cpu_parallel import cores
+from pgimgsearch.server.bound import bound
 from pgimgsearch.server.http_api import application
 from pgimgsearch.server.http_guard import guarded_protocol
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.model_follower import ModelFollower
-from pgimgsearch.server.pg_server import PgServer
+from pgimgsearch.server.pg_server import SECONDS_TO_ANSWER, PgServer
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.text_cache_writer import TextCache
 
@@ -88,10 +89,11 @@ def run(
 async def _serve(service: Service, listeners: Listeners, password: str, opened: Callable[[], None]) -> None:
     tls = listeners.tls()
     wire = PgServer(service, password, tls)
-    with _bound(listeners.host, listeners.port) as postgres, _bound(listeners.host, listeners.http_port) as http:
+    with bound(listeners.host, listeners.port) as postgres, bound(listeners.host, listeners.http_port) as http:
         listening = await wire.start(postgres)
         config = uvicorn.Config(
-            application(service, password), http=guarded_protocol(tls), ws="none", log_level="error", access_log=False
+            application(service, password), http=guarded_protocol(tls), ws="none", log_level="error", access_log=False,
+            timeout_graceful_shutdown=SECONDS_TO_ANSWER,
         )  # fmt: skip
         try:
             await _HttpServer(config, opened).serve([http])  # until a signal
@@ -111,16 +113,3 @@ class _HttpServer(uvicorn.Server):
         """Listen, and say so from another thread, since who is told may ask us."""
         await super().startup(sockets)
         await asyncio.get_running_loop().run_in_executor(None, self._opened)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        listening = socket.create_server((host, port))
-        # its connections inherit it; asyncio sets it for sockets of its own alone
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listening
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
-            hint="choose others with --host, --port and --http-port",
-        ) from error

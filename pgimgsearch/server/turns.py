@@ -23,7 +23,11 @@ class Turns:
         """Call in a thread when it is the client's turn. A call that runs keeps its thread when nobody waits for it."""
         loop = asyncio.get_running_loop()
         await self._turn(client)
-        running = self._threads.submit(work, *args, **kwargs)
+        try:
+            running = self._threads.submit(work, *args, **kwargs)
+        except RuntimeError:  # it is closed
+            self._pass_on()
+            raise
 
         def ended(_: object) -> None:
             with suppress(RuntimeError):  # the loop has ended before
@@ -47,6 +51,10 @@ class Turns:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._pass_on()
+            elif (queue := self._waiting.get(client)) is not None and turn in queue:
+                queue.remove(turn)
+                if not queue:
+                    del self._waiting[client]
             raise
 
     def _pass_on(self) -> None:

@@ -20,9 +20,10 @@ UPRIGHT = {
 }  # fmt: skip
 BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
 SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
-# What is decoded: none that runs a program (EPS in Ghostscript, WMF) or opens whatever else is inside (IPTC).
+# What is decoded: none that runs a program (EPS in Ghostscript, WMF), or decodes whatever is inside before it can be
+# bounded (IPTC, ICO, ICNS).
 FORMATS = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM",
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM",
     "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
 )  # fmt: skip
 
@@ -87,7 +88,7 @@ def decode_pixels(data: bytes) -> Image.Image:
 def decoding_cost(data: bytes) -> int:
     """How many pixels an image says to have, ``SLOW`` times that for a format in Python; 0 where it cannot be read."""
     try:
-        with _open(data, ImageLimits()) as image:
+        with _open(data, DEFAULT_LIMITS) as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
             return image.width * image.height * (SLOW if in_python else 1)
     except Exception:  # broken bytes raise anything, and do so again where they are decoded

@@ -74,5 +74,6 @@ def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:
         else:
             file = scan_file(Path(os.path.abspath(Path(folder or "/") / path)), root)  # noqa: PTH100
     except ForbiddenLocation as error:
-        file = ScannedFile(without_user(path), "", problem=error)
+        shown = without_user(path)
+        file = ScannedFile(shown if shown == path else f"{shown} ({name})", "", problem=error)
     return replace(file, metadata=rest or None, given_key=key, **own)

@@ -37,7 +37,7 @@ def open_table(stream: Any) -> Any:
     about = parquet.read_metadata(stream)
     for column in _chunks(about):
         size, packed = column.total_uncompressed_size, column.total_compressed_size
-        if size > LARGE and size > MOST_RATIO * packed:
+        if size > (LARGE if column.path_in_schema.count(".list.") == 0 else LARGE >> 8) and size > MOST_RATIO * packed:
             raise ValueError(f"column {column.path_in_schema} unpacks from {packed} bytes to {size}")
     stream.seek(0)
     repeated = {column.path_in_schema for column in _chunks(about) if _repeats(column)}
@@ -58,7 +58,7 @@ def _rows_at_once(about: Any) -> int:
     """So many that the values inside of structs, which are read as often as they are repeated, have room."""
     repeated = [column for column in _chunks(about) if _repeats(column) and "." in column.path_in_schema]
     largest = max((int(column.total_uncompressed_size) for column in repeated), default=1)
-    return max(1, min(ROWS_AT_ONCE, LARGE // largest))
+    return max(1, min(ROWS_AT_ONCE, LARGE // max(1, largest)))
 
 
 def rows(
@@ -78,8 +78,9 @@ def rows(
         others = [name for name in schema.names if name == column or not _has_bytes(schema.field(name).type)]
         number = 0
         for batch in table.iter_batches(batch_size=_rows_at_once(table.metadata), columns=others):
+            columns = list(zip(others, batch.columns, strict=True))
             for index in range(batch.num_rows):  # one at a time: a dictionary's value may be large, and in all rows
-                row = {name: values[index].as_py() for name, values in zip(others, batch.columns, strict=True)}
+                row = {name: values[index].as_py() for name, values in columns}
                 if caption_column is not None:
                     row["caption"] = row.pop(caption_column)
                 yield from _images(row, column, named, number)

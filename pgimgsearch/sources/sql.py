@@ -7,6 +7,7 @@ from pathlib import Path
 from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import connect
+from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.listing import file_from_row
 from pgimgsearch.sources.rows import Row
 from pgimgsearch.sources.source import ScannedFile, Source
@@ -22,14 +23,17 @@ def sql_source(url: str, query: str) -> Source:
     """
 
     def files(root: str) -> Iterator[ScannedFile]:
-        with connect(url, check=False, own_settings=False) as connection:
-            cursor = connection.cursor("ingest", row_factory=dict_row, withhold=True)
+        with (
+            connect(url, check=False, own_settings=False) as connection,
+            connection.cursor("ingest", row_factory=dict_row, withhold=True) as cursor,
+        ):
             with connection.transaction():
                 connection.execute("set transaction read only")
                 cursor.execute(query)
-            with cursor:
-                for number, row in enumerate(cursor, 1):
-                    yield file_from_row(Row(number, row), Path(root) if root else None, root)
+                if not {"path", "url"} & {column.name for column in cursor.description or ()}:
+                    raise SourceError("the query has neither path nor url", hint="name a column path or url")
+            for number, row in enumerate(cursor, 1):
+                yield file_from_row(Row(number, row), Path(root) if root else None, root)
 
     table = TABLE.search(query)
     return Source(f"query {query}", table[1] if table else "query", None, files)

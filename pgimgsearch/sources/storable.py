@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 
 from pgimgsearch.sources.source import ScannedFile
 
 MOST_KEY = 2000  # bytes: a row of a B-tree index has at most 2,704
 MOST_CAPTION = 1_000_000  # bytes: what a tsvector holds
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it
 MOST_METADATA = 16 << 20  # bytes, as JSON
 
 
@@ -35,7 +37,7 @@ def _check(file: ScannedFile) -> None:
             told = json.dumps(file.metadata, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise UnstorableRow(f"its metadata cannot be stored: {error}") from error
-        _check_text("metadata", told.replace("\\u0000", "\0"), MOST_METADATA)
+        _check_text("metadata", NUL.sub("\0", told), MOST_METADATA)
 
 
 def _check_text(name: str, value: str | None, most: int) -> None:

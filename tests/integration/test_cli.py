@@ -45,7 +45,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         (["ingest", "{photos}", "-m", "palett", "--dry-run"], 5, "unknown model: palett", "palette"),
         (["ingest", "{photos}", "--list", "-", "--prune", "-m", "palette"], 2, "--prune with a list", "deleted"),
         (["ingest", "{photos}", "-m", "palette", "--ray-workers", "2"], 2, "belongs to --engine ray", "--workers"),
-        (["ingest", "{photos}/a", "{photos}/b", "-c", "all", "-m", "palette"], 6, "has its root at", "--collection"),
         (["search", "--id", "1", "--filter", "{oops"], 2, "not valid JSON", "--filter"),
         (["models", "show", "dinov4"], 5, "unknown model: dinov4", "dinov3"),
         (["models", "remove", "x", "-y"], 5, "unknown model or alias: x", "added"),

@@ -413,7 +413,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     (folder / "captions.csv").write_text("path,caption\n" + "\n".join(lines))
     request: dict[str, Any] = {"data": folder}
     if layout == "database":
-        captions = sidecar.read_sidecar(folder / "captions.csv")
+        captions = sidecar.Sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
         request = {"collection": "colours"}
     found = judge("text-to-image", "palette", **request)
@@ -426,7 +426,7 @@ def test_captions_find_their_pictures_and_the_other_way_round(
     Image.new("RGB", (50, 50), "navy").save(folder / "7.png")
     (folder / "captions.csv").write_text("path,caption\n0.png,red\n2.png,blue\n6.png,crimson\n")
     if layout == "database":
-        captions = sidecar.read_sidecar(folder / "captions.csv")
+        captions = sidecar.Sidecar(folder / "captions.csv")
         ingest(folder, "palette", refine=lambda files: sidecar.with_captions(files, captions))
     told = judge("text-to-image", "palette", **request)
     extra = 3 if layout == "database" else 0  # green, yellow and orange, which are kept, and red again

@@ -27,12 +27,13 @@ from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import pg_server
 from pgimgsearch.server import service as services
 from pgimgsearch.server.batcher import CROWD, Batcher
+from pgimgsearch.server.bound import bound
 from pgimgsearch.server.budget import ByteBudget, Places
 from pgimgsearch.server.errors import BadImage, Busy, Refusal
 from pgimgsearch.server.in_thread import in_thread
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.pg_server import ENCODINGS, PgServer
-from pgimgsearch.server.serve import Listeners, _bound
+from pgimgsearch.server.serve import Listeners
 from pgimgsearch.server.service import Service
 from pgimgsearch.server.turns import Turns
 from tests.server.test_pg_server import PASSWORD, login
@@ -357,7 +358,7 @@ def test_formats_that_take_long_have_few_pixels(service: Service, head: bytes) -
 
 def test_answers_wait_for_no_acknowledgement() -> None:
     """Else each that is written in two parts takes 40 ms more."""
-    with _bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+    with bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

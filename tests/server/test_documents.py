@@ -53,8 +53,9 @@ def filled(server: str, admin: Any, template: str, tmp_path_factory: pytest.Temp
         cache_texts(connection, models[0].stored, ["red"], models[0].encoder.embed_text(["red"]))
 
     def in_summer(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
-        about = {f"{number}.png": [{"season": "summer" if number % 3 else "winter"}] for number in range(12)}
-        return sidecar.with_metadata(files, about)
+        seasons = "".join(f"{number}.png,{'summer' if number % 3 else 'winter'}\n" for number in range(12))
+        (folder / "seasons.csv").write_text(f"path,season\n{seasons}")
+        return sidecar.with_metadata(files, sidecar.Sidecar(folder / "seasons.csv"))
 
     run.ingest(url, folder_source(folder), models, run.Options(workers=1), refine=in_summer)
     after_load(url, [model.stored.name for model in models], remote=False)

@@ -96,11 +96,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def name_of(url: str) -> str:
+    """What a downloaded file is called."""
+    return Path(urlsplit(url).path).name
+
+
 def _fetch_url(url: str, folder: Path) -> Path:
     """Download into a folder, going on where a part ends; size and hash of what arrived are noted beside it."""
     from filelock import FileLock
 
-    target = folder / Path(urlsplit(url).path).name
+    target = folder / name_of(url)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
         note = target.with_name(target.name + ".json")

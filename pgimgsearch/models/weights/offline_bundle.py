@@ -55,10 +55,16 @@ def install(spec: ModelSpec, bundle: Path) -> dict[str, Any]:
             f"the bundle {bundle} does not hold {spec.name}", hint=f"it holds: {', '.join(sorted(models)) or 'nothing'}"
         )
     entry: dict[str, Any] = models[spec.name]
-    own = {files.DOWNLOADS if origin.is_url else repo_folder_name(repo_id=origin.place, repo_type="model")
-           for origin in _origins(spec)}  # fmt: skip
+    repositories, urls = set[str](), set[str]()
+    for origin in _origins(spec):
+        if origin.is_url:
+            name = files.name_of(origin.place)
+            urls |= {f"{files.DOWNLOADS}/{name}", f"{files.DOWNLOADS}/{name}.json"}
+        else:
+            repositories.add(repo_folder_name(repo_id=origin.place, repo_type="model"))
     for path in map(PurePosixPath, (*entry["files"], *entry["refs"])):
-        if path.parts[0] not in own or ".." in path.parts:
+        inside = path.parts and path.parts[0] in repositories and ".." not in path.parts
+        if not inside and str(path) not in urls:
             raise ModelError(f"the bundle's {spec.name} names a file that is not the model's: {path}",
                              hint="do not trust this bundle")  # fmt: skip
     for name, told in entry["files"].items():
