@@ -22,7 +22,8 @@ create or replace function imgsearch.own_collections(role_name name default curr
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query select c.collection_id from imgsearch.collection c
-    where c.owner in (select r.rolname from pg_roles r where pg_has_role(role_name, r.oid, 'usage'));
+    where c.owner in (select r.rolname from pg_roles r where pg_has_role(role_name, r.oid, 'usage'))
+    and pg_has_role(imgsearch._caller(), role_name, 'usage');
 end $$;
 
 -- Find contents by their hashes, and add those that are new, which need all facts. Returns the ordinal and content_id of

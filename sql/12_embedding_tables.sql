@@ -84,8 +84,11 @@ declare
 begin
     execute format('create table imgsearch.%I (
             content_id bigint primary key references imgsearch.content on delete cascade,
-            embedding %s(%s) not null
+            embedding %s(%s) not null%s
         ) %s', table_name, case m.storage when 'bit' then 'bit' else '@vector@.' || m.storage end, m.dim,
+        -- a zero vector has no direction, so nothing can be said of its likeness
+        case m.storage when 'halfvec' then ' check (@vector@.l2_norm(embedding) > 0)'
+                       when 'vector' then ' check (@vector@.vector_norm(embedding) > 0)' else '' end,
         case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
     for number in 0 .. m.partitions - 1 loop
         exit when m.partitions = 1;

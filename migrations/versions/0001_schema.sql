@@ -2,8 +2,8 @@
 
 create table imgsearch.collection (
     collection_id integer generated always as identity primary key,
-    name text not null unique check (name <> ''),
-    root text,
+    name text not null unique check (octet_length(name) between 1 and 2000),
+    root text check (octet_length(root) <= 2000),
     owner name not null default current_user,
     created_at timestamptz not null default now()
 );
@@ -18,7 +18,7 @@ create table imgsearch.content (
     bytes bigint not null,
     width integer not null,
     height integer not null,
-    format text not null
+    format text not null check (octet_length(format) <= 100)
 );
 create index content_pixel_hash on imgsearch.content (pixel_hash);
 comment on table imgsearch.content is 'one row for distinct bytes';
@@ -35,12 +35,12 @@ create table imgsearch.image (
     image_id bigint generated always as identity primary key,
     content_id bigint not null references imgsearch.content,
     collection_id integer not null references imgsearch.collection on delete cascade,
-    key text not null,
-    path text not null,
-    modified_at timestamptz check (isfinite(modified_at)),
-    group_key text,
-    caption text,
-    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    key text not null check (octet_length(key) <= 2000),
+    path text not null check (octet_length(path) <= 2000),
+    modified_at timestamptz check (modified_at between '0001-01-02' and '9999-12-30'),
+    group_key text check (octet_length(group_key) <= 2000),
+    caption text check (octet_length(caption) <= 1000000),
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and pg_column_size(metadata) <= 16777216),
     search tsvector generated always as (
         to_tsvector('pg_catalog.simple'::regconfig,
                     coalesce(caption, '') || ' ' || translate(path, '/._-', '    '))) stored,
@@ -151,11 +151,11 @@ comment on table imgsearch.text_embedding is 'vectors of text queries: a bounded
 create table imgsearch.ingest_run (
     run_id bigint generated always as identity primary key,
     collection_id integer references imgsearch.collection on delete set null,
-    source text not null,
+    source text not null check (octet_length(source) <= 2000),
     models text[] not null,
     placement jsonb not null default '{}',
-    started_at timestamptz not null default now() check (isfinite(started_at)),
-    ended_at timestamptz check (isfinite(ended_at)),
+    started_at timestamptz not null default now() check (started_at between '0001-01-02' and '9999-12-30'),
+    ended_at timestamptz check (ended_at between '0001-01-02' and '9999-12-30'),
     status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
     counts jsonb not null default '{}',
     timings jsonb not null default '{}'
@@ -165,16 +165,16 @@ comment on table imgsearch.ingest_run is 'counts and timings of each run, and th
 
 create table imgsearch.ingest_failure (
     collection_id integer not null references imgsearch.collection on delete cascade,
-    key text not null,
-    path text not null,
+    key text not null check (octet_length(key) <= 2000),
+    path text not null check (octet_length(path) <= 2000),
     model_id integer references imgsearch.model on delete cascade,
     kind text not null check (kind in ('failed', 'skipped')),
-    error_class text not null,
-    message text not null,
+    error_class text not null check (octet_length(error_class) <= 200),
+    message text not null check (octet_length(message) <= 4000),
     bytes bigint,
-    modified_at timestamptz,
-    attempts integer not null default 1,
-    last_at timestamptz not null default now(),
+    modified_at timestamptz check (modified_at between '0001-01-02' and '9999-12-30'),
+    attempts integer not null default 1 check (attempts between 1 and 1000000000),
+    last_at timestamptz not null default now() check (last_at between '0001-01-02' and '9999-12-30'),
     unique nulls not distinct (collection_id, key, model_id)
 );
 comment on table imgsearch.ingest_failure is 'images that failed (without a model: for every model) or were skipped';

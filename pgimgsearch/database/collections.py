@@ -1,6 +1,11 @@
 """Collections: found by name or by the folder that they hold."""
 
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.errors import SourceError
+
+# Under row-level security, what is put into a collection is its owner's.
+OURS = """(not (select relrowsecurity from pg_catalog.pg_class where oid = 'imgsearch.image'::regclass)
+           or collection_id in (select imgsearch.own_collections()))"""
 
 
 def open_collection(
@@ -13,16 +18,23 @@ def open_collection(
     """
     if name is None and root is not None:
         found = connection.execute(
-            "select collection_id, name, root from imgsearch.collection "
-            "where %s = root or starts_with(%s, rtrim(root, '/') || '/') order by length(root) desc limit 1",
+            f"select collection_id, name, root from imgsearch.collection where {OURS} and "  # noqa: S608
+            "(%s = root or starts_with(%s, rtrim(root, '/') || '/')) order by length(root) desc limit 1",
             [root, root],
         ).fetchone()
         if found:
             return found[0], found[1], found[2]
     wanted = name or default_name
     found = connection.execute(
-        "select collection_id, name, coalesce(root, '') from imgsearch.collection where name = %s", [wanted]
+        f"select collection_id, name, coalesce(root, ''), {OURS}, owner from imgsearch.collection "  # noqa: S608
+        "where name = %s",
+        [wanted],
     ).fetchone()
+    if found and not found[3]:
+        raise SourceError(
+            f"collection {wanted} belongs to the role {found[4]}, who would own what is put there",
+            hint="choose another name with --collection, or connect as that role",
+        )
     if found:
         return found[0], found[1], found[2]
     row = connection.execute(

@@ -30,7 +30,7 @@ from pgimgsearch.database.functions import (
     signatures,
 )
 from pgimgsearch.database.session_settings import apply_settings
-from pgimgsearch.errors import PgImgSearchError, UsageError
+from pgimgsearch.errors import PgImgSearchError, SchemaError, UsageError
 from pgimgsearch.settings import package_folder
 
 BASE = "base"
@@ -180,6 +180,8 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
             driver: Any = transaction.connection.driver_connection
             start = current_revision(driver)
             check_schema(driver, start)
+            if start is None:
+                _check_nobody_elses(driver)
             if start == (None if target == BASE else target):
                 if functions:
                     run_sql(functions_of(target))
@@ -194,6 +196,22 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
             raise _explain(error.orig) from error
         raise
     return start, target
+
+
+def _check_nobody_elses(connection: psycopg.Connection) -> None:
+    """Raise SchemaError for a schema of our name that another role made, who could put functions into it."""
+    row = connection.execute(
+        "select n.nspowner::regrole::text, n.nspowner = current_user::regrole, array(select a.grantee::regrole::text "
+        "from aclexplode(n.nspacl) a where a.privilege_type = 'CREATE' and a.grantee <> n.nspowner) "
+        "from pg_namespace n where n.nspname = 'imgsearch'"
+    ).fetchone()
+    if row is not None and (not row[1] or row[2]):
+        others = ", ".join(row[2]) if row[1] else row[0]
+        raise SchemaError(
+            f"the schema imgsearch is there already, and {others} may put functions into it, which would run as you",
+            hint="remove it: drop schema imgsearch; or take it: alter schema imgsearch owner to ..., revoke create on "
+            "schema imgsearch from ...",
+        )
 
 
 def _open(url: str) -> psycopg.Connection:

@@ -104,8 +104,8 @@ def _read_move(fields: Any) -> Move:
     for digest in (move.sha256, move.keeper_sha256):
         bytes.fromhex(digest)
     for location in (move.location, move.keeper):
-        if not (os.path.isabs(location) or is_url(location)) or "\0" in location:  # noqa: PTH117
-            raise ValueError("a location is no absolute path")
+        if "\0" in location:
+            raise ValueError("a location holds a NUL character")
     return move
 
 
@@ -198,6 +198,8 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
     """Why a file must stay: what rows say of it and of its keeper is compared with the files themselves."""
     if is_url(move.location):
         return "it is a URL"
+    if not os.path.isabs(move.location):  # noqa: PTH117
+        return "its path is relative, to a folder that the database does not name"
     try:
         stored_location(move.location, None)
     except ForbiddenLocation as error:
@@ -216,8 +218,9 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
     pixels = _pixels(move.location)
     if pixels != image["pixel_hash"].hex():
         return "it is not the image that the database describes"
-    if move.kind == "identical" and _pixels(move.keeper) != pixels:
-        return f"its keeper has other pixels: {move.keeper}"
+    kept = _pixels(move.keeper)
+    if kept is None or (move.kind == "identical" and kept != pixels):
+        return f"its keeper {'cannot be read' if kept is None else 'has other pixels'}: {move.keeper}"
     if Path(move.location).samefile(move.keeper):
         return "it is its keeper's own file, by another name"
     return None

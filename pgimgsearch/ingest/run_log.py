@@ -40,7 +40,7 @@ def start_run(connection: Connection, collection_id: int, label: str, models: Se
     """Start a run and return its run_id."""
     row = connection.execute(
         "insert into imgsearch.ingest_run (collection_id, source, models) values (%s, %s, %s) returning run_id",
-        [collection_id, label, [model.name for model in models]],
+        [collection_id, label.encode()[:2000].decode("utf-8", "ignore"), [model.name for model in models]],
     ).fetchone()
     assert row is not None
     return int(row[0])

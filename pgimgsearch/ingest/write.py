@@ -65,7 +65,8 @@ FAILURE_COLUMNS = "(collection_id, key, path, model_id, kind, error_class, messa
 ON_FAILURE_CONFLICT = """
 on conflict (collection_id, key, model_id) do update set
     path = excluded.path, kind = excluded.kind, error_class = excluded.error_class, message = excluded.message,
-    bytes = excluded.bytes, modified_at = excluded.modified_at, attempts = f.attempts + 1, last_at = now()
+    bytes = excluded.bytes, modified_at = excluded.modified_at, last_at = now(),
+    attempts = least(f.attempts, 999999999) + 1
 """
 UPSERT_FAILURE = f"""
 insert into imgsearch.ingest_failure as f {FAILURE_COLUMNS}

@@ -30,8 +30,9 @@ def sql_source(url: str, query: str) -> Source:
             with connection.transaction():
                 connection.execute("set transaction read only")
                 cursor.execute(query)
-                if not {"path", "url"} & {column.name for column in cursor.description or ()}:
-                    raise SourceError("the query has neither path nor url", hint="name a column path or url")
+                columns = {column.name for column in cursor.description or ()}
+            if not {"path", "url"} & columns:
+                raise SourceError("the query has neither path nor url", hint="name a column path or url")
             for number, row in enumerate(cursor, 1):
                 yield file_from_row(Row(number, row), Path(root) if root else None, root)
 
