@@ -5,24 +5,31 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from contextlib import closing, contextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 _END = object()
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_FINISH = 0.2, 1.0
 
 
-def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, None]:
-    """Run an iterator in a thread of its own, at most ``depth`` items ahead; its errors are raised here."""
+def prefetch(
+    items: Iterator[T], depth: int, name: str, stopped: threading.Event | None = None
+) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, at most ``depth`` items ahead; its errors are raised here.
+
+    A moment after ``stopped`` is set it ends, and does not wait for the thread, which may wait for a network.
+    """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
+    closed = threading.Event()
 
     def put(item: object) -> None:
-        while not stopped.is_set():
+        while not closed.is_set():
             try:
                 ready.put(item, timeout=0.1)
                 return
@@ -35,7 +42,7 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
             with _closing(items):
                 for item in items:
                     put(item)
-                    if stopped.is_set():
+                    if closed.is_set():
                         return
         except BaseException as error:  # handed over and raised in the consumer's thread
             last = _Raised(error)
@@ -44,13 +51,35 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not _END:
+        for item in iter(ready.get, _END) if stopped is None else _until(ready, stopped):
             if isinstance(item, _Raised):
                 raise item.error
             yield item
     finally:
-        stopped.set()
-        thread.join()
+        closed.set()
+        thread.join(SECONDS_BETWEEN_LOOKS if stopped is not None and stopped.is_set() else None)
+
+
+def _until(ready: "queue.Queue[Any]", stopped: threading.Event) -> Iterator[Any]:
+    end: float | None = None
+    while end is None or time.monotonic() < end:
+        if stopped.is_set() and end is None:
+            end = time.monotonic() + SECONDS_TO_FINISH
+        with suppress(queue.Empty):
+            item = ready.get(timeout=SECONDS_BETWEEN_LOOKS)
+            if item is _END:
+                return
+            yield item
+
+
+@contextmanager
+def worker_pool(workers: int, name: str, stopped: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """A pool that is waited for at the end, unless ``stopped`` is set."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=not stopped.is_set(), cancel_futures=True)
 
 
 def ordered_map(pool: Executor, function: Callable[[T], R], items: Iterator[T], ahead: int) -> Generator[R, None, None]:
@@ -85,12 +114,13 @@ def batched(items: Iterable[T], count: int, weight: Callable[[T], int], limit: i
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a chunk is never torn; a second one interrupts at once."""
+    """An event that Ctrl-C or SIGTERM sets, so that a chunk is never torn; a second one ends the process at once."""
     stopped = threading.Event()
 
-    def handle(*_: object) -> None:
+    def handle(number: int, _: object) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         stopped.set()
 
     if threading.current_thread() is not threading.main_thread():

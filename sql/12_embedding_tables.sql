@@ -87,8 +87,8 @@ begin
             embedding %s(%s) not null%s
         ) %s', table_name, case m.storage when 'bit' then 'bit' else '@vector@.' || m.storage end, m.dim,
         -- a zero vector has no direction, so nothing can be said of its likeness
-        case m.storage when 'halfvec' then ' check (@vector@.l2_norm(embedding) > 0)'
-                       when 'vector' then ' check (@vector@.vector_norm(embedding) > 0)' else '' end,
+        case m.storage when 'halfvec' then ' constraint not_zero check (@vector@.l2_norm(embedding) > 0)'
+                       when 'vector' then ' constraint not_zero check (@vector@.vector_norm(embedding) > 0)' else '' end,
         case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
     for number in 0 .. m.partitions - 1 loop
         exit when m.partitions = 1;
@@ -261,7 +261,7 @@ begin atomic
     union all select format('foreign key %s', k.conname) from pg_constraint k
     where k.confrelid = m.embeddings and k.conparentid = 0 and k.conrelid <> m.embeddings
     union all select format('constraint %s', k.conname) from pg_constraint k
-    where k.conrelid = m.embeddings and k.contype not in ('p', 'f', 'n')
+    where k.conrelid = m.embeddings and k.contype not in ('p', 'f', 'n') and k.conname <> 'not_zero'
     union all select distinct format('function %s', d.objid::regprocedure) from pg_depend d
     where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = m.embeddings;
 end;

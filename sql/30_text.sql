@@ -101,6 +101,10 @@ begin
         raise exception 'the template has no place for the text: %', coalesce(template, 'null')
             using errcode = 'PI008', hint = 'write "a photo of a {}", one template a line';
     end if;
+    if length(template) > 100000 or (length(template) - length(replace(template, '{}', ''))) / 2 > 4096 then
+        raise exception 'the template has % characters, or more than 4096 places for the text', length(template)
+            using errcode = 'PI008', hint = 'write "a photo of a {}", one template a line';
+    end if;
 end $$;
 
 -- The vector of a text in a template: from the cache, else from the embedder. Raises PI007, PI008, PI010 to PI013.

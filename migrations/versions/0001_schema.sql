@@ -15,9 +15,9 @@ create table imgsearch.content (
     content_id bigint generated always as identity primary key,
     sha256 bytea not null unique check (octet_length(sha256) = 32),
     pixel_hash bytea not null check (octet_length(pixel_hash) = 32),
-    bytes bigint not null,
-    width integer not null,
-    height integer not null,
+    bytes bigint not null check (bytes >= 0),
+    width integer not null check (width > 0),
+    height integer not null check (height > 0),
     format text not null check (octet_length(format) <= 100)
 );
 create index content_pixel_hash on imgsearch.content (pixel_hash);
@@ -35,10 +35,10 @@ create table imgsearch.image (
     image_id bigint generated always as identity primary key,
     content_id bigint not null references imgsearch.content,
     collection_id integer not null references imgsearch.collection on delete cascade,
-    key text not null check (octet_length(key) <= 2000),
-    path text not null check (octet_length(path) <= 2000),
+    key text not null check (octet_length(key) <= 2600),
+    path text not null check (octet_length(path) <= 2600),
     modified_at timestamptz check (modified_at between '0001-01-02' and '9999-12-30'),
-    group_key text check (octet_length(group_key) <= 2000),
+    group_key text check (octet_length(group_key) <= 2600),
     caption text check (octet_length(caption) <= 1000000),
     metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and pg_column_size(metadata) <= 16777216),
     search tsvector generated always as (
@@ -165,8 +165,8 @@ comment on table imgsearch.ingest_run is 'counts and timings of each run, and th
 
 create table imgsearch.ingest_failure (
     collection_id integer not null references imgsearch.collection on delete cascade,
-    key text not null check (octet_length(key) <= 2000),
-    path text not null check (octet_length(path) <= 2000),
+    key text not null check (octet_length(key) <= 2600),
+    path text not null check (octet_length(path) <= 2600),
     model_id integer references imgsearch.model on delete cascade,
     kind text not null check (kind in ('failed', 'skipped')),
     error_class text not null check (octet_length(error_class) <= 200),

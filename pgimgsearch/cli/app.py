@@ -27,7 +27,7 @@ from pgimgsearch.cli import (
     switch,
 )
 from pgimgsearch.cli.terminal import Group, Terminal, show_error, show_unencodable, silence_libraries
-from pgimgsearch.errors import PgImgSearchError, UsageError
+from pgimgsearch.errors import InterruptedRun, PgImgSearchError, UsageError
 from pgimgsearch.settings import ALLOW_PRIVATE, Settings, config_path, default_home, read_config
 
 app = typer.Typer(
@@ -107,7 +107,18 @@ def main() -> None:
         settle_settings(command, defaults)
     except PgImgSearchError as error:
         sys.exit(show_error(error))
-    command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
+    try:
+        command.main(global_options_first(sys.argv[1:]), auto_envvar_prefix="PGIMGSEARCH", default_map=defaults)
+    finally:
+        _leave(sys.exc_info()[1])
+
+
+def _leave(ending: BaseException | None) -> None:
+    """End a process that was stopped, without waiting for threads that wait for something, such as downloads."""
+    if isinstance(ending, SystemExit) and ending.code == InterruptedRun.exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(InterruptedRun.exit_code)
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from psycopg import sql
 from psycopg.rows import class_row
 
-from pgimgsearch.concurrency import ordered_map, stop_signals
+from pgimgsearch.concurrency import ordered_map, prefetch, stop_signals, worker_pool
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import Coverage, StoredModel, count_coverage
@@ -45,12 +45,16 @@ from pgimgsearch.sources.read import read_bytes
 CHUNK, SECONDS_PER_CHUNK = 500, 2.0
 CONTENTS_PER_PAGE = 2000  # looked up at once, so that no transaction lasts as long as the work
 
-FILES = """
+MOST_FILES, SECONDS_A_CONTENT = 8, 60.0  # that are tried for the bytes of one content
+
+FILES = f"""
 select c.content_id, c.sha256, array_agg(i.path order by i.image_id) as paths,
-       array_agg(l.root order by i.image_id) as roots
-from imgsearch.content c join imgsearch.image i using (content_id) join imgsearch.collection l using (collection_id)
+       array_agg(i.root order by i.image_id) as roots
+from imgsearch.content c cross join lateral (
+    select i.image_id, i.path, l.root from imgsearch.image i join imgsearch.collection l using (collection_id)
+    where i.content_id = c.content_id order by i.image_id limit {MOST_FILES}) i
 where c.content_id = any(%s) group by 1 order by 1
-"""
+"""  # noqa: S608
 
 
 def fill_stored(
@@ -85,10 +89,10 @@ def fill(
     failed_contents = set() if failed_contents is None else failed_contents
     with ExitStack() as stack:
         reader, writer = stack.enter_context(connect(url)), stack.enter_context(connect(url))
-        pool = stack.enter_context(ThreadPoolExecutor(cores(), thread_name_prefix="decode"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         stopped = stack.enter_context(stop_signals())
+        pool = stack.enter_context(worker_pool(cores(), "decode", stopped))
         backfill = _Backfill(reader, writer, model, pool, stopped, max_load, failed_contents, limits, reporter)
         backfill.run()
         covered = count_coverage(reader, model.stored)
@@ -152,7 +156,8 @@ class _Backfill:
         for page in _pages(self.reader, self.model.stored, self.failed_contents):
             _check_stopped(self.stopped)
             found += len(page)
-            with closing(_embedded(self.pool, page, self.model, self.limits, self.watch)) as finished:
+            embedded = _embedded(self.pool, page, self.model, self.limits, self.watch)
+            with closing(prefetch(embedded, 8, "fill", self.stopped)) as finished:
                 for chunk in _chunks(_throttled(finished, self.throttle)):
                     self._write(chunk)
                     _check_stopped(self.stopped)
@@ -230,7 +235,10 @@ def _embedded(
 def _read(one: MissingContent, model: LoadedModel, limits: ImageLimits) -> MissingContent:
     """Prepare the first of its files that still has the ingested bytes; what rows say of its size lifts no limit."""
     item = one.item
+    end = time.monotonic() + SECONDS_A_CONTENT
     for path, root in zip(one.paths, one.roots, strict=True):
+        if item.failure is not None and time.monotonic() > end:
+            break
         item.failure = None
         try:
             item.data = read_bytes(stored_location(path, root), limits.max_bytes)

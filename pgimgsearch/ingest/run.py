@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg import sql
 
-from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals
+from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals, worker_pool
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import session
@@ -34,7 +34,8 @@ from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
-from pgimgsearch.sources.read import content
+from pgimgsearch.sources.locations import is_url
+from pgimgsearch.sources.read import EmptyFile, TooManyBytes, content
 from pgimgsearch.sources.source import ScannedFile, Source
 
 FILES_PER_CHUNK, SECONDS_PER_CHUNK = 1000, 1.0
@@ -176,14 +177,12 @@ def _work(
     """Run the stages, and write in the calling thread, until the files end or ``stopped`` is set."""
     finished: list[Item] = []
     with (
-        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as pool,
-        closing(_stages(pool, planner, files, models, options, watch)) as items,
+        worker_pool(options.workers, "decode", stopped) as pool,
+        closing(_stages(pool, planner, files, models, options, watch, stopped)) as items,
     ):
         last = time.monotonic()
         for item in items:
             finished.append(item)
-            if stopped.is_set():
-                break
             if len(finished) >= FILES_PER_CHUNK or time.monotonic() - last > SECONDS_PER_CHUNK:
                 _write(writer, planner, duplicates, finished, watch)
                 reporter.progress(planner.counts.done(), None)
@@ -194,7 +193,7 @@ def _work(
 
 def _stages(
     pool: ThreadPoolExecutor, planner: Planner, files: Iterator[ScannedFile],
-    models: DeferredModels, options: Options, watch: Stopwatch,
+    models: DeferredModels, options: Options, watch: Stopwatch, stopped: threading.Event,
 ) -> Generator[Item, None, None]:  # fmt: skip
     """Plan, read and decode in one thread with a pool, embed in a second; this generator runs in a third."""
     limit_pixels(options.limits.max_pixels)
@@ -207,7 +206,8 @@ def _stages(
                     item.data = content(file, options.limits.max_bytes)
                     digest(item)
                 except Exception as error:  # a broken or vanished file never stops a run
-                    item.fail(error, lasting=not isinstance(error, OSError))
+                    lasting = isinstance(error, TooManyBytes | EmptyFile) and not is_url(file.location)
+                    item.fail(error, lasting=lasting)
         return item
 
     def decoded(item: Item) -> Item:
@@ -222,7 +222,9 @@ def _stages(
     fresh = itertools.chain.from_iterable(
         planner.deduplicate(batch) for batch in batched(read_items, 32, lambda item: len(item.data), BYTES_IN_FLIGHT)
     )
-    yield from prefetch(embed(ordered_map(pool, decoded, fresh, ahead), models, watch), FILES_IN_QUEUE, "embed")
+    yield from prefetch(
+        embed(ordered_map(pool, decoded, fresh, ahead), models, watch), FILES_IN_QUEUE, "embed", stopped
+    )
 
 
 def _write(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pgimgsearch.models.spec import Preprocess
 
+MOST_TIMES = 4  # as long as what is cut out of it, before only that is scaled
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -20,10 +21,10 @@ RESAMPLING = {
 def to_array(image: Image.Image, how: Preprocess) -> NDArray[np.float32]:
     """Resize, crop and standardise an upright RGB image. Returns (3, height, width) float32."""
     if how.whole:
-        bands = center_crop(resize(image, how), how).split()
+        bands = resized_crop(image, how).split()
         standard = [np.take(grey, np.asarray(band)) for grey, band in zip(_grey_levels(how), bands, strict=True)]
     else:
-        fractions = [np.asarray(center_crop(resize(band.convert("F"), how), how)) for band in image.split()]
+        fractions = [np.asarray(resized_crop(band.convert("F"), how)) for band in image.split()]
         standard = [_standard(values, *moments) for values, *moments in zip(fractions, how.mean, how.std, strict=True)]
     return np.stack(standard)
 
@@ -39,16 +40,28 @@ def _standard(values: NDArray[np.float32], mean: float, std: float) -> NDArray[n
     return (values / np.float32(255.0) - np.float32(mean)) / np.float32(std)
 
 
-def resize(image: Image.Image, how: Preprocess) -> Image.Image:
-    """Scale the short side to ``resize_to``, or squash so that the height is that."""
+def resized_crop(image: Image.Image, how: Preprocess) -> Image.Image:
+    """Scale and cut; of an image that is far longer than it is wide, what is cut away is not scaled."""
+    target = resized_size(image, how)
+    height, width = how.size
+    if target[0] > MOST_TIMES * width or target[1] > MOST_TIMES * height:
+        whole = round if how.centre == "round" else math.floor
+        left, top = (max(0, whole((one - cut) / 2.0)) for one, cut in zip(target, (width, height), strict=True))
+        kept = min(target[0], width), min(target[1], height)
+        x, y = image.width / target[0], image.height / target[1]  # pixels of the image for one of the result
+        box = (left * x, top * y, min(image.width, (left + kept[0]) * x), min(image.height, (top + kept[1]) * y))
+        return center_crop(image.resize(kept, RESAMPLING[how.interpolation], box), how)
+    return center_crop(image if image.size == target else image.resize(target, RESAMPLING[how.interpolation]), how)
+
+
+def resized_size(image: Image.Image, how: Preprocess) -> tuple[int, int]:
+    """Width and height where the short side is scaled to ``resize_to``, or both so that the height is that."""
     width, height = image.size
     if how.resize == "squash":
-        target = (how.resize_to * how.size[1] // how.size[0], how.resize_to)
-    elif width <= height:
-        target = (how.resize_to, max(1, int(how.resize_to * height / width)))
-    else:
-        target = (max(1, int(how.resize_to * width / height)), how.resize_to)
-    return image if image.size == target else image.resize(target, RESAMPLING[how.interpolation])
+        return how.resize_to * how.size[1] // how.size[0], how.resize_to
+    if width <= height:
+        return how.resize_to, max(1, int(how.resize_to * height / width))
+    return max(1, int(how.resize_to * width / height)), how.resize_to
 
 
 def center_crop(image: Image.Image, how: Preprocess) -> Image.Image:

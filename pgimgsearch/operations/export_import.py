@@ -45,6 +45,7 @@ from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.parquet import libraries, open_table
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.storable import storable
 from pgimgsearch.sources.stream import open_stream
 
 PLACE = re.compile(r"[/~]|.*(://|\.\./|\0)|local-dir:|[a-zA-Z]:\\")  # a path or a URL
@@ -146,8 +147,8 @@ def _collection(
                 shadows = join_shadows(writing, [model], {model.name} if into_shadow else set())
                 table = shadows[model.model_id] if into_shadow else live_table(model)
                 writer = Writer(writing, collection_id, None, [model], [table.identifier])
-            good = [row for row in rows if rejection_reason(row["embedding"]) is None]
-            writer.write([_item(row) for row in good], Counts([model.name]))
+            good = [item for row in rows if (item := _item(row)) is not None]
+            writer.write(good, Counts([model.name]))
             yield len(good), len(rows) - len(good)
         if writer is not None:
             drop_orphans(writing, writer.replaced)
@@ -167,11 +168,25 @@ def _count_new(connection: Connection, table: Any, model: StoredModel) -> int:
     return max(0, int(table.metadata.num_rows) - int(row[0]))
 
 
-def _item(row: dict[str, Any]) -> Item:
+def _item(row: dict[str, Any]) -> Item | None:
+    """A row as it is written; None for one that cannot be stored."""
+    try:
+        metadata = json.loads(row["metadata"])
+    except (ValueError, RecursionError):
+        return None
     file = ScannedFile(
-        row["path"], row["path"], row["bytes"], row["modified_at"], row["key"], row["group_key"], row["caption"],
-        json.loads(row["metadata"]),
-    )  # fmt: skip
+        row["path"],
+        row["path"],
+        row["bytes"],
+        row["modified_at"],
+        row["key"],
+        row["group_key"],
+        row["caption"],
+        metadata,
+    )
+    sizes = (row["bytes"] >= 0, row["width"] > 0, row["height"] > 0)
+    if storable(file).problem is not None or not all(sizes) or rejection_reason(row["embedding"]) is not None:
+        return None
     return Item(
         file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
         image=ImageFacts(row["pixel_hash"], row["width"], row["height"], row["format"]),

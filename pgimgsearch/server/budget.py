@@ -4,9 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from pgimgsearch.server.errors import Busy
+from pgimgsearch.server.errors import Busy, TooLarge
+
+MOST_NESTED, MOST_PARTS = 100_000, 2_000_000  # texts may hold commas and brackets of their own
 
 C = TypeVar("C")
+
+
+def check_structure(text: str) -> None:
+    """Refuse JSON of so many parts that reading it takes many times its bytes."""
+    if text.count("[") + text.count("{") > MOST_NESTED or text.count(",") > MOST_PARTS:
+        raise TooLarge("the request has too many parts", hint="send texts, an image, and nothing else")
 
 
 class ByteBudget:

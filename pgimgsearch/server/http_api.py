@@ -20,7 +20,7 @@ from pgimgsearch.errors import ModelError
 from pgimgsearch.reports.html import html_page
 from pgimgsearch.server.errors import Busy, Refusal, json_answer, refusal_of
 from pgimgsearch.server.http_guard import Guard
-from pgimgsearch.server.jobs import Job, Jobs, file_result
+from pgimgsearch.server.jobs import Job, Jobs, file_result, whole
 from pgimgsearch.server.service import LARGEST_PICTURE, Service
 
 MOST_TEXTS = 1000
@@ -172,7 +172,7 @@ async def _all_results(
     async def one(file: UploadFile) -> FileResult:
         async with slots:
             data = await file.read(LARGEST_PICTURE + 1)
-            return FileResult(**await file_result(service, model, file.filename or "", data, normalize, client))
+            return FileResult(**await file_result(service, model, whole(file.filename), data, normalize, client))
 
     asked = [asyncio.ensure_future(one(file)) for file in files]
     try:

@@ -10,13 +10,14 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pgimgsearch.server.budget import ByteBudget, Places
+from pgimgsearch.server.budget import MOST_NESTED, ByteBudget, Places
 from pgimgsearch.server.errors import Refusal, TooLarge, Unauthorized, json_answer
 
 OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
 UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
 UPLOAD_BYTES, JSON_BYTES = 2 << 30, 64 << 20  # of all bodies at once: uploads lie on disk, and JSON in memory
+PART, SMALL_PART = 1 << 16, 1 << 12  # bytes that are parsed at once, of bodies of known length and of others
 MOST_WAITING = 500  # connections that have sent no whole head of a request
 SECONDS_FOR_HEAD, SECONDS_FOR_PART, SECONDS_FOR_BODY = 10, 20, 600
 
@@ -41,7 +42,7 @@ def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._early = bytearray()
+            self._arrived, self._feeding = bytearray(), False
 
         def connection_made(self, transport: Any) -> None:
             self._accepted = transport
@@ -57,17 +58,29 @@ def guarded_protocol(tls: ssl.SSLContext | None) -> type[H11Protocol]:
                 encrypted = await self.loop.start_tls(transport, self, tls, server_side=True)
                 if encrypted is not None and not encrypted.is_closing():
                     super().connection_made(encrypted)
-                    if self._early:
-                        super().data_received(bytes(self._early))
+                    if self._arrived:
+                        self._feed()
                     return
             self._work()
             transport.abort()
 
         def data_received(self, data: bytes) -> None:
-            if self.transport is None:  # what came with the end of the handshake
-                self._early += data
-            else:
-                super().data_received(data)
+            """Parse a part at a time, as tiny chunks make much work of few bytes; others come in between."""
+            self._arrived += data
+            if not self._feeding and self.transport is not None:  # else it came with the end of the handshake
+                self._feed()
+
+        def _feed(self) -> None:
+            is_plain = self.headers is not None and b"transfer-encoding" not in dict(self.headers)
+            part = bytes(self._arrived[: PART if is_plain else SMALL_PART])
+            del self._arrived[: len(part)]
+            super().data_received(part)
+            self._feeding = bool(self._arrived) and not self.transport.is_closing()
+            if self._feeding:
+                self.transport.pause_reading()
+                self.loop.call_soon(self._feed)
+            elif not self.transport.is_closing() and not self.flow.read_paused:
+                self.transport.resume_reading()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._work()
@@ -153,6 +166,9 @@ class Guard:
             scheme.lower() == b"bearer" and secrets.compare_digest(token, self._password)
         ):
             raise Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
+        kind = headers.get(b"content-type", b"").lower()
+        if b"charset" in kind and b"utf-8" not in kind:
+            raise Refusal("requests are in UTF-8", hint="leave the charset out")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > _largest(path):
             raise _too_large(_largest(path))
@@ -170,11 +186,11 @@ async def _bounded(
     app: App, scope: Message, receive: Receive, send: Send, most: int, take: Callable[[int], None]
 ) -> None:  # fmt: skip
     """Run an application on a body of so many bytes, which it takes of a budget; it ends when the client leaves."""
-    read, problem, is_sent = 0, list[Refusal](), False
+    read, nested, problem, is_sent = 0, 0, list[Refusal](), False
     complete, end = asyncio.Event(), asyncio.get_running_loop().time() + SECONDS_FOR_BODY
 
     async def limited() -> Message:
-        nonlocal read
+        nonlocal read, nested
         if complete.is_set():
             return await receive()
         try:
@@ -189,6 +205,10 @@ async def _bounded(
             if read > most:
                 raise _too_large(most)
             take(size)
+            if most == LARGEST_JSON:
+                nested += sum(message.get("body", b"").count(one) for one in (b"[", b"{"))
+                if nested > MOST_NESTED:
+                    raise TooLarge("the request has too many parts", hint="send texts and nothing else")
         except Refusal as refusal:
             problem.append(refusal)
             raise

@@ -62,7 +62,7 @@ class Jobs:
             raise Busy(f"{MOST_JOBS} jobs are running", hint="wait for one of them")
         self._make_room(_result_bytes(model, len(files)))
         folder = Path(tempfile.mkdtemp(prefix="pgimgsearch-job-"))
-        job = Job(secrets.token_urlsafe(16), model, [file.filename or "" for file in files], folder, normalize)
+        job = Job(secrets.token_urlsafe(16), model, [whole(file.filename) for file in files], folder, normalize)
         self._jobs[job.job_id] = job
         try:
             for number, file in enumerate(files):
@@ -125,6 +125,11 @@ class Jobs:
         old = [key for key, job in self._jobs.items() if job.ended_at and now - job.ended_at > KEPT_SECONDS]
         for key in old:
             del self._jobs[key]
+
+
+def whole(name: str | None) -> str:
+    """A file's name, half characters in it replaced."""
+    return (name or "").encode(errors="replace").decode()
 
 
 def _result_bytes(model: LoadedModel, files: int) -> int:

@@ -16,7 +16,7 @@ from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.server import pg_protocol as protocol
 from pgimgsearch.server import requests as questions
 from pgimgsearch.server import scram
-from pgimgsearch.server.budget import ByteBudget, Places
+from pgimgsearch.server.budget import ByteBudget, Places, check_structure
 from pgimgsearch.server.errors import Busy, refusal_of
 from pgimgsearch.server.service import LARGEST_PICTURE, Service
 
@@ -25,6 +25,7 @@ PARAMETERS = {"server_version": "15.0", "server_encoding": "UTF8", "client_encod
               "integer_datetimes": "on", "standard_conforming_strings": "on"}  # fmt: skip
 LARGEST_MESSAGE = LARGEST_PICTURE * 4 // 3 + (1 << 20)  # an image in base64, and what is around it
 LARGEST_BEFORE_LOGIN = 10_000
+MOST_IN_VAIN = 1000  # messages in a row that ask nothing
 SMALL_MESSAGE = 1 << 16  # for which no budget is asked
 WAITING_BYTES = 128 << 20  # of large messages that are received or worked on
 SECONDS_TO_LOG_IN = 10
@@ -162,8 +163,9 @@ class PgServer:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[Any]
     ) -> None:  # fmt: skip
         encoding: str | None = "utf-8"
-        skipping = False
-        while not self._leaving:
+        skipping, in_vain = False, 0
+        while not self._leaving and in_vain < MOST_IN_VAIN:
+            await asyncio.sleep(0)  # what has arrived is read without waiting, and others come in between
             self._idle.add(task)
             self._resting.enter(task)
             kind = await reader.readexactly(1)
@@ -177,6 +179,7 @@ class PgServer:
                 self._idle.discard(task)
                 if kind == b"X":
                     return
+                in_vain = 0 if kind == b"Q" else in_vain + 1
                 if kind == b"S":
                     skipping = False
                     writer.write(protocol.ready())
@@ -200,7 +203,12 @@ class PgServer:
     async def _answer(self, query: str, encoding: str, client: asyncio.Task[Any]) -> bytes:
         kind = "unknown"
         try:
-            asked = questions.parse(query)
+            check_structure(query)
+            asked = (
+                await asyncio.to_thread(questions.parse, query)
+                if len(query) > SMALL_MESSAGE
+                else questions.parse(query)
+            )
             kind = asked.ask
             answers = await self._ask(asked, client)
         except Exception as error:  # a question must not end the connection

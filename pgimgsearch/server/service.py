@@ -23,6 +23,7 @@ from pgimgsearch.sources.limits import DEFAULT_LIMITS
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
 MOST_FORMS = 4096  # texts in all lines of a template
+MOST_TEMPLATE = 10_000_000  # characters of a template, times the texts
 MANY_PIXELS = 16_000_000  # such images are decoded one at a time, beside the others
 
 
@@ -162,7 +163,10 @@ def _check_texts(texts: Sequence[str], template: str) -> None:
     except UnicodeEncodeError as error:
         raise Refusal("the text holds half a character", hint="send whole characters, in UTF-8") from error
     lines = template.count("\n") + 1
-    if (forms := lines * len(texts)) > MOST_FORMS:
+    if len(template) * len(texts) > MOST_TEMPLATE:
+        raise Refusal(f"a template of {len(template)} characters for {len(texts)} texts is too long",
+                      hint='write "a photo of a {}"')  # fmt: skip
+    if (forms := max(lines, template.count("{}")) * len(texts)) > MOST_FORMS:
         raise Refusal(f"{len(texts)} texts in {lines} templates are {forms} to embed, {MOST_FORMS} is the limit",
                       hint="ask for fewer texts at once")  # fmt: skip
     if not all("{}" in line for line in template.split("\n")):

@@ -2,22 +2,26 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
+from pgimgsearch.sources.tiff_tags import MOST_VALUES, most_values
 
 # EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
+MOST_EXIF = 1 << 20  # bytes
+STRIP = 1 << 20  # pixels that are hashed at once
 BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
 SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
 # What is decoded: none that runs a program (EPS in Ghostscript, WMF), or decodes whatever is inside before it can be
@@ -113,7 +117,9 @@ def limit_pixels(max_pixels: int) -> None:
 def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, ImageFacts]:
     rgb, full, kind = _pixels(data, limits, reserve)
     digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
-    digest.update(full.tobytes())
+    rows = max(1, STRIP // full.width)
+    for top in range(0, full.height, rows):  # so that the pixels are not there twice
+        digest.update(full.crop((0, top, full.width, min(full.height, top + rows))).tobytes())
     return rgb, ImageFacts(digest.digest(), rgb.width, rgb.height, kind)
 
 
@@ -121,7 +127,7 @@ def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
     """The image in RGB, with its transparency where it has one, and its format."""
     with _open(data, limits) as image:
         kind = image.format or "unknown"
-        reserve(image.width * image.height * BYTES_A_PIXEL)
+        reserve(image.width * image.height * (BYTES_A_PIXEL + (8 if image.mode.startswith(("I", "F")) else 0)))
         image.load()
         upright = turn_upright(image)
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
@@ -131,6 +137,8 @@ def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     register_formats()
+    if (count := most_values(data)) > MOST_VALUES:
+        raise TooManyPixels(f"a TIFF with a tag of {count} values is not decoded; {MOST_VALUES} are the limit")
     try:
         image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
     except Image.DecompressionBombError as error:
@@ -152,6 +160,9 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> Any:
     """The EXIF orientation, 1 to 8, or whatever the file says it is; unreadable EXIF counts as none."""
+    exif = image.info.get("exif") or b""
+    if most_values(exif.removeprefix(b"Exif\0\0")) > MOST_VALUES or len(exif) > MOST_EXIF:
+        return 1
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # broken EXIF raises whatever its bytes lead the parser to, and the pixels are fine
@@ -172,17 +183,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def eight_bits(image: Image.Image) -> Image.Image:
     """Grey values of 16 or 32 bits to 8: by their range where it is known, else by what the image uses."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = float(values.min()), float(values.max())
+    low, high = float("inf"), float("-inf")
+    for _, values in _strips(image):
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     if image.mode == "F" and low >= 0 and high <= 1:
-        scaled = values * 255
+        start, factor, divisor = 0.0, 255.0, 1.0
     elif low >= 0 and high <= 255 and image.mode in {"I", "F"}:
-        scaled = values
+        start, factor, divisor = 0.0, 1.0, 1.0
     elif low >= 0 and high <= 65535:
-        scaled = values / 257
+        start, factor, divisor = 0.0, 1.0, 257.0
     else:
-        scaled = (values - low) / max(high - low, 1e-9) * 255
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+        start, factor, divisor = low, 255.0, max(high - low, 1e-9)
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, values in _strips(image):
+        grey[top : top + len(values)] = np.rint((values - start) / divisor * factor)
+    return Image.fromarray(grey)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The values of some rows at a time, as finite float64, and the number of the first row."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(image.height, top + rows)))
+        yield top, np.nan_to_num(np.asarray(part, dtype=np.float64))
 
 
 def on_white(image: Image.Image) -> Image.Image:

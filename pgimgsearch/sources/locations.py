@@ -67,8 +67,8 @@ def check_location(location: str) -> None:
             "a URL with a user name in it would be stored and shown; put it into the settings of the store "
             "(AWS_PROFILE, FSSPEC_* and the like)"
         )
-    if scheme in WEB and (not host or re.search(r"[\s\\\x00-\x1f\x7f]", location)):
-        raise ForbiddenLocation("a URL needs a host, and has no spaces or control characters")
+    if scheme in WEB and (not host or re.search(r"\s", host) or re.search(r"[\\\x00-\x1f\x7f]", location)):
+        raise ForbiddenLocation("a URL needs a host, and has no control characters")
 
 
 def check_named(location: str) -> None:

@@ -1,18 +1,42 @@
 """The memory that decoding threads share: an image that needs much waits until others have freed theirs."""
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from pgimgsearch.database.memory import MEGABYTE, machine_memory
 
+LARGE = 128 << 20  # bytes of a share, after which free memory is given back
+
+
+class TooLittleMemory(MemoryError):  # noqa: N818  (its name is what ingest_failure stores)
+    """The image does not fit into memory."""
+
+
+def give_back() -> None:
+    """Give free memory back to the system, which glibc keeps for each thread."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
 
 class MemoryBudget:
-    """A number of bytes. Not first come, first served: small requests pass by those that wait."""
+    """A number of bytes, of twice as many. Not first come, first served: small requests pass by those that wait.
+
+    One that is larger than the budget waits until it is alone.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size, self._taken = size, 0
+        self.size, self.most, self._taken = size, 2 * size, 0
         self._changed = threading.Condition()
 
     @contextmanager
@@ -25,6 +49,10 @@ class MemoryBudget:
 
         def reserve(count: int) -> None:
             nonlocal own
+            if count > self.most:
+                raise TooLittleMemory(
+                    f"decoding takes {count >> 20} MB, and this machine or container has {self.most >> 20}"
+                )
             with self._changed:
                 if not own:
                     self._changed.wait_for(lambda: not self._taken or self._taken + count <= self.size)
@@ -37,6 +65,8 @@ class MemoryBudget:
             with self._changed:
                 self._taken -= own
                 self._changed.notify_all()
+            if own > LARGE:
+                give_back()
 
 
 @cache

@@ -10,6 +10,7 @@ from pgimgsearch.sources.stream import open_stream
 
 ROWS_AT_ONCE = 64
 LARGE, MOST_RATIO = 256 << 20, 200  # bytes of a column in a row group, and how far images and their texts are packed
+MOST_LIST_VALUES = 5_000_000  # in a row group
 PICTURES = (  # columns, by their usual names
     "image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "photo", "data", "content",
 )  # fmt: skip
@@ -37,8 +38,11 @@ def open_table(stream: Any) -> Any:
     about = parquet.read_metadata(stream)
     for column in _chunks(about):
         size, packed = column.total_uncompressed_size, column.total_compressed_size
-        if size > (LARGE if column.path_in_schema.count(".list.") == 0 else LARGE >> 8) and size > MOST_RATIO * packed:
+        is_list = ".list." in column.path_in_schema
+        if size > (LARGE >> 8 if is_list else LARGE) and size > MOST_RATIO * packed:
             raise ValueError(f"column {column.path_in_schema} unpacks from {packed} bytes to {size}")
+        if is_list and column.num_values > MOST_LIST_VALUES:
+            raise ValueError(f"column {column.path_in_schema} has lists of {column.num_values} values in a row group")
     stream.seek(0)
     repeated = {column.path_in_schema for column in _chunks(about) if _repeats(column)}
     return parquet.ParquetFile(stream, read_dictionary=sorted(name for name in repeated if "." not in name))

@@ -1,6 +1,7 @@
 """Bytes of a file or of a URL, with a limit; transient failures of the network are tried again."""
 
 import os
+import time
 from urllib.error import HTTPError, URLError
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
@@ -10,7 +11,9 @@ from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import read_object
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_file
-from pgimgsearch.sources.web import DEADLINE, open_web
+from pgimgsearch.sources.web import DEADLINE, TooSlow, open_web
+
+SECONDS_OF_GRACE, LEAST_RATE = 30, 1000  # bytes a second, after so many seconds
 
 
 class TooManyBytes(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
@@ -67,8 +70,18 @@ def _is_transient(error: BaseException) -> bool:
     reraise=True,
 )
 def _download(url: str, max_bytes: int) -> bytes:
+    parts, size, start = [], 0, time.monotonic()
     with open_web(url, DEADLINE) as answer:
-        return _limited(answer.read(max_bytes + 1), max_bytes)
+        while size <= max_bytes and (part := answer.read1(1 << 20)):
+            parts.append(part)
+            size += len(part)
+            seconds = time.monotonic() - start
+            if seconds > SECONDS_OF_GRACE and size < seconds * LEAST_RATE:
+                raise TooSlow(f"{size} bytes in {seconds:.0f} s; at least {LEAST_RATE} a second are waited for")
+        told = answer.headers.get("Content-Length", "")
+        if told.isdigit() and size < min(int(told), max_bytes + 1):
+            raise ConnectionError(f"the transfer broke off: {size} of {told} bytes")
+    return _limited(b"".join(parts), max_bytes)
 
 
 def _limited(data: bytes, max_bytes: int) -> bytes:

@@ -6,7 +6,7 @@ import re
 
 from pgimgsearch.sources.source import ScannedFile
 
-MOST_KEY = 2000  # bytes: a row of a B-tree index has at most 2,704
+MOST_KEY = 2600  # bytes: a row of a B-tree index has at most 2,704
 MOST_CAPTION = 1_000_000  # bytes: what a tsvector holds
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it
 MOST_METADATA = 16 << 20  # bytes, as JSON

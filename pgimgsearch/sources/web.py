@@ -10,7 +10,7 @@ import urllib.request
 from contextlib import suppress
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pgimgsearch.settings import ALLOW_PRIVATE
 from pgimgsearch.sources.locations import ForbiddenLocation, check_location
@@ -35,7 +35,7 @@ def open_web(url: str, seconds: float | None = None) -> http.client.HTTPResponse
     Raises HTTPError, OSError, ForbiddenLocation or TooSlow, and reading raises OSError or TooSlow.
     """
     check_location(url)
-    request = urllib.request.Request(url, headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (checked)
+    request = urllib.request.Request(ascii_url(url), headers={"User-Agent": "pgimgsearch"})  # noqa: S310  (checked)
     request.deadline = None if seconds is None else time.monotonic() + seconds  # type: ignore[attr-defined]
     try:
         answer: http.client.HTTPResponse = _OPENER.open(request, timeout=TIMEOUT)
@@ -43,6 +43,17 @@ def open_web(url: str, seconds: float | None = None) -> http.client.HTTPResponse
         error.close()  # it holds the connection
         raise
     return answer
+
+
+def ascii_url(url: str) -> str:
+    """A URL as it is asked for: umlauts and blanks in percent signs, as browsers do, and those of hosts by IDNA."""
+    parts = urlsplit(url)
+    host = parts.netloc
+    if not host.isascii():
+        with suppress(UnicodeError):  # it fails where it is looked up
+            host = host.encode("idna").decode()
+    path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]|") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def is_public(address: str) -> bool:

@@ -1,6 +1,10 @@
 """WebDataset tars: members that share a name up to its first dot are a sample, of images and what is said of them."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import posixpath
 import tarfile
@@ -20,6 +24,7 @@ from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
+PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 HELD = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
@@ -36,7 +41,14 @@ class _Strict(tarfile.TarInfo):
         found = super().frombuf(buf, encoding, errors)
         if found.type in HELD and found.size > MOST_TEXT:
             raise tarfile.ReadError(f"the tar has a name or attributes of {found.size} bytes; {MOST_TEXT} is the limit")
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("the tar has a sparse file, whose map may be of any size")
         return found
+
+    def _apply_pax_info(self, pax_headers: Any, encoding: str, errors: str) -> None:
+        if any(name.startswith("GNU.sparse.") for name in pax_headers):
+            raise tarfile.ReadError("the tar has a sparse file, whose map may be of any size")
+        super()._apply_pax_info(pax_headers, encoding, errors)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Strict":
@@ -66,7 +78,8 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     try:
         with (
             open_stream(location) as stream,
-            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Strict) as tar,
+            unpacked(stream) as plain,
+            tarfile.open(fileobj=plain, mode="r|", tarinfo=_Strict) as tar,
         ):
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
@@ -88,12 +101,22 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     gone.add(first)
                     size -= waiting[first].size
                     yield from _with_attributes(waiting.pop(first))
-    except (tarfile.TarError, EOFError, zlib.error):
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
         for sample in waiting.values():
             yield from _with_attributes(sample)  # what was read before it broke off
         raise
     for sample in waiting.values():
         yield from _with_attributes(sample)
+
+
+def unpacked(stream: Any) -> Any:
+    """A stream of a tar, whatever packs it; tarfile itself takes hours for what is packed far."""
+    buffered = io.BufferedReader(stream)
+    start = buffered.peek(6)[:6]
+    for mark, opener in PACKERS.items():
+        if start.startswith(mark):
+            return opener(buffered)
+    return buffered
 
 
 def _problem(member: tarfile.TarInfo, *, is_text: bool, is_late: bool) -> str | None:

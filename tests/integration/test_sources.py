@@ -299,6 +299,11 @@ def test_a_store_that_fails_is_tried_again(
                 raise ConnectionResetError("the store hung up")
             return super().read(size)
 
+        def readinto(self, buffer: Any) -> int:
+            data = self.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+
     def flaky(self: MemoryFileSystem, path: str, *args: Any, **options: Any) -> Any:
         name = path.rpartition("/")[2]
         if name in tries:
