@@ -178,10 +178,9 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
             run_sql = _runner(transaction, vector)
             run_sql("select pg_advisory_xact_lock(hashtext('pgimgsearch.migrate'))")  # two at once: one waits
             driver: Any = transaction.connection.driver_connection
+            _check_nobody_elses(driver)
             start = current_revision(driver)
             check_schema(driver, start)
-            if start is None:
-                _check_nobody_elses(driver)
             if start == (None if target == BASE else target):
                 if functions:
                     run_sql(functions_of(target))
@@ -201,9 +200,10 @@ def _migrate(url: str, target: str, *, functions: bool = False) -> tuple[str | N
 def _check_nobody_elses(connection: psycopg.Connection) -> None:
     """Raise SchemaError for a schema of our name that another role made, who could put functions into it."""
     row = connection.execute(
-        "select n.nspowner::regrole::text, n.nspowner = current_user::regrole, array(select a.grantee::regrole::text "
-        "from aclexplode(n.nspacl) a where a.privilege_type = 'CREATE' and a.grantee <> n.nspowner) "
-        "from pg_namespace n where n.nspname = 'imgsearch'"
+        "select n.nspowner::regrole::text, case when exists (select from pg_class t where t.relnamespace = n.oid "
+        "and t.relname = 'image') then pg_has_role(n.nspowner, 'usage') else n.nspowner = current_user::regrole end, "
+        "array(select a.grantee::regrole::text from aclexplode(n.nspacl) a where a.privilege_type = 'CREATE' "
+        "and a.grantee <> n.nspowner) from pg_namespace n where n.nspname = 'imgsearch'"
     ).fetchone()
     if row is not None and (not row[1] or row[2]):
         others = ", ".join(row[2]) if row[1] else row[0]

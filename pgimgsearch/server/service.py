@@ -164,8 +164,8 @@ def _check_texts(texts: Sequence[str], template: str) -> None:
         raise Refusal("the text holds half a character", hint="send whole characters, in UTF-8") from error
     lines = template.count("\n") + 1
     if len(template) * len(texts) > MOST_TEMPLATE:
-        raise Refusal(f"a template of {len(template)} characters for {len(texts)} texts is too long",
-                      hint='write "a photo of a {}"')  # fmt: skip
+        raise Refusal(f"{len(texts)} texts in a template of {len(template)} characters are too much, "
+                      f"{MOST_TEMPLATE} together is the limit", hint='write "a photo of a {}"')  # fmt: skip
     if (forms := max(lines, template.count("{}")) * len(texts)) > MOST_FORMS:
         raise Refusal(f"{len(texts)} texts in {lines} templates are {forms} to embed, {MOST_FORMS} is the limit",
                       hint="ask for fewer texts at once")  # fmt: skip

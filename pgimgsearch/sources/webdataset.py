@@ -10,6 +10,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -109,14 +110,20 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
         yield from _with_attributes(sample)
 
 
-def unpacked(stream: Any) -> Any:
+@contextmanager
+def unpacked(stream: Any) -> Iterator[Any]:
     """A stream of a tar, whatever packs it; tarfile itself takes hours for what is packed far."""
     buffered = io.BufferedReader(stream)
-    start = buffered.peek(6)[:6]
-    for mark, opener in PACKERS.items():
-        if start.startswith(mark):
-            return opener(buffered)
-    return buffered
+    try:
+        start = buffered.peek(6)[:6]
+        opener = next((opener for mark, opener in PACKERS.items() if start.startswith(mark)), None)
+        if opener is None:
+            yield buffered
+        else:
+            with opener(buffered) as plain:
+                yield plain
+    finally:
+        buffered.detach()  # who opened the stream closes it
 
 
 def _problem(member: tarfile.TarInfo, *, is_text: bool, is_late: bool) -> str | None:

@@ -149,7 +149,9 @@ def port(service: Service) -> Iterator[int]:
 def test_too_many_forms_are_refused_at_once(service: Service) -> None:
     """150,000 lines of a template are not built, sent or waited for."""
     model = service.models["palette"]
-    for texts, template in ((["red"], "\n".join(["a {}"] * 150_000)), (["red"] * 1000, "\n".join(["a {}"] * 5))):
+    hostile = [(["red"], "\n".join(["a {}"] * 150_000)), (["red"] * 1000, "\n".join(["a {}"] * 5)),
+               (["a" * 10_000], "{}" * 200_000), (["red"] * 1000, "{}" + "a" * 11_000)]  # fmt: skip
+    for texts, template in hostile:
         with pytest.raises(Refusal, match="is the limit"):
             asyncio.run(service.embed_texts(model, texts, template))
 

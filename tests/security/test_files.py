@@ -1,13 +1,16 @@
 """What is in files: checkpoints, exports, images and the trash are data, and none of them runs or moves anything else."""
 
 import ast
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
+import struct
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -34,7 +37,15 @@ from pgimgsearch.operations.export_import import KEY, export, import_files
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources import parquet as tables
 from pgimgsearch.sources import webdataset
-from pgimgsearch.sources.decode import FORMATS, decode, decode_small
+from pgimgsearch.sources.decode import (
+    FORMATS,
+    TooManyPixels,
+    decode,
+    decode_pixels,
+    decode_small,
+    decoding_cost,
+    eight_bits,
+)
 from pgimgsearch.sources.parquet import rows
 from pgimgsearch.sources.parse import parse_sources
 from tests.models.test_exports import tiny_open_clip
@@ -270,6 +281,78 @@ def test_a_tar_is_not_held_in_memory(tmp_path: Path, kind: bytes) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("form", ["old", "0.0", "0.1", "1.0"])
+def test_sparse_files_of_a_tar_are_refused(tmp_path: Path, form: str) -> None:
+    """Their maps say what holes there are, in any number."""
+    member = tarfile.TarInfo("x.png")
+    if form == "old":
+        member.type = tarfile.GNUTYPE_SPARSE
+    else:
+        major, _, minor = form.partition(".")
+        member.pax_headers = {"GNU.sparse.major": major, "GNU.sparse.minor": minor, "GNU.sparse.realsize": "1",
+                              "GNU.sparse.size": "1", "GNU.sparse.map": "0,1", "GNU.sparse.name": "y.png"}  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    with pytest.raises(tarfile.ReadError, match="sparse"):
+        list(webdataset.samples(str(tmp_path / "a.tar")))
+
+
+@pytest.mark.parametrize("packer", [gzip.open, bz2.open, lzma.open, open])
+def test_a_packed_tar_is_what_a_plain_one_is(tmp_path: Path, packer: Any) -> None:
+    photo(tmp_path / "a.png", 5)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        tar.add(tmp_path / "a.png", "a.png")
+    with packer(tmp_path / "a.tar", "wb") as file:
+        file.write(plain.getvalue())
+    ((found, _),) = webdataset.samples(str(tmp_path / "a.tar"))
+    assert found.data == (tmp_path / "a.png").read_bytes()
+
+
+def exif(kind: int, count: int) -> bytes:
+    """An orientation of so many values."""
+    entry = struct.pack(">HHII", 0x0112, kind, count, 26) if count > 2 else struct.pack(">HHIHH", 0x0112, kind, 1, 6, 0)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4) + bytes(8 * count if count > 2 else 0)
+
+
+def test_an_orientation_of_many_values_is_none() -> None:
+    """Sixty million rationals took a decoder 1.6 GB and 18 s; and one value turns the image."""
+    image, out = Image.new("RGB", (3, 2)), io.BytesIO()
+    image.save(out, "PNG", exif=exif(3, 1)[6:])
+    assert decode_pixels(out.getvalue()).size == (2, 3)
+    for kind in (3, 5, 6):
+        out = io.BytesIO()
+        image.save(out, "PNG", exif=exif(kind, 200_000)[6:])
+        tracemalloc.start()
+        try:
+            assert decode_pixels(out.getvalue()).size == (3, 2)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_tiff_of_many_strips_is_not_decoded() -> None:
+    rows = 200_000
+    offsets = struct.pack(f"<{rows}I", *range(rows))
+    tags = [(256, 4, 1, 1), (257, 4, 1, rows), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, rows, 200),
+            (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, rows, 200)]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    data = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + offsets
+    for read in (decode_pixels, decode):
+        with pytest.raises(TooManyPixels, match="200000 values"):
+            read(data)
+    assert decoding_cost(data) == 0
+
+
+@pytest.mark.parametrize("low_high", [(0.0, 1.0), (0.0, 200.0), (0.0, 60000.0), (-5.0, 90000.0)])
+def test_strips_of_values_are_scaled_as_the_whole(low_high: tuple[float, float]) -> None:
+    low, high = low_high
+    values = np.linspace(low, high, 1500 * 1100, dtype=np.float32).reshape(1500, 1100)
+    wide = values.astype(np.float64)
+    scaled = {1.0: wide * 255, 200.0: wide, 60000.0: wide / 257, 90000.0: (wide - low) / (high - low) * 255}[high]
+    assert (np.asarray(eight_bits(Image.fromarray(values))) == np.rint(scaled).astype(np.uint8)).all()
+
+
 def repeated(count: int, value: bytes) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value], pa.binary()))
 
@@ -301,6 +384,15 @@ def test_a_column_that_unpacks_too_far_is_not_read(tmp_path: Path, monkeypatch: 
             list(rows(str(path)))
         with pytest.raises(SourceError, match="unpacks from"):
             import_files("", [str(path)])
+
+
+def test_lists_of_millions_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one value in one row: the file has some hundred bytes."""
+    monkeypatch.setattr(tables, "MOST_LIST_VALUES", 1000)
+    table = pa.table({"image": pa.array([b"x"]), "many": pa.array([[0] * 2000])})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="lists of 2000 values"):
+        list(rows(str(tmp_path / "a.parquet")))
 
 
 def test_nested_json_fails_its_own_sample(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 import pgimgsearch
 from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.migrate import upgrade
+from pgimgsearch.errors import SchemaError
 from tests.support.calls import CALLS, fill, in_order, public_functions
 from tests.support.images import photo
 from tests.support.roles import drop_roles
@@ -187,3 +189,23 @@ def test_every_connection_is_pinned() -> None:
     loose = [path.name for path in Path(pgimgsearch.__file__).parent.rglob("*.py") if opening.search(path.read_text())
              and "apply_settings" not in path.read_text() and "search_path" not in path.read_text()]  # fmt: skip
     assert loose == []
+
+
+@pytest.mark.parametrize("grant", ["authorization intruder", "authorization pgimgsearch"])
+def test_a_schema_of_another_role_is_refused(admin: Connection, server: str, grant: str) -> None:
+    """Whoever made it beforehand, or may create in it, could put functions beside ours, which then run as the owner."""
+    admin.execute("create role intruder")
+    admin.execute("create database made_before owner pgimgsearch")
+    try:
+        with psycopg.connect(host=server, user="postgres", dbname="made_before", autocommit=True) as connection:
+            connection.execute("create extension vector")
+            connection.execute(f"create schema imgsearch {grant}")
+            if "pgimgsearch" in grant:
+                connection.execute("grant create on schema imgsearch to intruder")
+        with pytest.raises(SchemaError, match="intruder may put functions into it"):
+            upgrade(f"postgresql://pgimgsearch@/made_before?host={server}")
+        with pytest.raises(SchemaError, match="may put functions into it"):
+            upgrade(f"postgresql://postgres@/made_before?host={server}")
+    finally:
+        admin.execute("drop database made_before with (force)")
+        admin.execute("drop role intruder")

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -33,8 +33,8 @@ def base(
     """The URL of a server that has little time and few places."""
     monkeypatch.setattr(http_guard, "MOST_WAITING", 8)
     monkeypatch.setattr(http_guard, "SECONDS_FOR_HEAD", 1)
-    monkeypatch.setattr(http_guard, "SECONDS_FOR_PART", 1)
-    monkeypatch.setattr(http_guard, "JSON_BYTES", 100_000)
+    monkeypatch.setattr(http_guard, "SECONDS_FOR_PART", 4)
+    monkeypatch.setattr(http_guard, "JSON_BYTES", 1_000_000)
     with connect(url) as opened:
         service = Service([open_model(opened, "palette")], {"text": "palette"}, None, Metrics(), 2)
     tls = Listeners("", 0, 0, *certificate).tls() if request.param == "https" else None
@@ -91,10 +91,41 @@ def test_who_does_not_read_is_hung_up_on(base: str) -> None:
 
 
 def test_bodies_share_a_budget(base: str) -> None:
-    half = b"POST /embed/text HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\nAuthorization: Bearer "
+    half = b"POST /embed/text HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\nAuthorization: Bearer "
     with raw(base) as first, client_of(base) as client:
-        first.sendall(half + PASSWORD.encode() + b"\r\n\r\n" + b" " * 80_000)
-        answers = [client.post("/embed/text", json={"texts": ["red " * 2000] * 5}) for _ in range(3)]
-        assert 503 in [answer.status_code for answer in answers]
+        first.sendall(half + PASSWORD.encode() + b"\r\n\r\n" + b" " * 800_000)
+        large = {"texts": ["red " * 2000] * 30}
+        assert any(client.post("/embed/text", json=large).status_code == 503 for _ in range(50))
         assert ends(first), "its rest did not come"
-        assert client.post("/embed/text", json={"texts": ["red " * 2000] * 5}).status_code == 200
+        assert client.post("/embed/text", json=large).status_code == 200
+
+
+@pytest.mark.parametrize("body", [
+    b'{"texts": ["red"], "x": ' + b"[" * 120_000, b'{"texts": ["red"], "x": [' + b"[]," * 120_000 + b"[]]}",
+], ids=["deep", "wide"])  # fmt: skip
+def test_json_of_many_parts_is_refused(base: str, body: bytes) -> None:
+    with client_of(base) as client:
+        answer = client.post("/embed/text", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+
+
+def test_tiny_chunks_come_in_between_others(base: str) -> None:
+    """Each is a part of its own: what has arrived is parsed some KB at a time, and those without a password not at all."""
+    chunks = b"1\r\nx\r\n" * 50_000
+    head = b"POST /embed/text HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with ExitStack() as stack, client_of(base) as client:
+        for _ in range(4):
+            hostile = stack.enter_context(raw(base))
+            with suppress(OSError):
+                hostile.sendall(head + chunks)
+        assert client.post("/embed/text", json={"texts": ["red"]}).status_code == 200
+
+
+def test_names_of_files_are_whole(base: str) -> None:
+    """Another charset than UTF-8 is refused, and nothing of it is logged."""
+    head = 'Content-Disposition: form-data; name="files"; filename="+2AA-.jpg"\r\n\r\nx\r\n'
+    form = f"--b\r\n{head}--b--\r\n".encode()
+    with client_of(base) as client:
+        for charset, status in (("utf-7", 400), ("punycode", 400), ("utf-8", 200)):
+            kind = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+            assert client.post("/embed/image?model=palette", content=form, headers=kind).status_code == status

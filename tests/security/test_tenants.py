@@ -9,10 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.duplicates import cluster, find
 from pgimgsearch.embeddings.open_models import ModelRequest, open_models
+from pgimgsearch.errors import SourceError
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.reporter import SILENT
 from tests.support.calls import CALLS, MODELS, fill, in_order, public_functions
@@ -232,3 +234,20 @@ def test_a_writer_changes_nothing_of_the_other_tenant(databases: tuple[str, str]
         assert state() == before
         assert names.images
         assert names.contents
+
+
+def test_a_collection_of_another_role_takes_nothing_in(databases: tuple[str, str]) -> None:
+    """By its root above the folder, or by its name: what the owner ingests would be the tenant's to read and delete."""
+    with psycopg.connect(databases[0].replace("tenant_b@", "postgres@"), autocommit=True) as owner:
+        for name, root in (("bait", "/"), ("deeper", "/srv/photos"), ("web", "https://"), ("none", None)):
+            with owner.transaction(force_rollback=True):
+                owner.execute("set local role tenant_a")
+                owner.execute("insert into imgsearch.collection (name, root) values (%s, %s)", [name, root])
+                bait = owner.execute("select max(collection_id) from imgsearch.collection").fetchone()
+                owner.execute("set local role pgimgsearch")
+                for place in ("/srv/photos/2024", "https://example.org/a.jpg", None):
+                    assert (open_collection(owner, None, place, "new")[0],) != bait
+                with pytest.raises(SourceError, match="belongs to the role tenant_a"):
+                    open_collection(owner, name, "/srv/photos", "new")
+                owner.execute("set local role tenant_a")
+                assert (open_collection(owner, name, "/srv/photos", "new")[0],) == bait
