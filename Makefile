@@ -14,7 +14,7 @@ $(VENV)/bin/python:
 
 # The small install: no torch, about a minute on a fresh machine.
 $(VENV)/core: constraints.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) hatchling editables
+	$(PIP) hatchling editables pdqhash  # which is built in isolation, as its own build needs numpy
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
