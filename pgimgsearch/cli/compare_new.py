@@ -35,7 +35,7 @@ def find_all(
 
     A role that may not write, or not see all, asks without.
     """
-    from pgimgsearch.duplicates.pairs import can_store_pairs, delete_pairs
+    from pgimgsearch.duplicates.pairs import can_store_pairs, delete_pairs, exclusive_scan
 
     for model in models:
         cut = threshold_of(model, threshold, kinds) if model is models[0] else model.near
@@ -46,7 +46,8 @@ def find_all(
             if cut is None or not 0 <= cut <= 1 or not remembers:
                 continue  # SQL says what is wrong
             if how.anew:
-                delete_pairs(connection, model)
+                with exclusive_scan(connection, model):
+                    delete_pairs(connection, model)
         _find_new(terminal, url, model, cut, how)
         if transforms:
             _find_turned(terminal, url, model, cut, transforms, how)

@@ -161,6 +161,9 @@ def check_schema(connection: Connection, revision: str | None) -> None:
         )
 
 
+NO_PLACE = ("too many clients already", "connection slots are reserved", "too many connections for")
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turn every error of the driver into one of ours, keeping its cause."""
@@ -183,6 +186,11 @@ def translate(error: psycopg.Error) -> PgImgSearchError:
         telling = next((line for line in lines if "FATAL" in line or "failed" in line), lines[0])
         # a password with an unescaped @ or / ends up in the host's name
         telling = re.sub(r"host '[^']*'", "the host", telling.strip())
+        if "No space left on device" in message:
+            return DiskFullError(f"the database's disk is full: {telling}", hint="free some space and run it again")
+        if any(said in message for said in NO_PLACE):
+            return DatabaseError(f"the database has no connection left: {telling}",
+                                 hint="end sessions that are not needed, or raise max_connections")  # fmt: skip
         return DatabaseError(f"cannot reach the database: {telling}", hint=f"check --db or PGIMGSEARCH_DB: {URL_FORM}")
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
         return UsageError("--db or PGIMGSEARCH_DB is not a database URL", hint=f"write it as {URL_FORM}")

@@ -17,11 +17,14 @@ INGEST = "ingest"  # of a collection that a run writes to
 FILL = "fill"  # of a model that is filled in the background
 DUPLICATES = "duplicates"  # of a model whose pairs are scanned
 TRASH = "trash"  # to move duplicates
+SECONDS_TO_LEAVE = 3.0  # until the server has cleared away a session whose client was killed
 SHADOW = "shadow"  # of a model, to swap its tables; shared by those who write to the shadow
 
 
 @contextmanager
-def exclusive(connection: Connection, what: str, key: int, busy: str, *, seconds: float = 0) -> Iterator[None]:
+def exclusive(
+    connection: Connection, what: str, key: int, busy: str, *, seconds: float = SECONDS_TO_LEAVE
+) -> Iterator[None]:  # fmt: skip
     """Hold the lock of ``what`` and ``key`` for a block; raises BusyError where another session has it."""
     if not take(connection, what, key, seconds=seconds):
         raise BusyError(busy, hint="wait for it, or stop it with Ctrl-C")
@@ -32,30 +35,30 @@ def exclusive(connection: Connection, what: str, key: int, busy: str, *, seconds
             connection.execute("select pg_advisory_unlock(hashtext(%s), %s)", [f"pgimgsearch.{what}", key])
 
 
-def take(connection: Connection, what: str, key: int, *, seconds: float = 0) -> bool:
+def take(connection: Connection, what: str, key: int, *, seconds: float = SECONDS_TO_LEAVE) -> bool:
     """Take a lock until the session ends; False where another session still has it after so many seconds.
 
     The server takes a moment to release what an ended session held. From then on the server checks that the client is
     still connected: what a killed process has started would run for hours.
     """
+    is_ours = _tried(connection, "select pg_try_advisory_lock(hashtext(%s), %s)", what, key, seconds)
+    if is_ours:
+        with suppress(pg.InvalidParameterValue):  # only a server on Linux can check
+            connection.execute("set client_connection_check_interval = '2s'")
+    return is_ours
+
+
+def share(connection: Connection, what: str, key: int) -> bool:
+    """Share a lock until the session ends; False where another session holds it exclusively, also after a moment."""
+    return _tried(connection, "select pg_try_advisory_lock_shared(hashtext(%s), %s)", what, key, SECONDS_TO_LEAVE)
+
+
+def _tried(connection: Connection, statement: str, what: str, key: int, seconds: float) -> bool:
     tries = Retrying(
         retry=retry_if_result(lambda row: row != (True,)), stop=stop_after_delay(seconds), wait=wait_fixed(0.2),
         retry_error_callback=lambda _: None,
     )  # fmt: skip
-    statement = "select pg_try_advisory_lock(hashtext(%s), %s)"
-    row = tries(lambda: connection.execute(statement, [f"pgimgsearch.{what}", key]).fetchone())
-    if row is not None:
-        with suppress(pg.InvalidParameterValue):  # only a server on Linux can check
-            connection.execute("set client_connection_check_interval = '2s'")
-    return row is not None
-
-
-def share(connection: Connection, what: str, key: int) -> bool:
-    """Share a lock until the session ends; False where another session holds it exclusively."""
-    row = connection.execute(
-        "select pg_try_advisory_lock_shared(hashtext(%s), %s)", [f"pgimgsearch.{what}", key]
-    ).fetchone()
-    return row == (True,)
+    return tries(lambda: connection.execute(statement, [f"pgimgsearch.{what}", key]).fetchone()) is not None
 
 
 def is_locked(connection: Connection, what: str, key: int) -> bool:

@@ -20,6 +20,7 @@ from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.errors import UsageError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
+from pgimgsearch.ingest.away import Away
 from pgimgsearch.ingest.embed import embed
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.load_target import join_shadows
@@ -114,7 +115,7 @@ def ingest(
         output = Writer(writer, collection_id, run_id, stored, _tables(stored, shadows, options))
         try:
             duplicates = DuplicateFilter(writer, stored) if options.skip_duplicates else None
-            _work(output, planner, duplicates, files, models, options, watch, reporter, stopped)
+            _work(output, planner, duplicates, files, models, options, watch, reporter, stopped, Away(source))
             status = "interrupted" if stopped.is_set() else "complete"
             if models.seconds > loaded_before:
                 watch.add("load", models.seconds - loaded_before, 0)
@@ -161,7 +162,8 @@ def part(
         shadows = join_shadows(writer, stored, options.shadow)
         planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.rehash, shadows=shadows)
         output = Writer(writer, collection_id, None, stored, _tables(stored, shadows, options))
-        _work(output, planner, None, files, DeferredModels.of(models), options, watch, SILENT, threading.Event())
+        _work(output, planner, None, files, DeferredModels.of(models), options, watch, SILENT, threading.Event(),
+              Away(None))  # fmt: skip
 
 
 def _tables(
@@ -173,6 +175,7 @@ def _tables(
 def _work(
     writer: Writer, planner: Planner, duplicates: DuplicateFilter | None, files: Iterator[ScannedFile],
     models: DeferredModels, options: Options, watch: Stopwatch, reporter: Reporter, stopped: threading.Event,
+    away: Away,
 ) -> None:  # fmt: skip
     """Run the stages, and write in the calling thread, until the files end or ``stopped`` is set."""
     finished: list[Item] = []
@@ -183,6 +186,7 @@ def _work(
         last = time.monotonic()
         for item in items:
             finished.append(item)
+            away.see(item)
             if len(finished) >= FILES_PER_CHUNK or time.monotonic() - last > SECONDS_PER_CHUNK:
                 _write(writer, planner, duplicates, finished, watch)
                 reporter.progress(planner.counts.done(), None)

@@ -16,7 +16,6 @@ from pgimgsearch.ingest.item import Counts
 from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.models.encoder import Encoder
 
-SECONDS_TO_LEAVE = 3.0  # until the server has cleared away the run before
 BACKFILL = "models fill"  # the source of a run that reads stored images
 
 
@@ -24,7 +23,7 @@ def lock_collection(session: Session, collection_id: int, name: str) -> None:
     """Hold a collection for this run; runs that a killed process left open are closed."""
 
     def take(connection: Connection) -> None:
-        if not locks.take(connection, locks.INGEST, collection_id, seconds=SECONDS_TO_LEAVE):
+        if not locks.take(connection, locks.INGEST, collection_id):
             raise BusyError(
                 f"another ingest into collection {name} is running", hint="wait for it, or stop it with Ctrl-C"
             )

@@ -324,8 +324,13 @@ def _output(target: str) -> Iterator[Any]:
             with store.open(path, "wb") as stream:
                 yield stream
         else:
-            with Path(target).open("wb") as file:
-                yield file
+            part = Path(f"{target}.part")  # so that an export that breaks off leaves an earlier one as it was
+            try:
+                with part.open("wb") as file:
+                    yield file
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
     except (OSError, ImportError) as error:
         raise SourceError(f"cannot write {target}: {error}", hint="name a file in a folder that exists") from error
 

@@ -32,6 +32,14 @@ FORMATS = (
 )  # fmt: skip
 
 
+# What else files are, by their first bytes in lower case.
+NOT_READ = {
+    b"%!ps": "PostScript (EPS)", b"%pdf": "PDF", b"\xd7\xcd\xc6\x9a": "WMF", b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjxl ": "JPEG XL", b"<svg": "SVG", b"<?xml": "SVG or XML", b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page", b"\0\0\1\0": "an icon (ICO)", b"icns": "an icon (ICNS)",
+}  # fmt: skip
+
+
 class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
     """The image is larger than the limit; it was not decoded."""
 
@@ -144,7 +152,10 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_many(error) from error
     except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
-        raise UnidentifiedImageError("the bytes are not an image that can be read") from error
+        kind = next((name for mark, name in NOT_READ.items() if data.lstrip()[: len(mark)].lower() == mark), None)
+        raise UnidentifiedImageError(
+            f"{kind} is not read" if kind else "the bytes are not an image that can be read"
+        ) from error
     if image.width * image.height > limits.max_pixels:
         image.close()
         size = f"{image.width} x {image.height}"

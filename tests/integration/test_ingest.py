@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -550,3 +552,109 @@ def test_the_door_never_costs_a_picture_that_nothing_else_shows(
     assert ("a.png", 200) in connection.execute(paths).fetchall()
     with pytest.raises(UsageError, match="--prune with --skip-duplicates"):
         ingest(folder, "pdq", skip_duplicates=True, prune=True)
+
+
+def test_a_share_that_goes_away_ends_the_run(ingest: Ingest, tmp_path: Path) -> None:
+    """And its files are no broken pictures when it is back."""
+    share, away = tmp_path / "share", tmp_path / "away"
+    for number in range(200):
+        photo(share / f"{number:03}.png", seed=number)
+
+    def unplugged(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
+        for number, file in enumerate(list(files)):
+            if number == 50:
+                share.rename(away)
+            yield file
+
+    with pytest.raises(SourceError, match="is away: the last 20 files could not be read"):
+        ingest(share, refine=unplugged)
+    away.rename(share)
+    report = counts(ingest(share))
+    assert report["failed"] == report["skipped"] == 0
+    assert report["embedded"] + report["unchanged"] == 200
+
+
+@pytest.mark.parametrize(("data", "told"), [
+    (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"), (b"\xff\x0a\x00", "JPEG XL"), (b" <!DOCTYPE html>", "an HTML page"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"), (b"hello", "not an image"),
+])  # fmt: skip
+def test_what_is_not_read_is_named(
+    ingest: Ingest, tmp_path: Path, connection: Connection, data: bytes, told: str
+) -> None:
+    photo(tmp_path / "p" / "good.png")
+    (tmp_path / "p" / "other.jpg").write_bytes(data)
+    assert counts(ingest(tmp_path / "p")) == ZERO | {"embedded": 1, "failed": 1}
+    assert told in str(one(connection, "select message from imgsearch.ingest_failure"))
+    assert counts(ingest(tmp_path / "p")) == ZERO | {"unchanged": 1, "skipped": 1}  # its bytes are what they are
+
+
+def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    """With their numbers and captions, also where two show the same bytes; and the rest is pruned as before."""
+    (photos / "a" / "twin.png").write_bytes((photos / "a" / "00.png").read_bytes())
+    ingest(photos)
+    connection.execute("update imgsearch.image set caption = 'of ' || path")
+    before = dict(connection.execute("select caption, image_id from imgsearch.image").fetchall())
+    (photos / "a" / "00.png").rename(photos / "new name.png")
+    (photos / "a" / "twin.png").rename(photos / "a" / "zwilling.png")
+    (photos / "b" / "08.png").unlink()
+    assert ingest(photos, prune=True).pruned == 1
+    rows = connection.execute("select path, caption, image_id from imgsearch.image").fetchall()
+    moved = {path: caption for path, caption, _ in rows if caption != f"of {path}"}
+    assert sorted(moved) == ["a/zwilling.png", "new name.png"]
+    assert sorted(moved.values()) == ["of a/00.png", "of a/twin.png"]
+    assert {caption: image_id for _, caption, image_id in rows} == {
+        caption: image_id for caption, image_id in before.items() if caption != "of b/08.png"
+    }
+
+
+def test_a_source_that_is_suddenly_small_is_not_pruned(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    ingest(photos)
+    everything = one(connection, "select count(*) from imgsearch.image")
+    kept = {path: path.read_bytes() for path in photos.glob("*/*.png")}
+    for path in photos.glob("a/*.png"):
+        path.unlink()
+    with pytest.raises(SourceError, match=r"a is empty, and held images"):
+        ingest(photos, prune=True)
+    (photos / "a").rmdir()
+    with pytest.raises(SourceError, match="more than a fifth, 8 of 12 images"):
+        ingest(photos, prune=True)
+    shutil.rmtree(photos / "b")
+    with pytest.raises(SourceError, match="names no image"):
+        ingest(photos, prune=True)
+    assert one(connection, "select count(*) from imgsearch.image") == everything
+    for path, data in kept.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (photos / "b" / "08.png").unlink()
+    assert ingest(photos, prune=True).pruned == 1
+    shutil.rmtree(photos / "a")
+    assert ingest(photos, prune=True, prune_all=True).pruned == 8
+
+
+def test_rehash_notices_what_size_and_time_do_not_tell(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(photos / "a.bmp")
+        os.utime(photos / "a.bmp", (1.6e9, 1.6e9))
+        report = counts(ingest(photos))
+    assert report["unchanged"] == 13
+    assert counts(ingest(photos, rehash=True)) == ZERO | {"reused": 12, "embedded": 1}
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 13}
+
+
+def test_a_row_that_the_database_refuses_fails_alone(ingest: Ingest, photos: Path, connection: Connection) -> None:
+    """Whatever its bounds do not foresee: a rule of the application's own, and a text of too many words."""
+    connection.execute("alter table imgsearch.image add constraint rule check (path !~ '0[35]')")
+    words = " ".join(f"w{number:05}" for number in range(130_000))
+
+    def told(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
+        for file in files:
+            yield replace(file, caption=words) if file.path.endswith("07.png") else file
+
+    assert counts(ingest(photos, refine=told)) == ZERO | {"embedded": 9, "failed": 3}
+    rows = connection.execute("select path, error_class, message from imgsearch.ingest_failure order by 1").fetchall()
+    assert [row[0] for row in rows] == ["a/03.png", "a/05.png", "a/07.png"]
+    assert {row[1] for row in rows} == {"UnstorableRow"}
+    assert "tsvector" in rows[2][2]
+    connection.execute("alter table imgsearch.image drop constraint rule")
+    assert counts(ingest(photos)) == ZERO | {"unchanged": 9, "embedded": 3}  # they are tried again
+    assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
