@@ -17,7 +17,7 @@ OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
 UPLOADS = {"/embed/image", "/jobs"}
 LARGEST_UPLOAD, LARGEST_JSON = 512 << 20, 16 << 20  # bytes of a body
 UPLOAD_BYTES, JSON_BYTES = 2 << 30, 64 << 20  # of all bodies at once: uploads lie on disk, and JSON in memory
-PART, SMALL_PART = 1 << 16, 1 << 12  # bytes that are parsed at once, of bodies of known length and of others
+PART, SMALL_PART = 1 << 16, 1 << 10  # bytes that are parsed at once, of bodies of known length and of others
 MOST_WAITING = 500  # connections that have sent no whole head of a request
 SECONDS_FOR_HEAD, SECONDS_FOR_PART, SECONDS_FOR_BODY = 10, 20, 600
 
@@ -158,7 +158,9 @@ class Guard:
             with budget.share() as take:
                 await _bounded(self._app, scope, receive, send, _largest(scope["path"]), take)
         except Refusal as refusal:
-            await json_answer(refusal)(scope, receive, send)
+            answer = json_answer(refusal)
+            answer.headers["Connection"] = "close"  # what is left of its body is not read
+            await answer(scope, receive, send)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -166,6 +168,8 @@ class Guard:
             scheme.lower() == b"bearer" and secrets.compare_digest(token, self._password)
         ):
             raise Unauthorized("the bearer token is missing or wrong", hint="send the embedder's password")
+        if path in OPEN_PATHS and (b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"):
+            raise Refusal("this path takes no body", hint="ask for it without one")
         kind = headers.get(b"content-type", b"").lower()
         if b"charset" in kind and b"utf-8" not in kind:
             raise Refusal("requests are in UTF-8", hint="leave the charset out")

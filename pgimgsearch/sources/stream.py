@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +13,18 @@ from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import filesystem
 from pgimgsearch.sources.web import open_web
 
+ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")  # a byte of a name that is no UTF-8, as it is stored
+
 
 def open_file(path: str) -> io.BufferedReader:
-    """Open a regular file: a pipe without a writer would be waited for for ever."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    """Open a regular file, also by a name as it is stored: a pipe without a writer would be waited for for ever."""
+    how = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, how)
+    except FileNotFoundError:
+        if (name := ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)) == path:
+            raise
+        handle = os.open(name, how)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(0, "not a regular file")

@@ -1,5 +1,6 @@
 """Models in the database: what is stored of them, and what is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from pgimgsearch.embeddings.open_models import ModelRequest, defer_models
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.errors import ModelError
 from pgimgsearch.ingest import run
+from pgimgsearch.ingest.backfill import fill_stored
 from pgimgsearch.models import lookup
+from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import Checkpoint
 from pgimgsearch.sources.folder import folder_source
 from tests.support.builders import add_model
@@ -103,3 +106,11 @@ def test_loading_is_time_of_the_run_that_loads(url: str, connection: Connection,
     assert ["load" in report.stages for report in reports] == [True, False]
     deferred.seconds = 1000.0  # of an earlier source
     assert run.ingest(url, folder_source(photos / "b"), deferred, run.Options(workers=1)).seconds > 0
+
+
+def test_a_name_that_is_no_utf_8_is_read_again(ingest: Any, photos: Path, url: str, connection: Connection) -> None:
+    """As it is stored, with escapes, it leads back to the file."""
+    os.rename(photos / "a" / "00.png", os.fsencode(photos / "a") + b"/caf\xe9.png")  # noqa: PTH104
+    ingest(photos, "palette")
+    name, covered = fill_stored(url, open_model(connection, "pdq").stored.name, Checkpoint(), Placement(), max_load=1.0)
+    assert (name, covered.embedded, covered.missing) == ("pdq", 12, 0)
