@@ -152,7 +152,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_many(error) from error
     except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
-        kind = next((name for mark, name in NOT_READ.items() if data.lstrip()[: len(mark)].lower() == mark), None)
+        start = data[:100].lstrip().lower()
+        kind = next((name for mark, name in NOT_READ.items() if start.startswith(mark)), None)
         raise UnidentifiedImageError(
             f"{kind} is not read" if kind else "the bytes are not an image that can be read"
         ) from error

@@ -12,9 +12,8 @@ from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.decode import begins_like_an_image, register_formats
 from pgimgsearch.sources.selection import LeftOut, Selection
 from pgimgsearch.sources.source import ScannedFile, Source
+from pgimgsearch.sources.storable import MOST_CAPTION, UnstorableRow
 from pgimgsearch.sources.stream import open_file
-
-MOST_CAPTION = 1 << 20  # bytes of a text beside an image
 
 
 def folder_source(path: Path, selection: Selection | None = None) -> Source:
@@ -42,7 +41,7 @@ def folder_source(path: Path, selection: Selection | None = None) -> Source:
                 yield ScannedFile(_stored(caption, root), caption, problem=found, unlisted=True)
             else:
                 file = scan_file(Path(found), root)
-                yield replace(file, caption=_text(caption)) if caption else file
+                yield _captioned(file, caption) if caption else file
 
     def count() -> int:
         unread = LeftOut()
@@ -137,14 +136,13 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
     return False
 
 
-def _text(path: str) -> str | None:
-    """The text of a file; None where it is none, or too long to be a caption."""
+def _captioned(file: ScannedFile, path: str) -> ScannedFile:
+    """A file with the text beside it; one that cannot be read fails the file, as it would be lost without a word."""
     try:
-        with open_file(path) as file:
-            data = file.read(MOST_CAPTION + 1)
-        return data.decode().strip() or None if len(data) <= MOST_CAPTION else None
-    except (OSError, UnicodeDecodeError):
-        return None
+        with open_file(path) as text:
+            return replace(file, caption=text.read(MOST_CAPTION + 1).decode().strip() or None)
+    except (OSError, UnicodeDecodeError) as error:
+        return replace(file, problem=file.problem or UnstorableRow(f"the text beside it cannot be read: {error}"))
 
 
 def scan_file(path: Path, root: str) -> ScannedFile:

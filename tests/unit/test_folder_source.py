@@ -114,6 +114,21 @@ def test_rows_that_cannot_be_stored_fail_alone(tmp_path: Path, text: str, messag
     assert [file.key for file in found] == [storable(file).key for file in source.files("")]
 
 
+def test_the_text_beside_an_image_is_its_caption_or_told(tmp_path: Path) -> None:
+    for name, text in (("a", b" a red door\n"), ("b", b"caf\xe9"), ("c", b"x" * 1_000_001), ("d", b""), ("e", None)):
+        photo(tmp_path / f"{name}.png")
+        if text is not None:
+            (tmp_path / f"{name}.txt").write_bytes(text)
+    source = folder_source(tmp_path)
+    found = {file.path[0]: storable(file) for file in source.files(str(tmp_path))}
+    assert {name: file.caption for name, file in found.items() if file.problem is None} == {
+        "a": "a red door", "d": None, "e": None,
+    }  # fmt: skip
+    assert "cannot be read" in str(found["b"].problem)
+    assert "caption has" in str(found["c"].problem)
+    assert source.left_out.told() == []
+
+
 def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("")
     with pytest.raises(SourceError, match="is empty"):
