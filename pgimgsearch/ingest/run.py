@@ -186,13 +186,15 @@ def _work(
         last = time.monotonic()
         for item in items:
             finished.append(item)
-            away.see(item)
+            if away.sees(item):
+                break
             if len(finished) >= FILES_PER_CHUNK or time.monotonic() - last > SECONDS_PER_CHUNK:
                 _write(writer, planner, duplicates, finished, watch)
                 reporter.progress(planner.counts.done(), None)
                 finished, last = [], time.monotonic()
         _write(writer, planner, duplicates, finished, watch)
         reporter.progress(planner.counts.done(), None)
+        away.check()
 
 
 def _stages(

@@ -554,24 +554,25 @@ def test_the_door_never_costs_a_picture_that_nothing_else_shows(
         ingest(folder, "pdq", skip_duplicates=True, prune=True)
 
 
-def test_a_share_that_goes_away_ends_the_run(ingest: Ingest, tmp_path: Path) -> None:
+def test_a_share_that_goes_away_ends_the_run(ingest: Ingest, tmp_path: Path, connection: Connection) -> None:
     """And its files are no broken pictures when it is back."""
     share, away = tmp_path / "share", tmp_path / "away"
-    for number in range(200):
+    for number in range(700):  # of which 500 are looked up, and then read, before the next
         photo(share / f"{number:03}.png", seed=number)
 
     def unplugged(files: Iterator[ScannedFile]) -> Iterator[ScannedFile]:
         for number, file in enumerate(list(files)):
-            if number == 50:
+            if number == 600:
                 share.rename(away)
             yield file
 
     with pytest.raises(SourceError, match="is away: the last 20 files could not be read"):
         ingest(share, refine=unplugged)
+    assert one(connection, "select count(*) from imgsearch.image") >= 400, "what was read before is stored"
     away.rename(share)
     report = counts(ingest(share))
     assert report["failed"] == report["skipped"] == 0
-    assert report["embedded"] + report["unchanged"] == 200
+    assert report["embedded"] + report["unchanged"] == 700
 
 
 @pytest.mark.parametrize(("data", "told"), [
