@@ -36,6 +36,7 @@ from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.limits import ImageLimits
 from pgimgsearch.sources.listing import list_source
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.storable import MOST_CAPTION, MOST_KEY, MOST_METADATA
 from tests.support.images import photo
 
 Ingest = Callable[..., run.Report]
@@ -659,3 +660,14 @@ def test_a_row_that_the_database_refuses_fails_alone(ingest: Ingest, photos: Pat
     connection.execute("alter table imgsearch.image drop constraint rule")
     assert counts(ingest(photos)) == ZERO | {"unchanged": 9, "embedded": 3}  # they are tried again
     assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
+
+
+def test_the_bounds_of_rows_are_those_of_the_tables(connection: Connection) -> None:
+    """What is checked before a row is written is what its table takes."""
+    checks = "\n".join(row[0] for row in connection.execute(
+        "select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' and conrelid = 'imgsearch.image'::regclass"
+    ))  # fmt: skip
+    for column in ("key", "path", "group_key"):
+        assert f"octet_length({column}) <= {MOST_KEY})" in checks
+    assert f"octet_length(caption) <= {MOST_CAPTION})" in checks
+    assert f"pg_column_size(metadata) <= {MOST_METADATA})" in checks
