@@ -148,17 +148,28 @@ create table imgsearch.text_embedding (
 create index text_embedding_used on imgsearch.text_embedding (model_id, used_at);
 comment on table imgsearch.text_embedding is 'vectors of text queries: a bounded cache that evicts the least recently used';
 
+-- Whether a JSON object holds objects, of values of one type or null; numbers that every language can read. Writers store it,
+-- and the owner's commands count with it.
+create function imgsearch._is_table(value jsonb, type text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select jsonb_typeof(value) = 'object' and octet_length(value::text) <= 1000000
+        and not jsonb_path_exists(value, 'strict $.* ? (@.type() != "object")')
+        and not jsonb_path_exists(value, 'strict $.*.* ? (@.type() != "null" && (@.type() != $type || @.abs() > 1e15))',
+                                  jsonb_build_object('type', type));
+end;
+
 create table imgsearch.ingest_run (
     run_id bigint generated always as identity primary key,
     collection_id integer references imgsearch.collection on delete set null,
     source text not null check (octet_length(source) <= 2000),
-    models text[] not null,
-    placement jsonb not null default '{}',
+    models text[] not null check (octet_length(models::text) <= 100000),
+    placement jsonb not null default '{}' check (imgsearch._is_table(placement, 'string')),
     started_at timestamptz not null default now() check (started_at between '0001-01-02' and '9999-12-30'),
     ended_at timestamptz check (ended_at between '0001-01-02' and '9999-12-30'),
     status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
-    counts jsonb not null default '{}',
-    timings jsonb not null default '{}'
+    counts jsonb not null default '{}' check (imgsearch._is_table(counts, 'number')),
+    timings jsonb not null default '{}' check (imgsearch._is_table(timings, 'number'))
 );
 comment on table imgsearch.ingest_run is 'counts and timings of each run, and the device, dtype and runtime of '
     'each model; scanned = embedded + reused + unchanged + skipped + failed';
@@ -268,12 +279,13 @@ create table imgsearch.evaluation_run (
     fingerprint text,
     options jsonb not null default '{}',
     questions integer not null,
-    figures jsonb not null check (jsonb_typeof(figures) = 'object'),
-    numbers jsonb not null default '{}' check (jsonb_typeof(numbers) = 'object'),
+    figures jsonb not null check (imgsearch._is_table(figures, 'number')
+        and not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
+    numbers jsonb not null default '{}' check (imgsearch._is_table(jsonb_build_object('', numbers), 'number')),
     notes jsonb not null default '[]',
-    images_per_second double precision,
-    query_ms double precision,
-    evaluated_at timestamptz not null default now() check (isfinite(evaluated_at)),
+    images_per_second double precision check (images_per_second between 0 and 1e15),
+    query_ms double precision check (query_ms between 0 and 1e15),
+    evaluated_at timestamptz not null default now() check (evaluated_at between '0001-01-02' and '9999-12-30'),
     evaluated_by name not null default current_user
 );
 create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, model);

@@ -16,7 +16,15 @@ from pgimgsearch.database.memory import MEGABYTE, machine_memory
 from pgimgsearch.database.models import StoredModel, count_embeddings
 from pgimgsearch.database.session_settings import apply_settings
 from pgimgsearch.duplicates import pairs as remember
-from pgimgsearch.duplicates.pairs import begin_scan, count_pairs, delete_pairs, exclusive_scan, store_pairs, unscanned
+from pgimgsearch.duplicates.pairs import (
+    begin_scan,
+    count_pairs,
+    exclusive_scan,
+    forget_scan,
+    scanned_threshold,
+    store_pairs,
+    unscanned,
+)  # fmt: skip
 from pgimgsearch.embeddings.matmul import CpuProducts, hold, settle_device
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import product_at, similarity, unit_rows
@@ -67,6 +75,7 @@ def find(
     """
     start = time.perf_counter()
     with connect(url) as connection, exclusive_scan(connection, model), stop_signals() as stopped:
+        earlier = scanned_threshold(connection, model)
         cut = begin_scan(connection, model, threshold)
         fresh = unscanned(connection, model, cut)
         before, stored = count_pairs(connection, model), count_embeddings(connection, model)
@@ -86,7 +95,8 @@ def find(
                     steps.close()
                     break
         except UsageError:
-            delete_pairs(connection, model)
+            steps.close()  # what other threads are comparing is stored before it is forgotten
+            forget_scan(connection, model, earlier, fresh)
             raise
         pairs = count_pairs(connection, model)
     return ScanResult(
@@ -208,6 +218,6 @@ def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, 
     if new_pairs > MOST_PAIRS * max(compared, 1000) or (low and compared >= SOME and new_pairs > quarter):
         raise UsageError(
             f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
-            "threshold for duplicates; the stored pairs were deleted",
+            "threshold for duplicates; what this scan stored was deleted",
             hint=f"measure one: pgimgsearch models calibrate {model.name}; or give a higher --threshold",
         )

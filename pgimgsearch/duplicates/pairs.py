@@ -35,6 +35,14 @@ def unscanned(connection: Connection, model: StoredModel, cut: float) -> list[in
     return list(row[0])
 
 
+def scanned_threshold(connection: Connection, model: StoredModel) -> float | None:
+    """The threshold down to which pairs are remembered; None before the first scan."""
+    row = connection.execute(
+        "select threshold from imgsearch.duplicate_scan where model_id = %s", [model.model_id]
+    ).fetchone()
+    return None if row is None else float(row[0])
+
+
 def count_pairs(connection: Connection, model: StoredModel) -> int:
     """How many pairs of a model are remembered."""
     row = connection.execute(
@@ -47,6 +55,29 @@ def count_pairs(connection: Connection, model: StoredModel) -> int:
 def delete_pairs(connection: Connection, model: StoredModel) -> None:
     """Forget the pairs of a model and what was compared; verdicts stay."""
     connection.execute("delete from imgsearch.duplicate_scan where model_id = %s", [model.model_id])
+
+
+@retry_on_deadlock
+def forget_scan(connection: Connection, model: StoredModel, before: float | None, compared: list[int]) -> None:
+    """Forget what a scan of ``compared`` remembered, and go back to the threshold before; earlier pairs stay."""
+    if before is None:
+        return delete_pairs(connection, model)
+    with connection.transaction():
+        connection.execute(
+            "delete from imgsearch.duplicate_pair p using imgsearch.duplicate_scan s "
+            "where p.model_id = %(model)s and s.model_id = p.model_id and case when s.threshold < %(before)s "
+            "then p.similarity < %(before)s "
+            "else p.content_a = any(%(compared)s) or p.content_b = any(%(compared)s) end",
+            {"before": before, "model": model.model_id, "compared": compared},
+        )
+        connection.execute(
+            "delete from imgsearch.duplicate_scanned where model_id = %s and content_id = any(%s)",
+            [model.model_id, compared],
+        )
+        connection.execute(
+            "update imgsearch.duplicate_scan set threshold = %s where model_id = %s", [before, model.model_id]
+        )
+    return None
 
 
 @retry_on_deadlock

@@ -15,7 +15,7 @@ from pgimgsearch.errors import DatabaseError, ModelError, UsageError
 from pgimgsearch.indexing.build import BuildOptions, build_index
 from pgimgsearch.reporter import Reporter
 from tests.integration.test_duplicate_pairs import exact, fill, reported
-from tests.support.builders import add_images, add_model, clustered
+from tests.support.builders import add_images, add_model, clustered, copy_vectors
 
 VECTORS = clustered(1500, 16)
 
@@ -127,6 +127,29 @@ def test_a_threshold_that_makes_no_sense_leaves_nothing_behind(connection: Conne
     assert remembered(connection) == set()
     assert find.find(url, model, 0.95).compared == 1500
     assert connection.execute("select threshold from imgsearch.duplicate_scan").fetchone() == (0.95,)
+
+
+def test_a_refused_scan_keeps_the_pairs_of_earlier_ones(connection: Connection, url: str) -> None:
+    add_images(connection, 4500)
+    model = add_model(connection, "fill", 16)
+    copy_vectors(connection, model.table_name, VECTORS)
+    build_index(connection, model, BuildOptions(64))
+    model = get_model(connection, "fill")
+    find.find(url, model, 0.95)
+    before = remembered(connection)
+    assert before
+    with pytest.raises(UsageError, match="no threshold for duplicates"):
+        find.find(url, model, 0.0)  # too low by mistake
+    assert remembered(connection) >= before  # a few that the index had not found are right, too
+    assert connection.execute("select min(similarity) >= 0.95 from imgsearch.duplicate_pair").fetchone() == (True,)
+    assert connection.execute("select threshold from imgsearch.duplicate_scan").fetchone() == (0.95,)
+    find.find(url, model, 0.95)
+    before = remembered(connection)
+    alike = 1 + np.random.default_rng(2).normal(0, 1e-3, (3000, 16))
+    copy_vectors(connection, model.table_name, alike, first=1500)
+    with pytest.raises(UsageError, match="no threshold for duplicates"):
+        find.find(url, model, 0.95, method="exact")
+    assert remembered(connection) == before
 
 
 def test_vectors_of_any_length_have_the_similarities_of_the_database(connection: Connection, url: str) -> None:
