@@ -20,6 +20,7 @@ declare
     found @vector@.vector[];
     missing text[];
     answers text[];
+    note text;
 begin
     perform imgsearch._check_reads_text(m);
     perform imgsearch._check_text(q, template) from unnest(queries) q;
@@ -42,6 +43,9 @@ begin
     end if;
     answers := imgsearch._ask_embedder(jsonb_build_object(
         'ask', 'text', 'model', m.name, 'fingerprint', m.fingerprint, 'texts', to_jsonb(missing), 'template', template));
+    foreach note in array coalesce(answers[cardinality(missing) + 1:], '{}') loop  -- of texts that are longer than the model reads
+        raise notice '%', note;
+    end loop;
     return array(select coalesce(n.embedding, answers[array_position(missing, n.text)]::@vector@.vector)
                  from unnest(texts, found) with ordinality as n (text, embedding, number) order by n.number);
 end $$;

@@ -16,6 +16,7 @@ from pgimgsearch.cli.terminal import (
     DeviceOption,
     ModelOption,
     TemplateOption,
+    Terminal,
     TrustOption,
     join_templates,
     parse_filter,
@@ -29,10 +30,14 @@ from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import ModelError, SourceError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pgimgsearch.embeddings.loaded_model import LoadedModel
 
 Load = Callable[[], "LoadedModel"]  # only where a vector is missing, as it takes seconds
 MATCH_COLUMNS = ["image_id", "similarity", "collection", "path", "caption"]
+CUT_SHOWN = 5
 
 
 def search(
@@ -78,7 +83,7 @@ def search(
             return _load(connection, stored, device, trust=trust)
 
         if text is not None:
-            rows = _ask_with_text(connection, text, stored, limits, join_templates(template) or "{}", load)
+            rows = _ask_with_text(terminal, connection, text, stored, limits, join_templates(template) or "{}", load)
         elif image_id is not None:
             rows = _ask(connection, "similar", image_id, stored, limits)
         else:
@@ -103,7 +108,7 @@ def embed_text(
     form = join_templates(template) or "{}"
     with database_url(terminal.settings) as url, connect(url) as connection:
         stored = stored_model(connection, model)
-        embedded = _cache_missing(connection, stored, wanted, form, lambda: _load(connection, stored, device))
+        embedded = _cache_missing(terminal, connection, stored, wanted, form, lambda: _load(connection, stored, device))
     terminal.show_one({"model": stored.name, "texts": len(wanted), "embedded": embedded})
 
 
@@ -135,20 +140,39 @@ def _ask_with_picture(
 
 
 def _ask_with_text(
-    connection: Connection, text: str, model: StoredModel, limits: dict[str, Any], template: str, load: Load
+    terminal: Terminal,
+    connection: Connection,
+    text: str,
+    model: StoredModel,
+    limits: dict[str, Any],
+    template: str,
+    load: Load,
 ) -> list[dict[str, Any]]:
     """Through the cache; a role that may not write to it asks with the vector itself."""
     missing = model.has_text and bool(missing_texts(connection, model, [text], template))
     if missing and not can_write_texts(connection):
         from pgimgsearch.embeddings.binary_copy import literal
 
-        vector = load().embed_texts([text], template)[0]
+        vector = _embed(terminal, load(), [text], template)[0]
         return _ask(connection, "similar_to", literal(vector), model, limits)
-    _cache_missing(connection, model, [text], template, load)
+    _cache_missing(terminal, connection, model, [text], template, load)
     return _ask(connection, "search_text", text, model, limits | {"template": template})
 
 
-def _cache_missing(connection: Connection, model: StoredModel, texts: list[str], template: str, load: Load) -> int:
+def _embed(terminal: Terminal, model: "LoadedModel", texts: list[str], template: str) -> "NDArray[np.float32]":
+    """The vectors of texts; those that the model does not read to their ends are named."""
+    vectors = model.embed_texts(texts, template)
+    cut = model.cut_texts(model.long_forms(texts, template))
+    for one in cut[:CUT_SHOWN]:
+        terminal.notify(one.said_of(model.stored.name))
+    if len(cut) > CUT_SHOWN:
+        terminal.notify(f"and of {len(cut) - CUT_SHOWN} more texts not all")
+    return vectors
+
+
+def _cache_missing(
+    terminal: Terminal, connection: Connection, model: StoredModel, texts: list[str], template: str, load: Load
+) -> int:
     """Embed the texts that are not cached; the model is loaded only if there are any. Returns their number."""
     if not model.has_text:
         able = [found.name for found in list_models(connection) if found.has_text]
@@ -160,7 +184,7 @@ def _cache_missing(connection: Connection, model: StoredModel, texts: list[str],
         )
     missing = missing_texts(connection, model, texts, template)
     if missing:
-        vectors = load().embed_texts(missing, template)
+        vectors = _embed(terminal, load(), missing, template)
         cache_texts(connection, model, missing, vectors, template)
     return len(missing)
 

@@ -13,6 +13,21 @@ from pgimgsearch.models.encoder import Encoder, cannot_read, unit
 from pgimgsearch.models.reduction import Reduction
 
 TEXTS_AT_ONCE = 256
+SHOWN = 40  # characters of a text
+
+
+@dataclass(frozen=True, slots=True)
+class CutText:
+    """A text, in its template, of which a model reads the first tokens alone."""
+
+    text: str
+    read: int
+    tokens: int
+
+    def said_of(self, model: str) -> str:
+        """In words."""
+        shown = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
+        return f'{model} reads the first {self.read} of {self.tokens} tokens of "{shown}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,17 @@ class LoadedModel:
         if not self.stored.has_text:
             raise cannot_read(self.stored.name)
         return [line.replace("{}", text) for text in texts for line in template.split("\n")]
+
+    def long_forms(self, texts: Sequence[str], template: str = "{}") -> list[str]:
+        """The forms that may have more tokens than are read, as a token has a byte at least."""
+        context = self.encoder.text_context
+        return [form for form in self.text_forms(texts, template) if 0 < context < len(form.encode()) + 2]
+
+    def cut_texts(self, forms: Sequence[str]) -> list[CutText]:
+        """Those forms that have more tokens than are read, and are cut."""
+        context = self.encoder.text_context
+        counts = [(form, tokens) for form, tokens in zip(forms, self.encoder.count_tokens(forms), strict=True)]
+        return [CutText(form, context, tokens) for form, tokens in counts if tokens > context]
 
     def text_vectors(self, embedded: NDArray[np.float32], texts: int) -> NDArray[np.float32]:
         """(texts, dim) float32, normalised, of all forms as the encoder embedded them."""

@@ -186,7 +186,12 @@ def _together(
 
 def _embed(context: Context, model: StoredModel, texts: Sequence[str], template: str = AS_IT_IS) -> Vectors:
     """Texts by the model's own network, in the templates that are wished for, or else in this one."""
-    rows = context.network(model).embed_texts(texts, context.request.template or template)
+    network, form = context.network(model), context.request.template or template
+    rows = network.embed_texts(texts, form)
+    context.notes.add(
+        f"captions are longer than the {network.encoder.text_context} tokens that {model.name} reads",
+        (cut.text for cut in network.cut_texts(network.long_forms(texts, form))),
+    )
     return Vectors(rows, np.ones(len(rows), bool), model.storage)
 
 

@@ -36,7 +36,8 @@ class Encoder(Protocol):
     where a network of the run is on CUDA.
     ``faster_dtypes`` are the precisions in which it would run faster here, with nearly the same vectors.
     ``spec`` is complete, with the output chosen and the revision that was loaded. ``dims`` is output -> dimension;
-    texts meet the first output, where the network reads any.
+    texts meet the first output, where the network reads any. ``text_context`` is how many tokens of a text are read, 0
+    where there is no limit.
     """
 
     spec: ModelSpec
@@ -47,6 +48,7 @@ class Encoder(Protocol):
     runtime: str
     faster_dtypes: Sequence[str]
     reads_text: bool
+    text_context: int
     logit_scale: float | None
     logit_bias: float | None
 
@@ -61,6 +63,9 @@ class Encoder(Protocol):
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, normalised; raises ModelError for a model without a text tower."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those beyond ``text_context`` too."""
 
 
 def cannot_read(name: str) -> ModelError:

@@ -39,12 +39,21 @@ class Texts(BaseModel):
     template: str = "{}"
 
 
+class TextCut(BaseModel):
+    """A text, in its template, of which the model read the first tokens alone."""
+
+    text: str
+    read: int
+    tokens: int
+
+
 class TextVectors(BaseModel):
-    """A vector of length one for each text, in their order."""
+    """A vector of length one for each text, in their order, and the texts that were cut."""
 
     model: str
     dim: int
     embeddings: list[list[float]]
+    cut: list[TextCut] = []
 
 
 class FileResult(BaseModel):
@@ -120,11 +129,15 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
         model = service.find(asked.model)
         try:
             vectors = await service.embed_texts(model, asked.texts, asked.template, request.client)
+            cut = await service.cut_texts(model, asked.texts, asked.template)
         except Exception as error:
             service.metrics.count("http", "text", refusal_of(error).sqlstate)
             raise
         service.metrics.count("http", "text", "ok")
-        return TextVectors(model=model.stored.name, dim=model.stored.dim, embeddings=vectors.tolist())
+        return TextVectors(
+            model=model.stored.name, dim=model.stored.dim, embeddings=vectors.tolist(),
+            cut=[TextCut(text=one.text, read=one.read, tokens=one.tokens) for one in cut],
+        )  # fmt: skip
 
     @app.post("/embed/image", dependencies=[Depends(BEARER)])
     async def embed_image(

@@ -225,7 +225,8 @@ class PgServer:
         model = self._service.find(asked.model, asked.fingerprint)
         if isinstance(asked, questions.TextRequest):
             vectors = await self._service.embed_texts(model, asked.texts, asked.template, client)
-            return [literal(vector) for vector in vectors]
+            cut = await self._service.cut_texts(model, asked.texts, asked.template)
+            return [*map(literal, vectors), *(one.said_of(model.stored.name) for one in cut)]
         vector = await self._service.embed_picture(model, asked.bytes, asked.crop, client=client)
         return [literal(vector, model.stored.storage)]
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from pgimgsearch.concurrency import give_way
 from pgimgsearch.embeddings.embed_query import Crop, cropped
-from pgimgsearch.embeddings.loaded_model import LoadedModel, rejection_reason
+from pgimgsearch.embeddings.loaded_model import CutText, LoadedModel, rejection_reason
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedImage
-from pgimgsearch.server.batcher import MOST_WAITING, Batcher, Kind
+from pgimgsearch.server.batcher import MOST_WAITING, TEXTS_A_PASS, Batcher, Kind
 from pgimgsearch.server.errors import BadImage, ModelNotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
@@ -87,6 +87,13 @@ class Service:
         else:
             self.metrics.count_texts("lost", len(texts))
         return vectors
+
+    async def cut_texts(self, model: LoadedModel, texts: Sequence[str], template: str = "{}") -> list[CutText]:
+        """Those that are longer than the model reads, a pass's worth at a time, so that others come in between."""
+        forms = model.long_forms(texts, template)
+        starts = range(0, len(forms), TEXTS_A_PASS)
+        parts = [await asyncio.to_thread(model.cut_texts, forms[start : start + TEXTS_A_PASS]) for start in starts]
+        return [cut for part in parts for cut in part]
 
     async def embed_picture(
         self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None,

@@ -244,6 +244,8 @@ def test_folders_of_others_have_both_towers(
         alone.embed_text(["a dog"])
 
 
+Reference = Callable[[list[str]], Any]
+Tokenizers = tuple[Reference, Callable[[str], int], TextTokenizer]
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\0"), max_size=60)
 PIECES = st.sampled_from(
     [*TEXTS, "&lt;", "&#39;", "â€™", "Ã©", "<|endoftext|>", "İstanbul", "ﬁ", "\u200b", "1st 2nd", "don't"]
@@ -251,36 +253,51 @@ PIECES = st.sampled_from(
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Callable[[list[str]], Any], TextTokenizer]]:
-    """Reference and ours: open_clip's own, in each of its ways to clean texts, and CLIP's of transformers."""
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizers]:
+    """Reference, its count and ours: open_clip's own, in each of its ways to clean texts, and CLIP's of transformers."""
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import AutoConfig, AutoTokenizer
 
     folder, made = tmp_path_factory.mktemp("tokenizers"), []
 
-    def add(reference: Callable[[list[str]], Any], portable: tuple[Any, str] | None) -> None:
+    def add(reference: Reference, count: Callable[[str], int], portable: tuple[Any, str] | None) -> None:
         assert portable is not None
         file = folder / f"{len(made)}.json"
         portable[0].save(str(file))
-        made.append((reference, TextTokenizer(file, portable[1])))
+        made.append((reference, count, TextTokenizer(file, portable[1])))
 
     for clean in ("lower", "whitespace", "canonicalize"):
         theirs = SimpleTokenizer(clean=clean)
-        add(lambda texts, theirs=theirs: theirs(texts).numpy(), backend.portable(theirs))  # type: ignore[misc]
+        add(
+            lambda texts, theirs=theirs: theirs(texts).numpy(),
+            partial(backend.count_tokens, theirs),
+            backend.portable(theirs),
+        )  # type: ignore[misc]
     name = tiny_clip(folder).partition(":")[2]
     tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
     encode = hf_backend.tokenize(tokenizer, config)
-    add(lambda texts: encode(texts)["input_ids"].numpy(), hf_backend.portable(tokenizer, config))
+    add(lambda texts: encode(texts)["input_ids"].numpy(), lambda text: len(tokenizer(text, verbose=False)["input_ids"]),
+        hf_backend.portable(tokenizer, config))  # fmt: skip
     return made
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.lists(WORDS | PIECES, max_size=6).map(" ".join), min_size=1, max_size=3))
-def test_token_ids_are_those_of_the_reference(
-    tokenizers: list[tuple[Callable[[list[str]], Any], TextTokenizer]], texts: list[str]
-) -> None:
-    for reference, ours in tokenizers:
+def test_token_ids_are_those_of_the_reference(tokenizers: list[Tokenizers], texts: list[str]) -> None:
+    for reference, _, ours in tokenizers:
         assert np.array_equal(ours(texts)[0], reference(texts)), texts
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.lists(WORDS | PIECES | st.sampled_from(["red dress", "x" * 50]), max_size=60).map(" ".join))
+def test_a_text_is_called_cut_where_its_end_is_not_read(tokenizers: list[Tokenizers], text: str) -> None:
+    for reference, count, ours in tokenizers:
+        tokens = ours.count([text])[0]
+        assert tokens == count(text)
+        if tokens > ours.context:
+            assert np.array_equal(reference([text]), reference([text + " shoes"])), "the end is read"
+        elif tokens < ours.context:
+            assert not np.array_equal(reference([text]), reference([text + " shoes"])), "the end is not read"
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
-from pgimgsearch.database.connection import Connection
+from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.embeddings.registry import open_model
-from pgimgsearch.models.backends.palette import COLOURS
+from pgimgsearch.models.backends.palette import COLOURS, Palette
 from pgimgsearch.server.batcher import CROWD
+from pgimgsearch.server.http_api import application
+from pgimgsearch.server.metrics import Metrics
+from pgimgsearch.server.service import Service
 from tests.server.blocked_model import held_back, until
 from tests.server.conftest import PASSWORD, Serving, free_port
 from tests.support.images import photo
@@ -230,6 +234,33 @@ def test_one_bad_text_fails_alone(swatches: Path, url: str, connection: Connecti
         for thread in asking:
             thread.join()
     assert states == {"gold": "gold.png", "not a colour name": "PI007", "navy": "navy.png"}
+
+
+def test_texts_longer_than_the_model_reads_are_told(
+    swatches: Path, url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In SQL as notices, and over HTTP as a part of the answer; what is cached was told when it was embedded."""
+    monkeypatch.setattr(Palette, "text_context", 3)
+    told: list[str | None] = []
+    connection.add_notice_handler(lambda notice: told.append(notice.message_primary))
+    with held_back(url) as (encoder, port):
+        encoder.go.set()
+        connect_embedder(connection, port)
+        assert first(connection, "gold") == "gold.png"
+        assert first(connection, "the colour that is called navy") == "navy.png"
+        assert told == ['palette reads the first 3 of 6 tokens of "the colour that is called navy"']
+        connection.execute("select imgsearch.text_vector('as red as a rose', 'palette')")
+        assert told[1:] == ['palette reads the first 3 of 5 tokens of "as red as a rose"']
+        with connect(url) as other:
+            service = Service([open_model(other, "palette")], {}, None, Metrics(), 1)
+        client = TestClient(application(service, PASSWORD), headers={"Authorization": f"Bearer {PASSWORD}"})
+        asked = {"model": "palette", "texts": ["navy", "red as a rose"], "template": "{}\nall in {}"}
+        answer = client.post("/embed/text", json=asked).json()
+        service.close()
+    assert len(answer["embeddings"]) == 2
+    assert answer["cut"] == [
+        {"text": "red as a rose", "read": 3, "tokens": 4}, {"text": "all in red as a rose", "read": 3, "tokens": 6},
+    ]  # fmt: skip
 
 
 def test_another_version_or_model_is_refused(swatches: Path, serve: Any, connection: Connection) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.models.backends import REBUILT, Backend
-from pgimgsearch.models.backends.open_clip import portable
+from pgimgsearch.models.backends.open_clip import count_tokens, portable
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.spec import ModelSpec
 from pgimgsearch.models.weights import download as files
@@ -77,6 +77,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     towers = TorchModel(
         network, lambda pixels: {"projection": network.encode_image(pixels)}, spec.preprocess, tokenize,
         network.encode_text, partial(portable, tokenizer), logit_scale=network.logit_scale.detach().exp().item(),
+        text_context=tokenizer.context_length, count_tokens=partial(count_tokens, tokenizer),
     )  # fmt: skip
     return TorchEncoder(spec, towers, placement)
 

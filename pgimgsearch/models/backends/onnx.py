@@ -71,6 +71,7 @@ class OnnxEncoder:
         self.dims = {self._output: shapes[self._chosen][-1 if self._tokens else 1]}
         self._text = self._open_text(text, placement)
         self.reads_text = self._text is not None
+        self.text_context = 0 if self._text is None else self._text.tokenizer.context
         self.spec = replace(spec, output=self._output, dim=self.dims[self._output],
                             revision=files.revision_of(path) or spec.revision)  # fmt: skip
 
@@ -95,6 +96,10 @@ class OnnxEncoder:
         if self._text is None:
             raise cannot_read(self.spec.name)
         return self._text.embed(texts)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those that are not read too."""
+        return [] if self._text is None else self._text.tokenizer.count(texts)
 
     def _open_text(self, text: tuple[Path, TextTokenizer] | None, placement: Placement) -> TextTower | None:
         if text is None:

@@ -83,6 +83,7 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
         network, lambda pixels: {"projection": network.encode_image(pixels)}, preprocess_of(network), tokenize,
         network.encode_text, partial(portable, tokenizer), logit_scale=network.logit_scale.detach().exp().item(),
         logit_bias=None if bias is None else bias.detach().item(), revision=files.revision_of(path),
+        text_context=tokenizer.context_length, count_tokens=partial(count_tokens, tokenizer),
     )  # fmt: skip
     return TorchEncoder(spec, towers, placement)
 
@@ -120,6 +121,13 @@ def _check_config(folder: Path) -> None:
             f"{folder / CONFIG} gives the tokenizer options that are not allowed: {', '.join(sorted(unknown))}",
             hint=f"remove them; allowed: {', '.join(sorted(TOKENIZER_OPTIONS))}",
         )
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """The tokens of a text before the library's tokenizer cuts or reduces them."""
+    if hasattr(tokenizer, "encode"):  # its own one, which adds the first and the last
+        return len(tokenizer.encode(text)) + 2
+    return len(tokenizer.tokenizer(tokenizer.clean_fn(text), verbose=False)["input_ids"])
 
 
 def portable(tokenizer: Any) -> tuple[Any, str] | None:

@@ -62,7 +62,8 @@ def load(spec: ModelSpec, placement: Placement) -> TorchEncoder:
     towers = TorchModel(
         network, vision(network), preprocess, tokenize=tokenize(tokenizer, config),
         text=lambda **tokens: network.get_text_features(**tokens).pooler_output,
-        portable_tokenizer=partial(portable, tokenizer, config),
+        portable_tokenizer=partial(portable, tokenizer, config), text_context=text_context(config),
+        count_tokens=lambda text: len(tokenizer(lowered(tokenizer, text), verbose=False)["input_ids"]),
         logit_scale=network.logit_scale.detach().exp().item(),
         logit_bias=None if bias is None else bias.detach().item(), revision=revision,
     )  # fmt: skip
@@ -113,9 +114,20 @@ def _vision_outputs(answer: Any) -> dict[str, torch.Tensor]:
     return {"cls": tokens[:, 0], "mean": tokens.mean(1)}
 
 
+def text_context(config: Any) -> int:
+    """The tokens of a text that are read."""
+    length: int = config.text_config.max_position_embeddings
+    return length if config.model_type == "clip" else min(length, SIGLIP_TEXT_LENGTH)
+
+
+def lowered(tokenizer: Any, text: str) -> str:
+    """A text as its tokenizer wants it: SigLIP 2 was trained in lower case."""
+    return text.lower() if lowers(type(tokenizer).__name__) else text
+
+
 def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, torch.Tensor]]:
     """Strings to tokens as in training: CLIP pads to the longest, SigLIP to 64, and SigLIP 2 lower-cases."""
-    length = config.text_config.max_position_embeddings
+    length = text_context(config)
     if config.model_type == "clip":
 
         def clip(texts: list[str]) -> Mapping[str, torch.Tensor]:
@@ -123,11 +135,9 @@ def tokenize(tokenizer: Any, config: Any) -> Callable[[list[str]], Mapping[str, 
             return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
         return clip
-    lower = lowers(type(tokenizer).__name__)
-    length = min(length, SIGLIP_TEXT_LENGTH)
 
     def siglip(texts: list[str]) -> Mapping[str, torch.Tensor]:
-        texts = [text.lower() for text in texts] if lower else texts
+        texts = [lowered(tokenizer, text) for text in texts]
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return {"input_ids": tokens["input_ids"]}  # it attends to its padding, as it did in training
 
@@ -142,8 +152,7 @@ def portable(tokenizer: Any, config: Any) -> tuple[Any, str] | None:
     from tokenizers import Tokenizer
 
     copied = Tokenizer.from_str(backend.to_str())
-    length = config.text_config.max_position_embeddings
-    length = length if config.model_type == "clip" else min(length, SIGLIP_TEXT_LENGTH)
+    length = text_context(config)
     copied.enable_truncation(length)
     copied.enable_padding(
         direction=tokenizer.padding_side, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token,

@@ -41,7 +41,8 @@ class ExportedEncoder:
         self.preprocess = self._how.as_dict()
         self.dims: Mapping[str, int] = found.dims
         self.faster_dtypes: Sequence[str] = () if int8 else faster_dtypes(matrix_products=found.matrix_products)
-        self.reads_text = found.cleaner is not None
+        self.reads_text = self._texts is not None
+        self.text_context = 0 if self._texts is None else self._texts.tokenizer.context
         self.logit_scale, self.logit_bias = found.logit_scale, found.logit_bias
         output = next(iter(found.dims)) if spec.output == "auto" else spec.output
         self.spec = replace(spec, output=output, dim=found.dims.get(output, 0), revision=found.revision)
@@ -63,6 +64,10 @@ class ExportedEncoder:
         if self._texts is None:
             raise cannot_read(self.spec.name)
         return self._texts.embed(texts)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those that are not read too."""
+        return [] if self._texts is None else self._texts.tokenizer.count(texts)
 
     def check(self, prepared: Sequence[NDArray[Any]]) -> float:
         """The lowest cosine of int8 with fp32 over prepared images; raises ModelError below 0.99."""

@@ -19,7 +19,7 @@ class TextTower:
     """Texts to vectors. It takes token ids, and a mask where it asks for one."""
 
     def __init__(self, file: Path, tokenizer: TextTokenizer, device: str) -> None:
-        self._session, self._tokenizer = Session(file, device), tokenizer
+        self._session, self.tokenizer = Session(file, device), tokenizer
         known = [name for name in OUTPUTS if name in self._session.outputs]
         self._output = known[0] if known else self._session.outputs[0]
         unknown = [one.name for one in self._session.inputs if one.name not in INPUTS]
@@ -38,7 +38,7 @@ class TextTower:
         return unit(np.concatenate(vectors)[: len(texts)])
 
     def _run(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        ids, mask = self._tokenizer(texts)
+        ids, mask = self.tokenizer(texts)
         feeds = {}
         for one in self._session.inputs:
             value = mask if "mask" in one.name else np.zeros_like(ids) if "token_type" in one.name else ids

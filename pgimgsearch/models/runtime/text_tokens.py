@@ -45,6 +45,7 @@ class TextTokenizer:
 
         self._tokenizer = Tokenizer.from_file(str(tokenizer)) if isinstance(tokenizer, Path) else tokenizer
         self._clean = CLEANERS[cleaner]
+        self.context: int = (self._tokenizer.truncation or {"max_length": 0})["max_length"]
 
     def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and attention mask, each (n, length)."""
@@ -53,3 +54,9 @@ class TextTokenizer:
             np.array([one.ids for one in encoded], dtype=np.int64),
             np.array([one.attention_mask for one in encoded], dtype=np.int64),
         )
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those beyond ``context`` too."""
+        encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts])
+        beyond = [sum(part.special_tokens_mask.count(0) for part in one.overflowing) for one in encoded]
+        return [sum(one.attention_mask) + more for one, more in zip(encoded, beyond, strict=True)]

@@ -27,7 +27,8 @@ class TorchModel:
     """What a backend finds: a network, how it sees and reads, and how its images are prepared.
 
     ``image`` takes (n, 3, height, width) and gives output -> (n, dim), not normalised, all of one forward pass.
-    ``tokenize`` makes of strings what ``text`` takes, which gives (n, dim) in the space of the first output.
+    ``tokenize`` makes of strings what ``text`` takes, which gives (n, dim) in the space of the first output. It cuts
+    them to ``text_context`` tokens; ``count_tokens`` counts all of a text.
     ``portable_tokenizer`` gives the same as a ``tokenizers.Tokenizer``, and the name of what cleans texts before it
     (``text_tokens.CLEANERS``); None where it has no such form.
     """
@@ -41,6 +42,8 @@ class TorchModel:
     logit_scale: float | None = None
     logit_bias: float | None = None
     revision: str | None = None
+    count_tokens: Callable[[str], int] = len
+    text_context: int = 0
 
 
 class TorchEncoder:
@@ -53,7 +56,7 @@ class TorchEncoder:
         self.dtype = choose_dtype(placement.dtype, self.device)
         self.towers = towers
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
-        self.reads_text = towers.text is not None
+        self.reads_text, self.text_context = towers.text is not None, towers.text_context
         self.faster_dtypes: Sequence[str] = (
             ()
             if self.device != "cpu" or self.dtype != "fp32"
@@ -126,6 +129,11 @@ class TorchEncoder:
         with self._precision():
             vectors = self.towers.text(**tokens)
         return unit(vectors.float().cpu().numpy())
+
+    @in_network_thread  # tokenizers of transformers are of one thread
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, those beyond ``text_context`` too."""
+        return [self.towers.count_tokens(text) for text in texts]
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Autocast keeps norms, softmax and rotary embeddings in fp32, which a plain cast of the network would not."""

@@ -25,6 +25,7 @@ class WeightlessEncoder:
     faster_dtypes: Sequence[str] = ()
     logit_scale: float | None = None
     logit_bias: float | None = None
+    text_context = 0
 
     @property
     def reads_text(self) -> bool:
@@ -47,3 +48,7 @@ class WeightlessEncoder:
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002
         """Refuse, unless a child knows words."""
         raise cannot_read(self.spec.name)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Words."""
+        return [len(text.split()) for text in texts]
