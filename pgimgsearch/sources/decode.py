@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 from pgimgsearch.sources.tiff_tags import MOST_VALUES, most_values
 
@@ -80,7 +81,8 @@ def decode(
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
     try:
-        return _decode(data, limits, reserve)
+        with explained():
+            return _decode(data, limits, reserve)
     except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
         raise _too_many(error) from error
 
@@ -92,7 +94,8 @@ def _too_many(error: Exception) -> TooManyPixels:
 def decode_pixels(data: bytes) -> Image.Image:
     """The same image within the usual limits, without its facts, whose hash takes as long as decoding."""
     try:
-        return _pixels(data, DEFAULT_LIMITS, lambda _: None)[0]
+        with explained():
+            return _pixels(data, DEFAULT_LIMITS, lambda _: None)[0]
     except Image.DecompressionBombError as error:
         raise _too_many(error) from error
 
@@ -100,7 +103,7 @@ def decode_pixels(data: bytes) -> Image.Image:
 def decoding_cost(data: bytes) -> int:
     """How many pixels an image says to have, ``SLOW`` times that for a format in Python; 0 where it cannot be read."""
     try:
-        with _open(data, DEFAULT_LIMITS) as image:
+        with explained(), _open(data, DEFAULT_LIMITS) as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
             return image.width * image.height * (SLOW if in_python else 1)
     except Exception:  # broken bytes raise anything, and do so again where they are decoded
@@ -109,7 +112,7 @@ def decoding_cost(data: bytes) -> int:
 
 def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode into an upright RGB image of at most ``side`` pixels; raises like ``decode``."""
-    with _open(data, limits) as image:
+    with explained(), _open(data, limits) as image:
         image.draft("RGB", (side, side))
         image.load()
         image.thumbnail((side, side))

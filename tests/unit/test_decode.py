@@ -123,3 +123,24 @@ def test_damaged_files_decode_or_raise_but_never_hang(position: int, patch: byte
 
 def test_heic_avif_and_mpo_are_known() -> None:
     assert {".heic", ".avif", ".mpo", ".jpg", ".jp2", ".tif", ".webp"} <= register_formats()
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "group3", "group4", "jpeg"])
+def test_what_libtiff_says_is_in_the_reason_and_not_on_the_terminal(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own lines reach the file descriptor, past Python."""
+    noise = Image.effect_noise((120, 120), 60)
+    whole = encoded(noise.convert("1" if compression.startswith("group") else "RGB"), "TIFF", compression=compression)
+    reasons = []
+    for seed in range(40):
+        damage = np.random.default_rng(seed)
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[damage.integers(150, len(data), 30)] = damage.integers(0, 256, 30)
+        try:
+            decode(data.tobytes(), LIMITS)
+        except Exception as error:  # as where files are read
+            reasons.append(str(error))
+    assert capfd.readouterr().err == ""
+    if compression in {"tiff_lzw", "tiff_adobe_deflate", "packbits"}:
+        assert any(reason.startswith("decoder error -2: ") and len(reason) > 30 for reason in reasons), reasons
