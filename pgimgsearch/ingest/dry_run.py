@@ -2,8 +2,11 @@
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
@@ -12,8 +15,11 @@ from pgimgsearch.embeddings.registry import find_stored
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
-from pgimgsearch.ingest.prune import count_removal
+from pgimgsearch.ingest.prune import count_removal, unseen_images
 from pgimgsearch.ingest.run import Options, Refine, Report
+from pgimgsearch.sources.limits import DEFAULT_LIMITS
+from pgimgsearch.sources.locations import is_url
+from pgimgsearch.sources.read import content
 from pgimgsearch.sources.source import ScannedFile, Source
 
 
@@ -54,9 +60,28 @@ def dry_run(
 def _removal(
     connection: Connection, collection_id: int, files: Sequence[ScannedFile], source: Source, root: str
 ) -> list[str]:  # fmt: skip
-    """What --prune would delete; renamed images, which it recognises by their bytes, count as gone here."""
+    """What --prune would delete, and how many images it would rename."""
     planner = Planner(Session(connection), collection_id, [], Counts([]), remember_seen=True)
     for _ in planner.plan(iter(files)):
         pass
-    found = count_removal(planner, source, root)
-    return [f"--prune would delete {found.told(source)}" if found.gone else "--prune would delete nothing"]
+    found = count_removal(planner, source, root, _new_contents(planner, source, root, files))
+    told = [f"--prune would delete {found.told(source)}" if found.gone else "--prune would delete nothing"]
+    return told + ([f"{found.renamed} images are renamed"] if found.renamed else [])
+
+
+def _new_contents(planner: Planner, source: Source, root: str, files: Sequence[ScannedFile]) -> Counter[bytes]:
+    """The sha256 of local files under new names, of those that are as large as one that is gone."""
+    sizes = {size for _, _, size in unseen_images(planner, source, root)}
+    if not sizes:
+        return Counter()
+    rows = planner.connection.execute(
+        "select s.key from seen s where not exists (select from imgsearch.image i "
+        "where i.collection_id = %s and i.key = s.key)", [planner.collection_id]
+    ).fetchall()  # fmt: skip
+    names = {key for (key,) in rows}
+    found: Counter[bytes] = Counter()
+    for file in files:
+        if file.key in names and file.size in sizes and not is_url(file.location):
+            with suppress(OSError, ValueError):  # the run itself says what is wrong
+                found[sha256(content(file, DEFAULT_LIMITS.max_bytes)).digest()] += 1
+    return found

@@ -1,7 +1,8 @@
 """Images whose files are gone: renamed ones are recognised, and others deleted once it is sure that they are gone."""
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.source import Source
 
 MOST_NAMED = 10
+ROWS_A_FETCH = 10_000
 # What a folder's listing says nothing of: URLs, absolute paths that are not its own, and keys other than the path.
 IN_SCOPE = sql.SQL(
     "t.collection_id = {collection} and ({scope}::text is null or (starts_with(t.path, {scope}) and t.key = t.path "
@@ -43,11 +45,12 @@ from renamed r where i.image_id = r.old_id
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """How many of a source's images are gone, of how many, and the first of them by path."""
+    """How many of a source's images are gone, of how many, the first of them by path, and how many have a new name."""
 
     gone: int
     total: int
     first: tuple[str, ...]
+    renamed: int = 0
 
     def told(self, source: Source) -> str:
         """For people."""
@@ -82,17 +85,34 @@ def prune(planner: Planner, source: Source, root: str, run_id: int, *, anyway: b
         return [row[0] for row in gone.fetchall()]
 
 
-def count_removal(planner: Planner, source: Source, root: str) -> Removal:
-    """What would be deleted, as far as keys tell; changes nothing."""
+def count_removal(planner: Planner, source: Source, root: str, new: Counter[bytes] | None = None) -> Removal:
+    """What would be deleted; changes nothing. ``new``: sha256 of files under new names, each of which renames one."""
     scope = _scope(planner, source, root)
-    row = planner.connection.execute(
-        sql.SQL(
-            "select count(*) filter (where {unseen}), count(*), (array_agg(t.path order by t.path) "
-            "filter (where {unseen}))[:{most}] from imgsearch.image t where {scope}"
-        ).format(unseen=UNSEEN, scope=scope, most=sql.Literal(MOST_NAMED))
+    total = planner.connection.execute(
+        sql.SQL("select count(*) from imgsearch.image t where {}").format(scope)
     ).fetchone()
-    assert row is not None
-    return Removal(row[0], row[1], tuple(row[2] or ()))
+    assert total is not None
+    left, gone, first, renamed = Counter(new), 0, [], 0
+    for path, digest, _ in unseen_images(planner, source, root):
+        if left[digest]:
+            left[digest] -= 1
+            renamed += 1
+            continue
+        gone += 1
+        if gone <= MOST_NAMED:
+            first.append(path)
+    return Removal(gone, total[0], tuple(first), renamed)
+
+
+def unseen_images(planner: Planner, source: Source, root: str) -> Iterator[tuple[str, bytes, int]]:
+    """Path, sha256 and bytes of images that were not seen, by path; within a transaction."""
+    with planner.connection.cursor("unseen") as cursor:
+        cursor.itersize = ROWS_A_FETCH
+        cursor.execute(
+            sql.SQL("select t.path, c.sha256, c.bytes from imgsearch.image t "
+                    "join imgsearch.content c using (content_id) where {} and {} order by t.path").format(_scope(planner, source, root), UNSEEN)
+        )  # fmt: skip
+        yield from cursor
 
 
 def _scope(planner: Planner, source: Source, root: str) -> sql.Composed:

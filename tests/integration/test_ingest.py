@@ -590,7 +590,7 @@ def test_what_is_not_read_is_named(
     assert counts(ingest(tmp_path / "p")) == ZERO | {"unchanged": 1, "skipped": 1}  # its bytes are what they are
 
 
-def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connection: Connection) -> None:
+def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connection: Connection, url: str) -> None:
     """With their numbers and captions, also where two show the same bytes; and the rest is pruned as before."""
     (photos / "a" / "twin.png").write_bytes((photos / "a" / "00.png").read_bytes())
     ingest(photos)
@@ -599,6 +599,10 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     (photos / "a" / "00.png").rename(photos / "new name.png")
     (photos / "a" / "twin.png").rename(photos / "a" / "zwilling.png")
     (photos / "b" / "08.png").unlink()
+    told = dry_run(url, folder_source(photos), ["palette"], run.Options(prune=True)).left_out
+    assert told == [
+        "--prune would delete 1 of 13 images, whose files are gone: b/08.png", "2 images are renamed",
+    ]  # fmt: skip
     assert ingest(photos, prune=True).pruned == 1
     rows = connection.execute("select path, caption, image_id from imgsearch.image").fetchall()
     moved = {path: caption for path, caption, _ in rows if caption != f"of {path}"}
