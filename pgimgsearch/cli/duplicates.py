@@ -179,9 +179,9 @@ def _show_groups(
     from dataclasses import asdict
 
     from pgimgsearch.duplicates import report
-    from pgimgsearch.duplicates import trash as away
     from pgimgsearch.duplicates.groups import groups
-    from pgimgsearch.duplicates.trash import write_plan
+    from pgimgsearch.duplicates.plan import plan as plan_moves
+    from pgimgsearch.duplicates.plan import write_plan
 
     found = groups(connection, question)
     if html is not None:
@@ -190,7 +190,7 @@ def _show_groups(
     if plan is not None:
         if plan.exists():
             raise UsageError(f"{plan} exists", hint="apply or remove it first, or choose another name")
-        moves = away.plan(found)
+        moves = plan_moves(found)
         write_plan(plan, moves)
         terminal.show([asdict(move) for move in moves], PLAN_COLUMNS)
         terminal.notify(
@@ -203,7 +203,7 @@ def _show_groups(
 
 def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
     from pgimgsearch.duplicates import trash as away
-    from pgimgsearch.duplicates.trash import read_plan
+    from pgimgsearch.duplicates.plan import read_plan
 
     outcomes = []
     with database_url(terminal.settings) as url, connect(url) as connection:

@@ -1,14 +1,15 @@
-"""Copies put away: a plan that a person reads, a trash folder, and an undo file."""
+"""Copies put away: a trash folder, and an undo file."""
 
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
@@ -17,7 +18,7 @@ from psycopg.types.json import Jsonb
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.contents import delete_orphans
-from pgimgsearch.duplicates.groups import Member
+from pgimgsearch.duplicates.plan import Move
 from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.sources.decode import decode
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
@@ -28,25 +29,10 @@ from pgimgsearch.sources.stream import open_file
 UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before it is moved
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One file of a plan: a copy, and the image that is kept for it; digests are of the files' bytes."""
-
-    image_id: int
-    location: str
-    sha256: str
-    bytes: int
-    kind: str
-    keeper_id: int
-    keeper: str
-    keeper_sha256: str
-
-
 IMAGE_FIELDS = {
     "image_id", "added_at", "collection", "key", "path", "modified_at", "group_key", "caption", "metadata", "sha256",
     "pixel_hash", "bytes", "width", "height", "format",
 }  # fmt: skip
-MOVE_FIELDS = get_type_hints(Move)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,72 +44,30 @@ class Outcome:
     to: str = ""
 
 
-def plan(groups: Sequence[Sequence[Member]]) -> list[Move]:
-    """What may go: each image but the keepers that is a duplicate of the best of its group by itself.
-
-    A file that a keeper shows too, from another collection, stays.
-    """
-    kept = {os.path.realpath(member.location) for group in groups for member in group if member.keeper}
-    return [
-        Move(
-            member.image_id, member.location, member.sha256, member.bytes, str(member.kind),
-            group[0].image_id, group[0].location, group[0].sha256,
-        )
-        for group in groups
-        for member in group
-        if not member.keeper and member.kind != "linked" and os.path.realpath(member.location) not in kept
-    ]  # fmt: skip
-
-
-def write_plan(path: Path, moves: Sequence[Move]) -> None:
-    """Write a plan, a line for each file; lines may be deleted by hand. An earlier one is not written over."""
-    with path.open("x", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(move)) + "\n" for move in moves)
-
-
-def read_plan(path: Path) -> list[Move]:
-    """Read a plan; raises SourceError where it is none."""
-    moves = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                moves += [_read_move(json.loads(line))] if line.strip() else []
-            except (ValueError, TypeError, RecursionError) as error:
-                raise SourceError(
-                    f"{path}, line {number} is no line of a plan",
-                    hint="write one and read it: pgimgsearch duplicates --plan plan.jsonl",
-                ) from error
-    return moves
-
-
-def _read_move(fields: Any) -> Move:
-    move = Move(**fields)
-    for name, kind in MOVE_FIELDS.items():
-        if not isinstance(getattr(move, name), kind):
-            raise TypeError(f"{name} is no {kind.__name__}")
-    for digest in (move.sha256, move.keeper_sha256):
-        bytes.fromhex(digest)
-    for location in (move.location, move.keeper):
-        if "\0" in location:
-            raise ValueError("a location holds a NUL character")
-    return move
-
-
 def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterator[Outcome]:
     """Move copies into the trash folder and drop their images; yields what became of each.
 
     Nothing is moved whose bytes are not those of the plan, or whose keeper, if it is a file, is not there any more.
+    What an earlier call has moved counts as moved, and loses the row that a kill may have left.
     """
     with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
         _check_trash(connection, trash)
         trash.mkdir(parents=True, exist_ok=True)
         going = {move.location for move in moves}
+        earlier = _moved_earlier(trash)
         with (trash / UNDO).open("a", encoding="utf-8") as undo:
             undo.write("\n")  # a line that a crash tore ends here
             for move in moves:
                 image = _image(connection, move)
+                lies = earlier.get((move.location, move.image_id))
+                if lies is not None and not os.path.lexists(move.location) and _holds(lies, move.sha256):
+                    if image is not None:
+                        connection.execute("delete from imgsearch.image where image_id = %s", [move.image_id])
+                        delete_orphans(connection, [image["content_id"]])
+                    yield Outcome(move.location, "moved", str(lies))
+                    continue
                 if image is None:
-                    yield Outcome(move.location, "the database knows it no longer: moved before, or changed")
+                    yield Outcome(move.location, "the database knows it no longer, or as another image")
                     continue
                 problem = _problem(move, image, going)
                 if problem is not None:
@@ -151,6 +95,17 @@ def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
         for line in reversed(path.read_text("utf-8").split("\n")):  # a name may have been taken twice
             if line.strip():
                 yield from _undo_line(connection, trash, line)
+
+
+def _moved_earlier(trash: Path) -> dict[tuple[str, int], Path]:
+    """Where files lie in the trash, by their old place and their image's number."""
+    found = {}
+    for line in (trash / UNDO).read_text("utf-8").split("\n") if (trash / UNDO).is_file() else []:
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # torn by a crash
+            entry = json.loads(line)
+            if _is_inside(lies := trash / entry["to"], trash):
+                found[entry["from"], entry["image"]["image_id"]] = lies
+    return found
 
 
 def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outcome]:
@@ -240,6 +195,11 @@ def _digest(location: str) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):  # gone, or no name of a file
         return None
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a file of the trash is the one with this digest; a relative link leads nowhere from there."""
+    return path.is_symlink() or _digest(str(path)) == digest
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

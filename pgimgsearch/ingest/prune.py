@@ -109,9 +109,11 @@ def unseen_images(planner: Planner, source: Source, root: str) -> Iterator[tuple
     with planner.connection.cursor("unseen") as cursor:
         cursor.itersize = ROWS_A_FETCH
         cursor.execute(
-            sql.SQL("select t.path, c.sha256, c.bytes from imgsearch.image t "
-                    "join imgsearch.content c using (content_id) where {} and {} order by t.path").format(_scope(planner, source, root), UNSEEN)
-        )  # fmt: skip
+            sql.SQL(
+                "select t.path, c.sha256, c.bytes from imgsearch.image t join imgsearch.content c using (content_id) "
+                "where {} and {} order by t.path"
+            ).format(_scope(planner, source, root), UNSEEN)
+        )
         yield from cursor
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.groups import GroupRequest
 from pgimgsearch.duplicates.groups import groups as duplicate_groups
-from pgimgsearch.duplicates.trash import plan
+from pgimgsearch.duplicates.plan import plan
 from pgimgsearch.sources.decode import register_formats
 from tests.support.builders import add_images, add_model, add_vectors
 from tests.support.images import photo

@@ -13,7 +13,8 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import trash as away
 from pgimgsearch.duplicates.groups import GroupRequest, groups
-from pgimgsearch.duplicates.trash import apply, read_plan
+from pgimgsearch.duplicates.plan import plan, read_plan
+from pgimgsearch.duplicates.trash import apply
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
 from tests.support.images import photo
 
@@ -92,7 +93,7 @@ def test_a_file_is_never_moved_for_itself(shop: Path, tmp_path: Path, connection
     """Two rows that lead to one file, as by a link: the file stays."""
     os.link(shop / "0.png", shop / "same.png")
     connection.execute("update imgsearch.image set path = 'same.png' where path = 'copy of 0.png'")
-    moves = [move for move in away.plan(_groups(connection)) if move.location.endswith("same.png")]
+    moves = [move for move in plan(_groups(connection)) if move.location.endswith("same.png")]
     assert len(moves) == 1
     outcomes = list(apply(connection, moves, tmp_path / "trash"))
     assert "its keeper's own file" in outcomes[0].outcome
@@ -100,7 +101,7 @@ def test_a_file_is_never_moved_for_itself(shop: Path, tmp_path: Path, connection
 
 
 def test_nothing_is_written_over(shop: Path, tmp_path: Path, connection: Connection) -> None:
-    moves, trash = away.plan(_groups(connection)), tmp_path / "trash"
+    moves, trash = plan(_groups(connection)), tmp_path / "trash"
     taken = trash / str(shop / "small 1.png").lstrip("/")
     taken.parent.mkdir(parents=True)
     taken.write_bytes(b"mine")
@@ -120,7 +121,7 @@ def test_undo_finds_a_trash_that_was_moved_and_goes_on_over_a_torn_line(
 ) -> None:
     before, rows = files(shop), images(connection)
     monkeypatch.chdir(tmp_path)
-    moves = away.plan(_groups(connection))
+    moves = plan(_groups(connection))
     list(apply(connection, moves[:1], Path("trash")))
     with (tmp_path / "trash" / "undo.jsonl").open("a") as undo:
         undo.write('{"from": "/torn')
@@ -139,10 +140,40 @@ def test_undo_finds_a_trash_that_was_moved_and_goes_on_over_a_torn_line(
     assert images(connection) == [row for row in rows if row[2] != "small 1.png"]
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_kill_left_half_done_is_finished_by_the_same_command(
+    shop: Path, tmp_path: Path, cli: Callable[..., Any], connection: Connection, monkeypatch: pytest.MonkeyPatch,
+    moved: bool,
+) -> None:  # fmt: skip
+    """Before a file is moved, and before its row goes; and what is done is done."""
+    path, before, move = tmp_path / "plan.jsonl", files(shop), away._move
+    assert cli("duplicates", "--plan", str(path)).returncode == 0
+
+    def killed(source: Path, target: Path) -> None:
+        if moved:
+            move(source, target)
+        raise KeyboardInterrupt
+
+    for _ in range(3):  # each time it goes on and is killed at the next file
+        monkeypatch.setattr(away, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(apply(connection, read_plan(path), tmp_path / "trash"))
+    for _ in range(2):
+        monkeypatch.setattr(away, "_move", move)
+        done = cli("duplicates", "--apply", str(path), "--trash", str(tmp_path / "trash"))
+        assert done.returncode == 0, done.stdout
+        assert "3 of 3 moved" in done.stderr
+    assert set(files(shop)) == {"0.png", "1.png", "2.png"}
+    assert [row[2] for row in images(connection)] == ["0.png", "1.png", "2.png"]
+    cli("duplicates", "undo", str(tmp_path / "trash"))
+    assert files(shop) == before
+    assert len(images(connection)) == 6
+
+
 def test_a_file_that_came_back_without_its_row_gets_it(shop: Path, tmp_path: Path, connection: Connection) -> None:
     """As after a kill between the move and the row."""
     rows = images(connection)
-    for outcome in list(apply(connection, away.plan(_groups(connection)), tmp_path / "trash")):
+    for outcome in list(apply(connection, plan(_groups(connection)), tmp_path / "trash")):
         Path(outcome.to).rename(outcome.location)
     assert len(images(connection)) == 3
     assert list(away.undo(connection, tmp_path / "trash")) == []
@@ -150,7 +181,7 @@ def test_a_file_that_came_back_without_its_row_gets_it(shop: Path, tmp_path: Pat
 
 
 def test_a_trash_that_would_be_ingested_is_refused(shop: Path, connection: Connection) -> None:
-    moves = away.plan(_groups(connection))
+    moves = plan(_groups(connection))
     with pytest.raises(UsageError, match="inside of collection shop"):
         next(apply(connection, moves, shop / "trash"))
     assert {outcome.outcome for outcome in apply(connection, moves, shop / ".trash")} == {"moved"}
@@ -165,12 +196,12 @@ def test_what_a_reference_collection_shows_stays_also_where_another_shows_it(
         "insert into imgsearch.image (content_id, collection_id, key, path) select content_id, 2, path, 'shop/' || path "
         "from imgsearch.image where path in ('small 0.png', '0.png')"
     )
-    moves = away.plan(_groups(connection, reference=["kept"]))
+    moves = plan(_groups(connection, reference=["kept"]))
     assert {Path(move.location).name for move in moves} == {"copy of 0.png", "small 1.png"}
 
 
 def test_one_at_a_time_and_only_plans(shop: Path, tmp_path: Path, connection: Connection, url: str) -> None:
-    moves = away.plan(_groups(connection))
+    moves = plan(_groups(connection))
     with psycopg.connect(url, autocommit=True) as other:
         running = apply(other, moves, tmp_path / "trash")
         next(running)

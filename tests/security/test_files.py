@@ -28,6 +28,7 @@ from pyarrow import parquet
 import pgimgsearch
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import trash
+from pgimgsearch.duplicates.plan import Move, read_plan
 from pgimgsearch.errors import ModelError, SourceError
 from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement
@@ -128,7 +129,7 @@ def test_an_export_asks_for_no_index_that_cannot_be_built(
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from([*get_type_hints(trash.Move), "other"]), st.none() | st.integers() | st.text() |
+@given(st.dictionaries(st.sampled_from([*get_type_hints(Move), "other"]), st.none() | st.integers() | st.text() |
                        st.lists(st.integers(), max_size=2)))  # fmt: skip
 def test_a_line_of_a_plan_has_every_field_of_its_type(tmp_path_factory: Any, fields: dict[str, Any]) -> None:
     sound = {"image_id": 1, "location": "/a.jpg", "sha256": "00", "bytes": 1, "kind": "identical", "keeper_id": 2,
@@ -136,7 +137,7 @@ def test_a_line_of_a_plan_has_every_field_of_its_type(tmp_path_factory: Any, fie
     path = tmp_path_factory.getbasetemp() / "plan.jsonl"
     path.write_text(json.dumps(sound | fields) + "\n")
     try:
-        (move,) = trash.read_plan(path)
+        (move,) = read_plan(path)
     except SourceError:
         return
     assert all(type(getattr(move, name)) is type(value) for name, value in sound.items())
@@ -418,7 +419,7 @@ def put_away(connection: Connection, folder: Path, bin_: Path, location: str) ->
     keeper = connection.execute("select image_id from imgsearch.image where key = 'a.png'").fetchone()
     assert row is not None
     assert keeper is not None
-    move = trash.Move(row[0], location, row[1], 1, "identical", keeper[0], str(folder / "a.png"), row[1])
+    move = Move(row[0], location, row[1], 1, "identical", keeper[0], str(folder / "a.png"), row[1])
     return list(trash.apply(connection, [move], bin_))
 
 
@@ -454,7 +455,7 @@ def test_only_images_as_the_database_describes_them_are_put_away(
     def outcome(**change: Any) -> str:
         fields = {"image_id": image, "location": str(pair / "copy.png"), "sha256": sha256, "bytes": 1, "kind": "identical",
                   "keeper_id": keeper, "keeper": str(pair / "a.png"), "keeper_sha256": kept}  # fmt: skip
-        (found,) = trash.apply(connection, [trash.Move(**fields | change)], tmp_path / "bin")
+        (found,) = trash.apply(connection, [Move(**fields | change)], tmp_path / "bin")
         return found.outcome
 
     digest = hashlib.sha256(text.read_bytes()).digest()
