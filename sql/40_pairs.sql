@@ -12,11 +12,16 @@ create or replace function imgsearch._representatives(m imgsearch.model, content
 returns table (content_id bigint, representative_id bigint)
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
-    return query execute format(
-        'select q.content_id, min(c.content_id)
-         from unnest($1) x join imgsearch.content q on q.content_id = x
-         join imgsearch.content c on c.pixel_hash = q.pixel_hash
-         join %s e on e.content_id = c.content_id group by q.content_id', m.embeddings) using contents;
+    return query execute format(  -- once for all that are equal, of which there may be many
+        'with asked as materialized (
+             select q.content_id, q.pixel_hash from (select distinct x from unnest($1) x) x
+             join imgsearch.content q on q.content_id = x.x)
+         select a.content_id, f.representative_id from asked a join (
+             select c.pixel_hash, min(c.content_id) as representative_id
+             from (select distinct a.pixel_hash from asked a) p
+             join imgsearch.content c on c.pixel_hash = p.pixel_hash
+             join %s e on e.content_id = c.content_id group by 1) f on f.pixel_hash = a.pixel_hash', m.embeddings)
+        using contents;
 end $$;
 
 -- Pairs with a similarity of at least cut, one of asked and one in scope (null: any); may return a pair twice. vectors, in

@@ -35,18 +35,25 @@ begin
     return coalesce(result, '{}');
 end $$;
 
--- Pairs with the verdict accepted, and the similarity that the model gives them.
-create or replace function imgsearch._accepted(m imgsearch.model)
+-- Pairs with the verdict accepted (of these pixels; null: all), and the similarity that the model gives them: of the first
+-- content of each that has a vector.
+create or replace function imgsearch._accepted(m imgsearch.model, pixels bytea default null)
 returns table (content_a bigint, content_b bigint, similarity double precision)
 language plpgsql stable parallel safe rows 5 set search_path = pg_catalog, pg_temp as $$
 begin
     return query execute format(
-        'select a.content_id, b.content_id, least(1 - (x.embedding %2$s y.embedding) / $1, 1)
-         from imgsearch.duplicate_verdict v
-         join imgsearch.content a on a.pixel_hash = v.pixels_a join %1$s x on x.content_id = a.content_id
-         join imgsearch.content b on b.pixel_hash = v.pixels_b join %1$s y on y.content_id = b.content_id
-         where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b', m.embeddings, imgsearch._operator(m))
-        using imgsearch._distance_scale(m)::double precision;
+        'with verdict as materialized (
+             select v.pixels_a, v.pixels_b from imgsearch.duplicate_verdict v
+             where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b and ($2 is null or $2 in (v.pixels_a, v.pixels_b))),
+         first as materialized (
+             select distinct on (c.pixel_hash) c.pixel_hash, c.content_id, e.embedding
+             from (select v.pixels_a as pixel_hash from verdict v union select v.pixels_b from verdict v) p
+             join imgsearch.content c on c.pixel_hash = p.pixel_hash join %1$s e on e.content_id = c.content_id
+             order by c.pixel_hash, c.content_id)
+         select a.content_id, b.content_id, least(1 - (a.embedding %2$s b.embedding) / $1, 1)
+         from verdict v join first a on a.pixel_hash = v.pixels_a join first b on b.pixel_hash = v.pixels_b',
+        m.embeddings, imgsearch._operator(m))
+        using imgsearch._distance_scale(m)::double precision, pixels;
 end $$;
 
 -- Pairs of duplicates: images with equal pixels against the first of them, and first images against each other. kinds
@@ -191,10 +198,7 @@ begin
              select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
              where (p.content_a = $5 or p.content_b = $5) and p.model_id = $6 and p.similarity >= $4 and p.transform is null
              union all
-             select p.* from imgsearch._accepted($3) p, imgsearch.content q
-             where q.content_id = $2 and exists (
-                 select from imgsearch.content c
-                 where c.content_id in (p.content_a, p.content_b) and c.pixel_hash = q.pixel_hash)),
+             select p.* from imgsearch._accepted($3, (select q.pixel_hash from imgsearch.content q where q.content_id = $2)) p),
          near as (
              select c.pixel_hash, max(p.similarity) as similarity
              from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)

@@ -11,9 +11,9 @@ declare
     representatives bigint[];  -- best first; the rest refers to them by their place
     lows integer[];
     highs integer[];
-    left_lows integer[];
-    left_highs integer[];
-    found integer[];
+    neighbours integer[];  -- of each place the later ones, from its start on
+    starts integer[];
+    taken boolean[];
     medoids integer[] := '{}';
     labels integer[];
     before integer[];
@@ -47,19 +47,18 @@ begin
         return;
     end if;
 
-    left_lows := lows;
-    left_highs := highs;
-    while cardinality(left_lows) > 0 loop
-        with edge as materialized (select * from unnest(left_lows, left_highs) as e (low, high)),
-        best as materialized (select e.low as place from edge e except select e.high from edge e),
-        taken as materialized (
-            select b.place from best b union select e.high from edge e join best b on b.place = e.low),
-        remaining as (
-            select e.* from edge e
-            where e.low not in (select t.place from taken t) and e.high not in (select t.place from taken t))
-        select (select array_agg(b.place) from best b), array_agg(r.low), array_agg(r.high)
-        into found, left_lows, left_highs from remaining r;
-        medoids := medoids || found;
+    select array_agg(e.high order by e.low) into neighbours from unnest(lows, highs) as e (low, high);
+    starts := array(
+        select 1 + coalesce(sum(count(e.low)) over (order by p.place rows between unbounded preceding and 1 preceding), 0)
+        from generate_series(1, cardinality(representatives) + 1) as p (place)
+        left join unnest(lows) as e (low) on e.low = p.place group by p.place order by p.place);
+    taken := array_fill(false, array[coalesce(cardinality(representatives), 0)]);
+    for n in 1 .. coalesce(cardinality(representatives), 0) loop  -- once over all pairs, however they hang together
+        continue when taken[n];
+        medoids := medoids || n;
+        for edge in starts[n] .. starts[n + 1] - 1 loop
+            taken[neighbours[edge]] := true;
+        end loop;
     end loop;
     return query
         with edge as materialized (
@@ -81,6 +80,48 @@ begin
             order by e.high, e.similarity desc, e.low) m;
 end $$;
 
+-- The images that leave groups for the sake of rejected pairs, of which both are in the group of a medoid: the one with most
+-- rejections first, of equals the later one, until no rejected pair is left. A medoid stays.
+create or replace function imgsearch._leaving(ones bigint[], others bigint[], medoids bigint[]) returns bigint[]
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    representatives bigint[];  -- the later ones first
+    neighbours integer[];  -- by their places in representatives, of each place from its start on
+    starts integer[];
+    counts integer[];  -- of those that have not left; null for a medoid, and once left
+    most integer;
+    left_out bigint[] := '{}';
+begin
+    with pair as materialized (
+        select p.one, p.other, p.medoid from unnest(ones, others, medoids) as p (one, other, medoid)
+        union select p.other, p.one, p.medoid from unnest(ones, others, medoids) as p (one, other, medoid)),
+    place as materialized (
+        select p.one as representative, row_number() over (order by p.one desc)::integer as place, count(*) as pairs,
+               p.one = p.medoid as stays
+        from pair p group by p.one, p.medoid)
+    select array_agg(l.representative order by l.place), array_agg(case when not l.stays then l.pairs end order by l.place),
+           array_agg(l.start order by l.place),
+           (select array_agg(o.place order by s.place) from pair p
+            join place s on s.representative = p.one join place o on o.representative = p.other)
+    into representatives, counts, starts, neighbours
+    from (select p.*, 1 + coalesce(sum(p.pairs) over (order by p.place rows between unbounded preceding and 1 preceding), 0)
+                     as start from place p) l;
+    starts := starts || (coalesce(cardinality(neighbours), 0) + 1);
+    loop
+        most := (select max(c) from unnest(counts) c);
+        exit when coalesce(most, 0) = 0;
+        for n in 1 .. cardinality(counts) loop  -- counts only fall, so none comes to have most
+            continue when counts[n] is distinct from most;
+            left_out := left_out || representatives[n];
+            counts[n] := null;
+            for edge in starts[n] .. starts[n + 1] - 1 loop
+                counts[neighbours[edge]] := counts[neighbours[edge]] - 1;
+            end loop;
+        end loop;
+    end loop;
+    return left_out;
+end $$;
+
 -- The members of groups of duplicates and their medoids, of page k after a group. originals are images with copies of equal
 -- pixels, which form a group by themselves.
 create or replace function imgsearch._duplicate_members(
@@ -92,32 +133,17 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     representatives bigint[];
     medoids bigint[];
-    apart_a bigint[];
-    apart_b bigint[];
-    apart_medoids bigint[];
-    leaving bigint;
-    left_out bigint[] := '{}';
+    left_out bigint[];
 begin
     select array_agg(g.representative), array_agg(g.medoid) into representatives, medoids
     from imgsearch._medoids(pairs_a, pairs_b, similarities, linkage) g;
-    -- a rejected pair is never in one group: the image with most rejections leaves it, of equals the later one
-    select array_agg(least(a.representative, b.representative)), array_agg(greatest(a.representative, b.representative)), array_agg(a.medoid)
-    into apart_a, apart_b, apart_medoids
+    select imgsearch._leaving(array_agg(a.representative), array_agg(b.representative), array_agg(a.medoid)) into left_out
     from imgsearch.duplicate_verdict v
     join imgsearch.content c on c.pixel_hash = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
     join unnest(representatives, medoids) as a (representative, medoid) on a.representative = i.image_id
     join imgsearch.content d on d.pixel_hash = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
     join unnest(representatives, medoids) as b (representative, medoid) on b.representative = j.image_id and b.medoid = a.medoid
     where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b;
-    loop
-        select x.representative into leaving
-        from unnest(apart_a || apart_b, apart_medoids || apart_medoids, apart_b || apart_a) as x (representative, medoid, other)
-        where x.representative <> x.medoid and x.representative <> all(left_out) and x.other <> all(left_out)
-        group by x.representative order by count(*) desc, x.representative desc limit 1;
-        exit when not found;
-        left_out := left_out || leaving;
-    end loop;
-
     return query
     with grouped as (
         select * from unnest(representatives, medoids) as g (representative, medoid) where g.representative not in (select unnest(left_out))),

@@ -1,6 +1,7 @@
 """Groups of duplicates: no chains, the right keeper with its reason, and verdicts that hold."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,56 @@ def test_who_was_told_apart_most_leaves_its_group(connection: Connection) -> Non
     for one, other in ((1, 3), (3, 4)):
         connection.execute("select imgsearch.judge_duplicates(%s, %s, 'rejected')", [one, other])
     assert groups(connection, "threshold => 0.9") == [[1, 2, 4]]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=30), st.integers(1, 12))
+def test_of_rejected_pairs_who_has_most_leaves_first(
+    connection: Connection, drawn: set[tuple[int, int]], medoid: int
+) -> None:
+    pairs = {(a, b) for a, b in drawn if a < b}
+    left, expected = set(pairs), set()
+    while counts := Counter(one for pair in left for one in pair if one != medoid):
+        leaving = max(counts, key=lambda one: (counts[one], one))
+        expected.add(leaving)
+        left = {pair for pair in left if leaving not in pair}
+    ones, others = [a for a, _ in pairs], [b for _, b in pairs]
+    row = connection.execute(
+        "select imgsearch._leaving(%s::bigint[], %s::bigint[], %s::bigint[])", [ones, others, [medoid] * len(ones)]
+    ).fetchone()
+    assert row is not None
+    assert set(row[0]) == expected
+
+
+def test_stars_chains_and_equal_pixels_of_thousands_are_no_burden(connection: Connection) -> None:
+    """Within a statement_timeout that what grows with the square would pass many times."""
+    many = 20_000
+    connection.execute("set statement_timeout = '20s'")
+    chain = connection.execute(
+        "select count(*) from imgsearch._medoids(array(select generate_series(1, %(n)s - 1))::bigint[], "
+        "array(select generate_series(2, %(n)s))::bigint[], array_fill(0.9::float8, array[%(n)s - 1]), 'medoid')",
+        {"n": many},
+    ).fetchone()
+    assert chain == (many,)
+    left = connection.execute(
+        "select cardinality(imgsearch._leaving(array(select generate_series(1, %(n)s - 1))::bigint[], "
+        "array(select generate_series(2, %(n)s))::bigint[], array_fill(0::bigint, array[%(n)s - 1])))", {"n": many},
+    ).fetchone()  # fmt: skip
+    assert left == (many // 2,)
+    add_images(connection, many)
+    add_vectors(connection, add_model(connection, "plane", 2).table_name, np.ones((many, 2)))
+    connection.execute("update imgsearch.content set pixel_hash = sha256((content_id % 2)::text::bytea)")
+    connection.execute(
+        "insert into imgsearch.duplicate_verdict (pixels_a, pixels_b, verdict) values "
+        "(least(sha256('0'), sha256('1')), greatest(sha256('0'), sha256('1')), 'accepted')"
+    )
+    connection.execute("analyze imgsearch.content")
+    accepted = connection.execute("select p.* from imgsearch.model m, imgsearch._accepted(m) p").fetchall()
+    assert accepted in ([(1, 2, 1.0)], [(2, 1, 1.0)])
+    found = connection.execute(
+        "select r.* from imgsearch.model m, imgsearch._representatives(m, array[1, 2, 19999, 20000]) r"
+    ).fetchall()
+    assert sorted(found) == [(1, 1), (2, 2), (19999, 1), (20000, 2)]
 
 
 def test_a_pattern_of_paths_is_enough_to_prefer_them(one_picture: Callable[..., Path], connection: Connection) -> None:
