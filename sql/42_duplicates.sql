@@ -247,7 +247,8 @@ begin
         values (pixels[1], pixels[2], judge_duplicates.verdict, coalesce((
             select c.owner from imgsearch.image i join imgsearch.collection c on c.collection_id = i.collection_id
             join pg_roles r on r.rolname = c.owner
-            where i.image_id = judge_duplicates.image_a and pg_has_role(r.oid, 'usage')), current_user))
+            where i.image_id = judge_duplicates.image_a and row_security_active('imgsearch.image')
+                and pg_has_role(r.oid, 'usage')), current_user))
         on conflict on constraint duplicate_verdict_pkey do update
             set verdict = excluded.verdict, owner = excluded.owner, decided_by = excluded.decided_by,
                 decided_at = excluded.decided_at;

@@ -4,25 +4,27 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks
+from pgimgsearch.database.collections import OURS
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.contents import delete_orphans
 from pgimgsearch.duplicates.plan import Move
 from pgimgsearch.errors import SourceError, UsageError
-from pgimgsearch.sources.decode import decode
+from pgimgsearch.sources.decode import ImageFacts, decode, register_formats
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
-from pgimgsearch.sources.locations import ForbiddenLocation, is_url, stored_location
+from pgimgsearch.sources.locations import ForbiddenLocation, is_url, shown_location, stored_location
 from pgimgsearch.sources.read import read_bytes
 from pgimgsearch.sources.stream import open_file
 
@@ -55,7 +57,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
         trash.mkdir(parents=True, exist_ok=True)
         going = {move.location for move in moves}
         earlier = _moved_earlier(trash)
-        with (trash / UNDO).open("a", encoding="utf-8") as undo:
+        with _open_undo(trash, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as undo:
             undo.write("\n")  # a line that a crash tore ends here
             for move in moves:
                 image = _image(connection, move)
@@ -69,11 +71,13 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                 if image is None:
                     yield Outcome(move.location, "the database knows it no longer, or as another image")
                     continue
-                problem = _problem(move, image, going)
+                to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
+                problem = _problem(move, image, going) or _problem_of_keeper(connection, move, image)
+                if problem is None and not _is_inside(to, trash):
+                    problem = f"a link in the trash leads to {os.path.realpath(to.parent)}"
                 if problem is not None:
                     yield Outcome(move.location, problem)
                     continue
-                to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
                 _write_line(undo, {"from": move.location, "to": str(to.relative_to(trash)), "image": image})
                 try:
                     with connection.transaction():
@@ -88,11 +92,10 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
 
 def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
     """Bring back what a trash folder holds, files and images; the next ingest embeds them again."""
-    path = trash / UNDO
-    if not path.is_file():
-        raise SourceError(f"there is no {path}", hint="name the folder that --trash named")
+    if not (trash / UNDO).is_file():
+        raise SourceError(f"there is no {trash / UNDO}", hint="name the folder that --trash named")
     with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
-        for line in reversed(path.read_text("utf-8").split("\n")):  # a name may have been taken twice
+        for line in reversed(_lines(trash)):  # a name may have been taken twice
             if line.strip():
                 yield from _undo_line(connection, trash, line)
 
@@ -100,12 +103,29 @@ def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
 def _moved_earlier(trash: Path) -> dict[tuple[str, int], Path]:
     """Where files lie in the trash, by their old place and their image's number."""
     found = {}
-    for line in (trash / UNDO).read_text("utf-8").split("\n") if (trash / UNDO).is_file() else []:
+    for line in _lines(trash) if (trash / UNDO).is_file() else []:
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # torn by a crash
             entry = json.loads(line)
             if _is_inside(lies := trash / entry["to"], trash):
                 found[entry["from"], entry["image"]["image_id"]] = lies
     return found
+
+
+def _open_undo(trash: Path, flags: int) -> TextIO:
+    """The undo file itself; raises SourceError for a link, which could lead anywhere."""
+    try:
+        number = os.open(trash / UNDO, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise SourceError(f"cannot open {trash / UNDO}: {error.strerror}", hint="name another folder") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise SourceError(f"{trash / UNDO} is no file", hint="name another folder")
+    return open(number, "a" if flags & os.O_APPEND else "r", encoding="utf-8", errors="replace")  # noqa: PTH123
+
+
+def _lines(trash: Path) -> list[str]:
+    with _open_undo(trash, os.O_RDONLY) as undo:
+        return undo.read().split("\n")
 
 
 def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outcome]:
@@ -115,30 +135,60 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
         digest = image["sha256"]
         if not image.keys() >= IMAGE_FIELDS:
             raise KeyError("image")
+        yield from _undo(connection, trash, source, target, image, digest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
-        return
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        yield Outcome(entry["from"], f"the database refuses its image: {error.diag.message_primary}", str(source))
+
+
+def _undo(
+    connection: Connection, trash: Path, source: Path, target: Path, image: dict[str, Any], digest: str
+) -> Iterator[Outcome]:
+    problem = _problem_of_place(connection, source, target, image)
     if not _is_inside(source, trash):
-        yield Outcome(entry["from"], f"{UNDO} names a file outside of the trash", str(source))
+        yield Outcome(str(target), f"{UNDO} names a file outside of the trash", str(source))
+    elif problem is not None:
+        yield Outcome(str(target), problem, str(source))
     elif os.path.lexists(source) and os.path.lexists(target):
-        yield Outcome(entry["from"], "there is a file of that name again", str(source))
+        yield Outcome(str(target), "there is a file of that name again", str(source))
     elif source.is_file() and _digest(str(source)) != digest:
-        yield Outcome(entry["from"], "the file in the trash has changed", str(source))
+        yield Outcome(str(target), "the file in the trash has changed", str(source))
     elif os.path.lexists(source):  # a relative link leads nowhere from the trash, and is as it was once it is back
         target.parent.mkdir(parents=True, exist_ok=True)
         with connection.transaction():
             _restore(connection, image)
             _move(source, target)
-        yield Outcome(entry["from"], "restored")
-    elif _digest(entry["from"]) == digest:
+        yield Outcome(str(target), "restored")
+    elif _digest(str(target)) == digest:
         _restore(connection, image)  # the file came back, perhaps without its row; a row that is there stays
     else:
-        yield Outcome(entry["from"], "it is not in the trash any more", str(source))
+        yield Outcome(str(target), "it is not in the trash any more", str(source))
+
+
+def _problem_of_place(connection: Connection, source: Path, target: Path, image: dict[str, Any]) -> str | None:
+    """Why a file may not go where a line of the undo file says, which whoever gives the trash could have written.
+
+    It must be where its collection has the image; and outside of the collection's folder, an image by name and bytes.
+    """
+    row = connection.execute(
+        "select root from imgsearch.collection where name = %s", [str(image["collection"])]
+    ).fetchone()
+    if row is None:
+        return f"there is no collection {image['collection']} any more"
+    if os.path.normpath(shown_location(image["path"], row[0])) != os.path.normpath(target):
+        return f"collection {image['collection']} does not have it there"
+    if not os.path.isabs(image["path"]) or not os.path.lexists(source):  # noqa: PTH117
+        return None
+    is_image = target.suffix.lower() in register_formats() and _pixels(str(source)) == image["pixel_hash"]
+    return None if is_image else "it is not the image that was put away"
 
 
 def _check_trash(connection: Connection, trash: Path) -> None:
     """A trash inside a collection would be ingested as new images."""
-    rows = connection.execute("select name, root from imgsearch.collection where root like '/%'").fetchall()
+    rows = connection.execute(
+        f"select name, root from imgsearch.collection where root like '/%' and {OURS}"  # noqa: S608
+    ).fetchall()
     here = Path(os.path.realpath(trash))
     for name, root in rows:
         inside = here.is_relative_to(os.path.realpath(root)) and here.relative_to(os.path.realpath(root)).parts
@@ -170,21 +220,41 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
         return f"its keeper is a URL, which may be gone tomorrow: {move.keeper}"
     if _digest(move.keeper) != move.keeper_sha256:
         return f"its keeper is gone or has changed: {move.keeper}"
-    pixels = _pixels(move.location)
-    if pixels != image["pixel_hash"].hex():
+    if _pixels(move.location) != image["pixel_hash"].hex():
         return "it is not the image that the database describes"
-    kept = _pixels(move.keeper)
-    if kept is None or (move.kind == "identical" and kept != pixels):
-        return f"its keeper {'cannot be read' if kept is None else 'has other pixels'}: {move.keeper}"
     if Path(move.location).samefile(move.keeper):
         return "it is its keeper's own file, by another name"
     return None
 
 
+def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]) -> str | None:
+    """Why the keeper is no reason for a file to go: its row says what is not so, or is another tenant's."""
+    kept = _facts(move.keeper)
+    if kept is None:
+        return f"its keeper cannot be read: {move.keeper}"
+    if move.kind == "identical" and kept.pixel_hash != image["pixel_hash"]:
+        return f"its keeper has other pixels: {move.keeper}"
+    row = connection.execute(
+        "select (c.pixel_hash, c.width, c.height) = (%s, %s, %s), l.owner, l.owner = o.owner or not r.relrowsecurity "
+        "from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using "
+        "(collection_id) join imgsearch.collection o on o.name = %s join pg_class r on r.oid = "
+        "'imgsearch.image'::regclass where i.image_id = %s",
+        [kept.pixel_hash, kept.width, kept.height, image["collection"], move.keeper_id],
+    ).fetchone()
+    if row is None or not row[0]:
+        return f"its keeper is not the image that the database describes: {move.keeper}"
+    return None if row[2] else f"its keeper belongs to the role {row[1]}: {move.keeper}"
+
+
 def _pixels(location: str) -> str | None:
     """The hash of an image's pixels; None for a file that is none."""
+    found = _facts(location)
+    return None if found is None else found.pixel_hash.hex()
+
+
+def _facts(location: str) -> ImageFacts | None:
     try:
-        return decode(read_bytes(location, DEFAULT_LIMITS.max_bytes))[1].pixel_hash.hex()
+        return decode(read_bytes(location, DEFAULT_LIMITS.max_bytes))[1]
     except Exception:  # broken bytes raise anything
         return None
 
@@ -238,7 +308,7 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
         connection.cursor(row_factory=dict_row)
         .execute(
             "select i.image_id, i.added_at, l.name as collection, i.key, i.path, i.modified_at, i.group_key, "
-            "i.caption, i.metadata, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format "
+            "i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],
@@ -255,7 +325,7 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
         sql.SQL(
             "insert into imgsearch.image ({}added_at, content_id, collection_id, key, path, modified_at, group_key, "
             "caption, metadata) {}select {}%(added_at)s::timestamptz, n.content_id, l.collection_id, %(key)s, "
-            "%(path)s, %(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s "
+            "%(path)s, %(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s::text::jsonb "
             "from imgsearch.collection l, imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], "
             "array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], array[%(width)s::integer], "
             "array[%(height)s::integer], array[%(format)s::text], row_security_active('imgsearch.image')) n "
@@ -264,5 +334,5 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
             sql.SQL("image_id, " if may_number else ""), sql.SQL("overriding system value " if may_number else ""),
             sql.SQL("%(image_id)s, " if may_number else ""),
         ),
-        image | {"metadata": Jsonb(image["metadata"])},
+        image,
     )  # fmt: skip

@@ -513,6 +513,92 @@ def test_undo_moves_no_file_from_outside_of_the_trash(
     assert not (tmp_path / "elsewhere.txt").exists()
 
 
+@pytest.mark.parametrize("path", ["{}/autostart/x.desktop", "{}/autostart/x.png", "../../autostart/x.desktop"])
+@pytest.mark.parametrize("collection", ["deep", "no such"])
+def test_undo_writes_nothing_elsewhere(
+    connection: Connection, pair: Path, tmp_path: Path, path: str, collection: str
+) -> None:
+    """Whoever gives the trash has written its undo file: its own digests are right."""
+    payload = tmp_path / "bin" / "payload"
+    payload.parent.mkdir()
+    payload.write_bytes(b"#!/bin/sh")
+    connection.execute("update imgsearch.collection set name = 'deep'")
+    path = path.format(tmp_path)
+    image = dict.fromkeys(trash.IMAGE_FIELDS, 1) | {
+        "collection": collection, "path": path, "key": path, "sha256": hashlib.sha256(b"#!/bin/sh").hexdigest(),
+        "pixel_hash": "00" * 32, "format": "PNG", "metadata": "{}", "added_at": "2020-01-01", "modified_at": None,
+        "group_key": None, "caption": None,
+    }  # fmt: skip
+    entry = {"from": str(pair.joinpath(path).resolve()), "to": "payload", "image": image}
+    (tmp_path / "bin" / trash.UNDO).write_text(json.dumps(entry) + "\n")
+    (undone,) = trash.undo(connection, tmp_path / "bin")
+    assert undone.outcome != "restored"
+    assert payload.exists()
+    assert not any(one.name.startswith("x.") for one in tmp_path.rglob("*"))
+
+
+def test_links_in_a_trash_lead_nowhere(connection: Connection, pair: Path, tmp_path: Path) -> None:
+    """Neither that of a folder nor that of the undo file itself."""
+    bin_, outside = tmp_path / "bin", tmp_path / "outside"
+    outside.mkdir()
+    bin_.mkdir()
+    (bin_ / pair.parts[1]).symlink_to(outside)
+    (outcome,) = put_away(connection, pair, bin_, str(pair / "copy.png"))
+    assert "a link in the trash leads to" in outcome.outcome
+    (bin_ / pair.parts[1]).unlink()
+    (bin_ / trash.UNDO).unlink()
+    (bin_ / trash.UNDO).symlink_to(outside / "bashrc")
+    with pytest.raises(SourceError, match="cannot open"):
+        put_away(connection, pair, bin_, str(pair / "copy.png"))
+    assert list(outside.iterdir()) == []
+    assert (pair / "copy.png").exists()
+
+
+def test_a_line_of_an_undo_file_that_the_database_refuses_fails_alone(
+    connection: Connection, pair: Path, tmp_path: Path
+) -> None:
+    """And metadata that Python cannot read comes back as it was."""
+    huge = "9" * 5000
+    connection.execute("alter table imgsearch.image drop constraint image_metadata_check")
+    connection.execute("update imgsearch.image set metadata = %s::jsonb", [f'{{"n": {huge}}}'])
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert outcome.outcome == "moved"
+    undo = tmp_path / "bin" / trash.UNDO
+    entry = json.loads(undo.read_text().strip())
+    bad = entry | {"image": entry["image"] | {"bytes": "many", "width": -1}}
+    undo.write_bytes(undo.read_bytes() + json.dumps(bad).encode() + b"\n\xff\xfe not UTF-8\n[]\n")
+    outcomes = [one.outcome for one in trash.undo(connection, tmp_path / "bin")]
+    assert outcomes[-1] == "restored"
+    assert len(outcomes) == 4
+    assert (pair / "copy.png").exists()
+    assert connection.execute(
+        "select count(*) from imgsearch.image where metadata ->> 'n' = %s", [huge]
+    ).fetchone() == (2,)
+
+
+def test_a_keeper_is_what_its_row_says_and_of_the_same_owner(
+    connection: Connection, pair: Path, tmp_path: Path
+) -> None:
+    """A row that says more pixels than there are would be kept in place of the original, as would another tenant's."""
+    width = connection.execute("select width from imgsearch.content").fetchone()
+    connection.execute("update imgsearch.content set width = 2147483647")
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert "its keeper is not the image that the database describes" in outcome.outcome
+    connection.execute("update imgsearch.content set width = %s", width)
+    connection.execute("alter table imgsearch.image enable row level security")
+    connection.execute(
+        "insert into imgsearch.collection (name, root, owner) values ('theirs', %s, 'tenant')", [str(pair)]
+    )
+    connection.execute(
+        "update imgsearch.image set collection_id = (select max(collection_id) from imgsearch.collection) where key = 'a.png'"
+    )
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert "its keeper belongs to the role tenant" in outcome.outcome
+    connection.execute("alter table imgsearch.image disable row level security")
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert outcome.outcome == "moved"
+
+
 def test_undo_brings_back_only_what_was_put_away(connection: Connection, pair: Path, tmp_path: Path) -> None:
     (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
     Path(outcome.to).write_text("something else")

@@ -236,15 +236,21 @@ def test_a_writer_changes_nothing_of_the_other_tenant(databases: tuple[str, str]
         assert names.contents
 
 
-def test_a_collection_of_another_role_takes_nothing_in(databases: tuple[str, str]) -> None:
-    """By its root above the folder, or by its name: what the owner ingests would be the tenant's to read and delete."""
+@pytest.mark.parametrize("role", ["pgimgsearch", "postgres", "pgimgsearch, a member of tenant_a"])
+def test_a_collection_of_another_role_takes_nothing_in(databases: tuple[str, str], role: str) -> None:
+    """By its root above the folder, or by its name: what the owner ingests would be the tenant's to read and delete.
+
+    A superuser is a member of every role.
+    """
     with psycopg.connect(databases[0].replace("tenant_b@", "postgres@"), autocommit=True) as owner:
         for name, root in (("bait", "/"), ("deeper", "/srv/photos"), ("web", "https://"), ("none", None)):
             with owner.transaction(force_rollback=True):
+                if "member" in role:
+                    owner.execute("grant tenant_a to pgimgsearch")
                 owner.execute("set local role tenant_a")
                 owner.execute("insert into imgsearch.collection (name, root) values (%s, %s)", [name, root])
                 bait = owner.execute("select max(collection_id) from imgsearch.collection").fetchone()
-                owner.execute("set local role pgimgsearch")
+                owner.execute(f"set local role {role.partition(',')[0]}")  # type: ignore[call-overload]
                 for place in ("/srv/photos/2024", "https://example.org/a.jpg", None):
                     assert (open_collection(owner, None, place, "new")[0],) != bait
                 with pytest.raises(SourceError, match="belongs to the role tenant_a"):
