@@ -1,8 +1,10 @@
 """Captions, metadata and groups from beside the images."""
 
+import os
 import posixpath
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from pgimgsearch.sources.rows import COLUMNS, Row, parse_rows, read_text, split
 from pgimgsearch.sources.source import ScannedFile
 
 MOST_NAMED = 5
+SAME_BUT_FOR_CASE = 3  # the least sure name; 0 is the surest
 
 
 class Sidecar:
@@ -21,11 +24,14 @@ class Sidecar:
 
     def __init__(self, path: Path, folders: Sequence[str] = ()) -> None:
         """``folders`` are those that are ingested, which names may be relative to."""
-        self.path, self._folders = path, [folder.rstrip("/") for folder in folders]
+        self.path, self._folders = path, [folder.rstrip("/") for folder in folders if folder]
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._unmatched: dict[str, None] = {}  # in order
         self._without: list[str] = []  # images
         self._lower: dict[str, str | None] = {}  # None where two rows differ in case alone
+        self._claims: dict[str, str] = {}  # row -> the location that took it
+        self._shared: list[str] = []  # images of which a row may mean several
+        self._listed: dict[str, Counter[str]] = {}
         for row in parse_rows(read_text(path), str(path)):
             self._add(row)
 
@@ -47,26 +53,64 @@ class Sidecar:
         self._lower[lower] = name if self._lower.get(lower, name) == name else None
 
     def rows(self, file: ScannedFile) -> list[dict[str, Any]]:
-        """What is said of an image."""
+        """What is said of an image. A row is of one image: of those that it may mean by its name, none takes it."""
         names = list(dict.fromkeys(self._names(file)))
-        found = next((name for name in names if name in self._rows), None)
+        found = next(((tier, name) for tier, name in names if name in self._rows), None)
         if found is None:
-            found = next((same for name in names if (same := self._lower.get(name.casefold()))), None)
-        if found is None:
+            same = next((same for _, name in names if (same := self._lower.get(name.casefold()))), None)
+            found = None if same is None else (SAME_BUT_FOR_CASE, same)
+        rival = None if found is None else self._rival(*found, file)
+        if found is None or (rival is not None and rival < found[0]):  # the row is the other's
             self._without.append(file.path)
             return []
-        self._unmatched.pop(found, None)
-        return self._rows[found]
+        name = found[1]
+        self._unmatched.pop(name, None)
+        if rival is not None or self._claims.setdefault(name, file.location) != file.location:
+            self._shared.append(file.path)
+            return []
+        return self._rows[name]
 
-    def _names(self, file: ScannedFile) -> Iterator[str]:
-        """What an image may be called: its path, one from the folder that is ingested or from above it, all of it."""
+    def _names(self, file: ScannedFile) -> Iterator[tuple[int, str]]:
+        """What an image may be called, the surest names first.
+
+        From the folder that is ingested, and all of it; from the collection's root; with the folder's name in front.
+        """
         location = _normal(file.location)
-        yield _normal(file.path)
-        for folder in map(_normal, self._folders):
-            if location.startswith(f"{folder}/"):
-                inside = location[len(folder) + 1 :]
-                yield from (inside, f"{folder.rpartition('/')[2]}/{inside}")
-        yield location
+        inside = [
+            (folder, location[len(folder) + 1 :])
+            for folder in map(_normal, self._folders)
+            if location.startswith(f"{folder}/")
+        ]
+        yield from ((0, name) for _, name in inside)
+        yield 0, location
+        yield 1, _normal(file.path)
+        yield from ((2, f"{folder.rpartition('/')[2]}/{name}") for folder, name in inside)
+
+    def _rival(self, tier: int, name: str, file: ScannedFile) -> int | None:
+        """How sure another file that is ingested is meant by a row, if it is as sure as this one; of local files."""
+        if is_url(file.location) or not os.path.lexists(file.location):
+            return None
+        places = [(0, os.path.join(folder, name)) for folder in self._folders]  # noqa: PTH118  (an absolute name wins)
+        if file.location.endswith(f"/{file.path}"):
+            places.append((1, os.path.join(file.location.removesuffix(file.path), name)))  # noqa: PTH118
+        places += [(2, f"{posixpath.dirname(folder)}/{name}") for folder in self._folders]
+        rivals = [sure for sure, place in places if sure <= tier and self._is_another(place, file.location)]
+        if tier == SAME_BUT_FOR_CASE and self._namesakes(file.location) > 1:
+            rivals.append(SAME_BUT_FOR_CASE)
+        return min(rivals, default=None)
+
+    def _is_another(self, place: str, location: str) -> bool:
+        """Whether there is another file there that is ingested, too."""
+        if not any(place.startswith(f"{folder}/") for folder in self._folders) or not os.path.lexists(place):
+            return False
+        return not os.path.samestat(os.lstat(place), os.lstat(location))
+
+    def _namesakes(self, location: str) -> int:
+        """How many files of a folder are called the same but for their case."""
+        folder, name = os.path.split(location)
+        if folder not in self._listed:
+            self._listed[folder] = Counter(_normal(one).casefold() for one in os.listdir(folder))  # noqa: PTH208
+        return self._listed[folder][_normal(name).casefold()]
 
     def told(self) -> list[str]:
         """Which rows and images are left; raises SourceError where none found each other."""
@@ -77,6 +121,8 @@ class Sidecar:
             )
         said = [f"{len(self._unmatched)} rows of {self.path} match no image: {_some(self._unmatched)}"]
         said += [f"{len(self._without)} images have no row in {self.path}: {_some(self._without)}"]
+        said += [f"{len(self._shared)} images share a row of {self.path} with others, which none took by it: "
+                 f"{_some(self._shared)}"]  # fmt: skip
         return [one for one in said if not one.startswith("0 ")]
 
 

@@ -145,6 +145,40 @@ def test_sidecars_join_captions_and_fill_metadata(tmp_path: Path) -> None:
     assert (second.caption, second.metadata) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("files", "ingested", "row", "taken", "told"),
+    [
+        (["img/1.png", "img/img/1.png"], ["img"], "img/1.png", "img/img/1.png", "1 images have no row"),
+        (["img/1.png"], ["img"], "img/1.png", "img/1.png", None),  # with the folder's own name
+        (["p/A.png", "p/a.png"], ["p"], "A.png", "p/A.png", None),
+        (["p/A.png", "p/a.png"], ["p"], "A.PNG", None, "2 images share a row"),
+        (["p/a.png"], ["p"], "A.PNG", "p/a.png", None),
+        (["p/straße.png", "p/strasse.png"], ["p"], "straße.png", "p/straße.png", None),
+        (["p/strasse.png"], ["p"], "straße.png", "p/strasse.png", None),
+        (["a/1.png", "b/1.png"], ["a", "b"], "1.png", None, "2 images share a row"),
+        (["a/1.png", "b/1.png"], ["a", "b"], "b/1.png", "b/1.png", "1 images have no row"),
+        (["a/1.png", "b/1.png"], ["a", "b"], "{}/a/1.png", "a/1.png", "1 images have no row"),
+        (["1.png", "p/1.png"], ["p"], "1.png", "p/1.png", None),  # not what lies outside of what is ingested
+        (["p/1.png", "p/q/1.png"], ["p", "p/q"], "q/1.png", "p/q/1.png", "1 images have no row"),
+    ],
+)
+def test_a_row_is_of_one_image(
+    tmp_path: Path, files: list[str], ingested: list[str], row: str, taken: str | None, told: str | None
+) -> None:
+    """That whose name it is; where two have it as much, of none, and that is told."""
+    for name in files:
+        photo(tmp_path / name)
+    (tmp_path / "c.csv").write_text(f"path,caption\n{row.format(tmp_path)},said\nno such.png,x\n")
+    captions = sidecar.Sidecar(tmp_path / "c.csv", [str(tmp_path / one) for one in ingested])
+    found = {
+        file.location: file.caption
+        for one in ingested
+        for file in sidecar.with_captions(folder_source(tmp_path / one).files(str(tmp_path / one)), captions)
+    }
+    assert [place for place, caption in found.items() if caption] == ([str(tmp_path / taken)] if taken else [])
+    assert told is None or any(said.startswith(told) for said in captions.told()), captions.told()
+
+
 def test_groups_by_folder_key_and_pattern() -> None:
     file = ScannedFile("shoes/123_4.jpg", "x", metadata={"brand": "acme"})
     assert [next(sidecar.with_groups([file], by)).group_key for by in ("folder", "brand", r"(\d+)_\d", "colour")] == [
