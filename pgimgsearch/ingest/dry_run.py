@@ -61,6 +61,8 @@ def _removal(
     connection: Connection, collection_id: int, files: Sequence[ScannedFile], source: Source, root: str
 ) -> list[str]:  # fmt: skip
     """What --prune would delete, and how many images it would rename."""
+    if (unread := next((file for file in files if file.unlisted), None)) is not None:
+        return [f"--prune would be refused: {unread.location} could not be read ({unread.problem})"]
     planner = Planner(Session(connection), collection_id, [], Counts([]), remember_seen=True)
     for _ in planner.plan(iter(files)):
         pass

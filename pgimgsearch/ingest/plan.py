@@ -50,7 +50,7 @@ class Planner:
                 self.session.run(self._remember_seen, chunk)
             keys = [file.key for file in chunk]
             known, failed = self.session.run(self._known, keys), self.session.run(self._failed, keys)
-            changed = []
+            changed, settled = [], []
             for file in chunk:
                 wanted = self._wanted(file, known.get(file.key), failed.get(file.key, {}))
                 if wanted:
@@ -58,9 +58,13 @@ class Planner:
                     if file.problem is not None:
                         item.fail(file.problem, lasting=False)
                     yield item
-                elif file.key in known and _has_only_new_attributes(file, known[file.key]):
+                    continue
+                if file.key in known and _has_only_new_attributes(file, known[file.key]):
                     changed.append(file)
+                if file.key in known and None in failed.get(file.key, {}):
+                    settled.append(file.key)  # as its row could not be read, and its image is stored
             self.session.run(self._update_attributes, changed)
+            self.session.run(self._forget_failures, settled)
 
     def deduplicate(self, batch: list[Item]) -> Iterator[Item]:
         """Mark items whose content is stored, or came earlier in this run; their bytes are dropped."""
@@ -87,7 +91,7 @@ class Planner:
 
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
-        same = known is not None and not self.rehash and _same(file, known)
+        same = known is not None and not self.rehash and file.problem is None and _same(file, known)
         again = self.retry_failed or self.rehash or file.unlisted
         wanted = set()
         for position, model in enumerate(self.models):
@@ -158,6 +162,14 @@ class Planner:
                     ]
                     for f in files
                 ],
+            )
+
+    def _forget_failures(self, keys: list[str]) -> None:
+        """Delete failures, for every model, of images that are stored."""
+        if keys:
+            self.connection.execute(
+                "delete from imgsearch.ingest_failure where collection_id = %s and key = any(%s) and model_id is null",
+                [self.collection_id, keys],
             )
 
     def _remember_seen(self, files: list[ScannedFile]) -> None:

@@ -285,7 +285,7 @@ def _checked(
         if file.unlisted and planner.remember_seen:
             raise UsageError(
                 f"cannot prune: {file.location} could not be read ({file.problem})",
-                hint="mend its permissions, or run without --prune",
+                hint="mend it, or run without --prune",
             )
         if number % FILES_PER_CHUNK == 0:  # files that need no work never reach the writer
             reporter.progress(planner.counts.done(), None)

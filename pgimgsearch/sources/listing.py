@@ -48,19 +48,21 @@ def list_source(path: str) -> Source:
 def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:
     """The file that a row names by ``path``, relative to ``folder``, or by ``url``, which is no local file.
 
-    A row that names none, or that cannot be read, is one with a problem, and called by its key or its number.
+    A row that names none, or holds what has no form in JSON, is one with a problem, and called by its key, its path or
+    its number. Which image a row that cannot be read is about is not known.
     """
-    name = f"row {row.number}"
+    name, problem = f"row {row.number}", row.problem
+    if problem is not None:
+        return ScannedFile(name, name, problem=problem, unlisted=True)
     try:
-        if row.problem is not None:
-            raise row.problem
         own, rest = split(row.values, keyed=True)
-        key, path = own.pop("key", None), str(own.pop("path", "") or "").strip()
-        name = key or name
-        if not path:
-            raise NoLocation("the row has neither a path nor a url")
-    except (ValueError, SourceError) as error:
-        return ScannedFile(name, "", problem=error)
+    except (ValueError, SourceError) as error:  # its image is known all the same
+        problem, rest = error, {}
+        own, _ = split({name: row.values[name] for name in ("key", "path", "url") if name in row.values}, keyed=True)
+    key, path = own.pop("key", None), str(own.pop("path", "") or "").strip()
+    name = key or name
+    if not path:
+        return ScannedFile(name, "", problem=problem or NoLocation("the row has neither a path nor a url"))
     try:
         check_location(path)
         if str(row.values.get("url") or "").strip() == path and not is_url(path):
@@ -76,4 +78,4 @@ def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:
     except ForbiddenLocation as error:
         shown = without_user(path)
         file = ScannedFile(shown if shown == path else f"{shown} ({name})", "", problem=error)
-    return replace(file, metadata=rest or None, given_key=key, **own)
+    return replace(file, metadata=rest or None, given_key=key, problem=file.problem or problem, **own)

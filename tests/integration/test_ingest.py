@@ -613,6 +613,37 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     }
 
 
+def test_rows_that_cannot_be_read_prune_nothing(
+    photos: Path, ingest: Ingest, connection: Connection, tmp_path: Path
+) -> None:
+    """Of a row with a bad column the image is known; of one that cannot be read at all, none is known to be gone."""
+    paths = [str(path) for path in sorted(photos.glob("*/*.png"))]
+    listed = tmp_path / "list.jsonl"
+
+    def write(**change: str) -> None:
+        rows = [json.dumps({"path": path, "n": number}) for number, path in enumerate(paths)]
+        listed.write_text("\n".join(change.get(f"row_{number}", row) for number, row in enumerate(rows)))
+
+    def run_it(**options: Any) -> dict[str, int]:
+        return counts(ingest(list_source(str(listed)), "palette", collection="l", **options))
+
+    write()
+    assert run_it() == ZERO | {"embedded": 12}
+    write(
+        row_3=json.dumps({"path": paths[3], "metadata": "oops"}),
+        row_5=json.dumps({"path": paths[5], "n": float("inf")}),
+    )
+    with pytest.raises(UsageError, match="cannot prune: row 6 could not be read"):
+        run_it(prune=True)
+    write(row_3=json.dumps({"path": paths[3], "metadata": "oops"}))
+    assert run_it(prune=True) == ZERO | {"unchanged": 11, "failed": 1}
+    assert one(connection, "select count(*) from imgsearch.image") == 12
+    assert one(connection, "select key from imgsearch.ingest_failure") == paths[3]
+    write()
+    assert run_it(prune=True) == ZERO | {"unchanged": 12}
+    assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
+
+
 def test_a_source_that_is_suddenly_small_is_not_pruned(ingest: Ingest, photos: Path, connection: Connection) -> None:
     ingest(photos)
     everything = one(connection, "select count(*) from imgsearch.image")
