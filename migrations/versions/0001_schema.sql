@@ -5,7 +5,7 @@ create table imgsearch.collection (
     name text not null unique check (octet_length(name) between 1 and 2000),
     root text check (octet_length(root) <= 2000),
     owner name not null default current_user,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now() check (created_at between '0001-01-02' and '9999-12-30')
 );
 comment on table imgsearch.collection is 'a set of images, often below one root: a folder or a URL prefix';
 comment on column imgsearch.collection.owner is
@@ -31,6 +31,16 @@ create table imgsearch.content_claim (
 comment on table imgsearch.content_claim is 'contents whose bytes a writer under row-level security has brought, for the '
     'images of the same transaction';
 
+-- Whether metadata can be read by every program: an object of 16 MB as text, not as it is packed on disk, with numbers of
+-- double precision, 200 levels deep.
+create function imgsearch._is_metadata(value jsonb) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select jsonb_typeof(value) = 'object' and octet_length(value::text) <= 16777216
+        and not jsonb_path_exists(value, 'strict $.** ? (@.type() == "number" && @.abs() > 1e301)')
+        and not jsonb_path_exists(value, 'strict $.**{200}');
+end;
+
 create table imgsearch.image (
     image_id bigint generated always as identity primary key,
     content_id bigint not null references imgsearch.content,
@@ -40,12 +50,12 @@ create table imgsearch.image (
     modified_at timestamptz check (modified_at between '0001-01-02' and '9999-12-30'),
     group_key text check (octet_length(group_key) <= 2600),
     caption text check (octet_length(caption) <= 1000000),
-    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and pg_column_size(metadata) <= 16777216),
+    metadata jsonb not null default '{}' check (imgsearch._is_metadata(metadata)),
     search tsvector generated always as (
         to_tsvector('pg_catalog.simple'::regconfig,
                     coalesce(caption, '') || ' ' || translate(path, '/._-', '    '))) stored,
-    added_at timestamptz not null default now(),
-    updated_at timestamptz not null default now(),
+    added_at timestamptz not null default now() check (added_at between '0001-01-02' and '9999-12-30'),
+    updated_at timestamptz not null default now() check (updated_at between '0001-01-02' and '9999-12-30'),
     unique (collection_id, key)
 );
 create index image_content on imgsearch.image (content_id);
@@ -220,8 +230,8 @@ comment on table imgsearch.calibration is 'what the thresholds of a model were m
 
 create table imgsearch.duplicate_scan (
     model_id integer primary key references imgsearch.model on delete cascade,
-    threshold double precision not null,
-    started_at timestamptz not null default now()
+    threshold double precision not null check (threshold between -1 and 1),
+    started_at timestamptz not null default now() check (started_at between '0001-01-02' and '9999-12-30')
 );
 create table imgsearch.duplicate_scanned (
     content_id bigint not null references imgsearch.content on delete cascade,
@@ -235,8 +245,8 @@ create table imgsearch.duplicate_pair (
     content_a bigint not null references imgsearch.content on delete cascade,
     content_b bigint not null references imgsearch.content on delete cascade,
     model_id integer not null references imgsearch.duplicate_scan on delete cascade,
-    similarity double precision not null,
-    transform text,
+    similarity double precision not null check (similarity between -1.001 and 1),
+    transform text check (octet_length(transform) <= 100),
     primary key (content_a, content_b, model_id),
     check (content_a < content_b)
 );
@@ -253,7 +263,7 @@ create table imgsearch.duplicate_verdict (
     verdict text not null check (verdict in ('accepted', 'rejected')),
     owner name not null default current_user,
     decided_by name not null default current_user,
-    decided_at timestamptz not null default now(),
+    decided_at timestamptz not null default now() check (decided_at between '0001-01-02' and '9999-12-30'),
     primary key (pixels_a, pixels_b),
     check (pixels_a <= pixels_b)
 );
@@ -265,7 +275,7 @@ create table imgsearch.cluster (
     content_id bigint not null references imgsearch.content on delete cascade,
     model_id integer not null references imgsearch.model on delete cascade,
     cluster integer,
-    probability real not null,
+    probability real not null check (probability between 0 and 1),
     primary key (content_id, model_id)
 );
 create index cluster_model on imgsearch.cluster (model_id, cluster);

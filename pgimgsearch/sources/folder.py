@@ -1,9 +1,9 @@
 """Folders of images: what is found in them, and what is left out."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ def folder_source(path: Path, selection: Selection | None = None) -> Source:
                 yield ScannedFile(_stored(caption, root), caption, problem=found, unlisted=True)
             else:
                 file = scan_file(Path(found), root)
-                yield _captioned(file, caption) if caption else file
+                yield _captioned(file, caption, str(path)) if caption else file
 
     def count() -> int:
         unread = LeftOut()
@@ -131,14 +131,24 @@ def _says_nothing(extension: str) -> bool:
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
-    with suppress(OSError), open_file(entry.path) as file:
-        return begins_like_an_image(file.read(64))
-    return False
-
-
-def _captioned(file: ScannedFile, path: str) -> ScannedFile:
-    """A file with the text beside it; one that cannot be read fails the file, as it would be lost without a word."""
+    """Whether a file begins like an image; one that cannot be read may be, and fails where it is read."""
     try:
+        if not entry.is_file():
+            return False
+        with open_file(entry.path) as file:
+            return begins_like_an_image(file.read(64))
+    except OSError:
+        return True
+
+
+def _captioned(file: ScannedFile, path: str, folder: str) -> ScannedFile:
+    """A file with the text beside it; one that cannot be read fails the file, as it would be lost without a word.
+
+    A link that leads out of the folder is not followed: it could show any file as a caption.
+    """
+    try:
+        if os.path.islink(path) and not os.path.realpath(path).startswith(f"{os.path.realpath(folder)}/"):  # noqa: PTH114
+            raise OSError(0, "a link that leads out of the folder")
         with open_file(path) as text:
             return replace(file, caption=text.read(MOST_CAPTION + 1).decode().strip() or None)
     except (OSError, UnicodeDecodeError) as error:
@@ -159,5 +169,8 @@ def scan_file(path: Path, root: str) -> ScannedFile:
 
 def _stored(path: str, root: str) -> str:
     """A path as it is stored: relative below the root; bytes that are no UTF-8 are written as escapes."""
-    relative = os.path.relpath(path, root) if root and path.startswith(root.rstrip("/") + "/") else path
-    return os.fsencode(relative).decode("utf-8", "backslashreplace")
+    readable = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if readable != path and os.path.lexists(readable):  # another file is called as this one is written
+        readable += f" ({hashlib.sha256(os.fsencode(path)).hexdigest()[:8]})"
+    below = root and readable.startswith(root.rstrip("/") + "/")
+    return os.path.relpath(readable, root) if below else readable

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 DEEPEST = 100  # levels of nesting
+MOST_DIGITS, MOST_BITS = 300, 1000  # of a number: other languages read it as one of double precision
 
 
 def as_json(value: Any, name: str, depth: int = 0) -> Any:
@@ -21,6 +22,8 @@ def as_json(value: Any, name: str, depth: int = 0) -> Any:
     if isinstance(value, float | Decimal):
         return _number(value, name)
     if isinstance(value, int):
+        if value.bit_length() > MOST_BITS:
+            raise ValueError(f"{name} is a number of more than {MOST_DIGITS} digits")
         return int(value)
     if isinstance(value, datetime):  # of fixed width, so that it compares as text
         utc = value.astimezone(UTC) if value.tzinfo is not None else value
@@ -42,5 +45,7 @@ def _number(value: float | Decimal, name: str) -> int | float | None:
     if math.isinf(value):
         raise ValueError(f"{name} is infinite, which has no form in JSON")
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() and value.adjusted() < 4000 else float(value)
+        if value.adjusted() > MOST_DIGITS:
+            raise ValueError(f"{name} is a number of more than {MOST_DIGITS} digits")
+        return int(value) if value == value.to_integral_value() else float(value)
     return value

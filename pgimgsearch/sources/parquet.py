@@ -1,11 +1,13 @@
 """Parquet of images: a row an image, its bytes in one column, what is said of it in the others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pgimgsearch.errors import ModelError
 from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
+from pgimgsearch.sources.storable import UnstorableRow
 from pgimgsearch.sources.stream import open_stream
 
 ROWS_AT_ONCE = 64
@@ -82,13 +84,37 @@ def rows(
         others = [name for name in schema.names if name == column or not _has_bytes(schema.field(name).type)]
         number = 0
         for batch in table.iter_batches(batch_size=_rows_at_once(table.metadata), columns=others):
-            columns = list(zip(others, batch.columns, strict=True))
+            columns = list(zip(others, map(_in_microseconds, batch.columns), strict=True))
             for index in range(batch.num_rows):  # one at a time: a dictionary's value may be large, and in all rows
-                row = {name: values[index].as_py() for name, values in columns}
+                row, problem = _row(columns, index)
                 if caption_column is not None:
                     row["caption"] = row.pop(caption_column)
-                yield from _images(row, column, named, number)
+                for file, about in _images(row, column, named, number):
+                    yield (file, about) if problem is None else (replace(file, problem=problem, data=None), {})
                 number += 1
+
+
+def _row(columns: Sequence[tuple[str, Any]], index: int) -> tuple[dict[str, Any], UnstorableRow | None]:
+    """A row by column; and why it cannot be stored, where Python has no form for a value, as for the year 10,000."""
+    row, problem = {}, None
+    for name, values in columns:
+        try:
+            row[name] = values[index].as_py()
+        except Exception as error:  # pyarrow raises many kinds
+            row[name], problem = None, UnstorableRow(f"its {name} cannot be read: {error}")
+    return row, problem
+
+
+def _in_microseconds(values: Any) -> Any:
+    """Times of nanoseconds in the resolution that Python has."""
+    import pyarrow
+    from pyarrow import types
+
+    if not types.is_temporal(values.type) or getattr(values.type, "unit", None) != "ns":
+        return values
+    if types.is_timestamp(values.type):
+        return values.cast(pyarrow.timestamp("us", values.type.tz), safe=False)
+    return values.cast(pyarrow.duration("us") if types.is_duration(values.type) else pyarrow.time64("us"), safe=False)
 
 
 def _image_column(schema: Any) -> str:

@@ -64,7 +64,10 @@ class Shard:
                 for number, (file, about) in enumerate(self.reader(self.location)):
                     if number >= done:
                         done += 1
-                        unique = file.path if file.path not in seen else f"{number:08}-{file.path}"
+                        unique = inner = webdataset.inside(file.path)
+                        while unique in seen:  # several members are called so, which is allowed
+                            unique = f"{number:08}-{inner}"
+                            inner = unique
                         seen.add(unique)
                         yield _placed(replace(file, path=unique), about, name, self.location)
             except PgImgSearchError:
@@ -79,8 +82,7 @@ class Shard:
 
 def _placed(file: ScannedFile, about: Mapping[str, Any], name: str, location: str) -> ScannedFile:
     """An image below its shard with what is said of it; what cannot be said in JSON fails it by name."""
-    inner = webdataset.inside(file.path)
-    placed = replace(file, path=f"{name}/{inner}", location=f"{location}/{inner}")
+    placed = replace(file, path=f"{name}/{file.path}", location=f"{location}/{file.path}")
     try:
         own, rest = split({key: value for key, value in about.items() if key not in {"path", "url"}})
         rest |= {"url": about["url"]} if about.get("url") else {}

@@ -166,8 +166,12 @@ def inside(name: str) -> str:
 @lru_cache(maxsize=8)
 def _members(shard: str) -> dict[str, tuple[int, int]]:
     """Name -> offset and size."""
+    found: dict[str, tuple[int, int]] = {}
     with open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Strict) as tar:
-        return {inside(member.name): (member.offset_data, member.size) for member in tar if member.isfile()}
+        for member in tar:
+            if member.isfile():  # of several that are called so the first has the name
+                found.setdefault(inside(member.name), (member.offset_data, member.size))
+    return found
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> ScannedFile:
@@ -185,13 +189,26 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _with_attributes(sample: Sample) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
-    """Each image with the texts that share its whole stem, and those that share it with no image of the sample."""
+    """Each image with the texts that share its whole stem, and those of the whole sample.
+
+    Where stems of images have dots (``shot.001.png``), a text of another such stem is of an image that is not there,
+    and fails by its name.
+    """
     stems = {picture.path.rpartition(".")[0] for picture in sample.pictures}
+    dotted = any(map(_has_dot, stems))
+    others = {name for name in sample.texts if name[0] not in stems and dotted and _has_dot(name[0])}
+    shared = {ending: sample.texts[stem, ending] for stem, ending in sample.texts.keys() - others if stem not in stems}
     for picture in sample.pictures:
         own = picture.path.rpartition(".")[0]
-        texts = {ending: text for (stem, ending), text in sample.texts.items() if stem not in stems}
-        texts |= {ending: text for (stem, ending), text in sample.texts.items() if stem == own}
-        yield picture, _said(texts)
+        texts = {ending: text for (stem, ending), text in sample.texts.items() if stem == own}
+        yield picture, _said(shared | texts)
+    for stem, ending in sorted(others):
+        why = ValueError(f"a text of an image {stem} that the tar does not hold")
+        yield ScannedFile(f"{stem}.{ending}", "", problem=why), {}
+
+
+def _has_dot(stem: str) -> bool:
+    return "." in stem.rpartition("/")[2]
 
 
 def _said(texts: dict[str, bytes]) -> dict[str, Any]:

@@ -705,4 +705,6 @@ def test_the_bounds_of_rows_are_those_of_the_tables(connection: Connection) -> N
     for column in ("key", "path", "group_key"):
         assert f"octet_length({column}) <= {MOST_KEY})" in checks
     assert f"octet_length(caption) <= {MOST_CAPTION})" in checks
-    assert f"pg_column_size(metadata) <= {MOST_METADATA})" in checks
+    assert f"octet_length((value)::text) <= {MOST_METADATA})" in one(
+        connection, "select pg_get_functiondef('imgsearch._is_metadata'::regproc)"
+    )

@@ -1,6 +1,7 @@
 """Images from tars, Parquet and object stores: the same rows as from a folder, and what breaks is named."""
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -124,6 +125,81 @@ def test_a_sample_is_its_picture_caption_and_metadata(
     failure = stored(connection, "select path, message from imgsearch.ingest_failure")
     assert failure[0] == "wds.tar/a/003.png"
     assert "its metadata cannot be stored" in failure[1]
+
+
+def test_members_of_one_name_are_images_of_their_own(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    """However the name is written; and none has the caption of another."""
+    four = list(pictures.values())[:4]
+    names = ["b.png", "./b.png", "x/../b.png", "/b.png"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in [*zip(names, four, strict=True), ("b.txt", b"the first"), ("00000001-b.png", four[0])]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "wds.tar").write_bytes(buffer.getvalue())
+    table = pa.table({"path": names, "image": four})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    for shard, count in (("wds.tar", 5), ("t.parquet", 4)):
+        (source,) = parse_sources([str(tmp_path / shard)], None)
+        assert sum(counts(ingest(source)).values()) == count
+        rows = connection.execute(
+            "select i.caption, encode(c.sha256, 'hex') from imgsearch.image i join imgsearch.content c using (content_id) "
+            "where starts_with(i.path, %s)", [shard],
+        ).fetchall()  # fmt: skip
+        assert len(rows) == count
+        assert {digest for _, digest in rows} == {hashlib.sha256(data).hexdigest() for data in four}
+        captioned = [digest for caption, digest in rows if caption]
+        assert captioned == ([hashlib.sha256(four[0]).hexdigest()] if shard == "wds.tar" else [])
+
+
+def test_a_text_of_an_image_that_is_not_in_the_tar_is_of_no_other(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    one, two = list(pictures.values())[:2]
+    (tmp_path / "wds.tar").write_bytes(tar_of({
+        "shot.001.png": one, "shot.002.png": two, "shot.003.txt": b"the third", "shot.json": b'{"of": "all"}',
+        "alone.png": one, "alone.caption.txt": b"its own",
+    }))  # fmt: skip
+    (source,) = parse_sources([str(tmp_path / "wds.tar")], None)
+    ingest(source)
+    rows = connection.execute("select path, caption, metadata from imgsearch.image order by path").fetchall()
+    assert rows == [
+        ("wds.tar/alone.png", "its own", {}),
+        ("wds.tar/shot.001.png", None, {"of": "all"}), ("wds.tar/shot.002.png", None, {"of": "all"}),
+    ]  # fmt: skip
+    assert stored(connection, "select path, message from imgsearch.ingest_failure") == (
+        "wds.tar/shot.003.txt", "a text of an image shot.003 that the tar does not hold",
+    )  # fmt: skip
+
+
+def test_a_value_of_parquet_that_python_has_no_form_for_fails_its_row(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    values = list(pictures.values())
+    far = [0, 1 << 62, *[0] * (FILES - 2)]
+    odd = {
+        "time": pa.array(far, pa.int64()).cast(pa.timestamp("us")), "span": pa.array(far, pa.int64()).cast(pa.duration("s")),
+        "day": pa.array([0, 1 << 30, *[0] * (FILES - 2)], pa.int32()).cast(pa.date32()),
+        "text": pa.Array.from_buffers(pa.string(), FILES, pa.array([b"a", b"\xff", *[b"b"] * (FILES - 2)]).buffers()),
+    }  # fmt: skip
+    for name, column in odd.items():
+        table = pa.table({"image": values, "path": list(pictures), name: column})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        (source,) = parse_sources([str(tmp_path / f"{name}.parquet")], None)
+        found = counts(ingest(source))
+        assert sum(found.values()) == FILES
+        assert found["failed"] == 1
+        message = stored(connection, f"select message from imgsearch.ingest_failure where starts_with(path, '{name}')")
+        assert f"its {name} cannot be read" in message[0]
+    nanoseconds = pa.array([1_577_934_245_123_456_789] * FILES).cast(pa.timestamp("ns", "UTC"))
+    parquet.write_table(pa.table({"image": values, "when": nanoseconds}), tmp_path / "ns.parquet")
+    (source,) = parse_sources([str(tmp_path / "ns.parquet")], None)
+    assert "failed" not in counts(ingest(source))
+    said = "select distinct metadata ->> 'when' from imgsearch.image where starts_with(path, 'ns')"
+    assert stored(connection, said) == ("2020-01-02T03:04:05.123456Z",)
 
 
 @pytest.mark.parametrize("layout", ["bytes", "hub"])

@@ -1,12 +1,14 @@
 """Sources: what is found, left out, or told as a problem."""
 
 import os
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.sources import sidecar
+from pgimgsearch.sources import folder, sidecar
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.listing import list_source
 from pgimgsearch.sources.source import ScannedFile, Source
@@ -127,6 +129,39 @@ def test_the_text_beside_an_image_is_its_caption_or_told(tmp_path: Path) -> None
     assert "cannot be read" in str(found["b"].problem)
     assert "caption has" in str(found["c"].problem)
     assert source.left_out.told() == []
+
+
+def test_a_text_that_is_a_link_shows_no_file_from_outside(tmp_path: Path) -> None:
+    """Links inside of the folder are followed, as some tools store all files behind them."""
+    secret = tmp_path / "secret"
+    secret.write_text("root:x:0:0")
+    photos = photo(tmp_path / "p" / "a.png").parent
+    photo(photos / "b.png")
+    (photos / ".store").mkdir()
+    (photos / ".store" / "1").write_text("a blue door")
+    (photos / "a.txt").symlink_to(secret)
+    (photos / "b.txt").symlink_to(Path(".store") / "1")
+    a, b = folder_source(photos).files(str(photos))
+    assert a.caption is None
+    assert "a link that leads out of the folder" in str(a.problem)
+    assert (b.caption, b.problem) == ("a blue door", None)
+
+
+def test_a_file_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be an image, and what is left out would be pruned."""
+    photo(tmp_path / "a.png").rename(tmp_path / "IMG_1")
+    os.mkfifo(tmp_path / "IMG_2")
+    monkeypatch.setattr(folder, "open_file", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert [file.path for file in folder_source(tmp_path).files(str(tmp_path))] == ["IMG_1"]
+
+
+def test_two_names_are_never_one_key(tmp_path: Path) -> None:
+    """One that is not UTF-8, and one that is called as that is written."""
+    photo(tmp_path / "a.png")
+    for name in (b"caf\xe9.png", rb"caf\xe9.png"):
+        shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/" + name)
+    files = list(folder_source(tmp_path).files(str(tmp_path)))
+    assert len({file.key for file in files}) == 3
 
 
 def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
