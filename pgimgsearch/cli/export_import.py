@@ -42,6 +42,6 @@ def import_(
             found = import_files(url, files, shadow=shadow_table if index else False, reporter=reporter)
         if index:
             ingest_report.complete_loads(terminal, url, list(dict.fromkeys(one.model for one in found)))
-    rows = [{"file": file, "model": one.model, "images": one.images, "skipped": one.skipped}
+    rows = [{"file": file, "model": one.model, "images": one.images, "skipped": one.skipped, "different": one.different}
             for file, one in zip(files, found, strict=True)]  # fmt: skip
-    terminal.show(rows, ["file", "model", "images", "skipped"])
+    terminal.show(rows, ["file", "model", "images", "skipped", "different"])

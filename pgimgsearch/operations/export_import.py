@@ -1,44 +1,34 @@
 """Embeddings out of one database and into another, as Parquet: images, their attributes, vectors, and their model."""
 
-import base64
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
+from pgimgsearch.concurrency import batched
 from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import (
-    Canary,
     StoredModel,
-    StoredReduction,
-    canary_of,
-    find_model,
-    get_model,
-    insert_model,
-    reduction_of,
 )
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings.loaded_model import rejection_reason
-from pgimgsearch.embeddings.registry import get_stored, suitable_aliases
-from pgimgsearch.errors import DriftError, SourceError, UsageError
+from pgimgsearch.embeddings.registry import get_stored
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.indexing.embedding_table import live_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.load_target import SHADOW, join_shadows, wants_shadow
 from pgimgsearch.ingest.run_log import lock_collection
 from pgimgsearch.ingest.write import Writer, drop_orphans
-from pgimgsearch.models import catalog
-from pgimgsearch.models.backends import backends
+from pgimgsearch.operations.exported_model import describe_model, exported_model, read_description
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.locations import is_url
@@ -48,13 +38,9 @@ from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import storable
 from pgimgsearch.sources.stream import open_stream
 
-PLACE = re.compile(r"[/~]|.*(://|\.\./|\0)|local-dir:|[a-zA-Z]:\\")  # a path or a URL
-ROWS_A_GROUP, ROWS_A_CHUNK = 10_000, 1000
-FORMAT, KEY = 2, b"pgimgsearch"
-MODEL_FIELDS = (
-    "name", "dim", "storage", "backend", "checkpoint", "revision", "output", "preprocess", "normalize", "logit_scale",
-    "logit_bias", "fingerprint", "full_dim", "has_text", "licence", "near", "similar", "ef_search", "index_spec",
-)  # fmt: skip
+DIGEST = 32  # bytes of a SHA-256
+ROWS_A_GROUP, BYTES_A_GROUP, ROWS_A_CHUNK = 10_000, 64 << 20, 1000
+TYPES = ["text"] * 7 + ["timestamptz", "bytea", "bytea", "int8", "int4", "int4", "text", "bytea"]  # of IMAGES; as sent
 IMAGES = """
 select l.name as collection, l.root, i.key, i.path, i.group_key, i.caption, i.metadata::text as metadata,
        i.modified_at, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format, e.embedding
@@ -65,13 +51,18 @@ order by l.name, i.image_id
 """
 
 
+COLUMNS = {"collection", "root", "path", "group_key", "caption", "metadata", "modified_at", "sha256", "bytes", "width",
+           "height", "format", "embedding"}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class ImportResult:
-    """What an import did: ``skipped`` rows had a vector that must not be stored."""
+    """What an import did: ``skipped`` rows cannot be stored, ``different`` ones name an image that is another here."""
 
     model: str
     images: int
     skipped: int
+    different: int
 
 
 def export(url: str, name: str, target: str, collection: str | None, reporter: Reporter = SILENT) -> int:
@@ -85,16 +76,16 @@ def export(url: str, name: str, target: str, collection: str | None, reporter: R
             and not connection.execute("select 1 from imgsearch.collection where name = %s", [collection]).fetchone()
         ):
             raise UsageError(f"there is no collection {collection}", hint="see: pgimgsearch stats")
-        schema = _schema(pyarrow, model).with_metadata({KEY: json.dumps(_describe_model(connection, model)).encode()})
+        schema = _schema(pyarrow, model).with_metadata(describe_model(connection, model))
+        query = sql.SQL("copy ({}) to stdout (format binary)").format(sql.SQL(IMAGES).format(model.table))
         done = 0
         with (
             _output(target) as stream,
             parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
-            connection.cursor("export", binary=True) as cursor,
-        ):
-            cursor.itersize = ROWS_A_GROUP
-            cursor.execute(sql.SQL(IMAGES).format(model.table), {"collection": collection})
-            while rows := cursor.fetchmany(ROWS_A_GROUP):
+            connection.cursor() as cursor, cursor.copy(query, {"collection": collection}) as copy,
+        ):  # fmt: skip
+            copy.set_types(TYPES)
+            for rows in batched(copy.rows(), ROWS_A_GROUP, _row_bytes, BYTES_A_GROUP):  # as a row may be large
                 columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
                 vectors = _parsed(columns.pop(), model)
                 arrays = [pyarrow.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
@@ -103,6 +94,10 @@ def export(url: str, name: str, target: str, collection: str | None, reporter: R
                 done += len(rows)
                 reporter.progress(done, None)
     return done
+
+
+def _row_bytes(row: Sequence[Any]) -> int:
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
 def import_files(
@@ -117,26 +112,26 @@ def import_files(
     total, found = 0, []
     for place in places:
         with _input(place) as table:
-            described = _description(table, place)
+            described = _described(table, place)
             with connect(url) as connection:
-                model = _model(connection, described)
+                model = exported_model(connection, described)
                 into_shadow = wants_shadow(connection, model, partial(_count_new, connection, table, model), shadow)
             if into_shadow:
                 reporter.say(SHADOW.format(model.name))
-            images = skipped = 0
+            images = skipped = different = 0
             for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
-                for kept, left in _collection(url, name, model, batches, into_shadow=into_shadow):
-                    images, skipped = images + kept, skipped + left
-                    reporter.progress(total + images + skipped, None)
-        total += images + skipped
-        found.append(ImportResult(model.name, images, skipped))
+                for kept, left, other in _collection(url, name, model, batches, into_shadow=into_shadow):
+                    images, skipped, different = images + kept, skipped + left, different + other
+                    reporter.progress(total + images + skipped + different, None)
+        total += images + skipped + different
+        found.append(ImportResult(model.name, images, skipped, different))
     return found
 
 
 def _collection(
     url: str, name: str, model: StoredModel, chunks: Iterator[list[dict[str, Any]]], *, into_shadow: bool
-) -> Iterator[tuple[int, int]]:
-    """Write chunks of one collection; yields for each how many rows were taken and left out."""
+) -> Iterator[tuple[int, int, int]]:
+    """Write chunks of one collection; yields for each how many rows were taken, left out, and of another image."""
     with ExitStack() as stack:
         writing = stack.enter_context(session(url))
         writer, collection_id = None, 0
@@ -147,11 +142,34 @@ def _collection(
                 shadows = join_shadows(writing, [model], {model.name} if into_shadow else set())
                 table = shadows[model.model_id] if into_shadow else live_table(model)
                 writer = Writer(writing, collection_id, None, [model], [table.identifier])
-            good = [item for row in rows if (item := _item(row)) is not None]
+            items = [item for row in rows if (item := _item(row)) is not None]
+            good = _as_stored(writing.connection, collection_id, items)
             writer.write(good, Counts([model.name]))
-            yield len(good), len(rows) - len(good)
+            yield len(good), len(rows) - len(items), len(items) - len(good)
         if writer is not None:
             drop_orphans(writing, writer.replaced)
+
+
+def _as_stored(connection: Connection, collection_id: int, items: Sequence[Item]) -> list[Item]:
+    """The items as they change nothing that is stored: images that are there keep what is said of them.
+
+    Those whose key is that of an image of other bytes are left out.
+    """
+    rows = connection.execute(
+        "select i.key, c.sha256, i.path, i.modified_at from imgsearch.image i join imgsearch.content c "
+        "using (content_id) where i.collection_id = %s and i.key = any(%s)",
+        [collection_id, [item.file.key for item in items]],
+    ).fetchall()
+    stored = {key: (digest, path, modified_at) for key, digest, path, modified_at in rows}
+    kept = []
+    for item in items:
+        digest, path, modified_at = stored.get(item.file.key, (item.sha256, None, None))
+        if digest != item.sha256:
+            continue
+        if path is not None:
+            item.file = ScannedFile(path, path, item.file.size, modified_at, item.file.key)
+        kept.append(item)
+    return kept
 
 
 def _count_new(connection: Connection, table: Any, model: StoredModel) -> int:
@@ -172,7 +190,12 @@ def _item(row: dict[str, Any]) -> Item | None:
     """A row as it is written; None for one that cannot be stored."""
     try:
         metadata = json.loads(row["metadata"])
-    except (ValueError, RecursionError):
+        valid = (
+            isinstance(metadata, dict), row["bytes"] >= 0, row["width"] > 0, row["height"] > 0,
+            len(row["sha256"]) == len(row["pixel_hash"]) == DIGEST, rejection_reason(row["embedding"]) is None,
+            None not in (row["path"], row["key"], row["format"]),
+        )  # fmt: skip
+    except (ValueError, TypeError, RecursionError):
         return None
     file = ScannedFile(
         row["path"],
@@ -184,14 +207,23 @@ def _item(row: dict[str, Any]) -> Item | None:
         row["caption"],
         metadata,
     )
-    sizes = (row["bytes"] >= 0, row["width"] > 0, row["height"] > 0)
-    if storable(file).problem is not None or not all(sizes) or rejection_reason(row["embedding"]) is not None:
+    if not all(valid) or storable(file).problem is not None:
         return None
     return Item(
         file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
         image=ImageFacts(row["pixel_hash"], row["width"], row["height"], row["format"]),
         vectors={0: row["embedding"]},
     )  # fmt: skip
+
+
+def _described(table: Any, place: str) -> dict[str, Any]:
+    """What a file says of its model, once it has all columns."""
+    described = read_description(table.schema_arrow.metadata or {}, place)
+    names = set(table.schema_arrow.names)
+    wanted = COLUMNS if "external_id" in names else COLUMNS | {"key", "pixel_hash"}
+    if missing := wanted - names:
+        raise SourceError(f"{place} has no column {', '.join(sorted(missing))}", hint="export it again")
+    return described
 
 
 def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str, Any]]]:
@@ -205,6 +237,8 @@ def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str,
             rows = batch.select(names).to_pylist()
             for row, vector in zip(rows, vectors, strict=True):
                 row["embedding"] = vector
+                if not row["collection"]:
+                    raise ValueError("a row names no collection")
                 if "external_id" in row:  # of format 1, where it did not have to be unique
                     row |= {"key": row["path"], "pixel_hash": row["pixel_sha256"]}
                     row["metadata"] = _with_external_id(row["metadata"], row["external_id"])
@@ -236,84 +270,6 @@ def _parsed(values: list[bytes], model: StoredModel) -> NDArray[Any]:
     kind = {"halfvec": ">f2", "vector": ">f4", "bit": "u1"}[model.storage]
     packed = np.frombuffer(b"".join(value[4:] for value in values), kind)
     return packed.astype(packed.dtype.newbyteorder("=")).reshape(len(values), -1)
-
-
-def _describe_model(connection: Connection, model: StoredModel) -> dict[str, Any]:
-    """What an import needs of a model."""
-    canary, reduction = canary_of(connection, model), reduction_of(connection, model)
-    kept = asdict(reduction) if reduction else None
-    if kept:
-        kept["matrix"] = base64.b64encode(kept["matrix"]).decode()
-    fields = asdict(model)
-    return {"format": FORMAT, "model": {name: fields[name] for name in MODEL_FIELDS},
-            "canary": asdict(canary) if canary else None, "reduction": kept}  # fmt: skip
-
-
-def _description(table: Any, place: str) -> dict[str, Any]:
-    described = json.loads((table.schema_arrow.metadata or {}).get(KEY, b"{}"))
-    if described.get("format") == 1:  # of versions before the first release
-        described["format"] = FORMAT
-        described["model"]["index_spec"] = described["model"].pop("index_wanted")
-        (described["reduction"] or {}).pop("mean", None)
-    if described.get("format") != FORMAT:
-        raise SourceError(
-            f"{place} is no export of embeddings", hint="make one: pgimgsearch export FILE.parquet --model NAME; "
-            "images in Parquet go by: pgimgsearch ingest FILE.parquet --model NAME"
-        )  # fmt: skip
-    return dict(described)
-
-
-def _fields(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that describe a model, and no others; raises SourceError for a checkpoint that is a path or a URL."""
-    try:
-        fields = {name: described[name] for name in MODEL_FIELDS}
-        checkpoint = str(fields["checkpoint"])
-    except (KeyError, TypeError) as error:
-        raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
-    known = {spec.checkpoint for spec in catalog.CATALOG if spec.backend == fields["backend"]}
-    if fields["backend"] not in backends() or (checkpoint not in known and PLACE.match(checkpoint)):
-        raise SourceError(
-            f"the export names a checkpoint that is not loaded: {fields['backend']}, {checkpoint}",
-            hint="a model comes from the catalog, from a repository ORGANISATION/NAME, or from --weights",
-        )
-    return fields
-
-
-def _model(connection: Connection, described: dict[str, Any]) -> StoredModel:
-    """The model of an export as it is stored, added where it is new."""
-    fields = _fields(described["model"])
-    stored = find_model(connection, fields["name"])
-    if stored is None:
-        stored = _insert(connection, fields, described)
-    if (stored.fingerprint, stored.dim, stored.storage) != (fields["fingerprint"], fields["dim"], fields["storage"]):
-        raise DriftError(
-            f"model {stored.name} is here with other weights, preprocessing or storage than in the export",
-            hint="vectors of both cannot be compared; import into another database, or remove the model here: "
-            f"pgimgsearch models remove {stored.name}",
-        )
-    return stored
-
-
-def _insert(connection: Connection, fields: dict[str, Any], described: dict[str, Any]) -> StoredModel:
-    wanted, reduction = fields.pop("index_spec"), described["reduction"]
-    try:
-        if reduction:
-            reduction["matrix"] = base64.b64decode(reduction["matrix"])
-        with connection.transaction():
-            stored = insert_model(
-                connection,
-                fields | {"metric": "hamming" if fields["storage"] == "bit" else "cosine"},
-                Canary(**described["canary"]) if described["canary"] else None,
-                StoredReduction(**reduction) if reduction else None,
-                aliases=suitable_aliases(fields["backend"], has_text=fields["has_text"]),
-            )
-            connection.execute("select imgsearch.set_index(%s, %s, %s, %s)",
-                               [stored.name, wanted["method"], wanted["m"], wanted["ef_construction"]])  # fmt: skip
-    except (KeyError, TypeError, ValueError, psycopg.Error) as error:
-        if isinstance(error, psycopg.OperationalError):  # the server's, not the export's
-            raise
-        raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
-    return get_model(connection, stored.name)
 
 
 @contextmanager

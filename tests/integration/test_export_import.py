@@ -19,6 +19,7 @@ from pgimgsearch.indexing.shadow_table import create_shadow
 from pgimgsearch.ingest import run
 from pgimgsearch.operations import export_import as transfer
 from pgimgsearch.operations.export_import import export, import_files
+from pgimgsearch.operations.exported_model import KEY
 from pgimgsearch.reporter import Reporter
 from tests.conftest import clone
 from tests.support.images import photo
@@ -171,6 +172,70 @@ def test_a_vector_that_must_not_be_stored_is_counted(url: str, other: str, tmp_p
     parquet.write_table(table.set_column(table.num_columns - 1, table.schema.field("embedding"), column), target)
     (imported,) = import_files(other, [str(target)])
     assert (imported.images, imported.skipped) == (rows - 1, 1)
+
+
+@pytest.mark.usefixtures("filled")
+def test_an_import_changes_no_image_that_is_there(url: str, tmp_path: Path, connection: Connection) -> None:
+    """A stranger's export of the same collection, with other bytes, or another path and caption, by the same keys."""
+    target = tmp_path / "out.parquet"
+    rows = export(url, "palette", str(target), None)
+    before = images(connection, "palette")
+    table = parquet.read_table(target)
+    for column, value in (
+        ("path", "/etc/x.png"),
+        ("caption", "EVIL"),
+        ("root", "/"),
+        ("group_key", "E"),
+        ("metadata", '{"e": 1}'),
+    ):
+        place = table.schema.get_field_index(column)
+        table = table.set_column(place, table.schema.field(column), pyarrow.array([value] * rows, pyarrow.string()))
+    parquet.write_table(table, tmp_path / "same.parquet")
+    digests = [hashlib.sha256(bytes([n])).digest() for n in range(rows)]
+    place = table.schema.get_field_index("sha256")
+    other_bytes = table.set_column(place, table.schema.field("sha256"), pyarrow.array(digests, pyarrow.binary(32)))
+    parquet.write_table(other_bytes, tmp_path / "others.parquet")
+    found = import_files(url, [str(tmp_path / "same.parquet"), str(tmp_path / "others.parquet")])
+    assert [(one.images, one.skipped, one.different) for one in found] == [(rows, 0, 0), (0, 0, rows)]
+    assert images(connection, "palette") == before
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "column", ["key", "path", "metadata", "bytes", "width", "sha256", "pixel_hash", "format", "collection"]
+)
+def test_a_row_with_an_odd_value_is_skipped(url: str, other: str, tmp_path: Path, column: str) -> None:
+    target = tmp_path / "out.parquet"
+    rows = export(url, "palette", str(target), None)
+    table = parquet.read_table(target)
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    odd: list[Any] = table.column(column).to_pylist()
+    odd[3] = {"metadata": "[]", "sha256": b"short", "pixel_hash": b"short", "bytes": -1, "width": 0}.get(column)
+    kind = pyarrow.binary() if field.type == pyarrow.binary(32) else field.type
+    parquet.write_table(table.set_column(place, pyarrow.field(column, kind), pyarrow.array(odd, kind)), target)
+    if column == "collection":
+        with pytest.raises(SourceError, match="names no collection"):
+            import_files(other, [str(target)])
+    else:
+        (found,) = import_files(other, [str(target)])
+        assert (found.images, found.skipped, found.different) == (rows - 1, 1, 0)
+    parquet.write_table(table.drop_columns([column]), target)
+    with pytest.raises(SourceError, match=f"has no column {column}"):
+        import_files(other, [str(target)])
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "described",
+    [b"\xff", b"[" * 5000, b"[]", b'{"format": 2}', b'{"format": 2, "model": [], "canary": 1, "reduction": 1}', b"null",
+     b'{"format": 1}'],
+)  # fmt: skip
+def test_a_description_of_no_model_is_refused(url: str, other: str, tmp_path: Path, described: bytes) -> None:
+    target = tmp_path / "out.parquet"
+    export(url, "palette", str(target), None)
+    parquet.write_table(parquet.read_table(target).replace_schema_metadata({KEY: described}), target)
+    with pytest.raises(SourceError, match=r"no export of embeddings|does not describe its model"):
+        import_files(other, [str(target)])
 
 
 def test_by_commands(cli: Callable[..., Any], ingest: Ingest, tmp_path: Path) -> None:

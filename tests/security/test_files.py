@@ -34,7 +34,8 @@ from pgimgsearch.models import lookup
 from pgimgsearch.models.encoder import Placement
 from pgimgsearch.models.load import load
 from pgimgsearch.models.onnx_external_data import external_data
-from pgimgsearch.operations.export_import import KEY, export, import_files
+from pgimgsearch.operations.export_import import export, import_files
+from pgimgsearch.operations.exported_model import KEY
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources import parquet as tables
 from pgimgsearch.sources import webdataset
