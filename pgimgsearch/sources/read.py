@@ -70,18 +70,17 @@ def _is_transient(error: BaseException) -> bool:
     reraise=True,
 )
 def _download(url: str, max_bytes: int) -> bytes:
-    parts, size, start = [], 0, time.monotonic()
+    data, start = bytearray(), time.monotonic()  # one array, as parts may be of a byte
     with open_web(url, DEADLINE) as answer:
-        while size <= max_bytes and (part := answer.read1(1 << 20)):
-            parts.append(part)
-            size += len(part)
+        while len(data) <= max_bytes and (part := answer.read1(1 << 20)):
+            data += part
             seconds = time.monotonic() - start
-            if seconds > SECONDS_OF_GRACE and size < seconds * LEAST_RATE:
-                raise TooSlow(f"{size} bytes in {seconds:.0f} s; at least {LEAST_RATE} a second are waited for")
+            if seconds > SECONDS_OF_GRACE and len(data) < seconds * LEAST_RATE:
+                raise TooSlow(f"{len(data)} bytes in {seconds:.0f} s; at least {LEAST_RATE} a second are waited for")
         told = answer.headers.get("Content-Length", "")
-        if told.isdigit() and size < min(int(told), max_bytes + 1):
-            raise ConnectionError(f"the transfer broke off: {size} of {told} bytes")
-    return _limited(b"".join(parts), max_bytes)
+        if told.isdigit() and len(data) < min(int(told), max_bytes + 1):
+            raise ConnectionError(f"the transfer broke off: {len(data)} of {told} bytes")
+    return _limited(bytes(data), max_bytes)
 
 
 def _limited(data: bytes, max_bytes: int) -> bytes:

@@ -17,6 +17,7 @@ from pgimgsearch.sources.locations import ForbiddenLocation, check_location
 
 TIMEOUT = 30.0  # without a byte
 DEADLINE = 300.0  # for a file
+TOO_LATE = "it did not arrive in the time that a file has"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # What Python takes for public: translation within a network, old site-local and IPv4 in IPv6, NAT64's own address, and
 # the address at which Azure answers its machines.
@@ -101,12 +102,14 @@ class _Timed:
 
     def recv_into(self, *args: Any) -> int:
         left = TIMEOUT if self.deadline is None else self.deadline - time.monotonic()
-        self.settimeout(max(0.001, min(TIMEOUT, left)))  # type: ignore[attr-defined]
+        if left <= 0:  # also where there is always something to receive
+            raise TooSlow(TOO_LATE)
+        self.settimeout(min(TIMEOUT, left))  # type: ignore[attr-defined]
         try:
             return super().recv_into(*args)  # type: ignore[misc, no-any-return]
         except TimeoutError as error:
             if left < TIMEOUT:
-                raise TooSlow("it did not arrive in the time that a file has") from error
+                raise TooSlow(TOO_LATE) from error
             raise
 
 
@@ -159,11 +162,8 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request: Any, answer: Any, code: int, message: str, headers: Any, url: str) -> Any:
-        try:
-            check_location(url)
-        except ForbiddenLocation:
-            answer.close()
-            raise
+        answer.close()  # its body would be read to its end, which it need not have
+        check_location(url)
         following = super().redirect_request(request, answer, code, message, headers, url)
         if following is not None:
             following.deadline = request.deadline  # type: ignore[attr-defined]

@@ -3,12 +3,13 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from pgimgsearch.sources import read
 from pgimgsearch.sources.read import read_bytes
-from pgimgsearch.sources.web import ascii_url
+from pgimgsearch.sources.web import TooSlow, ascii_url
 
 
 @pytest.mark.parametrize(("written", "asked"), [
@@ -58,3 +59,53 @@ def test_a_transfer_that_breaks_off_is_tried_again(breaking: tuple[str, list[int
     answers.clear()
     with pytest.raises(read.TooManyBytes):
         read_bytes(url, 50)
+
+
+ENDLESS = {
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", b"a: b\r\n"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunks of a byte": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    "redirect": (b"HTTP/1.1 302 Found\r\nLocation: /image\r\n\r\n", b"x" * 10_000),
+}
+
+
+@pytest.fixture(params=ENDLESS)
+def endless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, list[int]]]:
+    """A server that begins an answer and never ends it, though it always has something to say; and what it sent."""
+    monkeypatch.setenv("PGIMGSEARCH_ALLOW_PRIVATE", "1")
+    monkeypatch.setattr(read, "DEADLINE", 1.5)
+    start, more = ENDLESS[request.param]
+    sent: list[int] = []
+
+    def answer(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            if b"GET /image" in client.recv(10_000):
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+                return
+            client.sendall(start)
+            while True:
+                sent.append(client.send(more * 100))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listening.accept()
+                    threading.Thread(target=answer, args=[client]).start()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield request.param, f"http://127.0.0.1:{listening.getsockname()[1]}/a.jpg", sent
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_an_answer_without_end_is_given_up(endless: tuple[str, str, list[int]]) -> None:
+    kind, url, sent = endless
+    if kind == "redirect":
+        assert read_bytes(url, 100_000_000) == b"abc"
+        assert sum(sent) < 50_000_000, "the body of a redirect is not read"
+    else:
+        with pytest.raises(TooSlow, match="did not arrive in the time"):
+            read_bytes(url, 100_000_000)
