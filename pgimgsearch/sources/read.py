@@ -9,6 +9,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.locations import check_location, is_url, is_web
 from pgimgsearch.sources.object_store import read_object
+from pgimgsearch.sources.silent_hosts import silent_hosts
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_file
 from pgimgsearch.sources.web import DEADLINE, TooSlow, open_web
@@ -71,7 +72,7 @@ def _is_transient(error: BaseException) -> bool:
 )
 def _download(url: str, max_bytes: int) -> bytes:
     data, start = bytearray(), time.monotonic()  # one array, as parts may be of a byte
-    with open_web(url, DEADLINE) as answer:
+    with silent_hosts.asked(url), open_web(url, DEADLINE) as answer:
         while len(data) <= max_bytes and (part := answer.read1(1 << 20)):
             data += part
             seconds = time.monotonic() - start

@@ -26,7 +26,7 @@ NOT_PUBLIC = [ipaddress.ip_network(one) for one in (
 )]  # fmt: skip
 
 
-class TooSlow(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+class TooSlow(Exception):  # noqa: N818  (its name is what ingest_failure stores; no ValueError, which http.client takes)
     """The file did not arrive in the time that it has; it is not asked for again."""
 
 

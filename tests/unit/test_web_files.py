@@ -7,8 +7,9 @@ from contextlib import suppress
 
 import pytest
 
-from pgimgsearch.sources import read
+from pgimgsearch.sources import read, silent_hosts
 from pgimgsearch.sources.read import read_bytes
+from pgimgsearch.sources.silent_hosts import MOST_WAITS
 from pgimgsearch.sources.web import TooSlow, ascii_url
 
 
@@ -59,6 +60,25 @@ def test_a_transfer_that_breaks_off_is_tried_again(breaking: tuple[str, list[int
     answers.clear()
     with pytest.raises(read.TooManyBytes):
         read_bytes(url, 50)
+
+
+def test_a_host_that_does_not_answer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three waits in a row, for a while; others are asked."""
+    monkeypatch.setenv("PGIMGSEARCH_ALLOW_PRIVATE", "1")
+    monkeypatch.setattr(read._download.retry, "sleep", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(read, "DEADLINE", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # the system takes the connections, and nobody answers
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        for number in range(MOST_WAITS):
+            with pytest.raises(TooSlow, match="did not arrive"):
+                read_bytes(f"{url}{number}.jpg", 100)
+        with pytest.raises(TooSlow, match="3 times in a row"):
+            read_bytes(f"{url}x.jpg", 100)
+        with pytest.raises(TooSlow, match="did not arrive"):
+            read_bytes(url.replace("127.0.0.1", "localhost"), 100)
+        monkeypatch.setattr(silent_hosts, "SECONDS_ALONE", 0)
+        with pytest.raises(TooSlow, match="did not arrive"):
+            read_bytes(url, 100)
 
 
 ENDLESS = {

@@ -1,0 +1,42 @@
+"""Hosts of the web that do not answer: after a few waits in a row they are left alone for a while."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+from pgimgsearch.sources.web import TooSlow
+
+MOST_WAITS, SECONDS_ALONE = 3, 300.0
+
+
+class SilentHosts:
+    """Waits in a row, by host, over all threads."""
+
+    def __init__(self) -> None:
+        self._waits: dict[str, tuple[int, float]] = {}  # how many, and when the last one ended
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def asked(self, url: str) -> Iterator[None]:
+        """Raise TooSlow for a host that is left alone, and note how the block ends."""
+        host = urlsplit(url).netloc.lower()
+        with self._lock:
+            waits, last = self._waits.get(host, (0, 0.0))
+        if waits >= MOST_WAITS and time.monotonic() - last < SECONDS_ALONE:
+            raise TooSlow(f"{host} has not answered {waits} times in a row, and is not asked for a while")
+        try:
+            yield
+        except (TooSlow, TimeoutError, URLError) as error:
+            if isinstance(error, TooSlow | TimeoutError) or isinstance(error.reason, TimeoutError):
+                with self._lock:
+                    self._waits[host] = (self._waits.get(host, (0, 0.0))[0] + 1, time.monotonic())
+            raise
+        else:
+            with self._lock:
+                self._waits.pop(host, None)
+
+
+silent_hosts = SilentHosts()
