@@ -24,6 +24,7 @@ LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
 MOST_FORMS = 4096  # texts in all lines of a template
 MOST_TEMPLATE = 10_000_000  # characters of a template, times the texts
+MOST_DECODED = 1_250_000_000  # bytes: 100 megapixels in most formats
 MANY_PIXELS = 16_000_000  # such images are decoded one at a time, beside the others
 
 
@@ -104,11 +105,15 @@ class Service:
             raise BadImage(f"the image has {len(data)} bytes, {LARGEST_PICTURE >> 20} MB is the limit",
                            hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
         cost = await self._decoders.run(client, decoding_cost, data)
-        if cost > DEFAULT_LIMITS.max_pixels:
+        if cost.bytes > MOST_DECODED:
+            taken = f"{cost.bytes / 1e9:.1f} GB"
+            raise BadImage(f"the image takes {taken} to decode, {MOST_DECODED / 1e9:g} GB is the limit",
+                           hint="make it smaller; models look at a few hundred pixels")  # fmt: skip
+        if cost.pixels > DEFAULT_LIMITS.max_pixels:
             most = DEFAULT_LIMITS.max_pixels / SLOW / 1e6
             raise BadImage(f"an image in this format takes long to decode, {most:g} megapixels are the limit",
                            hint="send it as JPEG or PNG")  # fmt: skip
-        threads = self._large if cost > MANY_PIXELS else self._decoders
+        threads = self._large if cost.pixels > MANY_PIXELS else self._decoders
         prepared = await threads.run(client, self._prepare, model, data, crop)
         outputs = await self._embedded(model, "image", [prepared], client)
         if (reason := rejection_reason(model.storable(outputs)[0])) is not None:

@@ -23,7 +23,8 @@ UPRIGHT = {
 }  # fmt: skip
 MOST_EXIF = 1 << 20  # bytes
 STRIP = 1 << 20  # pixels that are hashed at once
-BYTES_A_PIXEL = 16  # as it is decoded, rotated, converted and hashed: four of Pillow's pixels
+BYTES_A_PIXEL = 12  # as it is decoded, rotated or converted, and prepared: three of Pillow's pixels
+BYTES_OF_LIBRARY = {"WEBP": 6, "JPEG2000": 12}  # more than Pillow's own
 SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
 # What is decoded: none that runs a program (EPS in Ghostscript, WMF), or decodes whatever is inside before it can be
 # bounded (IPTC, ICO, ICNS).
@@ -100,14 +101,23 @@ def decode_pixels(data: bytes) -> Image.Image:
         raise _too_many(error) from error
 
 
-def decoding_cost(data: bytes) -> int:
-    """How many pixels an image says to have, ``SLOW`` times that for a format in Python; 0 where it cannot be read."""
+@dataclass(frozen=True, slots=True)
+class DecodingCost:
+    """How many pixels an image says to have, ``SLOW`` times that for a format in Python, and the memory for them."""
+
+    pixels: int = 0
+    bytes: int = 0
+
+
+def decoding_cost(data: bytes) -> DecodingCost:
+    """What decoding an image would cost; nothing where it cannot be read."""
     try:
         with explained(), _open(data, DEFAULT_LIMITS) as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
-            return image.width * image.height * (SLOW if in_python else 1)
+            pixels = image.width * image.height
+            return DecodingCost(pixels * (SLOW if in_python else 1), pixels * bytes_a_pixel(image))
     except Exception:  # broken bytes raise anything, and do so again where they are decoded
-        return 0
+        return DecodingCost()
 
 
 def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -138,12 +148,26 @@ def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
     """The image in RGB, with its transparency where it has one, and its format."""
     with _open(data, limits) as image:
         kind = image.format or "unknown"
-        reserve(image.width * image.height * (BYTES_A_PIXEL + (8 if image.mode.startswith(("I", "F")) else 0)))
+        reserve(image.width * image.height * bytes_a_pixel(image))
         image.load()
         upright = turn_upright(image)
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
-        full = upright.convert("RGBA") if clear else to_rgb(upright)
+        if upright is not image:
+            image.close()  # it is large, and no longer needed
+        full = _in_mode(upright, "RGBA") if clear else to_rgb(upright)
     return on_white(full) if clear else full, full, kind
+
+
+def bytes_a_pixel(image: Image.Image) -> int:
+    """How much memory decoding takes at its peak, measured for each format: its library's buffers and our steps."""
+    library = BYTES_OF_LIBRARY.get(image.format or "", 0)
+    deep = 8 if image.mode.startswith(("I", "F")) else 0
+    return BYTES_A_PIXEL + library + deep + (4 if image.has_transparency_data else 0)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converted, without a copy where it has that mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -193,7 +217,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         converted = ImageCms.applyTransform(image, to_srgb)
         assert converted is not None, "only an in-place transform returns None"
         return converted
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -224,6 +248,11 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Lay an RGBA image on white."""
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    """Lay an RGBA image on white, some rows at a time, as each step takes as much memory again."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        white = Image.new("RGBA", strip.size, "white")
+        flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return flat

@@ -1,8 +1,11 @@
 """Memory that threads share: never more than there is, unless by one alone, and nobody waits for ever."""
 
 import io
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -80,3 +83,43 @@ def test_a_picture_says_what_it_takes_before_its_pixels_are_there() -> None:
     with pytest.raises(OSError, match="truncated"):
         decode(out.getvalue()[:2000], reserve=taken.append)
     assert len(taken) == 2
+
+
+PEAK = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from pgimgsearch.sources.decode import decode, decoding_cost, register_formats
+register_formats()
+kind, mode, size = sys.argv[1], sys.argv[2], (5000, 3000)
+picture, exif, out = Image.new(mode, size, 120), Image.Exif(), io.BytesIO()
+exif[0x0112] = 6  # to be rotated
+picture.save(out, kind, **({} if kind in {"GIF", "TGA", "QOI", "JPEG2000"} else {"exif": exif}),
+             **({"lossless": True} if kind == "WEBP" else {"speed": 10} if kind == "AVIF" else {}))
+data = out.getvalue()
+small = io.BytesIO()
+Image.new(mode, (64, 64)).save(small, kind)
+decode(small.getvalue())  # what a library takes once
+del picture, out
+Path("/proc/self/clear_refs").write_text("5")
+def peak():
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+before = peak()
+decode(data)
+print(decoding_cost(data).bytes, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("AVIF", "RGBA"),
+     ("HEIF", "RGBA"), ("JPEG2000", "RGB"), ("JPEG2000", "RGBA"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("TIFF", "F"), ("GIF", "P"),
+     ("TGA", "RGBA"), ("QOI", "RGBA")],
+)  # fmt: skip
+def test_decoding_takes_no_more_than_is_reserved(kind: str, mode: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK, kind, mode], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reserved, taken = map(int, done.stdout.split())
+    assert 0 < taken <= reserved + 10_000_000
