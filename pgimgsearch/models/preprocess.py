@@ -9,7 +9,7 @@ from PIL import Image
 
 from pgimgsearch.models.spec import Preprocess
 
-MOST_TIMES = 4  # as long as what is cut out of it, before only that is scaled
+MOST_TIMES = 16  # as long as what is cut out of it, before only that is scaled
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
