@@ -109,6 +109,11 @@ begin
         raise exception 'the template has % characters, or more than 4096 places for the text', length(template)
             using errcode = 'PI008', hint = 'write "a photo of a {}", one template a line';
     end if;
+    if (select max(length(t) + (length(t) - length(replace(t, '{}', ''))) / 2 * length(query)) > 12000
+        from string_to_table(template, chr(10)) t) then
+        raise exception 'a text in its template is longer than 12000 characters' using errcode = 'PI008',
+            hint = 'models read the first few dozen words';
+    end if;
 end $$;
 
 -- The vector of a text in a template: from the cache, else from the embedder. Raises PI007, PI008, PI010 to PI013.

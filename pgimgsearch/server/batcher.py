@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from pgimgsearch.concurrency import batched
 from pgimgsearch.models.encoder import Encoder
 from pgimgsearch.models.runtime.batches import Batches
 from pgimgsearch.server.errors import Busy
@@ -19,6 +20,7 @@ Outputs = dict[str, NDArray[Any]]  # output -> (n, dim)
 WINDOW = 0.002  # seconds in which requests gather, where several come; a pass takes longer on all but the smallest
 FEW = 4  # texts or images, which never wait for the next pass
 TEXTS_A_PASS = 32  # as fast a text as more, and nobody waits long for one
+CHARACTERS = 300  # of a text of usual length
 MOST_WAITING = 512  # texts and images of a client that is alone
 CROWD = 4  # times as many may wait of all clients together, before large requests are refused
 
@@ -29,6 +31,7 @@ class Request:
 
     kind: Kind
     inputs: Sequence[Any]
+    size: int  # of a pass: an image is one, and so is a text of usual length
     answer: "Future[Outputs]" = field(default_factory=Future)
 
 
@@ -64,7 +67,8 @@ class Batcher:
         pass takes, and with more while there is room.
         """
         size = self._sizes[kind]
-        requests = [Request(kind, inputs[start : start + size]) for start in range(0, len(inputs), size)]
+        parts = batched(inputs, size, lambda one: _size(kind, one), size)
+        requests = [Request(kind, part, sum(_size(kind, one) for one in part)) for part in parts]
         with self._arrived:
             own, waiting = _inputs(self._queues.get(client, ())), self.waiting
             share = self.most_waiting // (len(self._queues) + (client not in self._queues))
@@ -109,12 +113,12 @@ class Batcher:
             while before < len(batch):  # rounds, until a whole one adds nothing
                 before = len(batch)
                 for client, queue in list(self._queues.items()):
-                    more = len(queue[0].inputs)
+                    more = queue[0].size
                     fits = not batch or taken + more <= size or (more <= FEW and taken < 2 * size)
                     if queue[0].kind != kind or not fits:
                         continue
                     batch.append(queue.popleft())
-                    taken += len(batch[-1].inputs)
+                    taken += batch[-1].size
                     del self._queues[client]
                     if queue:
                         self._queues[client] = queue
@@ -151,6 +155,11 @@ class Batcher:
         outputs = self._pictures.embed(inputs) if kind == "image" else {"text": self.encoder.embed_text(inputs)}
         self._observe(kind, len(inputs), time.perf_counter() - begin)
         return outputs
+
+
+def _size(kind: Kind, one: Any) -> int:
+    """A long text takes as long as several: some tokenizers need a second for 10,000 letters in a row."""
+    return 1 + len(one) // CHARACTERS if kind == "text" else 1
 
 
 def _inputs(requests: Iterable[Request]) -> int:

@@ -1,20 +1,39 @@
 """What many clients share: bytes that wait to be worked on, and places for connections."""
 
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pgimgsearch.server.errors import Busy, TooLarge
 
-MOST_NESTED, MOST_PARTS = 100_000, 2_000_000  # texts may hold commas and brackets of their own
+# Texts may hold commas and brackets of their own.
+MOST_NESTED, MOST_STRINGS, MOST_PARTS = 100_000, 20_000, 1_000_000
 
 C = TypeVar("C")
 
 
 def check_structure(text: str) -> None:
     """Refuse JSON of so many parts that reading it takes many times its bytes."""
-    if text.count("[") + text.count("{") > MOST_NESTED or text.count(",") > MOST_PARTS:
-        raise TooLarge("the request has too many parts", hint="send texts, an image, and nothing else")
+    Structure().add(text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass(slots=True)
+class Structure:
+    """Parts of JSON, as its bytes arrive."""
+
+    nested: int = 0
+    strings: int = 0
+    parts: int = 0
+
+    def add(self, data: bytes) -> None:
+        """Count; raises TooLarge for too many."""
+        self.nested += data.count(b"[") + data.count(b"{")
+        self.strings += data.count(b'",')
+        self.parts += data.count(b",")
+        if self.nested > MOST_NESTED or self.strings > MOST_STRINGS or self.parts > MOST_PARTS:
+            raise TooLarge("the request has too many parts", hint="send texts, an image, and nothing else")
 
 
 class ByteBudget:
@@ -45,7 +64,9 @@ class Places(Generic[C]):
     """Connections that do nothing yet: where there are too many, the one that has waited longest is closed."""
 
     def __init__(self, most: int, close: Callable[[C], None]) -> None:
-        self._most, self._close = most, close
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # all kinds of places leave some for what works
+        self._most = most if files == resource.RLIM_INFINITY else min(most, max(8, files // 5))
+        self._close = close
         self._waiting: dict[C, None] = {}  # in order
 
     def enter(self, connection: C) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pgimgsearch.server.budget import MOST_NESTED, ByteBudget, Places
+from pgimgsearch.server.budget import ByteBudget, Places, Structure
 from pgimgsearch.server.errors import Refusal, TooLarge, Unauthorized, json_answer
 
 OPEN_PATHS = {"/health", "/metrics", "/docs", "/openapi.json"}
@@ -190,11 +190,11 @@ async def _bounded(
     app: App, scope: Message, receive: Receive, send: Send, most: int, take: Callable[[int], None]
 ) -> None:  # fmt: skip
     """Run an application on a body of so many bytes, which it takes of a budget; it ends when the client leaves."""
-    read, nested, problem, is_sent = 0, 0, list[Refusal](), False
+    read, structure, problem, is_sent = 0, Structure(), list[Refusal](), False
     complete, end = asyncio.Event(), asyncio.get_running_loop().time() + SECONDS_FOR_BODY
 
     async def limited() -> Message:
-        nonlocal read, nested
+        nonlocal read
         if complete.is_set():
             return await receive()
         try:
@@ -210,9 +210,7 @@ async def _bounded(
                 raise _too_large(most)
             take(size)
             if most == LARGEST_JSON:
-                nested += sum(message.get("body", b"").count(one) for one in (b"[", b"{"))
-                if nested > MOST_NESTED:
-                    raise TooLarge("the request has too many parts", hint="send texts and nothing else")
+                structure.add(message.get("body", b""))
         except Refusal as refusal:
             problem.append(refusal)
             raise

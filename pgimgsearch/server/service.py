@@ -12,7 +12,7 @@ from pgimgsearch.embeddings.embed_query import Crop, cropped
 from pgimgsearch.embeddings.loaded_model import CutText, LoadedModel, rejection_reason
 from pgimgsearch.errors import UsageError
 from pgimgsearch.models.encoder import SkippedImage
-from pgimgsearch.server.batcher import MOST_WAITING, TEXTS_A_PASS, Batcher, Kind
+from pgimgsearch.server.batcher import MOST_WAITING, Batcher, Kind
 from pgimgsearch.server.errors import BadImage, ModelNotServed, Refusal
 from pgimgsearch.server.metrics import Metrics
 from pgimgsearch.server.text_cache_writer import TextCache
@@ -22,6 +22,7 @@ from pgimgsearch.sources.limits import DEFAULT_LIMITS
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
+LONGEST_FORM = 12_000  # the same, in a line of a template
 MOST_FORMS = 4096  # texts in all lines of a template
 MOST_TEMPLATE = 10_000_000  # characters of a template, times the texts
 MOST_DECODED = 1_250_000_000  # bytes: 100 megapixels in most formats
@@ -90,11 +91,9 @@ class Service:
         return vectors
 
     async def cut_texts(self, model: LoadedModel, texts: Sequence[str], template: str = "{}") -> list[CutText]:
-        """Those that are longer than the model reads, a pass's worth at a time, so that others come in between."""
+        """Those that are longer than the model reads, one at a time, so that others come in between."""
         forms = model.long_forms(texts, template)
-        starts = range(0, len(forms), TEXTS_A_PASS)
-        parts = [await asyncio.to_thread(model.cut_texts, forms[start : start + TEXTS_A_PASS]) for start in starts]
-        return [cut for part in parts for cut in part]
+        return [cut for form in forms for cut in await asyncio.to_thread(model.cut_texts, [form])]
 
     async def embed_picture(
         self, model: LoadedModel, data: bytes, crop: Crop | None = None, *, normalize: bool | None = None,
@@ -181,5 +180,11 @@ def _check_texts(texts: Sequence[str], template: str) -> None:
     if (forms := max(lines, template.count("{}")) * len(texts)) > MOST_FORMS:
         raise Refusal(f"{len(texts)} texts in {lines} templates are {forms} to embed, {MOST_FORMS} is the limit",
                       hint="ask for fewer texts at once")  # fmt: skip
-    if not all("{}" in line for line in template.split("\n")):
-        raise Refusal(f"the template has no place for the text: {template}", hint='write "a photo of a {}"')
+    for line in template.split("\n"):
+        if (places := line.count("{}")) == 0:
+            raise Refusal(f"the template has no place for the text: {line:.100}", hint='write "a photo of a {}"')
+        if len(line) + places * longest > LONGEST_FORM:
+            raise Refusal(
+                f"a text in its template is longer than {LONGEST_FORM} characters, which is the limit",
+                hint='write "a photo of a {}"',
+            )

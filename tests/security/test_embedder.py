@@ -146,11 +146,25 @@ def port(service: Service) -> Iterator[int]:
         yield number
 
 
+def test_long_texts_leave_room_in_a_pass(batcher: tuple[Batcher, Counting]) -> None:
+    """Some tokenizers need a second for 10,000 letters in a row: no pass has many of them."""
+    made, encoder = batcher
+    first = made.submit("text", ["a"], "first")
+    started(encoder)
+    long, short = made.submit("text", ["b" * 10_000] * 6, "hostile"), made.submit("text", ["c"], "other")
+    encoder.go.set()
+    for answer in (*first, *long, *short):
+        answer.result(timeout=60)
+    assert max(sum(map(len, texts)) for texts in encoder.passes) <= 11_000
+    assert next(n for n, texts in enumerate(encoder.passes) if "c" in texts) <= 2
+
+
 def test_too_many_forms_are_refused_at_once(service: Service) -> None:
     """150,000 lines of a template are not built, sent or waited for."""
     model = service.models["palette"]
     hostile = [(["red"], "\n".join(["a {}"] * 150_000)), (["red"] * 1000, "\n".join(["a {}"] * 5)),
-               (["a" * 10_000], "{}" * 200_000), (["red"] * 1000, "{}" + "a" * 11_000)]  # fmt: skip
+               (["a" * 10_000], "{}" * 200_000), (["red"] * 1000, "{}" + "a" * 11_000),
+               (["a"], "b" * 9_900_000 + "{}"), (["a"], "a " * 4_900_000 + "{}"), (["a" * 9_000], "{} and {}")]  # fmt: skip
     for texts, template in hostile:
         with pytest.raises(Refusal, match="is the limit"):
             asyncio.run(service.embed_texts(model, texts, template))
