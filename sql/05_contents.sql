@@ -36,30 +36,40 @@ create or replace function imgsearch._store_contents(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    added bytea[];
-    ids bigint[];
+    missing integer[];  -- places in the arrays
+    found_ordinals integer[] := '{}';
+    found_ids bigint[] := '{}';
+    more_ordinals integer[];
+    more_ids bigint[];
 begin
     perform imgsearch._check_writer();
-    -- in the order of a key, so that two runs rarely lock the same rows crosswise
-    with new_content as (
-        insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
-        select distinct on (n.sha256) n.* from unnest(sha256s, pixel_hashes, sizes, widths, heights, formats)
-            as n (sha256, pixel_hash, bytes, width, height, format)
-        where n.pixel_hash is not null order by n.sha256
-        on conflict (sha256) do nothing
-        returning content_id, sha256)
-    select array_agg(c.content_id), array_agg(c.sha256) into ids, added from new_content c;
-    return query
-        select n.ordinal, c.content_id from unnest(ordinals, sha256s) as n (ordinal, sha256)
-        join unnest(ids, added) as c (content_id, sha256) on c.sha256 = n.sha256;
-    if coalesce(cardinality(ids), 0) < cardinality(ordinals) then
+    for attempt in 1 .. 10 loop  -- one that is stored may be swept before it is locked
+        missing := array(select n.place from unnest(ordinals) with ordinality as n (ordinal, place)
+                         where n.ordinal not in (select unnest(found_ordinals)));
+        -- in the order of a key, so that two runs rarely lock the same rows crosswise
+        with new_content as (
+            insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
+            select distinct on (sha256s[n]) sha256s[n], pixel_hashes[n], sizes[n], widths[n], heights[n], formats[n]
+            from unnest(missing) n where pixel_hashes[n] is not null order by sha256s[n]
+            on conflict (sha256) do nothing
+            returning content_id, sha256)
+        select array_agg(ordinals[n]), array_agg(c.content_id) into more_ordinals, more_ids
+        from unnest(missing) n join new_content c on c.sha256 = sha256s[n];
+        found_ordinals := found_ordinals || more_ordinals;
+        found_ids := found_ids || more_ids;
+        exit when cardinality(found_ordinals) = cardinality(ordinals);
         -- a limit in a lateral makes each row one lookup, however large the database
-        return query
-            select n.ordinal, c.content_id from unnest(ordinals, sha256s) as n (ordinal, sha256)
+        select array_agg(x.ordinal), array_agg(x.content_id) into more_ordinals, more_ids from (
+            select ordinals[n] as ordinal, c.content_id from unnest(missing) n
             cross join lateral (
-                select c.content_id from imgsearch.content c where c.sha256 = n.sha256 limit 1 for key share) c
-            where n.sha256 <> all(coalesce(added, '{}'));
-    end if;
+                select c.content_id from imgsearch.content c where c.sha256 = sha256s[n] limit 1 for key share) c
+            where ordinals[n] not in (select unnest(found_ordinals))) x;
+        found_ordinals := found_ordinals || more_ordinals;
+        found_ids := found_ids || more_ids;
+        exit when not exists (select from unnest(missing) n where pixel_hashes[n] is not null
+                              and ordinals[n] not in (select unnest(found_ordinals)));
+    end loop;
+    return query select * from unnest(found_ordinals, found_ids);
     if claim then
         delete from imgsearch.content_claim c where (c.content_id, c.transaction_id) in (
             select x.content_id, x.transaction_id from imgsearch.content_claim x

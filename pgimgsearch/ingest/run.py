@@ -30,7 +30,7 @@ from pgimgsearch.ingest.prune import prune
 from pgimgsearch.ingest.run_log import end_run, lock_collection, settle_shards, start_run
 from pgimgsearch.ingest.skip_duplicates import DuplicateFilter
 from pgimgsearch.ingest.stopwatch import Stage, Stopwatch
-from pgimgsearch.ingest.write import Writer, drop_orphans, is_about_rows
+from pgimgsearch.ingest.write import RemovedContents, Writer, drop_orphans, is_about_rows
 from pgimgsearch.models.runtime.cpu_parallel import cores
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import limit_pixels
@@ -256,6 +256,11 @@ def _store(writer: Writer, planner: Planner, items: list[Item]) -> None:
     except BaseException as error:  # nothing of the chunk is stored, so none of it counts
         for item in items:
             planner.counts.add_item(item, -1)
+        if isinstance(error, RemovedContents):
+            for item in error.items:
+                item.fail(error, lasting=False)
+            _store(writer, planner, items)
+            return
         if not is_about_rows(error) or all(item.failure for item in items):
             raise
         if len(items) == 1:

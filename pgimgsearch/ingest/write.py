@@ -94,6 +94,16 @@ where i.content_id = any(%s) and f.collection_id = i.collection_id and f.key = i
 """
 
 
+class RemovedContents(DatabaseError):  # noqa: N818
+    """Contents of items, which were not read as they were stored, are not stored any more."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        super().__init__(
+            "another session removed what was stored of this file; the next run reads it", hint="run it again"
+        )
+        self.items = items
+
+
 class Writer:
     """Writes chunks of a run into one collection, over a session of its own.
 
@@ -135,7 +145,7 @@ class Writer:
                 locks.check_held(self.connection, locks.INGEST, self.collection_id)
             if good:
                 self._stage(good)
-                self._upsert(len(good), replacing=any(item.replaces for item in good))
+                self._upsert(good, replacing=any(item.replaces for item in good))
             self._record_failures(items)
             if self.run_id is not None:
                 store_counts(self.connection, self.run_id, counts)
@@ -155,10 +165,13 @@ class Writer:
                 keys = np.array(ordinals, np.int32)
                 stage_vectors(self.connection, staging, keys, np.stack(vectors), self.models[position].dim)
 
-    def _upsert(self, count: int, *, replacing: bool) -> None:
+    def _upsert(self, items: Sequence[Item], *, replacing: bool) -> None:
         execute = self.connection.execute
-        if execute(STORE_CONTENTS).rowcount != count:
-            raise DatabaseError("another session removed contents that this run relied on", hint="run it again")
+        if execute(STORE_CONTENTS).rowcount != len(items):
+            rows = execute(
+                "select ordinal from incoming where ordinal not in (select ordinal from resolved)"
+            ).fetchall()
+            raise RemovedContents([items[ordinal] for (ordinal,) in rows])
         replaced = execute(REPLACED_CONTENTS, [self.collection_id]).fetchone() if replacing else None
         execute(UPSERT_IMAGES, [self.collection_id])
         for staging, table in zip(self.staging, self.tables, strict=True):

@@ -613,6 +613,60 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     }
 
 
+def test_contents_that_another_session_removes_fail_alone(
+    photos: Path, ingest: Ingest, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what is stored and the writing; the next run reads their files."""
+    ingest(photos)
+    shutil.copytree(photos, tmp_path / "again")
+    photo(tmp_path / "again" / "new.png", seed=99)
+    write = run._write
+
+    def late(*arguments: Any) -> None:
+        connection.execute("delete from imgsearch.image where path in ('a/00.png', 'b/08.png')")
+        connection.execute("select imgsearch._sweep(array(select content_id from imgsearch.content))")
+        write(*arguments)
+
+    monkeypatch.setattr(run, "_write", late)
+    assert counts(ingest(tmp_path / "again", collection="again")) == ZERO | {"embedded": 1, "reused": 10, "failed": 2}
+    assert "another session removed" in one(connection, "select min(message) from imgsearch.ingest_failure")
+    monkeypatch.setattr(run, "_write", write)
+    assert counts(ingest(tmp_path / "again", collection="again")) == ZERO | {"embedded": 2, "unchanged": 11}
+    assert one(connection, "select count(*) from imgsearch.ingest_failure") == 0
+
+
+def test_contents_are_stored_while_others_sweep_them(
+    url: str, photos: Path, ingest: Ingest, connection: Connection
+) -> None:
+    """However often one that is there goes before it is locked."""
+    ingest(photos)
+    facts = connection.execute(
+        "select array_agg(sha256), array_agg(pixel_hash), array_agg(bytes), array_agg(width), array_agg(height), "
+        "array_agg(format) from imgsearch.content"
+    ).fetchone()
+    assert facts is not None
+    connection.execute("delete from imgsearch.image")
+    stop = threading.Event()
+
+    def sweep() -> None:
+        with psycopg.connect(url, autocommit=True) as other:
+            while not stop.is_set():
+                other.execute("select imgsearch._sweep(array(select content_id from imgsearch.content))")
+
+    sweeping = threading.Thread(target=sweep)
+    sweeping.start()
+    try:
+        for _ in range(300):
+            row = connection.execute(
+                "select count(*) from imgsearch._store_contents(array(select generate_series(1, 12)), %s, %s, %s, %s, %s, "
+                "%s, false)", facts,
+            ).fetchone()  # fmt: skip
+            assert row == (12,)
+    finally:
+        stop.set()
+        sweeping.join()
+
+
 def test_rows_that_cannot_be_read_prune_nothing(
     photos: Path, ingest: Ingest, connection: Connection, tmp_path: Path
 ) -> None:
