@@ -32,6 +32,7 @@ from pgimgsearch.settings import Settings
 # Control characters, half characters, ends of lines and what turns the direction of writing
 OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 LOADING = "How the model is loaded"
+WIDTH = 200  # characters of a table that no terminal shows
 SPEED = "Device and speed"
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A model's name or an alias.")]
@@ -112,7 +113,7 @@ class Terminal:
             table.add_column(Text(printable(title)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(_cell(row.get(column)))) for column in columns))
-        Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or 200)).print(table)
+        Console(width=None if sys.stdout.isatty() else _columns()).print(table)
 
     def show_one(self, row: Mapping[str, Any]) -> None:
         """Show one thing: a line a field for people, an object as JSON."""
@@ -255,6 +256,12 @@ def silence_libraries() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "transformers", "timm", "open_clip"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _columns() -> int:
+    """How wide tables are that no terminal shows."""
+    said = os.environ.get("COLUMNS", "")
+    return int(said) if said.isdecimal() and int(said[:6]) > 0 else WIDTH
 
 
 def _stderr() -> Console:

@@ -29,6 +29,12 @@ def owns_schema(connection: Connection) -> bool:
     return row == (True,)
 
 
+def has_tenants(connection: Connection) -> bool:
+    """Whether row-level security is on, so that roles see parts of the images."""
+    row = connection.execute("select relrowsecurity from pg_class where oid = 'imgsearch.image'::regclass").fetchone()
+    return row == (True,)
+
+
 def can_write_texts(connection: Connection) -> bool:
     """Whether this role may write to the cache of texts; a reader may not, and nobody on a replica."""
     row = connection.execute("select imgsearch._may_cache_texts() and not pg_is_in_recovery()").fetchone()

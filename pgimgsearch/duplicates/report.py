@@ -1,11 +1,12 @@
 """A gallery of duplicates: self-contained pages with the images side by side, for a screen or a phone."""
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pgimgsearch.duplicates.groups import Member
-from pgimgsearch.reports.html import html_page
+from pgimgsearch.reports.html import html_page, write_page
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.locations import is_url
 
@@ -24,7 +25,7 @@ def write(path: Path, groups: Sequence[Sequence[Member]], subtitle: str) -> list
         part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
         body = "\n".join(map(_group, part)) or "<p>None were found.</p>"
         links = _links(paths, number)
-        page.write_text(html_page(title, f"<p>{html.escape(subtitle)}</p>{links}{body}{links}"), "utf-8")
+        write_page(page, html_page(title, f"<p>{html.escape(subtitle)}</p>{links}{body}{links}"))
     return paths
 
 
@@ -57,7 +58,7 @@ def _ids(members: Sequence[Member]) -> str:
 def _figure(member: Member) -> str:
     said = f"{member.reason}" if member.keeper else f"similarity {_number(member.similarity)}"
     badge = "keep" if member.keeper else f"{member.kind}{f', {member.transform}' if member.transform else ''}"
-    gone = "" if is_url(member.location) or Path(member.location).exists() else "<br>the file is gone"
+    gone = "" if is_url(member.location) or os.path.exists(member.location) else "<br>the file is gone"  # noqa: PTH110  (names may be too long)
     facts = f"{member.width} x {member.height}, {member.format}, {member.bytes / 1024:,.0f} KB"
     picture = data_url(member.location)
     return (

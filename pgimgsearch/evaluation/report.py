@@ -13,7 +13,7 @@ from pgimgsearch.evaluation.context import Display, Example
 from pgimgsearch.evaluation.metrics import Curve
 from pgimgsearch.evaluation.protocols import FIGURES
 from pgimgsearch.evaluation.run import Evaluation, Result, differences
-from pgimgsearch.reports.html import figure, html_page
+from pgimgsearch.reports.html import figure, html_page, write_page
 from pgimgsearch.reports.thumbnail import data_url
 
 STYLE = """
@@ -46,7 +46,7 @@ def write(found: Evaluation, path: Path) -> None:
         + (f'<h2>Curves</h2><div class="curves">{drawn}</div>' if drawn else "")
         + "".join(_examples(result) for result in found.results)
     )
-    path.write_text(html_page(f"Evaluation: {found.protocol.name}", body, STYLE), "utf-8")
+    write_page(path, html_page(f"Evaluation: {found.protocol.name}", body, STYLE))
 
 
 def _table(found: Evaluation) -> str:

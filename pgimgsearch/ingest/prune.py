@@ -168,7 +168,7 @@ def _existing(folders: Iterable[str]) -> set[str]:
     """The folders, or of those that are gone the deepest above them that is there."""
     found = set()
     for folder in map(Path, folders):
-        found.add(str(next((one for one in (folder, *folder.parents) if one.is_dir()), folder)))
+        found.add(str(next((one for one in (folder, *folder.parents) if os.path.isdir(one)), folder)))  # noqa: PTH112  (a name may be too long)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import UsageError
 from pgimgsearch.operations.neighbour_overlap import NeighbourPair, overlap
-from pgimgsearch.reports.html import html_page
+from pgimgsearch.reports.html import html_page, write_page
 from pgimgsearch.reports.thumbnail import data_url
 from pgimgsearch.sources.locations import shown_location
 
@@ -47,7 +47,7 @@ def write(
         "on which they disagree most; what both name has a green frame."
     )  # fmt: skip
     body = f"<p>{said}</p>{_table(figures)}" + "".join(_section(image, names, pictures) for image in worst)
-    path.write_text(html_page(f"{names[0]} and {names[1]}", body, STYLE), "utf-8")
+    write_page(path, html_page(f"{names[0]} and {names[1]}", body, STYLE))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Pages that hold all they need, so that they can be sent to someone: for a screen or a phone, light or dark."""
 
 import html
+from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import ModelError
@@ -43,3 +44,13 @@ def figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise ModelError("a plot needs matplotlib", hint="run: pip install 'pgimgsearch[analysis]'") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page aside and rename it, so that a full disk leaves an earlier one as it was."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(page, "utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pgimgsearch.concurrency import give_way
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
+from pgimgsearch.database.privileges import has_tenants
 from pgimgsearch.database.texts import cache_texts
 from pgimgsearch.errors import PgImgSearchError
 from pgimgsearch.server.metrics import Metrics
@@ -64,5 +65,8 @@ class TextCache:
     def _write(
         self, connection: Connection, model: StoredModel, texts: Sequence[str], vectors: Any, template: str
     ) -> None:
+        if has_tenants(connection):  # who would learn from the cache what the others look for
+            self._metrics.count_texts("lost", len(texts))
+            return
         cache_texts(connection, model, texts, vectors, template)
         self._metrics.count_texts("kept", len(texts))

@@ -261,3 +261,13 @@ def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp
     refused = core("ingest", str(photos), "-m", "dinov3")
     assert refused.returncode == 5
     assert "pip install 'pgimgsearch[torch]'" in refused.stderr
+
+
+@pytest.mark.parametrize("columns", ["abc", "-3", "0", "", "9" * 30, "80"])
+def test_a_table_is_shown_whatever_its_width_is_said_to_be(
+    photos: Path, ingest: Callable[..., Any], cli: Callable[..., Any], columns: str
+) -> None:
+    ingest(photos)
+    done = cli("models", "list", COLUMNS=columns)
+    assert done.returncode == 0, done.stderr
+    assert "palette" in done.stdout

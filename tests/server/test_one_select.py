@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from PIL import Image
@@ -234,6 +235,21 @@ def test_one_bad_text_fails_alone(swatches: Path, url: str, connection: Connecti
         for thread in asking:
             thread.join()
     assert states == {"gold": "gold.png", "not a colour name": "PI007", "navy": "navy.png"}
+
+
+def test_a_cache_tells_no_tenant_what_the_others_look_for(
+    swatches: Path, url: str, connection: Connection, serve: Any
+) -> None:
+    serving = serve()
+    connect_embedder(connection, serving.port)
+    connection.execute("alter table imgsearch.image enable row level security")
+    assert first(connection, "gold") == "gold.png"
+    metrics = f"http://127.0.0.1:{serving.http_port}/metrics"
+    until(lambda: 'outcome="lost"} 1' in httpx.get(metrics).text)
+    assert connection.execute("select count(*) from imgsearch.text_embedding").fetchone() == (0,)
+    connection.execute("alter table imgsearch.image disable row level security")
+    assert first(connection, "navy") == "navy.png"
+    until(lambda: connection.execute("select count(*) from imgsearch.text_embedding").fetchone() == (1,))
 
 
 def test_texts_longer_than_the_model_reads_are_told(
