@@ -9,6 +9,9 @@ from pgimgsearch.cli.terminal import TrustOption, terminal_of
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.models import coverage_table
 from pgimgsearch.database.url import database_url
+from pgimgsearch.ingest.run_log import recent_runs
+
+RUNS_SHOWN = 5
 
 
 def stats(
@@ -24,10 +27,7 @@ def stats(
             "select c.name, c.root, count(i.image_id) as images from imgsearch.collection c "
             "left join imgsearch.image i using (collection_id) group by c.collection_id order by c.name"
         ).fetchall()
-        runs = cursor.execute(
-            "select run_id, source, models, status, started_at, ended_at, counts from imgsearch.ingest_run "
-            "order by run_id desc limit 5"
-        ).fetchall()
+        runs = recent_runs(connection, RUNS_SHOWN)
     if terminal.settings.json:
         terminal.show_one({"models": models, "collections": collections, "runs": runs})
         return

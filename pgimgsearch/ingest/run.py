@@ -27,7 +27,7 @@ from pgimgsearch.ingest.load_target import join_shadows
 from pgimgsearch.ingest.plan import Planner, digest
 from pgimgsearch.ingest.prepare import prepare
 from pgimgsearch.ingest.prune import prune
-from pgimgsearch.ingest.run_log import end_run, lock_collection, settle_shards, start_run
+from pgimgsearch.ingest.run_log import check_models, end_run, lock_collection, settle_shards, start_run
 from pgimgsearch.ingest.skip_duplicates import DuplicateFilter
 from pgimgsearch.ingest.stopwatch import Stage, Stopwatch
 from pgimgsearch.ingest.write import RemovedContents, Writer, drop_orphans, is_about_rows
@@ -127,9 +127,10 @@ def ingest(
                     gone = prune(planner, source, root, run_id, anyway=options.prune_all, reporter=reporter)
                 drop_orphans(writer, gone)
                 pruned = len(gone)
-        except BaseException:
+        except BaseException as error:
             with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one
                 end_run(writer.connection, run_id, "failed", counts, watch, models.loaded or [])
+                check_models(writer.connection, stored, error)
             raise
         writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
     seconds = time.perf_counter() - start - (models.seconds - loaded_before)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks
@@ -11,16 +12,22 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.errors import BusyError
+from pgimgsearch.errors import BusyError, ModelError
 from pgimgsearch.ingest.item import Counts
 from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.models.encoder import Encoder
 
 BACKFILL = "models fill"  # the source of a run that reads stored images
+RECENT = """
+select r.run_id, r.source, r.models, r.started_at, r.ended_at, r.counts,
+       case when r.status = 'running' and not imgsearch._is_ingesting(r.collection_id) then 'interrupted'
+            else r.status end as status
+from imgsearch.ingest_run r order by r.run_id desc limit %s
+"""
 
 
 def lock_collection(session: Session, collection_id: int, name: str) -> None:
-    """Hold a collection for this run; runs that a killed process left open are closed."""
+    """Hold a collection for this run; runs that killed processes left open, of any collection, are closed."""
 
     def take(connection: Connection) -> None:
         if not locks.take(connection, locks.INGEST, collection_id):
@@ -30,9 +37,15 @@ def lock_collection(session: Session, collection_id: int, name: str) -> None:
 
     session.prepare(take)
     session.connection.execute(
-        "update imgsearch.ingest_run set status = 'interrupted' where status = 'running' and collection_id = %s",
+        "update imgsearch.ingest_run r set status = 'interrupted' where r.status = 'running' "
+        "and (r.collection_id = %s or not imgsearch._is_ingesting(r.collection_id))",
         [collection_id],
     )
+
+
+def recent_runs(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The last runs, newest first."""
+    return connection.cursor(row_factory=dict_row).execute(RECENT, [limit]).fetchall()
 
 
 def start_run(connection: Connection, collection_id: int, label: str, models: Sequence[StoredModel]) -> int:
@@ -50,6 +63,20 @@ def store_counts(connection: Connection, run_id: int, counts: Counts) -> None:
     connection.execute(
         "update imgsearch.ingest_run set counts = %s where run_id = %s", [Jsonb(counts.as_dict()), run_id]
     )
+
+
+def check_models(connection: Connection, models: Sequence[StoredModel], error: BaseException) -> None:
+    """Raise ModelError, in place of what came of it, where another session has removed a model of this run."""
+    row = connection.execute(
+        "select array_agg(n) from unnest(%s::integer[], %s::text[]) w (id, n) "
+        "where not exists (select from imgsearch.model m where m.model_id = w.id)",
+        [[model.model_id for model in models], [model.name for model in models]],
+    ).fetchone()
+    if row is not None and row[0]:
+        names = ", ".join(row[0])
+        raise ModelError(
+            f"another session removed {names} while this ran", hint="run it again, to add it anew, or without it"
+        ) from error
 
 
 def settle_shards(session: Session, collection_id: int, run_id: int, shards: Sequence[str]) -> None:

@@ -29,6 +29,8 @@ def external_data(path: Path) -> list[Path]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             names = sorted({name.decode() for name in _locations(data, 0, len(data), "model")})
+            if any("\0" in name for name in names):
+                raise ValueError("the name of a file holds a NUL character")
     except (IndexError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is no ONNX model: {error}", hint="export or download it again") from error
     folder, found = path.parent.resolve(), []

@@ -1,6 +1,7 @@
 """Embeddings out of one database and into another, as Parquet: images, their attributes, vectors, and their model."""
 
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -280,11 +281,12 @@ def _output(target: str) -> Iterator[Any]:
             with store.open(path, "wb") as stream:
                 yield stream
         else:
-            part = Path(f"{target}.part")  # so that an export that breaks off leaves an earlier one as it was
+            place = Path(target)  # written aside, so that an export that breaks off leaves an earlier one as it was
+            part = place.with_name(f".{place.name[:50]}.{secrets.token_hex(4)}.part")
             try:
-                with part.open("wb") as file:
+                with part.open("xb") as file:
                     yield file
-                part.replace(target)
+                part.replace(place)
             finally:
                 part.unlink(missing_ok=True)
     except (OSError, ImportError) as error:

@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.binary_copy import as_column, encode_rows
 from pgimgsearch.embeddings.loaded_model import rejection_reason
-from pgimgsearch.errors import DatabaseError, SourceError, UsageError
+from pgimgsearch.errors import DatabaseError, ModelError, SourceError, UsageError
 from pgimgsearch.ingest import run
 from pgimgsearch.ingest.dry_run import dry_run
 from pgimgsearch.ingest.item import Counts, Item
@@ -611,6 +612,48 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     assert {caption: image_id for _, caption, image_id in rows} == {
         caption: image_id for caption, image_id in before.items() if caption != "of b/08.png"
     }
+
+
+def test_a_model_that_another_session_removes_is_named(
+    photos: Path, ingest: Ingest, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others have is kept, and the same command adds it anew."""
+    photo(photos / "c" / "late.png", seed=50)
+    write = run._write
+
+    def late(*arguments: Any) -> None:
+        connection.execute("select imgsearch.drop_model('pdq')")
+        write(*arguments)
+
+    monkeypatch.setattr(run, "_write", late)
+    with pytest.raises(ModelError, match="another session removed pdq while this ran"):
+        ingest(photos, "palette", "pdq")
+    assert one(connection, "select status from imgsearch.ingest_run") == "failed"
+    monkeypatch.setattr(run, "_write", write)
+    assert counts(ingest(photos, "palette", "pdq"), "pdq") == ZERO | {"embedded": 13}
+
+
+def test_no_run_goes_on_after_its_process(
+    photos: Path, ingest: Ingest, connection: Connection, url: str, cli: Callable[..., Any]
+) -> None:
+    """A killed one is shown as interrupted, and closed by the next run, also into another collection."""
+    ingest(photos)
+    connection.execute("update imgsearch.ingest_run set status = 'running', ended_at = null")
+
+    def shown() -> str:
+        return str(json.loads(cli("stats", "--json").stdout)["runs"][-1]["status"])
+
+    assert shown() == "interrupted"
+    with connect(url) as other:
+        collection = one(connection, "select collection_id from imgsearch.collection")
+        assert locks.take(other, locks.INGEST, collection)
+        assert shown() == "running"
+        ingest(photos / "a", collection="another")
+        assert shown() == "running"
+    with connect(url) as other:
+        assert locks.take(other, locks.INGEST, collection)  # once the server has let go of it
+    ingest(photos / "b", collection="a third")
+    assert one(connection, "select array_agg(distinct status) from imgsearch.ingest_run") == ["complete", "interrupted"]
 
 
 def test_contents_that_another_session_removes_fail_alone(
