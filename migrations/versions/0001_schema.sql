@@ -31,16 +31,6 @@ create table imgsearch.content_claim (
 comment on table imgsearch.content_claim is 'contents whose bytes a writer under row-level security has brought, for the '
     'images of the same transaction';
 
--- Whether metadata can be read by every program: an object of 16 MB as text, not as it is packed on disk, with numbers of
--- double precision, 200 levels deep.
-create function imgsearch._is_metadata(value jsonb) returns boolean
-language sql immutable parallel safe
-begin atomic
-    select jsonb_typeof(value) = 'object' and octet_length(value::text) <= 16777216
-        and not jsonb_path_exists(value, 'strict $.** ? (@.type() == "number" && @.abs() > 1e301)')
-        and not jsonb_path_exists(value, 'strict $.**{200}');
-end;
-
 create table imgsearch.image (
     image_id bigint generated always as identity primary key,
     content_id bigint not null references imgsearch.content,
@@ -50,7 +40,11 @@ create table imgsearch.image (
     modified_at timestamptz check (modified_at between '0001-01-02' and '9999-12-30'),
     group_key text check (octet_length(group_key) <= 2600),
     caption text check (octet_length(caption) <= 1000000),
-    metadata jsonb not null default '{}' check (imgsearch._is_metadata(metadata)),
+    -- what every program can read: 16 MB as text, not as it is packed on disk, numbers of double precision, 200 levels
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'
+        and octet_length(metadata::text) <= 16777216
+        and not jsonb_path_exists(metadata, 'strict $.** ? (@.type() == "number" && @.abs() > 1e301)')
+        and not jsonb_path_exists(metadata, 'strict $.**{200}')),
     search tsvector generated always as (
         to_tsvector('pg_catalog.simple'::regconfig,
                     coalesce(caption, '') || ' ' || translate(path, '/._-', '    '))) stored,
@@ -158,28 +152,17 @@ create table imgsearch.text_embedding (
 create index text_embedding_used on imgsearch.text_embedding (model_id, used_at);
 comment on table imgsearch.text_embedding is 'vectors of text queries: a bounded cache that evicts the least recently used';
 
--- Whether a JSON object holds objects, of values of one type or null; numbers that every language can read. Writers store it,
--- and the owner's commands count with it.
-create function imgsearch._is_table(value jsonb, type text) returns boolean
-language sql immutable parallel safe
-begin atomic
-    select jsonb_typeof(value) = 'object' and octet_length(value::text) <= 1000000
-        and not jsonb_path_exists(value, 'strict $.* ? (@.type() != "object")')
-        and not jsonb_path_exists(value, 'strict $.*.* ? (@.type() != "null" && (@.type() != $type || @.abs() > 1e15))',
-                                  jsonb_build_object('type', type));
-end;
-
 create table imgsearch.ingest_run (
     run_id bigint generated always as identity primary key,
     collection_id integer references imgsearch.collection on delete set null,
     source text not null check (octet_length(source) <= 2000),
     models text[] not null check (octet_length(models::text) <= 100000),
-    placement jsonb not null default '{}' check (imgsearch._is_table(placement, 'string')),
+    placement jsonb not null default '{}',
     started_at timestamptz not null default now() check (started_at between '0001-01-02' and '9999-12-30'),
     ended_at timestamptz check (ended_at between '0001-01-02' and '9999-12-30'),
     status text not null default 'running' check (status in ('running', 'complete', 'interrupted', 'failed')),
-    counts jsonb not null default '{}' check (imgsearch._is_table(counts, 'number')),
-    timings jsonb not null default '{}' check (imgsearch._is_table(timings, 'number'))
+    counts jsonb not null default '{}',
+    timings jsonb not null default '{}'
 );
 comment on table imgsearch.ingest_run is 'counts and timings of each run, and the device, dtype and runtime of '
     'each model; scanned = embedded + reused + unchanged + skipped + failed';
@@ -289,9 +272,9 @@ create table imgsearch.evaluation_run (
     fingerprint text,
     options jsonb not null default '{}',
     questions integer not null,
-    figures jsonb not null check (imgsearch._is_table(figures, 'number')
-        and not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
-    numbers jsonb not null default '{}' check (imgsearch._is_table(jsonb_build_object('', numbers), 'number')),
+    figures jsonb not null check (not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
+    numbers jsonb not null default '{}' check (not jsonb_path_exists(numbers, 'strict $.* ? (@.type() != "null"
+        && (@.type() != "number" || @.abs() > 1e15))')),
     notes jsonb not null default '[]',
     images_per_second double precision check (images_per_second between 0 and 1e15),
     query_ms double precision check (query_ms between 0 and 1e15),
@@ -301,6 +284,23 @@ create table imgsearch.evaluation_run (
 create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, model);
 comment on table imgsearch.evaluation_run is 'how a model did in a protocol: each figure with its value and 95% interval; '
     'models by name and fingerprint, so that runs outlive them';
+
+-- JSON that writers store and the owner's commands count with: objects of objects, of texts or of numbers.
+do $$
+declare
+    rule record;
+begin
+    for rule in
+        select * from (values ('ingest_run', 'placement', 'string'), ('ingest_run', 'counts', 'number'),
+                              ('ingest_run', 'timings', 'number'), ('evaluation_run', 'figures', 'number')) t (name, field, kind)
+    loop
+        execute format(
+            'alter table imgsearch.%1$I add check (jsonb_typeof(%2$I) = ''object'' and octet_length(%2$I::text) <= 1000000
+                 and not jsonb_path_exists(%2$I, ''strict $.* ? (@.type() != "object")'')
+                 and not jsonb_path_exists(%2$I, ''strict $.*.* ? (@.type() != "null" && (@.type() != "%3$s" || @.abs() > 1e15))''))',
+            rule.name, rule.field, rule.kind);
+    end loop;
+end $$;
 
 -- Row-level security. Policies on image are the user's. Where they hold for a role, the policies here hide from it what
 -- belongs to images that it does not see, and let it change what belongs to its own collections. Contents, claims and cached

@@ -22,6 +22,7 @@ UPRIGHT = {
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 MOST_EXIF = 1 << 20  # bytes
+MARK = 64  # bytes by which a format is known
 STRIP = 1 << 20  # pixels that are hashed at once
 BYTES_A_PIXEL = 12  # as it is decoded, rotated or converted, and prepared: three of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 6, "JPEG2000": 12}  # more than Pillow's own
@@ -70,7 +71,8 @@ def begins_like_an_image(data: bytes) -> bool:
     """Whether a file's first bytes are those of a format that is decoded, by those that have a mark."""
     register_formats()
     marks = [Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN]
-    return any(mark is not None and mark(data) is True for mark in marks)
+    padded = data.ljust(MARK, b"\0")  # as some marks are unpacked, however few bytes there are
+    return any(mark is not None and mark(padded) is True for mark in marks)
 
 
 def decode(

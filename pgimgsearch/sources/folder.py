@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.sources.decode import begins_like_an_image, register_formats
+from pgimgsearch.sources.decode import MARK, begins_like_an_image, register_formats
 from pgimgsearch.sources.selection import LeftOut, Selection
 from pgimgsearch.sources.source import ScannedFile, Source
 from pgimgsearch.sources.storable import MOST_CAPTION, UnstorableRow
@@ -136,7 +136,7 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
         if not entry.is_file():
             return False
         with open_file(entry.path) as file:
-            return begins_like_an_image(file.read(64))
+            return begins_like_an_image(file.read(MARK))
     except OSError:
         return True
 

@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from psycopg import DataError, adapters
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
 from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import connect
@@ -13,6 +18,24 @@ from pgimgsearch.sources.rows import Row
 from pgimgsearch.sources.source import ScannedFile, Source
 
 TABLE = re.compile(r'\bfrom\s+(?:only\s+)?(?:"?\w+"?\.)?"?(\w+)"?', re.IGNORECASE)
+
+
+class _OrText(Loader):
+    """A value as Python has it; what is beyond that, as the year 10,000 or infinity, as the text of Postgres."""
+
+    inner: type[Loader]
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return self.inner(self.oid, self.connection).load(data)
+        except (DataError, ValueError, OverflowError):
+            return bytes(data).decode()
+
+
+LOADERS = {
+    name: type(f"{name}OrText", (_OrText,), {"inner": adapters.get_loader(adapters.types[name].oid, Format.TEXT)})
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval", "json", "jsonb")
+}
 
 
 def sql_source(url: str, query: str) -> Source:
@@ -27,6 +50,8 @@ def sql_source(url: str, query: str) -> Source:
             connect(url, check=False, own_settings=False) as connection,
             connection.cursor("ingest", row_factory=dict_row, withhold=True) as cursor,
         ):
+            for name, loader in LOADERS.items():
+                cursor.adapters.register_loader(name, loader)
             with connection.transaction():
                 connection.execute("set transaction read only")
                 cursor.execute(query)

@@ -173,7 +173,11 @@ def test_every_row_is_stored_or_recorded(
     report = ingest(source, "palette", collection=collection)
     assert report.status == "complete"
     counts = report.counts["palette"]
-    assert counts["scanned"] == ROWS == sum(number for outcome, number in counts.items() if outcome != "scanned")
+    # beside the rows, texts of a tar that are too long fail by their own names
+    texts = connection.execute("select count(*) from imgsearch.ingest_failure where key like '%%.json'").fetchone()
+    assert texts is not None
+    total = ROWS + texts[0]
+    assert counts["scanned"] == total == sum(number for outcome, number in counts.items() if outcome != "scanned")
     row = connection.execute(
         "select (select count(*) from imgsearch.image), (select count(*) from imgsearch.ingest_failure), "
         "(select count(*) from imgsearch.image i where exists (select from imgsearch.ingest_failure f where f.key = i.key))"
@@ -185,5 +189,5 @@ def test_every_row_is_stored_or_recorded(
     assert failed == counts["failed"] + counts["skipped"]
     assert min(stored, failed) > ROWS / 10, "rows of both kinds are generated"
     again = ingest(source, "palette", collection=collection).counts["palette"]
-    assert (again["scanned"], again["unchanged"]) == (ROWS, stored)
+    assert (again["scanned"], again["unchanged"]) == (total, stored)
     assert again["failed"] + again["skipped"] == failed

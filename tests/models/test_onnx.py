@@ -116,7 +116,7 @@ def test_preprocessing_is_read_or_asked_for(tmp_path: Path) -> None:
 def test_broken_files_are_refused(tmp_path: Path) -> None:
     path = export(tmp_path / "m.onnx", (8,))
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match=r"cannot load|is no ONNX model"):
         load(path)
     with pytest.raises(ModelError, match="2 ONNX files"):
         export(tmp_path / "two" / "a.onnx", (8,))

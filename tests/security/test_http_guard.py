@@ -104,8 +104,8 @@ def test_bodies_share_a_budget(base: str) -> None:
 
 @pytest.mark.parametrize("body", [
     b'{"texts": ["red"], "x": ' + b"[" * 120_000, b'{"texts": ["red"], "x": [' + b"[]," * 120_000 + b"[]]}",
-    b'{"texts": [' + b'"ab",' * 30_000 + b'"a"]}', b'{"texts": ["red"], "x": [' + b"1," * 1_100_000 + b"1]}",
-], ids=["deep", "wide", "strings", "numbers"])  # fmt: skip
+    b'{"texts": [' + b'"ab",' * 30_000 + b'"a"]}',
+], ids=["deep", "wide", "strings"])  # fmt: skip
 def test_json_of_many_parts_is_refused(base: str, body: bytes) -> None:
     with client_of(base) as client:
         answer = client.post("/embed/text", content=body, headers={"Content-Type": "application/json"})

@@ -150,6 +150,11 @@ def test_a_text_that_is_a_link_shows_no_file_from_outside(tmp_path: Path) -> Non
 def test_a_file_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be an image, and what is left out would be pruned."""
     photo(tmp_path / "a.png").rename(tmp_path / "IMG_1")
+    for number in range(12):
+        (tmp_path / str(number)).write_bytes(b"\0" * number)  # of any length
+    assert [file.path for file in folder_source(tmp_path).files(str(tmp_path))] == ["IMG_1"]
+    for number in range(12):
+        (tmp_path / str(number)).unlink()
     os.mkfifo(tmp_path / "IMG_2")
     monkeypatch.setattr(folder, "open_file", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
     assert [file.path for file in folder_source(tmp_path).files(str(tmp_path))] == ["IMG_1"]
