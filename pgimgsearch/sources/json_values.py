@@ -2,12 +2,20 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 DEEPEST = 100  # levels of nesting
 MOST_DIGITS, MOST_BITS = 300, 1000  # of a number: other languages read it as one of double precision
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value that a library could not read, and why; it fails its row."""
+
+    why: str
 
 
 def as_json(value: Any, name: str, depth: int = 0) -> Any:
@@ -19,6 +27,8 @@ def as_json(value: Any, name: str, depth: int = 0) -> Any:
         raise ValueError(f"{name} is nested more than {DEEPEST} deep")
     if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, Unreadable):
+        raise ValueError(f"{name} cannot be read: {value.why}")
     if isinstance(value, float | Decimal):
         return _number(value, name)
     if isinstance(value, int):

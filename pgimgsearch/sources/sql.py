@@ -1,5 +1,6 @@
 """Images that a query of the database names."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from psycopg.rows import dict_row
 
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import SourceError
+from pgimgsearch.sources.json_values import Unreadable
 from pgimgsearch.sources.listing import file_from_row
 from pgimgsearch.sources.rows import Row
 from pgimgsearch.sources.source import ScannedFile, Source
@@ -32,9 +34,19 @@ class _OrText(Loader):
             return bytes(data).decode()
 
 
-LOADERS = {
+class _Json(Loader):
+    """JSON; what is nested too deeply fails its row."""
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return json.loads(bytes(data))
+        except (ValueError, RecursionError) as error:
+            return Unreadable(str(error))
+
+
+LOADERS: dict[str, type[Loader]] = {"json": _Json, "jsonb": _Json} | {
     name: type(f"{name}OrText", (_OrText,), {"inner": adapters.get_loader(adapters.types[name].oid, Format.TEXT)})
-    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval", "json", "jsonb")
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval")
 }
 
 

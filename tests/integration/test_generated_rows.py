@@ -106,7 +106,7 @@ def as_tar(pictures: list[Path], folder: Path, _: Connection) -> Any:
         for number, row in enumerate(rows(pictures, 2)):
             name = (
                 row["key"]
-                .replace("\0", "0")
+                .replace("\0", "_0_")
                 .encode("utf-8", "surrogatepass")[:80]
                 .decode("utf-8", "ignore")
                 .strip("/.\n \x1b[2J")
@@ -148,7 +148,7 @@ def as_query(pictures: list[Path], folder: Path, connection: Connection) -> Any:
     random = Random(4)
     with connection.cursor() as cursor:
         for row in rows(pictures, 4):
-            key, path, caption = (None if value is None else value.replace("\0", "0").encode("utf-8", "ignore").decode()
+            key, path, caption = (None if value is None else value.replace("\0", "_0_").encode("utf-8", "ignore").decode()
                                   for value in (row["key"], row["path"], row["caption"]))  # fmt: skip
             cursor.execute(
                 "insert into product values (%s, %s, %s, %s, %s, %s, %s, %s, %s, point(1, 2))",

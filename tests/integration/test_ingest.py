@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -697,17 +698,19 @@ def test_contents_are_stored_while_others_sweep_them(
     def sweep() -> None:
         with psycopg.connect(url, autocommit=True) as other:
             while not stop.is_set():
-                other.execute("select imgsearch._sweep(array(select content_id from imgsearch.content))")
+                with suppress(psycopg.errors.DeadlockDetected):  # which our commands try again
+                    other.execute("select imgsearch._sweep(array(select content_id from imgsearch.content))")
 
     sweeping = threading.Thread(target=sweep)
     sweeping.start()
     try:
         for _ in range(300):
-            row = connection.execute(
-                "select count(*) from imgsearch._store_contents(array(select generate_series(1, 12)), %s, %s, %s, %s, %s, "
-                "%s, false)", facts,
-            ).fetchone()  # fmt: skip
-            assert row == (12,)
+            with suppress(psycopg.errors.DeadlockDetected):
+                row = connection.execute(
+                    "select count(*) from imgsearch._store_contents(array(select generate_series(1, 12)), %s, %s, %s, "
+                    "%s, %s, %s, false)", facts,
+                ).fetchone()  # fmt: skip
+                assert row == (12,)
     finally:
         stop.set()
         sweeping.join()
