@@ -24,8 +24,8 @@ UPRIGHT = {
 MOST_EXIF = 1 << 20  # bytes
 MARK = 64  # bytes by which a format is known
 STRIP = 1 << 20  # pixels that are hashed at once
-BYTES_A_PIXEL = 12  # as it is decoded, rotated or converted, and prepared: three of Pillow's pixels
-BYTES_OF_LIBRARY = {"WEBP": 6, "JPEG2000": 12}  # more than Pillow's own
+BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
+BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
 SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
 # What is decoded: none that runs a program (EPS in Ghostscript, WMF), or decodes whatever is inside before it can be
 # bounded (IPTC, ICO, ICNS).
@@ -164,7 +164,8 @@ def bytes_a_pixel(image: Image.Image) -> int:
     """How much memory decoding takes at its peak, measured for each format: its library's buffers and our steps."""
     library = BYTES_OF_LIBRARY.get(image.format or "", 0)
     deep = 8 if image.mode.startswith(("I", "F")) else 0
-    return BYTES_A_PIXEL + library + deep + (4 if image.has_transparency_data else 0)
+    clear = 8 if image.mode in {"LA", "PA"} else 4 if image.has_transparency_data else 0
+    return BYTES_A_PIXEL + library + deep + clear
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -30,13 +30,13 @@ def _libc() -> Any:
 
 
 class MemoryBudget:
-    """A number of bytes, of twice as many. Not first come, first served: small requests pass by those that wait.
+    """A number of bytes. Not first come, first served: small requests pass by those that wait.
 
-    One that is larger than the budget waits until it is alone.
+    One that is larger than the budget waits until it is alone; one that is larger than ``most`` is refused.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.most, self._taken = size, 2 * size, 0
+    def __init__(self, size: int, most: int | None = None) -> None:
+        self.size, self.most, self._taken = size, 2 * size if most is None else most, 0
         self._changed = threading.Condition()
 
     @contextmanager
@@ -51,7 +51,7 @@ class MemoryBudget:
             nonlocal own
             if count > self.most:
                 raise TooLittleMemory(
-                    f"decoding takes {count >> 20} MB, and this machine or container has {self.most >> 20}"
+                    f"decoding takes {count >> 20} MB, and this machine or container has {self.most >> 20} for an image"
                 )
             with self._changed:
                 if not own:
@@ -71,5 +71,6 @@ class MemoryBudget:
 
 @cache
 def memory_budget() -> MemoryBudget:
-    """The budget of this process: half of the machine's memory."""
-    return MemoryBudget(machine_memory() * MEGABYTE // 2)
+    """The budget of this process: half of the machine's memory, as networks and libraries need some, too."""
+    memory = machine_memory() * MEGABYTE
+    return MemoryBudget(memory // 2, int(memory * 0.6))

@@ -22,7 +22,7 @@ class Pdq(WeightlessEncoder):
         """The 256 bits of an image; raises SkippedImage where its quality is too low."""
         import pdqhash
 
-        small = image.copy()
+        small = image._new(image.im)
         small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BILINEAR)
         bits, quality = pdqhash.compute(np.ascontiguousarray(small))
         if quality < LOWEST_QUALITY:
