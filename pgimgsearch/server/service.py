@@ -82,7 +82,10 @@ class Service:
     ) -> NDArray[np.float32]:  # fmt: skip
         """(n, dim) float32, normalised; they go into the cache. Raises Refusal, Busy or ModelError."""
         _check_texts(texts, template)
-        outputs = await self._embedded(model, "text", model.text_forms(texts, template), client)
+        try:
+            outputs = await self._embedded(model, "text", model.text_forms(texts, template), client)
+        except ValueError as error:  # of a tokenizer's library: "&#" and 5,000 digits
+            raise Refusal(f"model {model.stored.name} cannot read the text: {error}", hint="use words") from error
         vectors = model.text_vectors(outputs["text"], len(texts))
         if self._cache is not None:
             self._cache.keep(model.stored, texts, vectors, template)
