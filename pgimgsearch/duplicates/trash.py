@@ -181,7 +181,7 @@ def _problem_of_place(connection: Connection, source: Path, target: Path, image:
     if not os.path.isabs(image["path"]) or not os.path.lexists(source):  # noqa: PTH117
         return None
     is_image = target.suffix.lower() in register_formats() and _pixels(str(source)) == image["pixel_hash"]
-    return None if is_image else "it is not the image that was put away"
+    return None if is_image else "by its name or bytes it is not the image that was put away: move it by hand"
 
 
 def _check_trash(connection: Connection, trash: Path) -> None:

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from pgimgsearch.concurrency import batched, ordered_map, prefetch, stop_signals, worker_pool
 from pgimgsearch.database.collections import open_collection
+from pgimgsearch.database.contents import orphans
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings.deferred_models import DeferredModels
@@ -125,7 +126,7 @@ def ingest(
                 gone = []
                 if options.prune:
                     gone = prune(planner, source, root, run_id, anyway=options.prune_all, reporter=reporter)
-                drop_orphans(writer, gone)
+                    drop_orphans(writer, {*gone, *orphans(writer.connection)})
                 pruned = len(gone)
         except BaseException as error:
             with suppress(psycopg.OperationalError):  # the server is gone; the next run closes this one

@@ -9,6 +9,7 @@ from pgimgsearch.database.connection import (
     pgvector_version,
     translated_errors,
 )
+from pgimgsearch.database.contents import orphans
 from pgimgsearch.database.models import coverage_table, list_models
 from pgimgsearch.errors import DriftError, ModelError, PgImgSearchError, SchemaError
 from pgimgsearch.indexing.status import index_status
@@ -34,7 +35,8 @@ def server_findings(connection: Connection) -> list[Finding]:
     findings += [*([] if any(f.state == "bad" for f in found) else [FITS]), *found, *_pgvector(connection)]
     if FITS not in findings:  # what follows needs these tables and functions
         return findings
-    return [*findings, *_models(connection), *_indexes(connection), *_failures(connection), *_embedder(connection)]
+    return [*findings, *_models(connection), *_indexes(connection), *_orphans(connection), *_failures(connection),
+            *_embedder(connection)]  # fmt: skip
 
 
 def _pgvector(connection: Connection) -> Iterator[Finding]:
@@ -76,6 +78,12 @@ def _indexes(connection: Connection) -> Iterator[Finding]:
         broken = row["method"] != "none" and not row["valid"]
         what, _, mend = (row["advice"] or row["method"]).partition(": ")
         yield Finding(f"index {row['model']}", "bad" if broken else "warn" if row["advice"] else "good", what, mend)
+
+
+def _orphans(connection: Connection) -> Iterator[Finding]:
+    if count := len(orphans(connection)):
+        what = f"{count} have no image any more, as after a delete by SQL, and keep their vectors"
+        yield Finding("contents", "warn", what, "pgimgsearch ingest ... --prune")
 
 
 def _failures(connection: Connection) -> Iterator[Finding]:

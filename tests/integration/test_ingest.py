@@ -615,6 +615,20 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     }
 
 
+def test_what_a_delete_by_sql_leaves_is_found_and_pruned(
+    photos: Path, ingest: Ingest, connection: Connection, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    ingest(photos)
+    photo(tmp_path / "other" / "1.png", seed=70)
+    ingest(tmp_path / "other")
+    connection.execute("delete from imgsearch.collection where name = 'other'")
+    assert "1 have no image any more" in cli("doctor", "--no-canary").stdout
+    ingest(photos, prune=True)
+    assert one(connection, "select count(*) from imgsearch.content") == 12
+    assert one(connection, "select count(*) from imgsearch.embedding_palette_32") == 12
+    assert "no image any more" not in cli("doctor", "--no-canary").stdout
+
+
 def test_a_model_that_another_session_removes_is_named(
     photos: Path, ingest: Ingest, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
