@@ -213,7 +213,7 @@ comment on table imgsearch.calibration is 'what the thresholds of a model were m
 
 create table imgsearch.duplicate_scan (
     model_id integer primary key references imgsearch.model on delete cascade,
-    threshold double precision not null check (threshold between -1 and 1),
+    threshold double precision not null check (threshold between 0 and 1),
     started_at timestamptz not null default now() check (started_at between '0001-01-02' and '9999-12-30')
 );
 create table imgsearch.duplicate_scanned (
@@ -266,16 +266,19 @@ comment on table imgsearch.cluster is 'groups of similar images, as last made; t
 
 create table imgsearch.evaluation_run (
     evaluation_id bigint generated always as identity primary key,
-    protocol text not null,
-    data text not null,
-    model text not null,
-    fingerprint text,
-    options jsonb not null default '{}',
+    protocol text not null check (octet_length(protocol) <= 2000),
+    data text not null check (octet_length(data) <= 2000),
+    model text not null check (octet_length(model) <= 2000),
+    fingerprint text check (octet_length(fingerprint) <= 2000),
+    options jsonb not null default '{}' check (octet_length(options::text) <= 100000),
     questions integer not null,
-    figures jsonb not null check (not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
+    figures jsonb not null check (octet_length(figures::text) <= 1000000
+        and not jsonb_path_exists(figures, 'strict $.* ? (@.type() != "object")')
+        and not jsonb_path_exists(figures, 'strict $.*.* ? (@.type() != "null" && (@.type() != "number" || @.abs() > 1e15))')
+        and not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
     numbers jsonb not null default '{}' check (not jsonb_path_exists(numbers, 'strict $.* ? (@.type() != "null"
         && (@.type() != "number" || @.abs() > 1e15))')),
-    notes jsonb not null default '[]',
+    notes jsonb not null default '[]' check (octet_length(notes::text) <= 100000),
     images_per_second double precision check (images_per_second between 0 and 1e15),
     query_ms double precision check (query_ms between 0 and 1e15),
     evaluated_at timestamptz not null default now() check (evaluated_at between '0001-01-02' and '9999-12-30'),
@@ -285,19 +288,19 @@ create index evaluation_run_same on imgsearch.evaluation_run (protocol, data, mo
 comment on table imgsearch.evaluation_run is 'how a model did in a protocol: each figure with its value and 95% interval; '
     'models by name and fingerprint, so that runs outlive them';
 
--- JSON that writers store and the owner's commands count with: objects of objects, of texts or of numbers.
+-- JSON that writers store and the owner's commands count with: objects of objects, of texts or of numbers from 0 on.
 do $$
 declare
     rule record;
 begin
     for rule in
         select * from (values ('ingest_run', 'placement', 'string'), ('ingest_run', 'counts', 'number'),
-                              ('ingest_run', 'timings', 'number'), ('evaluation_run', 'figures', 'number')) t (name, field, kind)
+                              ('ingest_run', 'timings', 'number')) t (name, field, kind)
     loop
         execute format(
             'alter table imgsearch.%1$I add check (jsonb_typeof(%2$I) = ''object'' and octet_length(%2$I::text) <= 1000000
                  and not jsonb_path_exists(%2$I, ''strict $.* ? (@.type() != "object")'')
-                 and not jsonb_path_exists(%2$I, ''strict $.*.* ? (@.type() != "null" && (@.type() != "%3$s" || @.abs() > 1e15))''))',
+                 and not jsonb_path_exists(%2$I, ''strict $.*.* ? (@.type() != "null" && (@.type() != "%3$s" || @ < 0 || @ > 1e15))''))',
             rule.name, rule.field, rule.kind);
     end loop;
 end $$;

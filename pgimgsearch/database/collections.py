@@ -1,5 +1,9 @@
 """Collections: found by name or by the folder that they hold."""
 
+import itertools
+
+import psycopg
+
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.errors import SourceError
 
@@ -26,7 +30,7 @@ def open_collection(
         ).fetchone()
         if found:
             return found[0], found[1], found[2]
-    wanted = name or default_name
+    wanted = name or _free_name(connection, default_name, root)
     found = connection.execute(
         f"select collection_id, name, coalesce(root, ''), {OURS}, owner from imgsearch.collection "  # noqa: S608
         "where name = %s",
@@ -39,9 +43,26 @@ def open_collection(
         )
     if found:
         return found[0], found[1], found[2]
-    row = connection.execute(
-        "insert into imgsearch.collection (name, root) values (%s, %s) returning collection_id",
-        [wanted, root],
-    ).fetchone()
+    try:
+        with connection.transaction():
+            row = connection.execute(
+                "insert into imgsearch.collection (name, root) values (%s, %s) returning collection_id", [wanted, root]
+            ).fetchone()
+    except psycopg.errors.UniqueViolation as error:
+        raise SourceError(
+            f"collection {wanted} was made by another session or role meanwhile",
+            hint="choose a name: --collection NAME",
+        ) from error
     assert row is not None
     return row[0], wanted, root or ""
+
+
+def _free_name(connection: Connection, wanted: str, root: str | None) -> str:
+    """A name that no collection of another folder has; a list or query has none, and goes where it went before."""
+    if root is None:
+        return wanted
+    rows = connection.execute(
+        "select name from imgsearch.collection where starts_with(name, %s) and root is distinct from %s", [wanted, root]
+    ).fetchall()
+    taken = {name for (name,) in rows}
+    return next(one for n in itertools.count(1) if (one := wanted if n == 1 else f"{wanted}-{n}") not in taken)

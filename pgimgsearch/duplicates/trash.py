@@ -72,7 +72,11 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                     yield Outcome(move.location, "the database knows it no longer, or as another image")
                     continue
                 to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
-                problem = _problem(move, image, going) or _problem_of_keeper(connection, move, image)
+                problem = (
+                    _problem(move, image, going)
+                    or _problem_of_keeper(connection, move, image)
+                    or _problem_of_others(connection, move, image)
+                )
                 if problem is None and not _is_inside(to, trash):
                     problem = f"a link in the trash leads to {os.path.realpath(to.parent)}"
                 if problem is not None:
@@ -138,7 +142,7 @@ def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outco
         yield from _undo(connection, trash, source, target, image, digest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Outcome(line[:80], f"a line of {UNDO} that cannot be read")
-    except (psycopg.DataError, psycopg.IntegrityError) as error:
+    except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as error:
         yield Outcome(entry["from"], f"the database refuses its image: {error.diag.message_primary}", str(source))
 
 
@@ -148,12 +152,12 @@ def _undo(
     problem = _problem_of_place(connection, source, target, image)
     if not _is_inside(source, trash):
         yield Outcome(str(target), f"{UNDO} names a file outside of the trash", str(source))
+    elif source.is_file() and _digest(str(source)) != digest:
+        yield Outcome(str(target), "the file in the trash has changed", str(source))
     elif problem is not None:
         yield Outcome(str(target), problem, str(source))
     elif os.path.lexists(source) and os.path.lexists(target):
         yield Outcome(str(target), "there is a file of that name again", str(source))
-    elif source.is_file() and _digest(str(source)) != digest:
-        yield Outcome(str(target), "the file in the trash has changed", str(source))
     elif os.path.lexists(source):  # a relative link leads nowhere from the trash, and is as it was once it is back
         target.parent.mkdir(parents=True, exist_ok=True)
         with connection.transaction():
@@ -169,19 +173,31 @@ def _undo(
 def _problem_of_place(connection: Connection, source: Path, target: Path, image: dict[str, Any]) -> str | None:
     """Why a file may not go where a line of the undo file says, which whoever gives the trash could have written.
 
-    It must be where its collection has the image; and outside of the collection's folder, an image by name and bytes.
+    It must be an image, by its name and bytes, and go where its collection has it, by no link and no hidden folder.
     """
     row = connection.execute(
         "select root from imgsearch.collection where name = %s", [str(image["collection"])]
     ).fetchone()
     if row is None:
-        return f"there is no collection {image['collection']} any more"
-    if os.path.normpath(shown_location(image["path"], row[0])) != os.path.normpath(target):
+        return f"there is no collection {image['collection']} any more: move it by hand"
+    place, root = shown_location(image["path"], row[0]), row[0] or ""
+    if os.path.normpath(place) != os.path.normpath(target):
         return f"collection {image['collection']} does not have it there"
-    if not os.path.isabs(image["path"]) or not os.path.lexists(source):  # noqa: PTH117
+    below = Path(os.path.relpath(place, root)) if root and not os.path.isabs(image["path"]) else target  # noqa: PTH117
+    if any(part.startswith(".") and part != os.curdir for part in below.parts):
+        return "its name or a folder is hidden: move it by hand"
+    if root and below != target and not _is_within(target.parent, root):
+        return f"a link leads out of {root}"
+    if not os.path.lexists(source):
         return None
-    is_image = target.suffix.lower() in register_formats() and _pixels(str(source)) == image["pixel_hash"]
-    return None if is_image else "by its name or bytes it is not the image that was put away: move it by hand"
+    is_image = source.is_symlink() or (source.is_file() and _pixels(str(source)) == image["pixel_hash"])
+    if not is_image or target.suffix.lower() not in register_formats():
+        return "by its name or bytes it is not the image that was put away: move it by hand"
+    return None
+
+
+def _is_within(folder: Path, root: str) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root))
 
 
 def _check_trash(connection: Connection, trash: Path) -> None:
@@ -211,14 +227,14 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
         return str(error)
     if move.keeper in going:
         return "the plan moves its keeper too"
-    found = _digest(move.location)
+    found = _digest(move.location, image["bytes"])
     if found is None:
-        return "the file is gone, or has a name that is not UTF-8"
+        return "the file is gone, of another size, or has a name that is not UTF-8"
     if found != move.sha256:
         return "the file has changed"
     if is_url(move.keeper):
         return f"its keeper is a URL, which may be gone tomorrow: {move.keeper}"
-    if _digest(move.keeper) != move.keeper_sha256:
+    if _digest(move.keeper, DEFAULT_LIMITS.max_bytes) != move.keeper_sha256:
         return f"its keeper is gone or has changed: {move.keeper}"
     if _pixels(move.location) != image["pixel_hash"].hex():
         return "it is not the image that the database describes"
@@ -243,7 +259,25 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
     ).fetchone()
     if row is None or not row[0]:
         return f"its keeper is not the image that the database describes: {move.keeper}"
-    return None if row[2] else f"its keeper belongs to the role {row[1]}: {move.keeper}"
+    if not row[2]:
+        return f"its keeper belongs to the role {row[1]}: {move.keeper}"
+    return None
+
+
+def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]) -> str | None:
+    """Why the file is not this owner's alone: a row may name another tenant's file."""
+    rows = connection.execute(
+        "select i.path, l.root, l.owner from imgsearch.image i join imgsearch.content c using (content_id) "
+        "join imgsearch.collection l using (collection_id) join pg_class r on r.oid = 'imgsearch.image'::regclass "
+        "where c.sha256 = %s and r.relrowsecurity "
+        "and l.owner <> (select o.owner from imgsearch.collection o where o.name = %s)",
+        [image["sha256"], image["collection"]],
+    ).fetchall()
+    here = os.path.realpath(move.location)
+    for path, root, owner in rows:
+        if os.path.realpath(shown_location(path, root) or os.devnull) == here:
+            return f"it is an image of the role {owner}, too"
+    return None
 
 
 def _pixels(location: str) -> str | None:
@@ -259,10 +293,14 @@ def _facts(location: str) -> ImageFacts | None:
         return None
 
 
-def _digest(location: str) -> str | None:
+def _digest(location: str, most: int | None = None) -> str | None:
+    """The SHA-256 of a file of at most so many bytes; some of the system's never end."""
     try:
         with open_file(location) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if most is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            data = file.read(most + 1)
+            return hashlib.sha256(data).hexdigest() if len(data) <= most else None
     except (OSError, ValueError):  # gone, or no name of a file
         return None
 

@@ -1,5 +1,6 @@
 """A model of the database with its network: what comes out of a forward pass, as it is stored or asked with."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from pgimgsearch.models.reduction import Reduction
 
 TEXTS_AT_ONCE = 256
 SHOWN = 40  # characters of a text
+LONGEST_WORD = 200  # characters: some tokenizers take the square of it
+LONG_WORD = re.compile(rf"(\S{{{LONGEST_WORD}}})(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class LoadedModel:
         """Every text in every line of a template, as the encoder reads them; raises ModelError if it reads none."""
         if not self.stored.has_text:
             raise cannot_read(self.stored.name)
-        return [line.replace("{}", text) for text in texts for line in template.split("\n")]
+        forms = [line.replace("{}", text) for text in texts for line in template.split("\n")]
+        return [LONG_WORD.sub(r"\1 ", form) if len(form) > LONGEST_WORD else form for form in forms]
 
     def long_forms(self, texts: Sequence[str], template: str = "{}") -> list[str]:
         """The forms that may have more tokens than are read, as a token has a byte at least."""

@@ -12,10 +12,11 @@ from pgimgsearch.database.collections import open_collection
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.registry import find_stored
+from pgimgsearch.errors import SourceError
 from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
-from pgimgsearch.ingest.prune import count_removal, unseen_images
+from pgimgsearch.ingest.prune import check_removal, count_removal, spare_excluded, unseen_images
 from pgimgsearch.ingest.run import Options, Refine, Report
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 from pgimgsearch.sources.locations import is_url
@@ -66,9 +67,15 @@ def _removal(
     planner = Planner(Session(connection), collection_id, [], Counts([]), remember_seen=True)
     for _ in planner.plan(iter(files)):
         pass
+    spare_excluded(planner, source, root)
     found = count_removal(planner, source, root, _new_contents(planner, source, root, files))
     told = [f"--prune would delete {found.told(source)}" if found.gone else "--prune would delete nothing"]
-    return told + ([f"{found.renamed} images are renamed"] if found.renamed else [])
+    told += [f"{found.renamed} images are renamed"] if found.renamed else []
+    try:
+        check_removal(planner, source, root, found)
+    except SourceError as error:
+        told += [str(error).replace("nothing was pruned", "without --prune-all nothing would be pruned", 1)]
+    return told
 
 
 def _new_contents(planner: Planner, source: Source, root: str, files: Sequence[ScannedFile]) -> Counter[bytes]:

@@ -68,12 +68,13 @@ def prune(planner: Planner, source: Source, root: str, run_id: int, *, anyway: b
     scope = _scope(planner, source, root)
     with planner.connection.transaction():
         _check_seen(planner)
+        spare_excluded(planner, source, root)
         planner.connection.execute(RENAMED.format(in_scope=scope, unseen=UNSEEN, run=sql.Literal(run_id)))
         planner.connection.execute("delete from imgsearch.image i using renamed r where i.image_id = r.new_id")
         planner.connection.execute(RENAME)
         found = count_removal(planner, source, root)
         if not anyway:
-            _check(planner, source, root, found)
+            check_removal(planner, source, root, found)
         if found.gone:
             reporter.say(f"deleting {found.told(source)}")
         for table in ("ingest_failure", "image"):
@@ -102,6 +103,15 @@ def count_removal(planner: Planner, source: Source, root: str, new: Counter[byte
         if gone <= MOST_NAMED:
             first.append(path)
     return Removal(gone, total[0], tuple(first), renamed)
+
+
+def spare_excluded(planner: Planner, source: Source, root: str) -> None:
+    """Count what patterns exclude as seen: it was not looked for, so it is not known to be gone."""
+    if source.leaves_out is None:
+        return
+    top = prefix(source, root)
+    kept = [path for path, _, _ in unseen_images(planner, source, root) if source.leaves_out(path.removeprefix(top))]
+    planner.connection.execute("insert into seen select unnest(%s::text[]) on conflict do nothing", [kept])
 
 
 def unseen_images(planner: Planner, source: Source, root: str) -> Iterator[tuple[str, bytes, int]]:
@@ -135,7 +145,7 @@ def _check_seen(planner: Planner) -> None:
         )
 
 
-def _check(planner: Planner, source: Source, root: str, found: Removal) -> None:
+def check_removal(planner: Planner, source: Source, root: str, found: Removal) -> None:
     """Raise SourceError for a source that names nothing, a fifth less than before, or a folder that is empty now."""
     if not found.gone:
         return

@@ -19,7 +19,7 @@ from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import session
 from pgimgsearch.embeddings.deferred_models import DeferredModels
 from pgimgsearch.embeddings.loaded_model import LoadedModel
-from pgimgsearch.errors import UsageError
+from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.away import Away
 from pgimgsearch.ingest.embed import embed
@@ -290,7 +290,7 @@ def _checked(
         if file is None or stopped.is_set():
             return
         if file.unlisted and planner.remember_seen:
-            raise UsageError(
+            raise SourceError(
                 f"cannot prune: {file.location} could not be read ({file.problem})",
                 hint="mend it, or run without --prune",
             )

@@ -133,11 +133,11 @@ def _image_bytes(connection: Connection, sources: dict[str, str]) -> float:
 def _ingested(connection: Connection, model: PlannedModel, sources: dict[str, str]) -> float | None:
     """Images a second from end to end, in the last run that embedded a few hundred."""
     row = connection.execute(
-        "select (counts -> %(name)s ->> 'embedded')::float / (extract(epoch from ended_at - started_at) "
-        "- coalesce((timings -> 'load' ->> 'seconds')::float, 0))::float, "
-        "placement -> %(name)s ->> 'device', run_id from imgsearch.ingest_run where ended_at > started_at "
-        "and collection_id is not null and (counts -> %(name)s ->> 'embedded')::int >= %(least)s "
-        "order by run_id desc limit 1",
+        "select r.embedded / r.seconds, r.device, r.run_id from (select run_id, "
+        "placement -> %(name)s ->> 'device' as device, (counts -> %(name)s ->> 'embedded')::float as embedded, "
+        "extract(epoch from ended_at - started_at)::float - coalesce((timings -> 'load' ->> 'seconds')::float, 0) "
+        "as seconds from imgsearch.ingest_run where collection_id is not null) r "
+        "where r.embedded >= %(least)s and r.seconds > 0.001 order by r.run_id desc limit 1",
         {"name": model.name, "least": INGESTED},
     ).fetchone()
     if row is None:

@@ -1,6 +1,7 @@
 """Pages that hold all they need, so that they can be sent to someone: for a screen or a phone, light or dark."""
 
 import html
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ def figure(width: float, height: float) -> Any:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page aside and rename it, so that a full disk leaves an earlier one as it was."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(page, "utf-8")
+        with part.open("x", encoding="utf-8") as file:
+            file.write(page)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from pgimgsearch.server.errors import Busy, TooLarge
 
 # Texts may hold commas and brackets of their own.
-MOST_NESTED, MOST_STRINGS, MOST_PARTS = 100_000, 20_000, 1_000_000
+MOST_NESTED, MOST_STRINGS, MOST_PARTS = 100_000, 25_000, 1_000_000
 
 C = TypeVar("C")
 
@@ -30,7 +30,7 @@ class Structure:
     def add(self, data: bytes) -> None:
         """Count; raises TooLarge for too many."""
         self.nested += data.count(b"[") + data.count(b"{")
-        self.strings += data.count(b'",')
+        self.strings += data.count(b'"') // 2
         self.parts += data.count(b",")
         if self.nested > MOST_NESTED or self.strings > MOST_STRINGS or self.parts > MOST_PARTS:
             raise TooLarge("the request has too many parts", hint="send texts, an image, and nothing else")

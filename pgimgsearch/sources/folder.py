@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError
@@ -53,7 +54,9 @@ def folder_source(path: Path, selection: Selection | None = None) -> Source:
             )
         return total
 
-    return Source(str(path), path.name or "root", str(path), files, count, str(path), left_out)
+    return Source(
+        str(path), path.name or "root", str(path), files, count, str(path), left_out, leaves_out=chosen.leaves_out
+    )
 
 
 def files_source(files: Sequence[Path], folder: Path | None = None) -> Source:
@@ -109,7 +112,7 @@ def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[s
         elif not (_has_ending(entry.name) or (_says_nothing(extension) and _is_image(entry))):
             left_out.add(extension.lower())
         elif selection.takes(relative):
-            text = f"{stem}.txt"
+            text = f"{entry.name if _says_nothing(extension) else stem}.txt"
             yield entry.path, f"{os.path.dirname(entry.path)}/{text}" if text in texts[-1] else ""  # noqa: PTH120
         else:
             left_out.exclude(relative)
@@ -118,8 +121,15 @@ def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[s
 def _images_of(text: str, names: set[str]) -> bool:
     """Whether an image lies beside NAME.txt that is called NAME."""
     stem = text[: -len(".txt")]
-    endings = register_formats()
-    return any(f"{stem}{ending}" in names or f"{stem}{ending.upper()}" in names for ending in endings)
+    if stem in names:  # without an ending that says anything
+        return _says_nothing(os.path.splitext(stem)[1])  # noqa: PTH122
+    return any(f"{stem}{ending}" in names for ending in _endings())
+
+
+@cache
+def _endings() -> frozenset[str]:
+    """Those of images, in small letters, capital letters, and with a first capital."""
+    return frozenset(form(one) for one in register_formats() for form in (str.lower, str.upper, str.title))
 
 
 def _has_ending(name: str) -> bool:
@@ -150,7 +160,7 @@ def _captioned(file: ScannedFile, path: str, folder: str) -> ScannedFile:
         if os.path.islink(path) and not os.path.realpath(path).startswith(f"{os.path.realpath(folder)}/"):  # noqa: PTH114
             raise OSError(0, "a link that leads out of the folder")
         with open_file(path) as text:
-            return replace(file, caption=text.read(MOST_CAPTION + 1).decode().strip() or None)
+            return replace(file, caption=text.read(MOST_CAPTION + 1).decode("utf-8-sig").strip() or None)
     except (OSError, UnicodeDecodeError) as error:
         return replace(file, problem=file.problem or UnstorableRow(f"the text beside it cannot be read: {error}"))
 

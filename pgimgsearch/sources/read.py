@@ -31,7 +31,8 @@ def read_bytes(location: str, max_bytes: int) -> bytes:
     if webdataset.is_member(location):
         data = webdataset.read_member(location, max_bytes + 1)
     elif is_web(location):
-        data = _download(location, max_bytes)
+        with silent_hosts.asked(location):  # counts a URL once, however often it is tried
+            data = _download(location, max_bytes)
     elif is_url(location):
         data = read_object(location, max_bytes + 1)
     else:
@@ -72,7 +73,7 @@ def _is_transient(error: BaseException) -> bool:
 )
 def _download(url: str, max_bytes: int) -> bytes:
     data, start = bytearray(), time.monotonic()  # one array, as parts may be of a byte
-    with silent_hosts.asked(url), open_web(url, DEADLINE) as answer:
+    with open_web(url, DEADLINE) as answer:
         while len(data) <= max_bytes and (part := answer.read1(1 << 20)):
             data += part
             seconds = time.monotonic() - start

@@ -47,6 +47,8 @@ def parse_rows(text: str, name: str) -> Iterator[Row]:
     Columns have our names: ``path`` or ``url``, and ``caption``. Raises SourceError for what is no table at all.
     """
     text = text.removeprefix("\ufeff")
+    if "\n" not in text:  # as Excel for Macintosh ends lines
+        text = text.replace("\r", "\n")
     lines = text.split("\n")  # not splitlines, which also splits at characters that JSON may hold
     first = lines[0].strip()
     if first.startswith("{"):
@@ -87,7 +89,10 @@ def _csv_rows(text: str, separator: str, name: str) -> Iterator[Row]:
             header = next(reader)
         header = [cell.strip() for cell in header]
         for number, cells in enumerate(filter(None, lines.with_rows(reader)), 1):
-            if len(cells) <= len(header):
+            if lines.last.count('"') % 2 and lines.last.rstrip("\r\n").count("\n"):
+                told = f"{name}, row {number}: a quote is not closed, and takes in the lines after it"
+                yield Row(number, problem=ValueError(told))
+            elif len(cells) <= len(header):
                 yield Row(number, _renamed(dict(zip(header, cells, strict=False))))
             elif '"' in lines.last:
                 told = f"{name}, row {number} has {len(cells)} cells, and the header {len(header)}"

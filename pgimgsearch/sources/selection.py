@@ -35,6 +35,12 @@ class Selection:
         """Whether a folder is looked into."""
         return not self._exclude.match_file(f"{folder}/")
 
+    def leaves_out(self, path: str) -> bool:
+        """Whether a file is not looked at, by its own name or by a folder above it."""
+        above = path.split("/")[:-1]
+        folders = ("/".join(above[: n + 1]) for n in range(len(above)))
+        return not self.takes(path) or not all(map(self.enters, folders))
+
 
 class LeftOut:
     """What a source left out while it was listed."""

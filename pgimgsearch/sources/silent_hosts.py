@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pgimgsearch.sources.web import TooSlow
 
-MOST_WAITS, SECONDS_ALONE = 3, 300.0
+MOST_WAITS, SECONDS_ALONE = 3, 30.0  # URLs, and then one is asked now and then
 
 
 class SilentHosts:

@@ -50,7 +50,8 @@ class Source:
     """Where files come from. ``root`` is what paths are relative to; ``scope`` limits pruning to a folder in it.
 
     ``parts`` are its shards, where it consists of some: each gives its own files. ``whole`` is whether what it does not
-    name is gone, within its scope: what pruning goes by.
+    name is gone, within its scope: what pruning goes by. ``leaves_out`` tells of a path below the scope whether
+    patterns exclude it.
     """
 
     label: str
@@ -62,3 +63,4 @@ class Source:
     left_out: LeftOut = field(default_factory=LeftOut)
     parts: Sequence[Part] = ()
     whole: bool = True
+    leaves_out: Callable[[str], bool] | None = None

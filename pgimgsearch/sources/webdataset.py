@@ -9,6 +9,7 @@ import os
 import posixpath
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     A sample waits for its texts while there is room: members need not be in order.
     """
     waiting: dict[str, Sample] = {}  # in the order in which they began
-    gone: set[str] = set()
+    gone: dict[str, bool] = {}  # and whether texts went with them
     size = 0
     try:
         with (
@@ -83,23 +84,32 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
             tarfile.open(fileobj=plain, mode="r|", tarinfo=_Strict) as tar,
         ):
             for member in tar:
+                member.name = inside(member.name)
                 folder, _, base = member.name.rpartition("/")
                 key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
                 is_image, is_text = f".{ending}" in register_formats(), ending in {"txt", "json", "cls"}
                 if base.startswith(".") or not (is_image or is_text):
                     continue
-                if (why := _problem(member, is_text=is_text, is_late=key in gone)) is not None:
+                is_late = gone.get(key, False) or (is_text and key in gone)
+                why = _problem(member, is_text=is_text, is_late=is_late)
+                if (
+                    is_text
+                    and why is None
+                    and (member.name.rpartition(".")[0], ending) in waiting.get(key, Sample()).texts
+                ):
+                    why = "a second text of that name: which image it is of is not known"
+                if why is not None:
                     yield ScannedFile(member.name, "", member.size, problem=ValueError(why)), {}
                     continue
                 sample = waiting.setdefault(key, Sample())
                 if is_image:
                     sample.pictures.append(_member(tar, member))
                 else:
-                    sample.texts[member.name.rpartition(".")[0], ending] = _content(tar, member)
+                    sample.texts[text] = _content(tar, member)
                 size, sample.size = size + member.size, sample.size + member.size
                 while size > SAMPLE_BYTES:
                     first = next(iter(waiting))
-                    gone.add(first)
+                    gone[first] = gone.get(first, False) or bool(waiting[first].texts)
                     size -= waiting[first].size
                     yield from _with_attributes(waiting.pop(first))
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
@@ -134,7 +144,8 @@ def _problem(member: tarfile.TarInfo, *, is_text: bool, is_late: bool) -> str | 
         return "no regular file"
     if is_text and member.size > MOST_TEXT:
         return f"a text of {member.size} bytes, {MOST_TEXT} are the limit"
-    return "a text too long after its image: sort the tar by name" if is_text and is_late else None
+    what = "a text too long after its image" if is_text else "an image too long after its text"
+    return f"{what}: sort the tar by name" if is_late else None
 
 
 def is_member(location: str) -> bool:
@@ -197,13 +208,21 @@ def _with_attributes(sample: Sample) -> Iterator[tuple[ScannedFile, dict[str, An
     stems = {picture.path.rpartition(".")[0] for picture in sample.pictures}
     dotted = any(map(_has_dot, stems))
     others = {name for name in sample.texts if name[0] not in stems and dotted and _has_dot(name[0])}
-    shared = {ending: sample.texts[stem, ending] for stem, ending in sample.texts.keys() - others if stem not in stems}
+    of_all = [name for name in sample.texts if name[0] not in stems and name not in others]
+    several = {ending for ending, number in Counter(ending for _, ending in of_all).items() if number > 1}
+    shared = {ending: sample.texts[stem, ending] for stem, ending in of_all if ending not in several}
+    told = set[str]()
     for picture in sample.pictures:
         own = picture.path.rpartition(".")[0]
         texts = {ending: text for (stem, ending), text in sample.texts.items() if stem == own}
-        yield picture, _said(shared | texts)
+        # of several members of one name, the texts are of the first
+        yield picture, _said(shared | texts) if picture.path not in told else {}
+        told.add(picture.path)
     for stem, ending in sorted(others):
         why = ValueError(f"a text of an image {stem} that the tar does not hold")
+        yield ScannedFile(f"{stem}.{ending}", "", problem=why), {}
+    for stem, ending in (name for name in of_all if name[1] in several and sample.pictures):
+        why = ValueError(f"one of several .{ending} of a sample: which is meant is not known")
         yield ScannedFile(f"{stem}.{ending}", "", problem=why), {}
 
 
@@ -216,7 +235,7 @@ def _said(texts: dict[str, bytes]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for ending, content in texts.items():
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
             if ending == "json":
                 read = json.loads(text)
                 said = {**(with_caption(read) if isinstance(read, dict) else {"metadata": text}), **said}

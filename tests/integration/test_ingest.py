@@ -37,6 +37,7 @@ from pgimgsearch.sources import sidecar
 from pgimgsearch.sources.folder import folder_source
 from pgimgsearch.sources.limits import ImageLimits
 from pgimgsearch.sources.listing import list_source
+from pgimgsearch.sources.selection import Selection
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import MOST_CAPTION, MOST_KEY, MOST_METADATA
 from tests.support.images import photo
@@ -220,7 +221,7 @@ def test_an_unreadable_folder_blocks_pruning(
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UsageError, match="cannot prune"):
+    with pytest.raises(SourceError, match="cannot prune"):
         ingest(photos, prune=True)
     assert one(connection, "select count(*) from imgsearch.image") == 12
     assert counts(ingest(photos)) == ZERO | {"unchanged": 8, "failed": 1}
@@ -615,6 +616,33 @@ def test_renamed_files_are_the_same_images(ingest: Ingest, photos: Path, connect
     }
 
 
+def test_what_patterns_exclude_is_not_pruned(photos: Path, ingest: Ingest, connection: Connection, url: str) -> None:
+    """It was not looked for; and a dry run tells what would be refused."""
+    ingest(photos)
+    for include, exclude in ((), ("a/",)), ((), ("*0?.png",)), (("b/*",), ()), (("0?.png",), ("b/",)):
+        chosen = folder_source(photos, Selection(include, exclude))
+        assert ingest(chosen, prune_all=True, prune=True).pruned == 0
+        assert dry_run(url, chosen, ["palette"], run.Options(prune=True)).left_out[-1] == "--prune would delete nothing"
+    assert one(connection, "select count(*) from imgsearch.image") == 12
+    shutil.rmtree(photos / "b")
+    told = dry_run(url, folder_source(photos), ["palette"], run.Options(prune=True)).left_out
+    assert told[0].startswith("--prune would delete 4 of 12")
+    assert told[1].startswith("without --prune-all nothing would be pruned: it would delete more than a fifth")
+    assert ingest(folder_source(photos, Selection((), ("a/",))), prune=True, prune_all=True).pruned == 4
+
+
+def test_folders_of_one_name_have_collections_of_their_own(
+    tmp_path: Path, ingest: Ingest, connection: Connection
+) -> None:
+    for number in range(3):
+        photo(tmp_path / str(number) / "photos" / "a.png", seed=number)
+        assert ingest(tmp_path / str(number) / "photos").collection == (
+            "photos" if number == 0 else f"photos-{number + 1}"
+        )
+        assert counts(ingest(tmp_path / str(number) / "photos")) == ZERO | {"unchanged": 1}
+    assert one(connection, "select count(distinct root) from imgsearch.collection") == 3
+
+
 def test_what_a_delete_by_sql_leaves_is_found_and_pruned(
     photos: Path, ingest: Ingest, connection: Connection, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -750,7 +778,7 @@ def test_rows_that_cannot_be_read_prune_nothing(
         row_3=json.dumps({"path": paths[3], "metadata": "oops"}),
         row_5=json.dumps({"path": paths[5], "n": float("inf")}),
     )
-    with pytest.raises(UsageError, match="cannot prune: row 6 could not be read"):
+    with pytest.raises(SourceError, match="cannot prune: row 6 could not be read"):
         run_it(prune=True)
     write(row_3=json.dumps({"path": paths[3], "metadata": "oops"}))
     assert run_it(prune=True) == ZERO | {"unchanged": 11, "failed": 1}

@@ -202,6 +202,30 @@ def test_a_value_of_parquet_that_python_has_no_form_for_fails_its_row(
     assert stored(connection, said) == ("2020-01-02T03:04:05.123456Z",)
 
 
+def test_no_text_of_a_tar_goes_to_another_image_or_is_lost(
+    ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    """Names twice, several texts of a sample, a name written in two ways, and a text long before its image."""
+    one, two, three, four = list(pictures.values())[:4]
+    members = [
+        ("a.png", one), ("a.txt", b"first"), ("a.png", two), ("a.txt", b"second"), ("./b.txt", b"of b"), ("b.png", three),
+        ("cat.png", one), ("cat.de.txt", b"Katze"), ("cat.en.txt", b"cat"), ("late.txt", b"late"),
+        *((f"x{number}.png", four + b"\0" * 20_000_000) for number in range(4)), ("late.png", two),
+    ]  # fmt: skip
+    with tarfile.open(tmp_path / "wds.tar", "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (source,) = parse_sources([str(tmp_path / "wds.tar")], None)
+    ingest(source)
+    captions = dict(connection.execute("select path, caption from imgsearch.image where path !~ '/x'").fetchall())
+    second = next(path for path in captions if path.endswith("-a.png"))
+    assert captions == {"wds.tar/a.png": "first", second: None, "wds.tar/b.png": "of b", "wds.tar/cat.png": None}
+    failed = {row[0] for row in connection.execute("select path from imgsearch.ingest_failure").fetchall()}
+    assert failed == {f"wds.tar/{name}" for name in ("a.txt", "cat.de.txt", "cat.en.txt", "late.png")}
+
+
 @pytest.mark.parametrize("layout", ["bytes", "hub"])
 def test_parquet_of_images(
     ingest: Ingest, connection: Connection, tmp_path: Path, pictures: dict[str, bytes], layout: str

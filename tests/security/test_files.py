@@ -601,6 +601,27 @@ def test_a_keeper_is_what_its_row_says_and_of_the_same_owner(
     assert outcome.outcome == "moved"
 
 
+def test_a_file_that_another_tenant_has_too_stays(connection: Connection, pair: Path, tmp_path: Path) -> None:
+    """A row may name any file by its path: with a keeper of its own, another's original would go."""
+    connection.execute("alter table imgsearch.image enable row level security")
+    connection.execute(
+        "insert into imgsearch.collection (name, root, owner) values ('theirs', %s, 'tenant')", [str(pair)]
+    )
+    connection.execute(
+        "insert into imgsearch.image (content_id, collection_id, key, path) select content_id, "
+        "(select max(collection_id) from imgsearch.collection), 'x', './copy.png' from imgsearch.image where key = 'copy.png'"
+    )
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert "an image of the role tenant, too" in outcome.outcome
+    assert (pair / "copy.png").exists()
+
+
+def test_a_file_without_end_is_not_hashed(connection: Connection, pair: Path, tmp_path: Path) -> None:
+    connection.execute("update imgsearch.image set path = '/proc/self/pagemap' where key = 'copy.png'")
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", "/proc/self/pagemap")
+    assert "of another size" in outcome.outcome
+
+
 def test_undo_brings_back_only_what_was_put_away(connection: Connection, pair: Path, tmp_path: Path) -> None:
     (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
     Path(outcome.to).write_text("something else")
