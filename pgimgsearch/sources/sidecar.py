@@ -16,7 +16,7 @@ from pgimgsearch.sources.rows import COLUMNS, Row, parse_rows, read_text, split
 from pgimgsearch.sources.source import ScannedFile
 
 MOST_NAMED = 5
-SAME_BUT_FOR_CASE = 3  # the least sure name; 0 is the surest
+TIERS = 3  # how sure a name is, by where it begins
 
 
 class Sidecar:
@@ -25,13 +25,13 @@ class Sidecar:
     def __init__(self, path: Path, folders: Sequence[str] = ()) -> None:
         """``folders`` are those that are ingested, which names may be relative to."""
         self.path, self._folders = path, [folder.rstrip("/") for folder in folders if folder]
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}  # by their names as they are written
+        self._alike: tuple[dict[str, set[str]], ...] = ({}, {}, {})  # for each form of names, the rows of one
         self._unmatched: dict[str, None] = {}  # in order
         self._without: list[str] = []  # images
-        self._lower: dict[str, str | None] = {}  # None where two rows differ in case alone
         self._claims: dict[str, str] = {}  # row -> the location that took it
         self._shared: list[str] = []  # images of which a row may mean several
-        self._listed: dict[str, Counter[str]] = {}
+        self._listed: dict[tuple[str, int], Counter[str]] = {}
         for row in parse_rows(read_text(path), str(path)):
             self._add(row)
 
@@ -42,61 +42,70 @@ class Sidecar:
         named = {COLUMNS.get(key, key): value for key, value in row.values.items()}
         if not named.get("path") or len(named) < 2:
             raise SourceError(f"{self.path}, row {row.number} has no path, or nothing else", hint=hint)
-        name = _normal(str(named.pop("path")))
+        name = str(named.pop("path"))
         try:
             split(named)
         except ValueError as error:
             raise SourceError(f"{self.path}, row {row.number}: {error}", hint="mend that row") from error
         self._rows.setdefault(name, []).append(named)
         self._unmatched[name] = None
-        lower = name.casefold()
-        self._lower[lower] = name if self._lower.get(lower, name) == name else None
+        for form, alike in zip(FORMS, self._alike, strict=True):
+            alike.setdefault(form(name), set()).add(name)
 
     def rows(self, file: ScannedFile) -> list[dict[str, Any]]:
         """What is said of an image. A row is of one image: of those that it may mean by its name, none takes it."""
-        names = list(dict.fromkeys(self._names(file)))
-        found = next(((tier, name) for tier, name in names if name in self._rows), None)
-        if found is None:
-            same = next((same for _, name in names if (same := self._lower.get(name.casefold()))), None)
-            found = None if same is None else (SAME_BUT_FOR_CASE, same)
+        found = self._find(file)
         rival = None if found is None else self._rival(*found, file)
         if found is None or (rival is not None and rival < found[0]):  # the row is the other's
             self._without.append(file.path)
             return []
-        name = found[1]
-        self._unmatched.pop(name, None)
-        if rival is not None or self._claims.setdefault(name, file.location) != file.location:
+        _, names = found
+        for name in names:
+            self._unmatched.pop(name, None)
+        row = next(iter(names))
+        if len(names) > 1 or rival is not None or self._claims.setdefault(row, file.location) != file.location:
             self._shared.append(file.path)
             return []
-        return self._rows[name]
+        return self._rows[row]
+
+    def _find(self, file: ScannedFile) -> tuple[int, set[str]] | None:
+        """How sure rows are of an image, 0 the surest, and their names: exactly so, in normal form, but for case."""
+        for number, (form, alike) in enumerate(zip(FORMS, self._alike, strict=True)):
+            for tier, name in self._names(file):
+                if (found := alike.get(form(name))) is not None:
+                    return number * TIERS + tier, found
+        return None
 
     def _names(self, file: ScannedFile) -> Iterator[tuple[int, str]]:
         """What an image may be called, the surest names first.
 
         From the folder that is ingested, and all of it; from the collection's root; with the folder's name in front.
         """
-        location = _normal(file.location)
         inside = [
-            (folder, location[len(folder) + 1 :])
-            for folder in map(_normal, self._folders)
-            if location.startswith(f"{folder}/")
+            (folder, file.location[len(folder) + 1 :])
+            for folder in self._folders
+            if file.location.startswith(f"{folder}/")
         ]
         yield from ((0, name) for _, name in inside)
-        yield 0, location
-        yield 1, _normal(file.path)
+        yield 0, file.location
+        yield 1, file.path
         yield from ((2, f"{folder.rpartition('/')[2]}/{name}") for folder, name in inside)
 
-    def _rival(self, tier: int, name: str, file: ScannedFile) -> int | None:
+    def _rival(self, sure: int, names: set[str], file: ScannedFile) -> int | None:
         """How sure another file that is ingested is meant by a row, if it is as sure as this one; of local files."""
         if is_url(file.location) or not os.path.lexists(file.location):
             return None
-        places = [(0, os.path.join(folder, name)) for folder in self._folders]  # noqa: PTH118  (an absolute name wins)
-        if file.location.endswith(f"/{file.path}"):
-            places.append((1, os.path.join(file.location.removesuffix(file.path), name)))  # noqa: PTH118
-        places += [(2, f"{posixpath.dirname(folder)}/{name}") for folder in self._folders]
-        rivals = [sure for sure, place in places if sure <= tier and self._is_another(place, file.location)]
-        if tier == SAME_BUT_FOR_CASE and self._namesakes(file.location) > 1:
-            rivals.append(SAME_BUT_FOR_CASE)
+        places: list[tuple[int, str]] = []
+        for name in names:
+            places += ((0, os.path.join(folder, name)) for folder in self._folders)  # noqa: PTH118  (an absolute one wins)
+            if file.location.endswith(f"/{file.path}"):
+                places.append((1, os.path.join(file.location.removesuffix(file.path), name)))  # noqa: PTH118
+            places += ((2, f"{posixpath.dirname(folder)}/{name}") for folder in self._folders)
+        rivals = [
+            place_sure for place_sure, place in places if place_sure <= sure and self._is_another(place, file.location)
+        ]
+        if sure >= TIERS and self._has_namesake(file.location, sure // TIERS):
+            rivals.append(sure)
         return min(rivals, default=None)
 
     def _is_another(self, place: str, location: str) -> bool:
@@ -105,12 +114,16 @@ class Sidecar:
             return False
         return not os.path.samestat(os.lstat(place), os.lstat(location))
 
-    def _namesakes(self, location: str) -> int:
-        """How many files of a folder are called the same but for their case."""
-        folder, name = os.path.split(location)
-        if folder not in self._listed:
-            self._listed[folder] = Counter(_normal(one).casefold() for one in os.listdir(folder))  # noqa: PTH208
-        return self._listed[folder][_normal(name).casefold()]
+    def _has_namesake(self, location: str, form: int) -> bool:
+        """Whether a file, or a folder above it, is called the same as another one beside it in a form of names."""
+        while any(location.startswith(f"{folder}/") for folder in self._folders):
+            folder, name = os.path.split(location)
+            if (folder, form) not in self._listed:
+                self._listed[folder, form] = Counter(FORMS[form](one) for one in os.listdir(folder))  # noqa: PTH208
+            if self._listed[folder, form][FORMS[form](name)] > 1:
+                return True
+            location = folder
+        return False
 
     def told(self) -> list[str]:
         """Which rows and images are left; raises SourceError where none found each other."""
@@ -130,6 +143,18 @@ def _normal(name: str) -> str:
     """A name as names are compared: NFC, slashes, no ``./``."""
     plain = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
     return plain if is_url(plain) else posixpath.normpath(plain)
+
+
+def _written(name: str) -> str:
+    """A name as it is written, but for ``./``."""
+    return name if is_url(name) else posixpath.normpath(name)
+
+
+def _folded(name: str) -> str:
+    return _normal(name).casefold()
+
+
+FORMS: Sequence[Callable[[str], str]] = (_written, _normal, _folded)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -92,11 +92,8 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     continue
                 is_late = gone.get(key, False) or (is_text and key in gone)
                 why = _problem(member, is_text=is_text, is_late=is_late)
-                if (
-                    is_text
-                    and why is None
-                    and (member.name.rpartition(".")[0], ending) in waiting.get(key, Sample()).texts
-                ):
+                text = (member.name.rpartition(".")[0], ending)
+                if is_text and why is None and key in waiting and text in waiting[key].texts:
                     why = "a second text of that name: which image it is of is not known"
                 if why is not None:
                     yield ScannedFile(member.name, "", member.size, problem=ValueError(why)), {}

@@ -200,6 +200,12 @@ def test_sidecars_join_captions_and_fill_metadata(tmp_path: Path) -> None:
         (["a/1.png", "b/1.png"], ["a", "b"], "{}/a/1.png", "a/1.png", "1 images have no row"),
         (["1.png", "p/1.png"], ["p"], "1.png", "p/1.png", None),  # not what lies outside of what is ingested
         (["p/1.png", "p/q/1.png"], ["p", "p/q"], "q/1.png", "p/q/1.png", "1 images have no row"),
+        (["p/a/c.png", "p/a\\c.png"], ["p"], "a\\c.png", "p/a\\c.png", None),
+        (["p/a/c.png", "p/a\\c.png"], ["p"], "a/c.png", "p/a/c.png", None),
+        (["p/a/c.png"], ["p"], "a\\c.png", "p/a/c.png", None),
+        (["p/\u00e9.png", "p/e\u0301.png"], ["p"], "e\u0301.png", "p/e\u0301.png", None),
+        (["p/e\u0301.png"], ["p"], "\u00e9.png", "p/e\u0301.png", None),
+        (["p/dir/a.png", "p/DIR/a.png"], ["p"], "Dir/a.png", None, "2 images share a row"),
     ],
 )
 def test_a_row_is_of_one_image(
