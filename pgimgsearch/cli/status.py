@@ -8,8 +8,8 @@ from psycopg.rows import dict_row
 from pgimgsearch.cli.terminal import TrustOption, terminal_of
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.models import coverage_table
+from pgimgsearch.database.runs import recent_runs
 from pgimgsearch.database.url import database_url
-from pgimgsearch.ingest.run_log import recent_runs
 
 RUNS_SHOWN = 5
 

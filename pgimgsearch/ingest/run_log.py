@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgimgsearch.database import locks
@@ -18,12 +17,6 @@ from pgimgsearch.ingest.stopwatch import Stopwatch
 from pgimgsearch.models.encoder import Encoder
 
 BACKFILL = "models fill"  # the source of a run that reads stored images
-RECENT = """
-select r.run_id, r.source, r.models, r.started_at, r.ended_at, r.counts,
-       case when r.status = 'running' and not imgsearch._is_ingesting(r.collection_id) then 'interrupted'
-            else r.status end as status
-from imgsearch.ingest_run r order by r.run_id desc limit %s
-"""
 
 
 def lock_collection(session: Session, collection_id: int, name: str) -> None:
@@ -42,11 +35,6 @@ def lock_collection(session: Session, collection_id: int, name: str) -> None:
         "and (r.collection_id = %s or not imgsearch._is_ingesting(r.collection_id)) limit 1000 for update skip locked)",
         [collection_id],
     )
-
-
-def recent_runs(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The last runs, newest first."""
-    return connection.cursor(row_factory=dict_row).execute(RECENT, [limit]).fetchall()
 
 
 def start_run(connection: Connection, collection_id: int, label: str, models: Sequence[StoredModel]) -> int:

@@ -169,6 +169,7 @@ def _as_stored(connection: Connection, collection_id: int, items: Sequence[Item]
             continue
         if path is not None:
             item.file = ScannedFile(path, path, item.file.size, modified_at, item.file.key)
+        stored.setdefault(item.file.key, (item.sha256, None, None))  # for others of that key in this chunk
         kept.append(item)
     return kept
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from pgimgsearch.sources.jpeg2000 import most_tiles
 from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
 from pgimgsearch.sources.tiff_tags import MOST_VALUES, most_values
@@ -23,6 +24,7 @@ UPRIGHT = {
 }  # fmt: skip
 MOST_EXIF = 1 << 20  # bytes
 MARK = 64  # bytes by which a format is known
+MOST_TILES = 5000  # of JPEG 2000, each of which takes some 12 kB
 STRIP = 1 << 20  # pixels that are hashed at once
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
@@ -187,6 +189,9 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise UnidentifiedImageError(
             f"{kind} is not read" if kind else "the bytes are not an image that can be read"
         ) from error
+    if image.format == "JPEG2000" and (tiles := most_tiles(data)) > MOST_TILES:
+        image.close()
+        raise TooManyPixels(f"a JPEG 2000 of {tiles} tiles is not decoded; {MOST_TILES} are the limit")
     if image.width * image.height > limits.max_pixels:
         image.close()
         size = f"{image.width} x {image.height}"
