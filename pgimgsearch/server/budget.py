@@ -24,15 +24,15 @@ class Structure:
     """Parts of JSON, as its bytes arrive."""
 
     nested: int = 0
-    strings: int = 0
+    quotes: int = 0
     parts: int = 0
 
     def add(self, data: bytes) -> None:
         """Count; raises TooLarge for too many."""
         self.nested += data.count(b"[") + data.count(b"{")
-        self.strings += data.count(b'"') // 2
+        self.quotes += data.count(b'"')
         self.parts += data.count(b",")
-        if self.nested > MOST_NESTED or self.strings > MOST_STRINGS or self.parts > MOST_PARTS:
+        if self.nested > MOST_NESTED or self.quotes > 2 * MOST_STRINGS or self.parts > MOST_PARTS:
             raise TooLarge("the request has too many parts", hint="send texts, an image, and nothing else")
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.formparsers import MultiPartParser
 
 from pgimgsearch import __version__
-from pgimgsearch.embeddings.loaded_model import LoadedModel
+from pgimgsearch.embeddings.loaded_model import CutText, LoadedModel
 from pgimgsearch.errors import ModelError
 from pgimgsearch.reports.html import html_page
 from pgimgsearch.server.errors import Busy, Refusal, json_answer, refusal_of
@@ -39,21 +39,13 @@ class Texts(BaseModel):
     template: str = "{}"
 
 
-class TextCut(BaseModel):
-    """A text, in its template, of which the model read the first tokens alone."""
-
-    text: str
-    read: int
-    tokens: int
-
-
 class TextVectors(BaseModel):
     """A vector of length one for each text, in their order, and the texts that were cut."""
 
     model: str
     dim: int
     embeddings: list[list[float]]
-    cut: list[TextCut] = []
+    cut: list[CutText] = []
 
 
 class FileResult(BaseModel):
@@ -135,8 +127,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
             raise
         service.metrics.count("http", "text", "ok")
         return TextVectors(
-            model=model.stored.name, dim=model.stored.dim, embeddings=vectors.tolist(),
-            cut=[TextCut(text=one.text, read=one.read, tokens=one.tokens) for one in cut],
+            model=model.stored.name, dim=model.stored.dim, embeddings=vectors.tolist(), cut=cut
         )  # fmt: skip
 
     @app.post("/embed/image", dependencies=[Depends(BEARER)])

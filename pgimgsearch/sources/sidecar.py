@@ -42,7 +42,7 @@ class Sidecar:
         named = {COLUMNS.get(key, key): value for key, value in row.values.items()}
         if not named.get("path") or len(named) < 2:
             raise SourceError(f"{self.path}, row {row.number} has no path, or nothing else", hint=hint)
-        name = str(named.pop("path"))
+        name = _written(str(named.pop("path")))
         try:
             split(named)
         except ValueError as error:

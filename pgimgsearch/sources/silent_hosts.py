@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from pgimgsearch.sources.web import TooSlow
@@ -29,13 +28,16 @@ class SilentHosts:
             raise TooSlow(f"{host} has not answered {waits} times in a row, and is not asked for a while")
         try:
             yield
-        except (TooSlow, TimeoutError, URLError) as error:
-            if isinstance(error, TooSlow | TimeoutError) or isinstance(error.reason, TimeoutError):
-                with self._lock:
-                    self._waits[host] = (self._waits.get(host, (0, 0.0))[0] + 1, time.monotonic())
+        except Exception as error:
+            self._note(host, silent=isinstance(getattr(error, "reason", error), TooSlow | TimeoutError))
             raise
-        else:
-            with self._lock:
+        self._note(host, silent=False)
+
+    def _note(self, host: str, *, silent: bool) -> None:
+        with self._lock:
+            if silent:
+                self._waits[host] = (self._waits.get(host, (0, 0.0))[0] + 1, time.monotonic())
+            else:  # also one that says that there is no such file
                 self._waits.pop(host, None)
 
 

@@ -15,6 +15,8 @@ import uvicorn
 from pgimgsearch.database.connection import connect
 from pgimgsearch.embeddings.registry import open_model
 from pgimgsearch.server import http_guard
+from pgimgsearch.server.budget import Structure
+from pgimgsearch.server.errors import TooLarge
 from pgimgsearch.server.http_api import application
 from pgimgsearch.server.http_guard import guarded_protocol
 from pgimgsearch.server.metrics import Metrics
@@ -110,6 +112,13 @@ def test_json_of_many_parts_is_refused(base: str, body: bytes) -> None:
     with client_of(base) as client:
         answer = client.post("/embed/text", content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 413
+
+
+def test_parts_are_counted_over_all_chunks() -> None:
+    structure = Structure()
+    with pytest.raises(TooLarge):
+        for byte in b'{"texts": [' + b'"",' * 30_000:
+            structure.add(bytes([byte]))
 
 
 def test_tiny_chunks_come_in_between_others(base: str) -> None:

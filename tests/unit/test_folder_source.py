@@ -225,6 +225,15 @@ def test_a_row_is_of_one_image(
     assert told is None or any(said.startswith(told) for said in captions.told()), captions.told()
 
 
+def test_rows_of_one_name_are_of_one_image_however_it_is_written(tmp_path: Path) -> None:
+    photos = photo(tmp_path / "p" / "a.png").parent
+    (tmp_path / "c.csv").write_text("path,caption\na.png,one\n./a.png,two\n")
+    captions = sidecar.Sidecar(tmp_path / "c.csv", [str(photos)])
+    (file,) = sidecar.with_captions(folder_source(photos).files(str(photos)), captions)
+    assert file.caption == "one\ntwo"
+    assert captions.told() == []
+
+
 def test_groups_by_folder_key_and_pattern() -> None:
     file = ScannedFile("shoes/123_4.jpg", "x", metadata={"brand": "acme"})
     assert [next(sidecar.with_groups([file], by)).group_key for by in ("folder", "brand", r"(\d+)_\d", "colour")] == [

@@ -4,6 +4,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from email.message import Message
+from urllib.error import HTTPError, URLError
 
 import pytest
 
@@ -79,6 +81,21 @@ def test_a_host_that_does_not_answer_is_left_alone(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(silent_hosts, "SECONDS_ALONE", 0)
         with pytest.raises(TooSlow, match="did not arrive"):
             read_bytes(url, 100)
+
+
+def test_a_host_that_says_that_a_file_is_missing_has_answered() -> None:
+    hosts = silent_hosts.SilentHosts()
+    answers: list[Exception | None] = [
+        TimeoutError(),
+        URLError(TimeoutError()),
+        HTTPError("", 404, "", Message(), None),
+    ]
+    for answer in (*answers, *answers[:2], None, *answers[:2]):  # never three waits in a row
+        with suppress(Exception), hosts.asked("http://x.example/a.jpg"):
+            if answer is not None:
+                raise answer
+    with hosts.asked("http://x.example/b.jpg"):
+        pass
 
 
 ENDLESS = {
