@@ -6,7 +6,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError
@@ -89,7 +88,8 @@ def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[s
         except OSError as error:
             return error
         names = {entry.name for entry in listed}
-        used = {name for name in names if name.endswith(".txt") and _images_of(name, names)}
+        images = (name for name in names if _has_ending(name) or _says_nothing(os.path.splitext(name)[1]))  # noqa: PTH122
+        used = {text for text in map(_text_of, images) if text in names}
         waiting.append(entry for entry in listed if not entry.name.startswith(".") and entry.name not in used)
         texts.append(used)
         return None
@@ -102,7 +102,7 @@ def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[s
             waiting.pop(), texts.pop()
             continue
         relative = entry.path[len(top) :].lstrip("/")
-        stem, extension = os.path.splitext(entry.name)  # noqa: PTH122  (a Path a file is slow)
+        extension = os.path.splitext(entry.name)[1]  # noqa: PTH122  (a Path a file is slow)
         is_folder = entry.is_dir(follow_symlinks=False)
         if is_folder and not selection.enters(relative):
             left_out.exclude(f"{relative}/")
@@ -112,24 +112,16 @@ def _walk(top: str, selection: Selection, left_out: LeftOut) -> Iterator[tuple[s
         elif not (_has_ending(entry.name) or (_says_nothing(extension) and _is_image(entry))):
             left_out.add(extension.lower())
         elif selection.takes(relative):
-            text = f"{entry.name if _says_nothing(extension) else stem}.txt"
+            text = _text_of(entry.name)
             yield entry.path, f"{os.path.dirname(entry.path)}/{text}" if text in texts[-1] else ""  # noqa: PTH120
         else:
             left_out.exclude(relative)
 
 
-def _images_of(text: str, names: set[str]) -> bool:
-    """Whether an image lies beside NAME.txt that is called NAME."""
-    stem = text[: -len(".txt")]
-    if stem in names:  # without an ending that says anything
-        return _says_nothing(os.path.splitext(stem)[1])  # noqa: PTH122
-    return any(f"{stem}{ending}" in names for ending in _endings())
-
-
-@cache
-def _endings() -> frozenset[str]:
-    """Those of images, in small letters, capital letters, and with a first capital."""
-    return frozenset(form(one) for one in register_formats() for form in (str.lower, str.upper, str.title))
+def _text_of(name: str) -> str:
+    """What the text beside an image is called; an ending that says nothing is part of the name."""
+    stem, extension = os.path.splitext(name)  # noqa: PTH122
+    return f"{name if _says_nothing(extension) else stem}.txt"
 
 
 def _has_ending(name: str) -> bool:

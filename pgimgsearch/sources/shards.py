@@ -64,10 +64,9 @@ class Shard:
                 for number, (file, about) in enumerate(self.reader(self.location)):
                     if number >= done:
                         done += 1
-                        unique = inner = webdataset.inside(file.path)
+                        unique = webdataset.inside(file.path)
                         while unique in seen:  # several members are called so, which is allowed
-                            unique = f"{number:08}-{inner}"
-                            inner = unique
+                            unique = f"{number:08}-{unique}"
                         seen.add(unique)
                         yield _placed(replace(file, path=unique), about, name, self.location)
             except PgImgSearchError:

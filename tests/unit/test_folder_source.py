@@ -234,6 +234,32 @@ def test_rows_of_one_name_are_of_one_image_however_it_is_written(tmp_path: Path)
     assert captions.told() == []
 
 
+@pytest.mark.parametrize("open_quote", ['b.png,"5 inch', '"b.png,5', 'b.png,"x ""y""'])
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it_unsaid(tmp_path: Path, open_quote: str) -> None:
+    """The images of the rows that it took are not known to be gone."""
+    (tmp_path / "l.csv").write_text(f"path,caption\na.png,one\n{open_quote}\nc.png,three\nd.png,four\n")
+    first, second = list_source(str(tmp_path / "l.csv")).files("")
+    assert (first.path, first.caption) == (str(tmp_path / "a.png"), "one")
+    assert second.unlisted
+    assert "a quote is not closed" in str(second.problem)
+    with pytest.raises(SourceError, match="a quote is not closed"):
+        sidecar.Sidecar(tmp_path / "l.csv")
+
+
+def test_rows_and_texts_as_other_systems_write_them(tmp_path: Path) -> None:
+    """Lines that end in CR alone, a mark in front of a text, endings in any case, and names without one."""
+    (tmp_path / "mac.csv").write_bytes(b"path,caption\rx.png,one\ry.png,two\r")
+    assert [file.caption for file in list_source(str(tmp_path / "mac.csv")).files("")] == ["one", "two"]
+    photos = tmp_path / "p"
+    for name, text in (("A.jPg", "A.txt"), ("solo", "solo.txt"), ("photo.1", "photo.1.txt"), ("photo.2019", None)):
+        photo(photos / "made.png").rename(photos / name)
+        if text is not None:
+            (photos / text).write_bytes(b"\xef\xbb\xbfof " + name.encode())
+    (photos / "photo.txt").write_text("of no image")
+    found = {file.path: file.caption for file in folder_source(photos).files(str(photos))}
+    assert found == {"A.jPg": "of A.jPg", "photo.1": "of photo.1", "photo.2019": None, "solo": "of solo"}
+
+
 def test_groups_by_folder_key_and_pattern() -> None:
     file = ScannedFile("shoes/123_4.jpg", "x", metadata={"brand": "acme"})
     assert [next(sidecar.with_groups([file], by)).group_key for by in ("folder", "brand", r"(\d+)_\d", "colour")] == [
