@@ -24,12 +24,20 @@ begin
         using contents;
 end $$;
 
+-- The pairs that are stored of a content: its nearest ones, so that a clump of any size costs no more than its size.
+create or replace function imgsearch._most_pairs() returns integer
+language sql immutable parallel safe
+begin atomic
+    select 256;
+end;
+
 -- Pairs with a similarity of at least cut, one of asked and one in scope (null: any); may return a pair twice. vectors, in
 -- the text form of the column, replace the stored vectors of asked. Through the index: contents whose neighbours are all
--- above cut are asked again for more of them, and exactly beyond 256.
+-- above cut are asked again for more of them, and exactly beyond 256. most (null: all) is the number of neighbours that
+-- those return, of which contents with equal pixels are one, the first.
 create or replace function imgsearch._pairs(
     m imgsearch.model, cut double precision, asked bigint[], scope bigint[] default null,
-    vectors text[] default null
+    vectors text[] default null, most integer default null
 ) returns table (content_a bigint, content_b bigint, similarity double precision)
 language plpgsql stable parallel unsafe rows 20 set search_path = pg_catalog, pg_temp as $$
 declare
@@ -69,7 +77,16 @@ begin
         asked := array(select a from unnest(ones) a group by a having count(*) >= wanted);
         wanted := wanted * 4;
     end loop;
-    if cardinality(asked) > 0 then
+    if cardinality(asked) > 0 and most is not null then
+        return query execute format(
+            'select least(a.content_id, n.content_id), greatest(a.content_id, n.content_id), least(1 - n.distance / $5, 1)
+             from %3$s a cross join lateral (
+                 select min(e.content_id) as content_id, min(%2$s) as distance
+                 from %1$s e join imgsearch.content c on c.content_id = e.content_id
+                 where e.content_id <> a.content_id and %2$s <= $2 and ($6 is null or e.content_id = any($6))
+                 group by c.pixel_hash order by 2, 1 limit $7) n', m.embeddings, distance, source)
+            using asked, (1 - cut) * scale, all_asked, vectors, scale::double precision, scope, most;
+    elsif cardinality(asked) > 0 then
         return query execute format(
             'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $5, 1)
              from %3$s a
@@ -108,7 +125,8 @@ begin
         select p.content_a, p.content_b, p.similarity, p.transform from imgsearch.duplicate_pair p
         where p.model_id = m.model_id and p.similarity >= cut;
     return query
-        select p.*, null::text from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope) p;
+        select p.*, null::text
+        from imgsearch._pairs(m, cut, imgsearch._unscanned(m, cut, scope), scope, most => imgsearch._most_pairs()) p;
 end $$;
 
 -- Start or continue a scan. A lower threshold than before starts over, a higher one changes nothing. Returns the threshold
@@ -174,7 +192,7 @@ declare
     similarities double precision[];
 begin
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
-    from imgsearch._pairs(m, cut, asked) p;
+    from imgsearch._pairs(m, cut, asked, most => imgsearch._most_pairs()) p;
     return imgsearch._store_pairs(m, contents, ones, others, similarities);
 end $$;
 
@@ -199,7 +217,7 @@ declare
     similarities double precision[];
 begin
     select array_agg(p.content_a), array_agg(p.content_b), array_agg(p.similarity) into ones, others, similarities
-    from imgsearch._pairs(m, cut, contents, null, vectors) p;
+    from imgsearch._pairs(m, cut, contents, null, vectors, imgsearch._most_pairs()) p;
     update imgsearch.duplicate_scanned d set transforms = array_append(d.transforms, _scan_transformed.transform)
     where d.model_id = m.model_id and d.content_id = any(contents) and _scan_transformed.transform <> all(d.transforms);
     return imgsearch._store_pairs(m, '{}', ones, others, similarities, _scan_transformed.transform);

@@ -63,6 +63,10 @@ def _find_new(terminal: Terminal, url: str, model: StoredModel, cut: float, how:
             f"{found.compared} images compared in {found.seconds:.1f} s ({found.method}), {found.new_pairs} new pairs, "
             f"{found.pairs} stored at or above {found.threshold:.4g}"
         )
+    if found.compared and found.crowded:
+        terminal.notify(
+            f"{found.crowded} images have {found.most} pairs or more: of more, only those with the nearest are stored"
+        )
     if found.interrupted:
         raise InterruptedRun(hint="run the same command again to go on")
 

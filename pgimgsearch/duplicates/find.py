@@ -18,14 +18,17 @@ from pgimgsearch.database.session_settings import apply_settings
 from pgimgsearch.duplicates import pairs as remember
 from pgimgsearch.duplicates.pairs import (
     begin_scan,
+    count_crowded,
     count_pairs,
+    equal_to_earlier,
     exclusive_scan,
     forget_scan,
+    most_pairs,
     scanned_threshold,
     store_pairs,
     unscanned,
 )  # fmt: skip
-from pgimgsearch.embeddings.matmul import CpuProducts, hold, settle_device
+from pgimgsearch.embeddings.matmul import CpuProducts, Highest, hold, settle_device
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import product_at, similarity, unit_rows
 from pgimgsearch.errors import ModelError, UsageError
@@ -36,8 +39,10 @@ FEW = 2000  # new contents for which no other way pays
 ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG, GPU = 20, 10  # seconds from which it is worth to look for a GPU, which multiplies at least so much faster
-MOST_PAIRS = 1000  # pairs a content, over all that were compared, beyond which the threshold makes no sense
-SOME = 50  # images, of which a quarter of all pairs makes none either, below the model's own threshold
+SOME, MANY = (
+    50,
+    1000,
+)  # images, of which a quarter of all pairs makes no sense: below the model's threshold, without one
 
 Method = Literal["auto", "index", "exact"]
 Step = tuple[int, int]  # contents compared, pairs that are new
@@ -45,13 +50,18 @@ Step = tuple[int, int]  # contents compared, pairs that are new
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a scan did: contents compared, pairs that are new, and pairs remembered by now."""
+    """What a scan did: contents compared, pairs that are new, and pairs remembered by now.
+
+    ``crowded`` contents have ``most`` or more: of more, only those with their nearest are remembered.
+    """
 
     model: str
     threshold: float
     compared: int
     new_pairs: int
     pairs: int
+    crowded: int
+    most: int
     method: str
     seconds: float
     interrupted: bool
@@ -63,6 +73,10 @@ class Matrix:
 
     ids: NDArray[np.int64]
     vectors: NDArray[np.float16]
+
+    def only(self, rows: NDArray[np.bool_]) -> "Matrix":
+        """Some of the rows."""
+        return self if rows.all() else Matrix(self.ids[rows], self.vectors[rows])
 
 
 def find(
@@ -78,11 +92,15 @@ def find(
         earlier = scanned_threshold(connection, model)
         cut = begin_scan(connection, model, threshold)
         fresh = unscanned(connection, model, cut)
-        before, stored = count_pairs(connection, model), count_embeddings(connection, model)
+        before, stored, most = (
+            count_pairs(connection, model),
+            count_embeddings(connection, model),
+            most_pairs(connection),
+        )
         chosen, device = _plan(connection, model, cut, fresh, stored, method, device, workers, reporter)
         reporter.progress(0, len(fresh))
         if chosen == "exact":
-            steps = _exactly(connection, model, cut, fresh, stored, device)
+            steps = _exactly(connection, model, cut, fresh, stored, most, device)
         else:
             steps = _through_index(url, model, cut, fresh, workers)
         compared = new_pairs = 0
@@ -90,7 +108,7 @@ def find(
             for number, new in steps:
                 compared, new_pairs = compared + number, new_pairs + new
                 reporter.progress(compared, len(fresh))
-                _check_sense(model, cut, new_pairs, compared, stored)
+                _check_sense(model, cut, new_pairs, compared, min(stored / 2, most))
                 if stopped.is_set():
                     steps.close()
                     break
@@ -98,10 +116,11 @@ def find(
             steps.close()  # what other threads are comparing is stored before it is forgotten
             forget_scan(connection, model, earlier, fresh)
             raise
-        pairs = count_pairs(connection, model)
+        pairs, crowded = count_pairs(connection, model), count_crowded(connection, model, most)
     return ScanResult(
-        model.name, cut, compared, pairs - before, pairs, chosen, time.perf_counter() - start, compared < len(fresh)
-    )
+        model.name, cut, compared, pairs - before, pairs, crowded, most, chosen, time.perf_counter() - start,
+        compared < len(fresh),
+    )  # fmt: skip
 
 
 def _plan(
@@ -167,35 +186,35 @@ def _through_index(
 
 
 def _exactly(
-    connection: Connection, model: StoredModel, cut: float, fresh: Sequence[int], stored: int, device: str
+    connection: Connection, model: StoredModel, cut: float, fresh: Sequence[int], stored: int, most: int, device: str
 ) -> Generator[Step, None, None]:
-    """Tile by tile of what is new, against all that comes after it; yields a step for each tile that is done.
+    """Tile by tile of what is new, against all that comes before it; yields a step for each tile that is done.
 
-    What is new comes first in that order, so that each product is made once.
+    What is new comes last in that order, so that each product is made once, and the copies of a crowd are those of its
+    oldest. Contents with equal pixels are one, the first.
     """
     matrix = _read(connection, model, stored + SPARE_ROWS)
+    equal = equal_to_earlier(connection, model)
+    matrix = matrix.only(~np.isin(matrix.ids, equal))
     new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
-    order = slice(None) if new.all() else np.argsort(~new, kind="stable")
-    ids, number = matrix.ids[order], int(new.sum())
+    order = np.lexsort((matrix.ids, new))
+    ids, old = matrix.ids[order], len(new) - int(new.sum())
     products = hold(matrix.vectors[order], device)
     del matrix
     least = product_at(cut, model.storage)
-    for start in range(0, number, products.tile):
-        rows = slice(start, min(start + products.tile, number))
-        ones: list[NDArray[np.int64]] = []
-        others, similarities = [], []
-        for first in range(start, len(ids), products.tile):
-            a, b, found = products.above(rows, slice(first, first + products.tile), least)
-            once = a < b if first == start else slice(None)
-            ones.append(ids[a[once]])
-            others.append(ids[b[once]])
-            similarities.append(similarity(found[once], model.storage))
-            _check_sense(model, cut, sum(len(part) for part in ones), rows.stop, len(ids))
+    for start in range(old, len(ids), products.tile):
+        rows = slice(start, min(start + products.tile, len(ids)))
+        highest = Highest(most)
+        for first in range(0, rows.stop, products.tile):
+            highest.add(*products.above(rows, slice(first, min(first + products.tile, rows.stop)), least))
+        a, b, found = highest.result()
         new_pairs = store_pairs(
-            connection, model, ids[rows].tolist(), np.concatenate(ones).tolist(), np.concatenate(others).tolist(),
-            np.minimum(np.concatenate(similarities), 1).tolist(),
+            connection, model, ids[rows].tolist(), ids[a].tolist(), ids[b].tolist(),
+            np.minimum(similarity(found, model.storage), 1).tolist(),
         )  # fmt: skip
         yield rows.stop - rows.start, new_pairs
+    if len(same := np.intersect1d(equal, np.asarray(fresh, np.int64))):
+        yield len(same), store_pairs(connection, model, same.tolist(), [], [], [])  # they have the pairs of their first
 
 
 def _read(connection: Connection, model: StoredModel, most: int) -> Matrix:
@@ -211,11 +230,10 @@ def _read(connection: Connection, model: StoredModel, most: int) -> Matrix:
     return Matrix(matrix.ids[:rows], matrix.vectors[:rows])
 
 
-def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, stored: int) -> None:
-    """Refuse a threshold at which everything is alike; below the model's own that may be of a few images, too."""
-    low = model.near is not None and cut < min(model.near, model.similar or model.near) - 1e-6
-    quarter = compared * stored / 8  # of the pairs that they can have with all
-    if new_pairs > MOST_PAIRS * max(compared, 1000) or (low and compared >= SOME and new_pairs > quarter):
+def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, most: float) -> None:
+    """Refuse a threshold, unless it is the model's own, at which they are a quarter of all, ``most`` an image."""
+    low = model.near is None or cut < min(model.near, model.similar or model.near) - 1e-6
+    if low and compared >= (MANY if model.near is None else SOME) and new_pairs > compared * most / 4:
         raise UsageError(
             f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
             "threshold for duplicates; what this scan stored was deleted",

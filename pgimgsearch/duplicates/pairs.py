@@ -2,6 +2,10 @@
 
 from contextlib import AbstractContextManager
 
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
@@ -50,6 +54,36 @@ def count_pairs(connection: Connection, model: StoredModel) -> int:
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def most_pairs(connection: Connection) -> int:
+    """Of how many of its nearest contents the pairs of a content are remembered."""
+    row = connection.execute("select imgsearch._most_pairs()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def count_crowded(connection: Connection, model: StoredModel, most: int) -> int:
+    """How many contents have at least so many pairs."""
+    row = connection.execute(
+        "select count(*) from (select from imgsearch.duplicate_pair p "
+        "cross join lateral (values (p.content_a), (p.content_b)) c (id) where p.model_id = %s group by c.id "
+        "having count(*) >= %s) crowded",
+        [model.model_id, most],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def equal_to_earlier(connection: Connection, model: StoredModel) -> NDArray[np.int64]:
+    """The contents with a vector whose pixels are those of an earlier one with a vector."""
+    rows = connection.execute(
+        sql.SQL(
+            "select content_id from (select c.content_id, min(c.content_id) over (partition by c.pixel_hash) as first "
+            "from imgsearch.content c join {} e on e.content_id = c.content_id) c where content_id <> first"
+        ).format(model.table)
+    ).fetchall()
+    return np.asarray([row[0] for row in rows], np.int64)
 
 
 def delete_pairs(connection: Connection, model: StoredModel) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+A_MILLION = 1_000_000
 Above = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -51,6 +52,35 @@ class TorchProducts:
         found = (products >= cut).nonzero(as_tuple=True)
         values = products[found].cpu().numpy()
         return found[0].cpu().numpy() + rows.start, found[1].cpu().numpy() + columns.start, values
+
+
+class Highest:
+    """The ``most`` highest products of each row with columns before it; of equal ones those of the first columns."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: Above = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+        self.reduced = 0  # how many were kept when they were last reduced
+
+    def add(self, rows: NDArray[np.int64], columns: NDArray[np.int64], products: NDArray[np.float32]) -> None:
+        """Take more of them in, in any order."""
+        before = columns < rows
+        a, b, values = self.kept
+        self.kept = (
+            np.concatenate([a, rows[before]]), np.concatenate([b, columns[before]]),
+            np.concatenate([values, products[before]]),
+        )  # fmt: skip
+        if len(self.kept[0]) > max(2 * self.reduced, A_MILLION):
+            self.result()
+
+    def result(self) -> Above:
+        """What is kept, by row."""
+        rows, columns, products = self.kept
+        order = np.lexsort((columns, -products, rows))
+        rank = np.arange(len(rows)) - np.searchsorted(rows[order], rows[order])
+        order = order[rank < self.most]
+        self.kept, self.reduced = (rows[order], columns[order], products[order]), len(order)
+        return self.kept
 
 
 def hold(vectors: NDArray[np.float16], device: str) -> Products:

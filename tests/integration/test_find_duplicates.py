@@ -112,9 +112,6 @@ def test_what_cannot_be_is_said(connection: Connection, url: str, monkeypatch: p
     model = fill(connection, VECTORS)
     with pytest.raises(ModelError, match="has no index"):
         find.find(url, model, 0.9, method="index")
-    monkeypatch.setattr(find, "MOST_PAIRS", 0.01)
-    with pytest.raises(UsageError, match="no threshold for duplicates"):
-        find.find(url, model, 0.5)
     monkeypatch.setattr(find, "machine_memory", lambda: 0)
     with pytest.raises(ModelError, match="do not fit"):
         find.find(url, model, 0.9)
@@ -143,13 +140,45 @@ def test_a_refused_scan_keeps_the_pairs_of_earlier_ones(connection: Connection, 
     assert remembered(connection) >= before  # a few that the index had not found are right, too
     assert connection.execute("select min(similarity) >= 0.95 from imgsearch.duplicate_pair").fetchone() == (True,)
     assert connection.execute("select threshold from imgsearch.duplicate_scan").fetchone() == (0.95,)
-    find.find(url, model, 0.95)
+
+
+# Equal vectors are exact's alone: of thousands an HNSW graph finds no way to others.
+@pytest.mark.parametrize(("method", "noise"), [("index", 1e-3), ("exact", 1e-3), ("exact", 0)])
+def test_a_crowd_of_copies_costs_no_more_than_its_size(
+    connection: Connection, url: str, method: Any, noise: float
+) -> None:
+    """However many images look alike: pairs of others stay, and new ones of others are found."""
+    add_images(connection, 2400)
+    model = add_model(connection, "fill", 16)
+    copy_vectors(connection, model.table_name, VECTORS)
+    build_index(connection, model, BuildOptions(64))
+    model = get_model(connection, "fill")
+    find.find(url, model, 0.95, method=method)
     before = remembered(connection)
-    alike = 1 + np.random.default_rng(2).normal(0, 1e-3, (3000, 16))
-    copy_vectors(connection, model.table_name, alike, first=1500)
-    with pytest.raises(UsageError, match="no threshold for duplicates"):
-        find.find(url, model, 0.95, method="exact")
-    assert remembered(connection) == before
+    crowd = -VECTORS[0] + np.random.default_rng(2).normal(0, noise, (800, 16))
+    copy_vectors(connection, model.table_name, np.concatenate([crowd, VECTORS[:100]]), first=1500)
+    found = find.find(url, model, 0.95, method=method)
+    assert remembered(connection) >= before
+    missed = {(n, n + 2300) for n in range(1, 101)} - remembered(connection)
+    assert len(missed) <= (10 if method == "index" else 0)  # a graph finds fewer ways around a crowd
+    assert found.crowded >= (100 if method == "index" else 800 - 256)
+    assert found.pairs < 800 * 2 * 256
+
+
+def test_contents_with_equal_pixels_are_one_of_a_crowd(connection: Connection, url: str) -> None:
+    """700 files with the pixels of the first keep no copy out: images 1, 701 and 702 are alike."""
+    model = fill(connection, np.concatenate([np.repeat(VECTORS[:1], 702, axis=0), VECTORS[1:100]]))
+    connection.execute(
+        "update imgsearch.content set pixel_hash = (select pixel_hash from imgsearch.content where content_id = 1) "
+        "where content_id <= 700"
+    )
+    found = find.find(url, model, 0.999, method="exact")
+    assert (found.compared, found.crowded) == (801, 0)
+    assert remembered(connection) == {(1, 701), (1, 702), (701, 702)}
+    connection.execute("delete from imgsearch.duplicate_scan")
+    connection.execute("select imgsearch._begin_scan(m, 0.999) from imgsearch.model m")
+    anew = connection.execute("select image_a, image_b from imgsearch.duplicates(0.999, kinds => '{near}')").fetchall()
+    assert set(anew) == {(1, 701), (1, 702), (701, 702)}
 
 
 def test_vectors_of_any_length_have_the_similarities_of_the_database(connection: Connection, url: str) -> None:
