@@ -24,6 +24,22 @@ begin
         using contents;
 end $$;
 
+-- The contents in scope (null: all) whose pixels are those of an earlier one of them; all with a vector.
+create or replace function imgsearch._equal_to_earlier(m imgsearch.model, scope bigint[] default null) returns bigint[]
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    result bigint[];
+begin
+    execute format(
+        'select array_agg(content_id) from (
+             select c.content_id, min(c.content_id) over (partition by c.pixel_hash) as first_id
+             from %s e join imgsearch.content c on c.content_id = e.content_id
+             where $1 is null or e.content_id = any($1)) c
+         where content_id <> first_id', m.embeddings)
+        into result using scope;
+    return coalesce(result, '{}');
+end $$;
+
 -- The pairs that are stored of a content: its nearest ones, so that a clump of any size costs no more than its size.
 create or replace function imgsearch._most_pairs() returns integer
 language sql immutable parallel safe
@@ -81,11 +97,12 @@ begin
         return query execute format(
             'select least(a.content_id, n.content_id), greatest(a.content_id, n.content_id), least(1 - n.distance / $5, 1)
              from %3$s a cross join lateral (
-                 select min(e.content_id) as content_id, min(%2$s) as distance
-                 from %1$s e join imgsearch.content c on c.content_id = e.content_id
+                 select e.content_id, %2$s as distance from %1$s e
                  where e.content_id <> a.content_id and %2$s <= $2 and ($6 is null or e.content_id = any($6))
-                 group by c.pixel_hash order by 2, 1 limit $7) n', m.embeddings, distance, source)
-            using asked, (1 - cut) * scale, all_asked, vectors, scale::double precision, scope, most;
+                     and e.content_id <> all($8)
+                 order by 2, 1 limit $7) n', m.embeddings, distance, source)
+            using asked, (1 - cut) * scale, all_asked, vectors, scale::double precision, scope, most,
+                  imgsearch._equal_to_earlier(m, scope);
     elsif cardinality(asked) > 0 then
         return query execute format(
             'select least(a.content_id, e.content_id), greatest(a.content_id, e.content_id), least(1 - (%2$s) / $5, 1)

@@ -194,24 +194,26 @@ def _exactly(
     oldest. Contents with equal pixels are one, the first.
     """
     matrix = _read(connection, model, stored + SPARE_ROWS)
-    equal = equal_to_earlier(connection, model)
+    equal = np.asarray(equal_to_earlier(connection, model), np.int64)
     matrix = matrix.only(~np.isin(matrix.ids, equal))
     new = np.isin(matrix.ids, np.asarray(fresh, np.int64))
     order = np.lexsort((matrix.ids, new))
     ids, old = matrix.ids[order], len(new) - int(new.sum())
     products = hold(matrix.vectors[order], device)
     del matrix
-    least = product_at(cut, model.storage)
+    least, total = product_at(cut, model.storage), 0
     for start in range(old, len(ids), products.tile):
         rows = slice(start, min(start + products.tile, len(ids)))
         highest = Highest(most)
         for first in range(0, rows.stop, products.tile):
             highest.add(*products.above(rows, slice(first, min(first + products.tile, rows.stop)), least))
         a, b, found = highest.result()
+        _check_sense(model, cut, total + len(a), rows.stop - old, min(len(ids) / 2, most))
         new_pairs = store_pairs(
             connection, model, ids[rows].tolist(), ids[a].tolist(), ids[b].tolist(),
             np.minimum(similarity(found, model.storage), 1).tolist(),
         )  # fmt: skip
+        total += new_pairs
         yield rows.stop - rows.start, new_pairs
     if len(same := np.intersect1d(equal, np.asarray(fresh, np.int64))):
         yield len(same), store_pairs(connection, model, same.tolist(), [], [], [])  # they have the pairs of their first

@@ -2,10 +2,6 @@
 
 from contextlib import AbstractContextManager
 
-import numpy as np
-from numpy.typing import NDArray
-from psycopg import sql
-
 from pgimgsearch.database import locks
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
@@ -75,15 +71,13 @@ def count_crowded(connection: Connection, model: StoredModel, most: int) -> int:
     return int(row[0])
 
 
-def equal_to_earlier(connection: Connection, model: StoredModel) -> NDArray[np.int64]:
+def equal_to_earlier(connection: Connection, model: StoredModel) -> list[int]:
     """The contents with a vector whose pixels are those of an earlier one with a vector."""
-    rows = connection.execute(
-        sql.SQL(
-            "select content_id from (select c.content_id, min(c.content_id) over (partition by c.pixel_hash) as first "
-            "from imgsearch.content c join {} e on e.content_id = c.content_id) c where content_id <> first"
-        ).format(model.table)
-    ).fetchall()
-    return np.asarray([row[0] for row in rows], np.int64)
+    row = connection.execute(
+        "select imgsearch._equal_to_earlier(m) from imgsearch.model m where m.model_id = %s", [model.model_id]
+    ).fetchone()
+    assert row is not None
+    return list(row[0])
 
 
 def delete_pairs(connection: Connection, model: StoredModel) -> None:
