@@ -48,11 +48,13 @@ def config_path() -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Defaults by command, as the command line's parser takes them; an absent file is empty."""
+    """Defaults by command, as the command line's parser takes them; none without a file, unless one is named."""
     try:
         return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
+    except FileNotFoundError as error:
+        if not os.environ.get("PGIMGSEARCH_CONFIG"):
+            return {}
+        raise UsageError(f"PGIMGSEARCH_CONFIG names no file: {path}", hint="mend or unset it") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the config file {path}: {error}", hint=f"fix or remove {path}") from error
 

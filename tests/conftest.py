@@ -182,7 +182,9 @@ def values(found: Evaluation) -> dict[str, dict[str, float]]:
 def command_environment(tmp_path: Path, db: str | None, environment: dict[str, str]) -> dict[str, str]:
     """What a command sees: a home and a config file of the test's own, and nothing of the user's settings."""
     known = {key: value for key, value in os.environ.items() if not key.startswith("PGIMGSEARCH_")}
-    own = {"PGIMGSEARCH_HOME": str(tmp_path / "home"), "PGIMGSEARCH_CONFIG": str(tmp_path / "config.toml")}
+    config = tmp_path / "config.toml"
+    config.touch()
+    own = {"PGIMGSEARCH_HOME": str(tmp_path / "home"), "PGIMGSEARCH_CONFIG": str(config)}
     return known | own | {"COLUMNS": "200"} | ({"PGIMGSEARCH_DB": db} if db else {}) | environment
 
 

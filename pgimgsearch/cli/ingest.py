@@ -215,6 +215,9 @@ def ingest(
     )  # fmt: skip
     folders = [source.scope or source.root or "" for source in found]
     captions, attributes = (Sidecar(path, folders) if path else None for path in (caption_from, metadata))
+    sidecars = [sidecar for sidecar in (captions, attributes) if sidecar is not None]
+    for said in (one for sidecar in sidecars for one in sidecar.refused()):
+        terminal.notify(said)
     refine = refinements(captions, attributes, group_by)
     with database_url(terminal.settings) as url:
         if from_sql:
@@ -245,7 +248,7 @@ def ingest(
         if index:
             ingest_report.complete_loads(terminal, url, [stored.name for stored in models.stored])
         if engine == "local" and limit is None:  # on a cluster each process has seen a part
-            for said in (one for sidecar in (captions, attributes) if sidecar for one in sidecar.told()):
+            for said in (one for sidecar in sidecars for one in sidecar.told()):
                 terminal.notify(said)
         _check_outcome(reports)
 

@@ -63,8 +63,8 @@ def _models(connection: Connection) -> Iterator[Finding]:
             yield Finding(
                 f"model {name}",
                 "warn",
-                "its first ingest did not end",
-                f"pgimgsearch ingest ... --model {name}",
+                f"it is building: {row['missing']} contents have no vector, or its ingest was stopped",
+                f"run that ingest again, or: pgimgsearch models fill {name}",
             )
         elif row["missing"] and name not in loading:
             what = f"{row['missing']} contents have no vector"

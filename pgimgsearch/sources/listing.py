@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,10 @@ from pgimgsearch.sources.source import ScannedFile, Source
 
 class NoLocation(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
     """A row names no image."""
+
+
+class RepeatedRow(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """A row says something else of an image than an earlier one."""
 
 
 def list_source(path: str) -> Source:
@@ -31,8 +35,7 @@ def list_source(path: str) -> Source:
         lines, folder, name = read_text(file), file.parent, file.stem
 
     def files(root: str) -> Iterator[ScannedFile]:
-        for row in parse_rows(lines, path):
-            yield file_from_row(row, folder, root)
+        return files_from_rows(parse_rows(lines, path), folder, root)
 
     def count() -> int:
         total = sum(1 for _ in parse_rows(lines, path))
@@ -43,6 +46,24 @@ def list_source(path: str) -> Source:
         return total
 
     return Source(f"list {path}", name, None, files, count)
+
+
+def files_from_rows(rows: Iterable[Row], folder: Path | None, root: str) -> Iterator[ScannedFile]:
+    """The files that rows name; of several rows of one image the first counts.
+
+    A later one that says the same is no trouble, and any other is a file with a problem, called by its number.
+    """
+    said: dict[int, int] = {}  # hashes, as there may be millions of rows
+    for row in rows:
+        file = file_from_row(row, folder, root)
+        attributes = hash((file.path, file.caption, file.group_key, str(file.metadata)))
+        if file.problem is None and said.setdefault(hash(file.key), attributes) != attributes:
+            name = f"row {row.number}"
+            yield ScannedFile(
+                name, "", problem=RepeatedRow(f"it says something else of {file.key} than an earlier row")
+            )
+        else:
+            yield file
 
 
 def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:

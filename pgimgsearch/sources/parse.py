@@ -1,11 +1,14 @@
 """The source that a name means, by its look: one line per kind of source, and one per format of shards."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from glob import glob, has_magic
 from itertools import groupby
 from pathlib import Path
 
+from pgimgsearch.errors import SourceError
 from pgimgsearch.sources import parquet, webdataset
 from pgimgsearch.sources.folder import files_source, folder_source
 from pgimgsearch.sources.listing import list_source
@@ -33,6 +36,7 @@ def parse_sources(
     places: Sequence[str], list_file: str | None, selection: Selection | None = None, columns: Columns | None = None
 ) -> list[Source]:  # fmt: skip
     """A source each; shards, or images, that are named one after the other are one, so that they are one run."""
+    places = [file for place in places for file in _expanded(place)]
     for place in places:
         check_named(place)
     found: list[Source] = []
@@ -48,6 +52,15 @@ def parse_sources(
 def shards_of(places: Sequence[str], columns: Columns | None = None) -> Source:
     """Shards that lie in one folder or below one prefix; ``columns`` are those of Parquet."""
     return shard_source([Shard(place, reader) for place in places if (reader := _reader_of(place, columns))])
+
+
+def _expanded(place: str) -> list[str]:
+    """What a pattern that the shell left alone names: photos/*.jpg."""
+    if is_url(place) or not has_magic(place) or os.path.lexists(place):
+        return [place]
+    if not (found := sorted(glob(place, recursive=True))):  # noqa: PTH207  (absolute or relative, as it is written)
+        raise SourceError(f"no file matches {place}", hint="give a folder, a file or a pattern of some that exist")
+    return found
 
 
 def _kind_of(place: str) -> str:

@@ -32,25 +32,39 @@ class Sidecar:
         self._claims: dict[str, str] = {}  # row -> the location that took it
         self._shared: list[str] = []  # images of which a row may mean several
         self._listed: dict[tuple[str, int], Counter[str]] = {}
+        self._refused: list[str] = []  # rows, with the reason
+        self._repeated: dict[str, None] = {}  # images of which only the last row counts, in order
         for row in parse_rows(read_text(path), str(path)):
-            self._add(row)
+            try:
+                self._add(row)
+            except (ValueError, SourceError) as error:
+                self._refused.append(f"row {row.number}: {error}")
+        if not self._rows:
+            why = f"{len(self._refused)} cannot be read: {_some(self._refused)}" if self._refused else "there is none"
+            raise SourceError(
+                f"no row of {path} can be used: {why}",
+                hint="it needs a column path (or file_name, filename, image) and one more",
+            )
 
     def _add(self, row: Row) -> None:
-        hint = "it needs a column path (or file_name, filename, image) and one more"
         if row.problem is not None:
-            raise SourceError(str(row.problem), hint="mend that row")
+            raise row.problem
         named = {COLUMNS.get(key, key): value for key, value in row.values.items()}
         if not named.get("path") or len(named) < 2:
-            raise SourceError(f"{self.path}, row {row.number} has no path, or nothing else", hint=hint)
+            raise ValueError("it has no path, or nothing else")
         name = _written(str(named.pop("path")))
-        try:
-            split(named)
-        except ValueError as error:
-            raise SourceError(f"{self.path}, row {row.number}: {error}", hint="mend that row") from error
+        split(named)
         self._rows.setdefault(name, []).append(named)
         self._unmatched[name] = None
         for form, alike in zip(FORMS, self._alike, strict=True):
             alike.setdefault(form(name), set()).add(name)
+
+    def row(self, file: ScannedFile) -> dict[str, Any] | None:
+        """What the last row says of an image, where several do."""
+        found = self.rows(file)
+        if len(found) > 1:
+            self._repeated[file.path] = None
+        return found[-1] if found else None
 
     def rows(self, file: ScannedFile) -> list[dict[str, Any]]:
         """What is said of an image. A row is of one image: of those that it may mean by its name, none takes it."""
@@ -125,6 +139,11 @@ class Sidecar:
             location = folder
         return False
 
+    def refused(self) -> list[str]:
+        """How many rows cannot be read, for people; an empty list for none."""
+        count = len(self._refused)
+        return [f"{count} rows of {self.path} are left out: {_some(self._refused)}"] if count else []
+
     def told(self) -> list[str]:
         """Which rows and images are left; raises SourceError where none found each other."""
         if len(self._unmatched) == len(self._rows) and self._rows:
@@ -136,6 +155,8 @@ class Sidecar:
         said += [f"{len(self._without)} images have no row in {self.path}: {_some(self._without)}"]
         said += [f"{len(self._shared)} images share a row of {self.path} with others, which none took by it: "
                  f"{_some(self._shared)}"]  # fmt: skip
+        said += [f"{len(self._repeated)} images have several rows in {self.path}, of which the last counts: "
+                 f"{_some(self._repeated)}"]  # fmt: skip
         return [one for one in said if not one.startswith("0 ")]
 
 
@@ -187,11 +208,11 @@ def with_captions(files: Iterable[ScannedFile], captions: Sidecar) -> Iterator[S
 def with_metadata(files: Iterable[ScannedFile], attributes: Sidecar) -> Iterator[ScannedFile]:
     """Metadata and groups of a sidecar; the last row of a path counts."""
     for file in files:
-        found = attributes.rows(file)
-        if not found:
+        row = attributes.row(file)
+        if row is None:
             yield file
             continue
-        own, rest = split(found[-1])
+        own, rest = split(row)
         known = {key: value for key, value in own.items() if value is not None and key != "caption"}
         yield replace(file, metadata=(file.metadata or {}) | rest, **known)
 

@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from psycopg import DataError, adapters
+from psycopg import DataError, ServerCursor, adapters
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -15,7 +16,7 @@ from psycopg.rows import dict_row
 from pgimgsearch.database.connection import connect
 from pgimgsearch.errors import SourceError
 from pgimgsearch.sources.json_values import Unreadable
-from pgimgsearch.sources.listing import file_from_row
+from pgimgsearch.sources.listing import files_from_rows
 from pgimgsearch.sources.rows import Row
 from pgimgsearch.sources.source import ScannedFile, Source
 
@@ -54,24 +55,33 @@ def sql_source(url: str, query: str) -> Source:
     """Paths and URLs from a query with a column ``path`` or ``url``, as a list has them.
 
     Relative paths are below the collection's root. The server keeps the rows as of one moment, and no transaction stays
-    open while images are embedded.
+    open while images are embedded. A query that cannot run raises here, before anything is made for it.
     """
+    with _cursor(url, query):
+        pass
 
     def files(root: str) -> Iterator[ScannedFile]:
-        with (
-            connect(url, check=False, own_settings=False) as connection,
-            connection.cursor("ingest", row_factory=dict_row, withhold=True) as cursor,
-        ):
-            for name, loader in LOADERS.items():
-                cursor.adapters.register_loader(name, loader)
-            with connection.transaction():
-                connection.execute("set transaction read only")
-                cursor.execute(query)
-                columns = {column.name for column in cursor.description or ()}
-            if not {"path", "url"} & columns:
-                raise SourceError("the query has neither path nor url", hint="name a column path or url")
-            for number, row in enumerate(cursor, 1):
-                yield file_from_row(Row(number, row), Path(root) if root else None, root)
+        with _cursor(url, query, withhold=True) as cursor:
+            rows = (Row(number, row) for number, row in enumerate(cursor, 1))
+            yield from files_from_rows(rows, Path(root) if root else None, root)
 
     table = TABLE.search(query)
     return Source(f"query {query}", table[1] if table else "query", None, files)
+
+
+@contextmanager
+def _cursor(url: str, query: str, *, withhold: bool = False) -> Iterator[ServerCursor[dict[str, Any]]]:
+    """A cursor over a query that only reads; one that is not withheld has run nothing yet."""
+    with (
+        connect(url, check=False, own_settings=False) as connection,
+        connection.cursor("ingest", row_factory=dict_row, withhold=withhold) as cursor,
+    ):
+        for name, loader in LOADERS.items():
+            cursor.adapters.register_loader(name, loader)
+        with connection.transaction():
+            connection.execute("set transaction read only")
+            cursor.execute(query)
+            columns = {column.name for column in cursor.description or ()}
+        if not {"path", "url"} & columns:
+            raise SourceError("the query has neither path nor url", hint="name a column path or url")
+        yield cursor

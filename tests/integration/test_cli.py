@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, talk, errors with a way out, and what it does not import."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -192,6 +193,44 @@ def test_a_broken_config_file_is_refused(cli: Run, tmp_path: Path, text: str, to
     assert told in broken.stderr
 
 
+def test_a_config_file_that_is_named_and_missing_is_refused(cli: Run, tmp_path: Path) -> None:
+    missing = cli("stats", PGIMGSEARCH_CONFIG=str(tmp_path / "typo.toml"))
+    assert missing.returncode == 2
+    assert "typo.toml" in missing.stderr
+
+
+def test_a_pattern_that_the_shell_left_alone_is_expanded(cli: Run, photos: Path) -> None:
+    done = cli("--json", "ingest", f"{photos}/a/*.png", "-m", "palette")
+    (counts,) = json.loads(done.stdout)
+    assert counts["embedded"] == len(list(photos.glob("a/*.png"))) > 1
+    nothing = cli("ingest", f"{photos}/*.tif", "-m", "palette")
+    assert nothing.returncode == 6
+    assert f"no file matches {photos}/*.tif" in nothing.stderr
+
+
+@pytest.mark.parametrize("query", ["select path from no_such_table", "select 1 as nothing", "delete from pg_class"])
+def test_a_query_that_cannot_run_makes_no_collection(cli: Run, connection: Connection, query: str) -> None:
+    failed = cli("ingest", "--from-sql", query, "-m", "palette", "-c", "shop")
+    assert failed.returncode in {3, 6}, failed.stderr
+    assert connection.execute("select count(*) from imgsearch.collection").fetchone() == (0,)
+
+
+def test_a_table_with_rows_of_one_key_is_told(cli: Run, connection: Connection, photos: Path) -> None:
+    connection.execute("create table product (id int, image text, price int)")
+    rows = [(1, "a/00.png", 1), (2, "a/01.png", 2), (1, "a/00.png", 9)]
+    connection.cursor().executemany(
+        "insert into product values (%s, %s, %s)", [(key, str(photos / path), price) for key, path, price in rows]
+    )
+    query = "select id as key, image as path, price from product"
+    for outcome in ("embedded", "unchanged"):
+        done = cli("--json", "ingest", "--from-sql", query, "-m", "palette", "-c", "shop")
+        (counts,) = json.loads(done.stdout)
+        assert (counts["scanned"], counts[outcome], counts["failed"]) == (3, 2, 1), done.stderr
+        assert connection.execute("select metadata from imgsearch.image where key = '1'").fetchone() == ({"price": 1},)
+        (failure,) = connection.execute("select key, message from imgsearch.ingest_failure").fetchall()
+        assert failure == ("row 3", "it says something else of 1 than an earlier row")
+
+
 @pytest.mark.parametrize("url_is_given", [True, False])  # db is the URL, or the section of the commands of db
 def test_every_option_is_a_variable_and_a_key_of_the_config_file_by_its_flag(url_is_given: bool) -> None:
     def walk(command: Any, path: tuple[str, ...], settings: Any) -> Iterator[tuple[Any, str, Any]]:
@@ -234,7 +273,7 @@ def test_admin_commands_import_nothing_heavy(
     cli: Run, url: str, photos: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
     cli("ingest", str(photos), "-m", "palette")
-    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c")}
+    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull}
     assert heavy_modules(own, *arguments) == set()
 
 
@@ -249,7 +288,7 @@ def test_the_core_works_without_the_neural_libraries(url: str, photos: Path, tmp
         "u.find_spec = lambda n, p=None: None if n in {'timm', 'open_clip', 'transformers', 'torch'} else real(n, p)\n"
         "from pgimgsearch.cli.app import main\nmain()"
     )
-    env = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PATH": "/usr/bin"}
+    env = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull, "PATH": "/usr/bin"}
 
     def core(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

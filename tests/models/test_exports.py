@@ -1,6 +1,7 @@
 """Exports to ONNX: the same vectors and token ids, once made, without the library they came from."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -107,7 +108,7 @@ def test_commands_need_neither_torch_nor_transformers_then(
     assert "runs on ONNX Runtime" in done.stderr
     placed = connection.execute("select placement -> 'hf:clip' ->> 'runtime' from imgsearch.ingest_run").fetchone()
     assert placed == ("onnx",)
-    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c"), "PGIMGSEARCH_CACHE": str(cache)}
+    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull, "PGIMGSEARCH_CACHE": str(cache)}
     for arguments in (
         ["search", str(photos / "a" / "00.png")], ["search", "--text", "a dog"], ["embed-text", "a cat"],
         ["doctor"], ["ingest", str(photos), "--retry-failed"],
@@ -172,7 +173,7 @@ def test_a_model_of_fewer_dimensions_uses_the_export(
         assert cli("ingest", str(photos), "--model", model, **own).returncode == 0
         done = cli("ingest", str(photos), "--model", model, "--dim", "4", "--reduction", "truncate", **own)
         assert done.returncode == 0, done.stderr
-    known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c")} | own
+    known = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull} | own
     used = heavy_modules(known, "search", str(photos / "a" / "00.png"), "--model", "hf:clip@4")
     assert not used & {"torch", "transformers"}
     changed = cli("models", "add", model, "--as", "again", **own)  # anew: from the weights, not from the export

@@ -1,6 +1,7 @@
 """Outputs, dimensions, runtimes, precisions and canaries, through the normal commands on real Postgres."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,7 +220,7 @@ def test_a_rerun_with_nothing_to_do_loads_no_network(
     cli: Run, url: str, connection: Connection, clip: str, many: Path, tmp_path: Path
 ) -> None:
     """A file that fails again is nothing to embed; a new one is, among unchanged ones."""
-    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": str(tmp_path / "c")}
+    own = {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull}
     cli("ingest", str(many), "--model", clip, "--model", "pdq")
     for models in (["--model", clip], ["--model", "hf:clip", "--model", "pdq"], ["--all-models"], ["--retry-failed"]):
         assert not heavy_modules(own, "ingest", str(many), *models) & {"torch", "onnxruntime", "transformers"}

@@ -39,7 +39,7 @@ def start(url: str, folder: Path, *options: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PGIMGSEARCH_")}
     return subprocess.Popen(
         [sys.executable, "-m", "pgimgsearch", "--json", "ingest", str(folder), "-m", "palette", "-m", "pdq", *options],
-        env=environment | {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": "/nonexistent"},
+        env=environment | {"PGIMGSEARCH_DB": url, "PGIMGSEARCH_CONFIG": os.devnull},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

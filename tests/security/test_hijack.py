@@ -206,6 +206,11 @@ def test_a_schema_of_another_role_is_refused(admin: Connection, server: str, gra
             upgrade(f"postgresql://pgimgsearch@/made_before?host={server}")
         with pytest.raises(SchemaError, match="may put functions into it"):
             upgrade(f"postgresql://postgres@/made_before?host={server}")
+        if "intruder" in grant:  # as a tenant sees the deployment that it uses
+            with psycopg.connect(host=server, user="postgres", dbname="made_before", autocommit=True) as connection:
+                connection.execute("create table imgsearch.alembic_version ()")
+            with pytest.raises(SchemaError, match="imgsearch of this database belongs to intruder"):
+                upgrade(f"postgresql://pgimgsearch@/made_before?host={server}")
     finally:
         admin.execute("drop database made_before with (force)")
         admin.execute("drop role intruder")

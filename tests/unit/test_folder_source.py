@@ -242,8 +242,56 @@ def test_a_quote_that_is_not_closed_takes_no_rows_with_it_unsaid(tmp_path: Path,
     assert (first.path, first.caption) == (str(tmp_path / "a.png"), "one")
     assert second.unlisted
     assert "a quote is not closed" in str(second.problem)
-    with pytest.raises(SourceError, match="a quote is not closed"):
-        sidecar.Sidecar(tmp_path / "l.csv")
+    (said,) = sidecar.Sidecar(tmp_path / "l.csv").refused()
+    assert said.startswith(f"1 rows of {tmp_path / 'l.csv'} are left out: row 2: ")
+    assert "a quote is not closed" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left_out"),
+    [
+        ("c.csv", "path,caption\na.png,one\n,of nothing\n", "row 2: it has no path"),
+        ("c.jsonl", '{"path": "a.png", "caption": "one"}\n{"path": "b.png", "n": NaN}\n', "row 2: "),
+        ("c.jsonl", '{"path": "a.png", "caption": "one"}\n[1]\n', "line 2 is no JSON object"),
+        ("c.jsonl", '{"path": "a.png", "caption": "one"}\n{"path": "b.png", "n": 1e999}\n', "n is infinite"),
+        ("c.jsonl", '{"path": "a.png", "caption": "one"}\n{"path": "b.png", "metadata": "{"}\n', "holds no JSON"),
+    ],
+)
+def test_a_bad_row_of_a_sidecar_is_left_out_and_told(tmp_path: Path, name: str, text: str, left_out: str) -> None:
+    (tmp_path / name).write_text(text)
+    about = sidecar.Sidecar(tmp_path / name)
+    (said,) = about.refused()
+    assert left_out in said
+    (file,) = sidecar.with_captions([ScannedFile("a.png", "a.png")], about)
+    assert file.caption == "one"
+
+
+def test_of_rows_of_one_image_the_first_counts_and_others_are_named(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        photo(tmp_path / name)
+    (tmp_path / "l.csv").write_text(
+        "key,path,price\nA,a.png,1\nB,b.png,2\nA,a.png,1\nA,c.png,1\nB,b.png,3\nC,b.png,2\n"
+    )
+    files = list(list_source(str(tmp_path / "l.csv")).files(""))
+    assert [file.key for file in files] == ["A", "B", "A", "row 4", "row 5", "C"]
+    assert [str(file.problem) for file in files if file.problem] == [
+        f"it says something else of {key} than an earlier row" for key in "AB"
+    ]
+
+
+@pytest.mark.parametrize("text", ["path,caption\n", "name,caption\na.png,one\n", "", '{"caption": "one"}\n'])
+def test_a_sidecar_without_a_row_that_can_be_used_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(SourceError, match="can be used"):
+        sidecar.Sidecar(tmp_path / "c.csv")
+
+
+def test_of_several_rows_the_last_counts_and_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,price\na.png,1\nb.png,2\na.png,3\n")
+    about = sidecar.Sidecar(tmp_path / "m.csv")
+    found = list(sidecar.with_metadata([ScannedFile(name, name) for name in ("a.png", "b.png")], about))
+    assert [file.metadata for file in found] == [{"price": "3"}, {"price": "2"}]
+    assert about.told() == [f"1 images have several rows in {tmp_path / 'm.csv'}, of which the last counts: a.png"]
 
 
 def test_rows_and_texts_as_other_systems_write_them(tmp_path: Path) -> None:
