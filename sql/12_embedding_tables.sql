@@ -86,9 +86,9 @@ begin
             content_id bigint primary key references imgsearch.content on delete cascade,
             embedding %s(%s) not null%s
         ) %s', table_name, case m.storage when 'bit' then 'bit' else '@vector@.' || m.storage end, m.dim,
-        -- a zero vector has no direction, so nothing can be said of its likeness
+        -- a zero vector has no direction, so nothing can be said of its likeness; nor of one whose square is no float4
         case m.storage when 'halfvec' then ' constraint not_zero check (@vector@.l2_norm(embedding) > 0)'
-                       when 'vector' then ' constraint not_zero check (@vector@.vector_norm(embedding) > 0)' else '' end,
+                       when 'vector' then ' constraint not_zero check (@vector@.vector_norm(embedding) between 1e-15 and 1e15)' else '' end,
         case m.partitions when 1 then 'with (toast_tuple_target = 8160)' else 'partition by hash (content_id)' end);
     for number in 0 .. m.partitions - 1 loop
         exit when m.partitions = 1;

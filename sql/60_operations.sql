@@ -33,15 +33,14 @@ begin
     end loop;
 end $$;
 
--- Whether a session ingests into a collection: it holds the lock of it, and a killed one does not.
-create or replace function imgsearch._is_ingesting(collection_id integer) returns boolean
+-- The collections that sessions ingest into: they hold the locks of them, and killed ones do not.
+create or replace function imgsearch._ingesting() returns setof bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-    return exists (
-        select from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+    return query
+        select l.objid::bigint from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2
             and l.database = (select d.oid from pg_database d where d.datname = current_database())
-            and l.classid::bigint = (hashtext('pgimgsearch.ingest')::bigint & 4294967295)
-            and l.objid::bigint = _is_ingesting.collection_id);
+            and l.classid::bigint = (hashtext('pgimgsearch.ingest')::bigint & 4294967295);
 end $$;
 
 -- What a model covers of the contents that images show, counted exactly.

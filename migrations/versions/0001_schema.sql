@@ -300,7 +300,7 @@ begin
         execute format(
             'alter table imgsearch.%1$I add check (jsonb_typeof(%2$I) = ''object'' and octet_length(%2$I::text) <= 1000000
                  and not jsonb_path_exists(%2$I, ''strict $.* ? (@.type() != "object")'')
-                 and not jsonb_path_exists(%2$I, ''strict $.*.* ? (@.type() != "null" && (@.type() != "%3$s" || @ < 0 || @ > 1e15))''))',
+                 and not jsonb_path_exists(%2$I, ''strict $.*.* ? (@.type() != "null" && (@.type() != "%3$s" || @ < 0 || @ > 1e15 || (@ > 0 && @ < 1e-9)))''))',
             rule.name, rule.field, rule.kind);
     end loop;
 end $$;

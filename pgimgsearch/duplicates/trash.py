@@ -32,8 +32,8 @@ UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before
 
 
 IMAGE_FIELDS = {
-    "image_id", "added_at", "collection", "key", "path", "modified_at", "group_key", "caption", "metadata", "sha256",
-    "pixel_hash", "bytes", "width", "height", "format",
+    "image_id", "added_at", "collection_id", "collection", "key", "path", "modified_at", "group_key", "caption",
+    "metadata", "sha256", "pixel_hash", "bytes", "width", "height", "format",
 }  # fmt: skip
 
 
@@ -175,8 +175,8 @@ def _problem_of_place(connection: Connection, source: Path, target: Path, image:
 
     It must be an image, by its name and bytes, and go where its collection has it, by no link and no hidden folder.
     """
-    row = connection.execute(
-        "select root from imgsearch.collection where name = %s", [str(image["collection"])]
+    row = connection.execute(  # by its number, as another role may have taken its name since
+        "select root from imgsearch.collection where collection_id = %s", [image["collection_id"]]
     ).fetchone()
     if row is None:
         return f"there is no collection {image['collection']} any more: move it by hand"
@@ -253,9 +253,9 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
     row = connection.execute(
         "select (c.pixel_hash, c.width, c.height) = (%s, %s, %s), l.owner, l.owner = o.owner or not r.relrowsecurity "
         "from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using "
-        "(collection_id) join imgsearch.collection o on o.name = %s join pg_class r on r.oid = "
+        "(collection_id) join imgsearch.collection o on o.collection_id = %s join pg_class r on r.oid = "
         "'imgsearch.image'::regclass where i.image_id = %s",
-        [kept.pixel_hash, kept.width, kept.height, image["collection"], move.keeper_id],
+        [kept.pixel_hash, kept.width, kept.height, image["collection_id"], move.keeper_id],
     ).fetchone()
     if row is None or not row[0]:
         return f"its keeper is not the image that the database describes: {move.keeper}"
@@ -270,8 +270,8 @@ def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]
         "select i.path, l.root, l.owner from imgsearch.image i join imgsearch.content c using (content_id) "
         "join imgsearch.collection l using (collection_id) join pg_class r on r.oid = 'imgsearch.image'::regclass "
         "where c.sha256 = %s and r.relrowsecurity "
-        "and l.owner <> (select o.owner from imgsearch.collection o where o.name = %s)",
-        [image["sha256"], image["collection"]],
+        "and l.owner <> (select o.owner from imgsearch.collection o where o.collection_id = %s)",
+        [image["sha256"], image["collection_id"]],
     ).fetchall()
     here = os.path.realpath(move.location)
     for path, root, owner in rows:
@@ -345,8 +345,9 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select i.image_id, i.added_at, l.name as collection, i.key, i.path, i.modified_at, i.group_key, "
-            "i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format "
+            "select i.image_id, i.added_at, i.collection_id, l.name as collection, i.key, i.path, i.modified_at, "
+            "i.group_key, i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, "
+            "c.height, c.format "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],
@@ -367,7 +368,7 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
             "from imgsearch.collection l, imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], "
             "array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], array[%(width)s::integer], "
             "array[%(height)s::integer], array[%(format)s::text], row_security_active('imgsearch.image')) n "
-            "where l.name = %(collection)s on conflict do nothing"
+            "where l.collection_id = %(collection_id)s on conflict do nothing"
         ).format(
             sql.SQL("image_id, " if may_number else ""), sql.SQL("overriding system value " if may_number else ""),
             sql.SQL("%(image_id)s, " if may_number else ""),

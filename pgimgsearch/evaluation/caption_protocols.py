@@ -19,6 +19,7 @@ from pgimgsearch.evaluation.ranking import Columns, Ranked, Vectors, rank
 from pgimgsearch.sources.folder import files_source, list_images
 
 DEEPEST = 50
+MOST_CAPTIONS = 20  # of an image, each of which is a question
 RECALLS = {"r@1": 1, "r@5": 5, "r@10": 10}
 AS_IT_IS, AS_A_PHOTO = "{}", "a photo of a {}"  # the second: Radford et al. 2021, section 3.1.4
 
@@ -126,7 +127,12 @@ def _captioned(context: Context) -> CaptionedImages:
     if request.split is not None:
         raise UsageError("--split is of a file of captions", hint="name it: --captions FILE")
     found = context.chosen(context.images())[: request.limit]
-    told = [(text, picture) for picture in found for text in (picture.caption or "").splitlines() if text.strip()]
+    said = [(picture, [line for line in (picture.caption or "").splitlines() if line.strip()]) for picture in found]
+    context.notes.add(
+        f"images of more than {MOST_CAPTIONS} captions, of which the first are asked",
+        [picture.path for picture, lines in said if len(lines) > MOST_CAPTIONS],
+    )
+    told = [(text, picture) for picture, lines in said for text in lines[:MOST_CAPTIONS]]
     if not told:
         raise SourceError(
             "no image has a caption",

@@ -138,7 +138,7 @@ def images_per_second(connection: Connection, model: StoredModel) -> float | Non
         "select s.images / s.seconds from (select r.run_id, (t.value ->> 'images')::float as images, "
         "(t.value ->> 'seconds')::float as seconds from imgsearch.ingest_run r, jsonb_each(r.timings) t "
         "where t.key like 'embed %%' and %s = any(string_to_array(substr(t.key, 7), '+'))) s "
-        "where s.images > 0 and s.seconds > 1e-6 order by s.images >= 100 desc, s.run_id desc limit 1",
+        "where s.images between 1 and 1e9 and s.seconds > 1e-3 order by s.images >= 100 desc, s.run_id desc limit 1",
         [model.name],
     ).fetchone()
     return None if row is None or row[0] is None else float(row[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NAMED = 5
+LONGEST = 200  # characters of a name
 
 
 @dataclass(slots=True)
@@ -16,9 +17,11 @@ class Warnings:
 
     def add(self, what: str, named: Iterable[object]) -> None:
         """Note things of one kind; none, and nothing is said."""
-        names = [os.fsencode(str(name)).decode("utf-8", "backslashreplace") for name in named]  # paths may be any bytes
+        names = [
+            _short(os.fsencode(str(name)).decode("utf-8", "backslashreplace")) for name in named
+        ]  # paths may be any bytes
         if names:
-            self.found.setdefault(what, []).extend(names)
+            self.found.setdefault(_short(what), []).extend(names)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a kind: how many, and the first of them by name."""
@@ -30,3 +33,7 @@ class Warnings:
             f"{row['what']}: {row['count']} ({', '.join(row['named'])}{', ...' if row['count'] > NAMED else ''})"
             for row in self.rows()
         ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

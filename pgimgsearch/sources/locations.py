@@ -88,14 +88,11 @@ def stored_location(path: str, root: str | None) -> str:
     """
     if is_url(path):
         return path
+    if ".." in path.split("/"):
+        raise ForbiddenLocation(f"the path {path} leads out of {root or 'a folder'}")
     if root is not None and is_url(root):
-        location = f"{root.rstrip('/')}/{path}"
-        if ".." in path.split("/"):
-            raise ForbiddenLocation(f"the path {path} leads out of {root}")
-        return location
+        return f"{root.rstrip('/')}/{path}"
     location = os.path.join(root or "", path)  # noqa: PTH118  (an absolute path wins)
-    if root and not os.path.isabs(path) and not _is_below(location, root):  # noqa: PTH117
-        raise ForbiddenLocation(f"the path {path} leads out of {root}")
     allowed = [folder for folder in os.environ.get(ROOTS, "").split(os.pathsep) if folder]
     if allowed and not any(_is_below(os.path.realpath(location), os.path.realpath(one)) for one in allowed):
         raise ForbiddenLocation(f"{location} is outside of {ROOTS}")

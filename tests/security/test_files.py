@@ -437,7 +437,8 @@ def pair(tmp_path: Path, ingest: Callable[..., Any]) -> Path:
 def test_what_is_put_away_stays_inside_the_trash(connection: Connection, pair: Path, tmp_path: Path) -> None:
     location = f"{pair}/../../../../../../../../../..{pair}/copy.png"
     (outcome,) = put_away(connection, pair, tmp_path / "bin" / "below", location)
-    assert outcome.outcome == "moved"
+    assert "leads out" in outcome.outcome
+    (outcome,) = put_away(connection, pair, tmp_path / "bin" / "below", str(pair / "copy.png"))
     assert Path(outcome.to).resolve().is_relative_to(tmp_path / "bin" / "below")
     assert [one.outcome for one in trash.undo(connection, tmp_path / "bin" / "below")] == ["restored"]
     assert (pair / "copy.png").exists()
@@ -527,7 +528,7 @@ def test_undo_writes_nothing_elsewhere(
     connection.execute("update imgsearch.collection set name = 'deep'")
     path = path.format(tmp_path)
     image = dict.fromkeys(trash.IMAGE_FIELDS, 1) | {
-        "collection": collection, "path": path, "key": path, "sha256": hashlib.sha256(b"#!/bin/sh").hexdigest(),
+        "collection_id": 1 if collection == "deep" else 9, "collection": collection, "path": path, "key": path, "sha256": hashlib.sha256(b"#!/bin/sh").hexdigest(),
         "pixel_hash": "00" * 32, "format": "PNG", "metadata": "{}", "added_at": "2020-01-01", "modified_at": None,
         "group_key": None, "caption": None,
     }  # fmt: skip
@@ -614,6 +615,30 @@ def test_a_file_that_another_tenant_has_too_stays(connection: Connection, pair: 
     (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
     assert "an image of the role tenant, too" in outcome.outcome
     assert (pair / "copy.png").exists()
+
+
+@pytest.mark.parametrize("change", ["set name = 'renamed'", "set root = '/elsewhere'", None])
+def test_undo_gives_an_image_to_its_own_collection_alone(
+    connection: Connection, pair: Path, tmp_path: Path, change: str | None
+) -> None:
+    """Another role may have taken the name of a collection that was renamed or deleted since."""
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert outcome.outcome == "moved"
+    (name,) = connection.execute("select name from imgsearch.collection").fetchone() or ()
+    connection.execute(f"update imgsearch.collection {change}" if change else "delete from imgsearch.collection")
+    if change is None or "name" in change:
+        connection.execute(
+            "insert into imgsearch.collection (name, root, owner) values (%s, %s, 'tenant')", [name, str(pair)]
+        )
+    (undone,) = trash.undo(connection, tmp_path / "bin")
+    restored = connection.execute(
+        "select l.name from imgsearch.image i join imgsearch.collection l using (collection_id) where i.key = 'copy.png'"
+    ).fetchall()
+    if change is not None and "name" in change:
+        assert (undone.outcome, restored) == ("restored", [("renamed",)])
+    else:
+        assert (undone.outcome == "restored", restored) == (False, [])
+    assert (pair / "copy.png").exists() == bool(restored)
 
 
 def test_a_file_without_end_is_not_hashed(connection: Connection, pair: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Values that a writer stores by hand are refused by their table, or no command of the owner ends because of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
 from pgimgsearch.duplicates import cluster, find
 from pgimgsearch.evaluation.history import store_run
+from pgimgsearch.evaluation.run import images_per_second
 from pgimgsearch.reporter import SILENT
+from tests.support.builders import add_images, add_model
 from tests.support.calls import fill
 from tests.support.roles import drop_roles
 
@@ -21,7 +24,8 @@ JSON = [
     "null", "[]", "{}", '"x"', "1e400", '{"a": 1}', '{"a": []}', '{"a": [{"b": 1}]}', f'{{"palette": {{"embedded": {HUGE}}}}}',
     '{"palette": {"embedded": "many"}}', '{"palette": {"embedded": 1000, "device": []}}', '{"palette": null}', "[[[[]]]]",
     '{"embed palette": {"images": "x", "seconds": {}}}', '{"embed palette": {"images": 5, "seconds": 0}}',
-    '{"embed palette": {"images": 1e300, "seconds": 1e-300}}', '{"load": {"seconds": -1e15}}', '{"recall": {"value": "x"}}',
+    '{"embed palette": {"images": 1e300, "seconds": 1e-300}}',
+    '{"embed palette": {"images": 1, "seconds": 1e-400}}', '{"palette": {"embedded": 1e-400}}', '{"load": {"seconds": 1e-400}}', '{"load": {"seconds": -1e15}}', '{"recall": {"value": "x"}}',
     '{"recall": {"value": null, "low": 1}}', '{"recall": {}}', '{"recall": 5}', f'{{"recall": {HUGE}}}',
 ]  # fmt: skip
 EXTREMES: Mapping[str, Sequence[str]] = {
@@ -107,3 +111,45 @@ def test_no_value_that_a_writer_stores_ends_a_command(
                 ended.append((turn, command, done.stdout[-300:], done.stderr[-300:]))
     assert not ended, "\n".join(map(str, ended))
     assert accepted > 50
+
+
+@pytest.mark.parametrize("timings", ['{"images": 1e15, "seconds": 1e-5}', '{"images": 1e15, "seconds": 1}'])
+def test_no_rate_of_a_writer_ends_an_evaluation(
+    shop: None, connection: Connection, cli: Callable[..., Any], timings: str
+) -> None:
+    connection.execute(
+        "insert into imgsearch.ingest_run (source, models, timings) values "
+        "('evil', '{}', jsonb_build_object('embed palette', %s::jsonb))", [timings],
+    )  # fmt: skip
+    model = replace(get_model(connection, "palette"), backend="timm")
+    assert images_per_second(connection, model) is None
+
+
+def test_no_text_of_a_writer_ends_an_evaluation(
+    shop: None, url: str, connection: Connection, cli: Callable[..., Any]
+) -> None:
+    """A long class, or a caption of many lines, which is one question each."""
+    with psycopg.connect(url.replace("pgimgsearch@", "hand@"), autocommit=True) as writer:
+        writer.execute(
+            "update imgsearch.image set metadata = jsonb_build_object('class', image_id || repeat('A', 120000))"
+        )
+        writer.execute("update imgsearch.image set caption = repeat('red ', 30000) || repeat(E'red\n', 2000)")
+    for arguments in (["-p", "classes", "--key", "class"], ["-p", "text-to-image"]):
+        done = cli("evaluate", "-m", "palette", *arguments)
+        assert done.returncode in {0, 6}, done.stderr[-500:]
+        assert len(done.stderr) < 20_000
+    assert "of more than 20 captions" in done.stderr
+
+
+@pytest.mark.parametrize("storage", ["vector", "halfvec"])
+@pytest.mark.parametrize("value", [1e-30, 1e-22, 1e30])
+def test_a_vector_without_a_length_is_not_stored(connection: Connection, storage: str, value: float) -> None:
+    """Its similarity with any other would be infinite, or no number."""
+    add_images(connection, 1)
+    model = add_model(connection, "tiny", 16, storage=storage)
+    with pytest.raises(psycopg.errors.Error, match=r"not_zero|out of range"):
+        connection.execute(
+            sql.SQL("insert into {} values (1, array_fill(%s::real, array[16])::{})").format(
+                model.table, sql.SQL(storage)
+            ), [value],
+        )  # fmt: skip

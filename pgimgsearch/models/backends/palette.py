@@ -77,7 +77,7 @@ def _histogram(text: str) -> NDArray[np.float32]:
     named = [NAMED[word] for word in words if word in NAMED]
     if not named:
         raise ModelError(
-            f'"{text}" names no colour, and palette knows nothing else',
+            f'"{text[:100]}" names no colour, and palette knows nothing else',
             hint=f"colours: {', '.join(COLOURS)}; for other words use a model like clip-vit-b-32",
         )
     return np.asarray(np.mean(named, axis=0))
