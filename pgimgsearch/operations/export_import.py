@@ -239,14 +239,14 @@ def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str,
             rows = batch.select(names).to_pylist()
             for row, vector in zip(rows, vectors, strict=True):
                 row["embedding"] = vector
-                if not row["collection"]:
+                if not row["collection"] or not isinstance(row["collection"], str):
                     raise ValueError("a row names no collection")
                 if "external_id" in row:  # of format 1, where it did not have to be unique
                     row |= {"key": row["path"], "pixel_hash": row["pixel_sha256"]}
                     row["metadata"] = _with_external_id(row["metadata"], row["external_id"])
             for _, some in groupby(rows, lambda row: row["collection"]):
                 yield list(some)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # pyarrow and wrong types raise many kinds
         raise SourceError(f"{place} breaks off: {error}", hint="export it again; what came before is kept") from error
 
 

@@ -72,8 +72,10 @@ def _fields(described: Mapping[str, Any]) -> dict[str, Any]:
         name, checkpoint = fields["name"], str(fields["checkpoint"])
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
             raise TypeError(f"{name!r:.100} is no name")
-        if not isinstance(fields["dim"], int) or not isinstance(fields["storage"], str):
-            raise TypeError("its dimension is no number, or its storage no word")
+        if not isinstance(fields["dim"], int) or not all(
+            isinstance(fields[one], str) for one in ("storage", "backend")
+        ):
+            raise TypeError("its dimension is no number, or its storage or backend no word")
     except (KeyError, TypeError) as error:
         raise SourceError(f"the export does not describe its model: {error}", hint="export it again") from error
     known = {spec.checkpoint for spec in catalog.CATALOG if spec.backend == fields["backend"]}

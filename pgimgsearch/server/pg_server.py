@@ -43,6 +43,7 @@ ENCODINGS = {
     **{f"WIN125{n}": f"cp125{n}" for n in range(9)}, **{f"ISO8859{n}": f"iso8859_{n}" for n in range(5, 9)},
     **{f"LATIN{n}": f"iso8859_{part}" for n, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)},
 }  # fmt: skip
+LONGEST_SETTING = 200  # characters; of more the pattern would take seconds
 SET_ENCODING = re.compile(r"\s*set\s+client_encoding\s*(?:to|=)\s*'?([\w-]+)'?\s*;?\s*", re.IGNORECASE)
 
 
@@ -189,7 +190,8 @@ class PgServer:
                     skipping = True
                 else:
                     query = body.rstrip(b"\0").decode(encoding or "ascii", "replace")
-                    if (wanted := SET_ENCODING.fullmatch(query)) is not None:
+                    wanted = SET_ENCODING.fullmatch(query) if len(query) <= LONGEST_SETTING else None
+                    if wanted is not None:
                         encoding = ENCODINGS.get(re.sub("[-_]", "", wanted[1]).upper())
                         answer = protocol.completed("SET")
                     elif encoding is not None:

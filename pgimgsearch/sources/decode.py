@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from pgimgsearch.sources.jpeg2000 import most_tiles
+from pgimgsearch.sources.avif import largest_frame
+from pgimgsearch.sources.header_bounds import MOST_VALUES, check_header
 from pgimgsearch.sources.libtiff import explained
-from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits
-from pgimgsearch.sources.tiff_tags import MOST_VALUES, most_values
+from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits, TooManyPixels
+from pgimgsearch.sources.tiff_tags import most_values
 
 # EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
@@ -24,7 +25,6 @@ UPRIGHT = {
 }  # fmt: skip
 MOST_EXIF = 1 << 20  # bytes
 MARK = 64  # bytes by which a format is known
-MOST_TILES = 5000  # of JPEG 2000, each of which takes some 12 kB
 STRIP = 1 << 20  # pixels that are hashed at once
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
@@ -43,10 +43,6 @@ NOT_READ = {
     b"\0\0\0\x0cjxl ": "JPEG XL", b"<svg": "SVG", b"<?xml": "SVG or XML", b"<!doctype html": "an HTML page",
     b"<html": "an HTML page", b"\0\0\1\0": "an icon (ICO)", b"icns": "an icon (ICNS)",
 }  # fmt: skip
-
-
-class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
-    """The image is larger than the limit; it was not decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ def decoding_cost(data: bytes) -> DecodingCost:
     try:
         with explained(), _open(data, DEFAULT_LIMITS) as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
-            pixels = image.width * image.height
+            pixels = _pixels_of(image, data)
             return DecodingCost(pixels * (SLOW if in_python else 1), pixels * bytes_a_pixel(image))
     except Exception:  # broken bytes raise anything, and do so again where they are decoded
         return DecodingCost()
@@ -152,7 +148,7 @@ def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
     """The image in RGB, with its transparency where it has one, and its format."""
     with _open(data, limits) as image:
         kind = image.format or "unknown"
-        reserve(image.width * image.height * bytes_a_pixel(image))
+        reserve(_pixels_of(image, data) * bytes_a_pixel(image))
         image.load()
         upright = turn_upright(image)
         clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
@@ -160,6 +156,11 @@ def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) ->
             image.close()  # it is large, and no longer needed
         full = _in_mode(upright, "RGBA") if clear else to_rgb(upright)
     return on_white(full) if clear else full, full, kind
+
+
+def _pixels_of(image: Image.Image, data: bytes) -> int:
+    """How many are decoded: of AVIF those of its streams, which are scaled to what its header says."""
+    return max(image.width * image.height, largest_frame(data))
 
 
 def bytes_a_pixel(image: Image.Image) -> int:
@@ -177,8 +178,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     register_formats()
-    if (count := most_values(data)) > MOST_VALUES:
-        raise TooManyPixels(f"a TIFF with a tag of {count} values is not decoded; {MOST_VALUES} are the limit")
+    check_header(data, limits.max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
     except Image.DecompressionBombError as error:
@@ -189,9 +189,6 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise UnidentifiedImageError(
             f"{kind} is not read" if kind else "the bytes are not an image that can be read"
         ) from error
-    if image.format == "JPEG2000" and (tiles := most_tiles(data)) > MOST_TILES:
-        image.close()
-        raise TooManyPixels(f"a JPEG 2000 of {tiles} tiles is not decoded; {MOST_TILES} are the limit")
     if image.width * image.height > limits.max_pixels:
         image.close()
         size = f"{image.width} x {image.height}"

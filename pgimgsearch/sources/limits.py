@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """The image is larger than the limit; it was not decoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The most pixels and bytes that one image may have."""

@@ -11,6 +11,7 @@ WEB = frozenset({"http", "https"})
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf"})
 AZURE = frozenset({"az", "abfs", "abfss", "adl"})  # container@account, which is no user
 ROOTS = "PGIMGSEARCH_ROOTS"
+LONGEST = 8000  # characters, more than can be stored; patterns take seconds for very long ones
 
 
 class ForbiddenLocation(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
@@ -37,6 +38,8 @@ def without_user(location: str) -> str:
 
     A password may hold an @ or a slash, so all before the last @ goes where a colon precedes it.
     """
+    if len(location) > LONGEST:
+        return f"{location.partition(':')[0][:100]}:... of {len(location)} characters"
     return re.sub(r"(?<=:/)/*(?:[^/]*|[^/:]+:.*)@", "/", location)
 
 
@@ -45,6 +48,8 @@ def check_location(location: str) -> None:
 
     Paths of local files pass. Addresses of the web are checked when they are connected to (``web``).
     """
+    if len(location) > LONGEST:
+        raise ForbiddenLocation(f"a location of {len(location)} characters is not read; {LONGEST} are the limit")
     if not is_url(location):
         if location.partition(":/")[0].lower() in WEB | STORES:
             raise ForbiddenLocation(f"a URL has two slashes after its scheme: {without_user(location)}")

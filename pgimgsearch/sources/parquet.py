@@ -13,6 +13,7 @@ from pgimgsearch.sources.stream import open_stream
 ROWS_AT_ONCE = 64
 LARGE, MOST_RATIO = 256 << 20, 200  # bytes of a column in a row group, and how far images and their texts are packed
 MOST_LIST_VALUES = 5_000_000  # in a row group
+MOST_EMPTY = 10_000  # rows without an image, each of which is a failure of its own
 PICTURES = (  # columns, by their usual names
     "image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "photo", "data", "content",
 )  # fmt: skip
@@ -38,9 +39,12 @@ def open_table(stream: Any) -> Any:
     """
     _, parquet = libraries()
     about = parquet.read_metadata(stream)
+    lists = {
+        column.path for column in map(about.schema.column, range(len(about.schema))) if column.max_repetition_level
+    }
     for column in _chunks(about):
         size, packed = column.total_uncompressed_size, column.total_compressed_size
-        is_list = ".list." in column.path_in_schema
+        is_list = column.path_in_schema in lists
         if size > (LARGE >> 8 if is_list else LARGE) and size > MOST_RATIO * packed:
             raise ValueError(f"column {column.path_in_schema} unpacks from {packed} bytes to {size}")
         if is_list and column.num_values > MOST_LIST_VALUES:
@@ -82,7 +86,7 @@ def rows(
                 raise ValueError(f"there is no column {wanted}: {', '.join(schema.names)}")
         named = next((name for name in NAMES if name in schema.names and name != column), None)
         others = [name for name in schema.names if name == column or not _has_bytes(schema.field(name).type)]
-        number = 0
+        number = empty = 0
         for batch in table.iter_batches(batch_size=_rows_at_once(table.metadata), columns=others):
             columns = list(zip(others, map(_in_microseconds, batch.columns), strict=True))
             for index in range(batch.num_rows):  # one at a time: a dictionary's value may be large, and in all rows
@@ -90,6 +94,9 @@ def rows(
                 if caption_column is not None:
                     row["caption"] = row.pop(caption_column)
                 for file, about in _images(row, column, named, number):
+                    empty += file.data is None
+                    if empty > MOST_EMPTY:
+                        raise ValueError(f"more than {MOST_EMPTY} rows hold no bytes")
                     yield (file, about) if problem is None else (replace(file, problem=problem, data=None), {})
                 number += 1
 

@@ -70,7 +70,8 @@ def _json_line(line: str, name: str, number: int) -> Row:
 def _separator(lines: list[str]) -> str | None:
     """What separates the cells of a table whose header names images; None for lines that are no table."""
     if lines[0].startswith("sep=") and len(lines) > 1:  # as Excel writes it
-        return lines[0][4:5]
+        given = lines[0][4:5]
+        return given if given and given not in '\r" ' else ","
     found: dict[str, int] = {}
     for separator in SEPARATORS:
         cells = next(csv.reader([lines[0]], delimiter=separator, skipinitialspace=True), [])
@@ -84,9 +85,9 @@ def _csv_rows(text: str, separator: str, name: str) -> Iterator[Row]:
     lines = _Lines(text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     try:
-        header = next(reader)
-        if header[0].startswith("sep="):
-            header = next(reader)
+        header = next(reader, [])
+        if header and header[0].startswith("sep="):
+            header = next(reader, [])
         header = [cell.strip() for cell in header]
         for number, cells in enumerate(filter(None, lines.with_rows(reader)), 1):
             if lines.last.count('"') % 2 and lines.last.rstrip("\r\n").count("\n"):

@@ -1,25 +1,60 @@
 """The first directory of a TIFF or of EXIF, which has its form: its tags, before a library unpacks what they count."""
 
 import struct
+from dataclasses import dataclass
 
-MOST_VALUES = 100_000  # of one tag: strips, tiles
 MARKS = {b"II*\0": "<", b"MM\0*": ">"}
+BIG_MARKS = {b"II+\0": "<", b"MM\0+": ">"}
+WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
+WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tag: its type, how many values it has, and the first of them where it is a whole number that stands here."""
+
+    kind: int
+    count: int
+    first: int | None
+
+
+def directory(data: bytes) -> dict[int, Entry]:
+    """The tags of a TIFF's first directory; empty for what is none.
+
+    Source: TIFF revision 6.0, section 2; BigTIFF has numbers of eight bytes.
+    """
+    order, big = MARKS.get(data[:4]) or BIG_MARKS.get(data[:4]), data[:4] in BIG_MARKS
+    if order is None or len(data) < 16:
+        return {}
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
+    head, size, form = (8, 20, "HHQ8s") if big else (2, 12, "HHI4s")
+    if start + head > len(data):
+        return {}
+    (number,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, start)
+    entries = data[start + head : start + head + size * min(number, 65535)]
+    found: dict[int, Entry] = {}
+    for tag, kind, count, value in struct.iter_unpack(f"{order}{form}", entries[: len(entries) // size * size]):
+        letter = WHOLE_NUMBERS.get(kind)
+        first = (
+            struct.unpack_from(f"{order}{letter}", value)[0]
+            if letter and struct.calcsize(letter) <= len(value)
+            else None
+        )
+        found.setdefault(tag, Entry(kind, count, first))
+    return found
 
 
 def most_values(data: bytes) -> int:
-    """The largest count of the tags of a TIFF's first directory; 0 for what is none, or a BigTIFF.
-
-    Source: TIFF revision 6.0, section 2.
-    """
-    order = MARKS.get(data[:4])
-    if order is None or len(data) < 8:
-        return 0
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    if start + 2 > len(data):
-        return 0
-    (number,) = struct.unpack_from(f"{order}H", data, start)
-    entries = data[start + 2 : start + 2 + 12 * number]
-    whole = len(entries) // 12 * 12
+    """The largest count of the tags of a TIFF's first directory; 0 for what is none."""
     # a bare text or a private block may be long, but is one value to a library: types of several bytes, or numbers
-    counts = [count for _, kind, count, _ in struct.iter_unpack(f"{order}HHI4s", entries[:whole]) if kind not in {2, 7}]
-    return max(counts, default=0)
+    return max((entry.count for entry in directory(data).values() if entry.kind not in {2, 7}), default=0)
+
+
+def tile_pixels(data: bytes) -> int:
+    """The pixels of a tile that is larger than its image, which is decoded whole; 0 for none."""
+    tags = directory(data)
+    width, height, tile_width, tile_height = (
+        (tags[tag].first if tag in tags else None) or 0 for tag in (WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT)
+    )
+    larger = tile_width * tile_height > (width + 16) * (height + 16)
+    return tile_width * tile_height if larger else 0

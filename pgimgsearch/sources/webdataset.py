@@ -25,6 +25,8 @@ from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
+MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; members without a byte, each of which is a failure
+BYTES_A_MEMBER = 2000  # that it takes in memory, besides its own
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 HELD = (
@@ -50,6 +52,8 @@ class _Strict(tarfile.TarInfo):
     def _apply_pax_info(self, pax_headers: Any, encoding: str, errors: str) -> None:
         if any(name.startswith("GNU.sparse.") for name in pax_headers):
             raise tarfile.ReadError("the tar has a sparse file, whose map may be of any size")
+        if len(pax_headers) > MOST_ATTRIBUTES:
+            raise tarfile.ReadError(f"a member has {len(pax_headers)} attributes; {MOST_ATTRIBUTES} are the limit")
         super()._apply_pax_info(pax_headers, encoding, errors)  # type: ignore[misc]
 
     @classmethod
@@ -76,20 +80,24 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     """
     waiting: dict[str, Sample] = {}  # in the order in which they began
     gone: dict[str, bool] = {}  # and whether texts went with them
-    size = 0
+    size = empty = 0
     try:
         with (
             open_stream(location) as stream,
             unpacked(stream) as plain,
             tarfile.open(fileobj=plain, mode="r|", tarinfo=_Strict) as tar,
         ):
-            for member in tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # which holds them all
                 member.name = inside(member.name)
                 folder, _, base = member.name.rpartition("/")
                 key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
                 is_image, is_text = f".{ending}" in register_formats(), ending in {"txt", "json", "cls"}
                 if base.startswith(".") or not (is_image or is_text):
                     continue
+                empty += member.size == 0
+                if empty > MOST_EMPTY:
+                    raise tarfile.ReadError(f"more than {MOST_EMPTY} members are empty")
                 is_late = gone.get(key, False) or (is_text and key in gone)
                 why = _problem(member, is_text=is_text, is_late=is_late)
                 text = (member.name.rpartition(".")[0], ending)
@@ -103,7 +111,8 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     sample.pictures.append(_member(tar, member))
                 else:
                     sample.texts[text] = _content(tar, member)
-                size, sample.size = size + member.size, sample.size + member.size
+                takes = member.size + BYTES_A_MEMBER
+                size, sample.size = size + takes, sample.size + takes
                 while size > SAMPLE_BYTES:
                     first = next(iter(waiting))
                     gone[first] = gone.get(first, False) or bool(waiting[first].texts)
@@ -176,7 +185,8 @@ def _members(shard: str) -> dict[str, tuple[int, int]]:
     """Name -> offset and size."""
     found: dict[str, tuple[int, int]] = {}
     with open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Strict) as tar:
-        for member in tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]
             if member.isfile():  # of several that are called so the first has the name
                 found.setdefault(inside(member.name), (member.offset_data, member.size))
     return found

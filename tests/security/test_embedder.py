@@ -243,6 +243,15 @@ def test_encodings_are_those_of_postgres_and_quick(port: int) -> None:
             assert client.execute(STATUS).fetchone()
 
 
+def test_long_settings_are_questions_like_any_other(port: int) -> None:
+    """A pattern over spaces takes seconds for 20,000 of them, and stands still for everybody."""
+    with login(port) as client:
+        for query in ("set client_encoding=x" + " " * 200_000 + "!", "set client_encoding = 'UTF8'" + " " * 200_000):
+            with pytest.raises(psycopg.Error):
+                client.execute(query)
+        assert client.execute("set client_encoding = 'UTF8';").statusmessage == "SET"
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     names = (tmp_path / "cert.pem", tmp_path / "key.pem")

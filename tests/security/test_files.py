@@ -42,13 +42,13 @@ from pgimgsearch.sources import webdataset
 from pgimgsearch.sources.decode import (
     FORMATS,
     DecodingCost,
-    TooManyPixels,
     decode,
     decode_pixels,
     decode_small,
     decoding_cost,
     eight_bits,
 )
+from pgimgsearch.sources.limits import TooManyPixels
 from pgimgsearch.sources.parquet import rows
 from pgimgsearch.sources.parse import parse_sources
 from tests.models.test_exports import tiny_open_clip
@@ -396,6 +396,67 @@ def test_lists_of_millions_are_not_read(tmp_path: Path, monkeypatch: pytest.Monk
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="lists of 2000 values"):
         list(rows(str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize("kind", ["list", "map", "struct of lists"])
+def test_repeated_values_of_any_kind_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(tables, "MOST_LIST_VALUES", 1000)
+    numbers = pa.array(np.zeros(2000, np.int8))
+    lists = pa.ListArray.from_arrays(pa.array([0, 2000], pa.int32()), numbers)
+    column = {
+        "list": lists,
+        "map": pa.MapArray.from_arrays(pa.array([0, 2000], pa.int32()), numbers, numbers),
+        "struct of lists": pa.StructArray.from_arrays([lists], ["inner"]),
+    }[kind]
+    parquet.write_table(pa.table({"image": [b"x"], "m": column}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="lists of 2000 values"):
+        list(rows(str(tmp_path / "a.parquet")))
+
+
+def test_rows_and_members_without_a_byte_end_their_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hundred bytes may name millions of them, each of which would be a failure that is stored."""
+    monkeypatch.setattr(tables, "MOST_EMPTY", 50)
+    monkeypatch.setattr(webdataset, "MOST_EMPTY", 50)
+    parquet.write_table(pa.table({"image": pa.array([b"x"] + [None] * 200, pa.binary())}), tmp_path / "a.parquet")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(200):
+            tar.addfile(tarfile.TarInfo(f"{number}.png"))
+    for name, read in (("a.parquet", rows), ("a.tar", webdataset.samples)):
+        found = []
+        with pytest.raises((ValueError, tarfile.ReadError), match="more than 50"):
+            found += [file.path for file, _ in read(str(tmp_path / name))]
+
+
+@pytest.mark.parametrize("number", [500, 1500])
+def test_attributes_of_all_members_are_few(tmp_path: Path, number: int) -> None:
+    """Those of a whole tar belong to each member, of which none is held after it was read."""
+    about = {f"k{n}": "v" for n in range(number)}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=about) as tar:
+        for name in ("a.png", "b.png"):
+            tar.add(photo(tmp_path / name), name)
+    if number == 1500:
+        with pytest.raises(tarfile.ReadError, match="1500 attributes"):
+            list(webdataset.samples(str(tmp_path / "a.tar")))
+    else:
+        assert [file.path for file, _ in webdataset.samples(str(tmp_path / "a.tar"))] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda table: table.set_column(table.schema.get_field_index("embedding"), "embedding", pa.array([1] * table.num_rows)),
+    lambda table: table.set_column(0, "collection", pa.array([["x"]] * table.num_rows)),
+    lambda table: table.set_column(table.schema.get_field_index("modified_at"), "modified_at",
+                                   pa.array([2**62] * table.num_rows).cast(pa.timestamp("us", "UTC"))),
+    lambda table: table.replace_schema_metadata({KEY: json.dumps({
+        **json.loads(table.schema.metadata[KEY]),
+        "model": {**json.loads(table.schema.metadata[KEY])["model"], "backend": ["x"], "name": "new"}})}),
+])  # fmt: skip
+def test_an_export_with_other_columns_is_refused(
+    url: str, connection: Connection, pair: Path, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    export(url, "palette", str(tmp_path / "e.parquet"), None)
+    parquet.write_table(change(parquet.read_table(tmp_path / "e.parquet")), tmp_path / "odd.parquet")
+    with pytest.raises(SourceError, match="export"):
+        import_files(url, [str(tmp_path / "odd.parquet")])
 
 
 def test_nested_json_fails_its_own_sample(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> None:

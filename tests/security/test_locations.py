@@ -19,7 +19,7 @@ from pgimgsearch.errors import SourceError, UsageError
 from pgimgsearch.ingest import run
 from pgimgsearch.sources import web
 from pgimgsearch.sources.listing import list_source
-from pgimgsearch.sources.locations import ForbiddenLocation, check_location, stored_location
+from pgimgsearch.sources.locations import ForbiddenLocation, check_location, stored_location, without_user
 from pgimgsearch.sources.object_store import filesystem, read_object
 from pgimgsearch.sources.parse import parse_sources
 from pgimgsearch.sources.read import read_bytes
@@ -214,6 +214,15 @@ def test_rows_that_may_not_be_read_fail_alone(
     everything = connection.execute("select to_jsonb(f)::text from imgsearch.ingest_failure f").fetchall()
     assert not [row for row in everything if "geheim" in row[0]]
     assert servers[0].asked == []
+
+
+@pytest.mark.parametrize("part", ["[", "a:/", "@", "/", ":", "::", "%", "x"])
+def test_no_location_is_so_long_that_a_pattern_takes_seconds(part: str) -> None:
+    for location in (f"http://a.example/{part * 100_000}", f"http://x::/{part * 100_000}", part * 100_000):
+        with pytest.raises(ForbiddenLocation, match="characters is not read"):
+            check_location(location)
+        assert len(without_user(location)) < 200
+    assert "geheim" not in without_user("https://someone:geheim@example.com/" + "a" * 10_000)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgimgsearch.sources.decode import TooManyPixels, decode, decode_small, register_formats
+from pgimgsearch.sources.decode import decode, decode_small, register_formats
 from pgimgsearch.sources.jpeg2000 import most_tiles
-from pgimgsearch.sources.limits import ImageLimits
+from pgimgsearch.sources.limits import ImageLimits, TooManyPixels
 from tests.conftest import ROOT
 
 LIMITS = ImageLimits(max_pixels=10_000_000)

@@ -308,6 +308,15 @@ def test_rows_and_texts_as_other_systems_write_them(tmp_path: Path) -> None:
     assert found == {"A.jPg": "of A.jPg", "photo.1": "of photo.1", "photo.2019": None, "solo": "of solo"}
 
 
+@pytest.mark.parametrize("first", ["sep=", "sep=;", 'sep="', "sep=,", "sep=\t"])
+@pytest.mark.parametrize("header", [True, False])
+def test_the_first_line_of_excel_names_the_separator(tmp_path: Path, first: str, header: bool) -> None:
+    separator = first[4:] if first[4:] not in ("", '"') else ","
+    (tmp_path / "l.csv").write_text(f"{first}\n" + (f"path{separator}caption\nx.png{separator}one\n" if header else ""))
+    files = list(list_source(str(tmp_path / "l.csv")).files(""))
+    assert [file.caption for file in files] == (["one"] if header else [])
+
+
 def test_groups_by_folder_key_and_pattern() -> None:
     file = ScannedFile("shoes/123_4.jpg", "x", metadata={"brand": "acme"})
     assert [next(sidecar.with_groups([file], by)).group_key for by in ("folder", "brand", r"(\d+)_\d", "colour")] == [
