@@ -27,7 +27,7 @@ begin
 end $$;
 
 -- Find contents by their hashes, and add those that are new, which need all facts. Returns the ordinal and content_id of
--- each; one that is neither stored nor has a pixel_hash is left out. claim lets this transaction add images of them where
+-- each; one that is neither stored nor has a width is left out. claim lets this transaction add images of them where
 -- row-level security hides them. For writers.
 create or replace function imgsearch._store_contents(
     ordinals integer[], sha256s bytea[], pixel_hashes bytea[], sizes bigint[], widths integer[], heights integer[],
@@ -50,7 +50,7 @@ begin
         with new_content as (
             insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
             select distinct on (sha256s[n]) sha256s[n], pixel_hashes[n], sizes[n], widths[n], heights[n], formats[n]
-            from unnest(missing) n where pixel_hashes[n] is not null order by sha256s[n]
+            from unnest(missing) n where widths[n] is not null order by sha256s[n]
             on conflict (sha256) do nothing
             returning content_id, sha256)
         select array_agg(ordinals[n]), array_agg(c.content_id) into more_ordinals, more_ids
@@ -66,7 +66,7 @@ begin
             where ordinals[n] not in (select unnest(found_ordinals))) x;
         found_ordinals := found_ordinals || more_ordinals;
         found_ids := found_ids || more_ids;
-        exit when not exists (select from unnest(missing) n where pixel_hashes[n] is not null
+        exit when not exists (select from unnest(missing) n where widths[n] is not null
                               and ordinals[n] not in (select unnest(found_ordinals)));
     end loop;
     return query select * from unnest(found_ordinals, found_ids);

@@ -376,8 +376,8 @@ begin
                  join %1$s f on f.content_id = j.content_id
                  where j.image_id = $3 and n.place <> $4 and (e.embedding %2$s f.embedding > $5 or exists (
                      select from imgsearch.duplicate_verdict v
-                     where v.pixels_a = least(c.pixel_hash, d.pixel_hash)
-                         and v.pixels_b = greatest(c.pixel_hash, d.pixel_hash) and v.verdict = ''rejected''))',
+                     where v.pixels_a = least(c.identity, d.identity)
+                         and v.pixels_b = greatest(c.identity, d.identity) and v.verdict = ''rejected''))',
                 m.embeddings, imgsearch._operator(m))
                 into left_places
                 using left_places, array(select found[n].image_id from unnest(left_places) n), found[place].image_id, place,

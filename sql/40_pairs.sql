@@ -14,13 +14,13 @@ language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $
 begin
     return query execute format(  -- once for all that are equal, of which there may be many
         'with asked as materialized (
-             select q.content_id, q.pixel_hash from (select distinct x from unnest($1) x) x
+             select q.content_id, q.identity from (select distinct x from unnest($1) x) x
              join imgsearch.content q on q.content_id = x.x)
          select a.content_id, f.representative_id from asked a join (
-             select c.pixel_hash, min(c.content_id) as representative_id
-             from (select distinct a.pixel_hash from asked a) p
-             join imgsearch.content c on c.pixel_hash = p.pixel_hash
-             join %s e on e.content_id = c.content_id group by 1) f on f.pixel_hash = a.pixel_hash', m.embeddings)
+             select c.identity, min(c.content_id) as representative_id
+             from (select distinct a.identity from asked a) p
+             join imgsearch.content c on c.identity = p.identity
+             join %s e on e.content_id = c.content_id group by 1) f on f.identity = a.identity', m.embeddings)
         using contents;
 end $$;
 
@@ -32,7 +32,7 @@ declare
 begin
     execute format(
         'select array_agg(content_id) from (
-             select c.content_id, min(c.content_id) over (partition by c.pixel_hash) as first_id
+             select c.content_id, min(c.content_id) over (partition by c.identity) as first_id
              from %s e join imgsearch.content c on c.content_id = e.content_id
              where $1 is null or e.content_id = any($1)) c
          where content_id <> first_id', m.embeddings)

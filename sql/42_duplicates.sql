@@ -46,12 +46,12 @@ begin
              select v.pixels_a, v.pixels_b from imgsearch.duplicate_verdict v
              where v.verdict = ''accepted'' and v.pixels_a <> v.pixels_b and ($2 is null or $2 in (v.pixels_a, v.pixels_b))),
          first as materialized (
-             select distinct on (c.pixel_hash) c.pixel_hash, c.content_id, e.embedding
-             from (select v.pixels_a as pixel_hash from verdict v union select v.pixels_b from verdict v) p
-             join imgsearch.content c on c.pixel_hash = p.pixel_hash join %1$s e on e.content_id = c.content_id
-             order by c.pixel_hash, c.content_id)
+             select distinct on (c.identity) c.identity, c.content_id, e.embedding
+             from (select v.pixels_a as identity from verdict v union select v.pixels_b from verdict v) p
+             join imgsearch.content c on c.identity = p.identity join %1$s e on e.content_id = c.content_id
+             order by c.identity, c.content_id)
          select a.content_id, b.content_id, least(1 - (a.embedding %2$s b.embedding) / $1, 1)
-         from verdict v join first a on a.pixel_hash = v.pixels_a join first b on b.pixel_hash = v.pixels_b',
+         from verdict v join first a on a.identity = v.pixels_a join first b on b.identity = v.pixels_b',
         m.embeddings, imgsearch._operator(m))
         using imgsearch._distance_scale(m)::double precision, pixels;
 end $$;
@@ -129,27 +129,27 @@ begin
 
     return query execute format(
         'with scope as materialized (
-             select i.image_id, c.pixel_hash, first_value(i.image_id) over same_pixels as first_id
+             select i.image_id, c.identity, first_value(i.image_id) over same_pixels as first_id
              from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
              where %s
-             window same_pixels as (partition by c.pixel_hash order by i.image_id)),
+             window same_pixels as (partition by c.identity order by i.image_id)),
          pair as (
              select distinct on (1, 2) least(a.image_id, b.image_id) as image_a, greatest(a.image_id, b.image_id) as image_b,
                     p.similarity, p.kind, v.verdict, p.transform
              from unnest($2, $3, $4, $5, $9) with ordinality as p (one, other, similarity, kind, transform, place)
              join imgsearch.content c on c.content_id = p.one
              join imgsearch.content d on d.content_id = p.other
-             join scope a on a.pixel_hash = c.pixel_hash and a.image_id = a.first_id
-             join scope b on b.pixel_hash = d.pixel_hash and b.image_id = b.first_id
+             join scope a on a.identity = c.identity and a.image_id = a.first_id
+             join scope b on b.identity = d.identity and b.image_id = b.first_id
              left join imgsearch.duplicate_verdict v
-                 on v.pixels_a = least(c.pixel_hash, d.pixel_hash) and v.pixels_b = greatest(c.pixel_hash, d.pixel_hash)
+                 on v.pixels_a = least(c.identity, d.identity) and v.pixels_b = greatest(c.identity, d.identity)
              where a.image_id <> b.image_id
              order by 1, 2, p.kind, p.place),
          found as materialized (
              select s.first_id as image_a, s.image_id as image_b, 1::double precision as similarity,
                     ''identical'' as kind, v.verdict, null::text as transform
              from scope s
-             left join imgsearch.duplicate_verdict v on v.pixels_a = s.pixel_hash and v.pixels_b = s.pixel_hash
+             left join imgsearch.duplicate_verdict v on v.pixels_a = s.identity and v.pixels_b = s.identity
              where s.image_id <> s.first_id
              union all select * from pair)
          select f.* from found f
@@ -167,8 +167,8 @@ begin
         and not exists (  -- rejected since it was returned
             select from imgsearch.image i join imgsearch.content c on c.content_id = i.content_id
             join imgsearch.image j on j.image_id = duplicates.after[2] join imgsearch.content d on d.content_id = j.content_id
-            join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_hash, d.pixel_hash)
-                and v.pixels_b = greatest(c.pixel_hash, d.pixel_hash)
+            join imgsearch.duplicate_verdict v on v.pixels_a = least(c.identity, d.identity)
+                and v.pixels_b = greatest(c.identity, d.identity)
             where i.image_id = duplicates.after[1] and v.verdict = 'rejected') then
         raise exception 'the pair % is no longer among the duplicates', duplicates.after using errcode = 'PI008',
             hint = 'start again with the first page';
@@ -198,21 +198,21 @@ begin
              select p.content_a, p.content_b, p.similarity from imgsearch.duplicate_pair p
              where (p.content_a = $5 or p.content_b = $5) and p.model_id = $6 and p.similarity >= $4 and p.transform is null
              union all
-             select p.* from imgsearch._accepted($3, (select q.pixel_hash from imgsearch.content q where q.content_id = $2)) p),
+             select p.* from imgsearch._accepted($3, (select q.identity from imgsearch.content q where q.content_id = $2)) p),
          near as (
-             select c.pixel_hash, max(p.similarity) as similarity
+             select c.identity, max(p.similarity) as similarity
              from pair p join imgsearch.content c on c.content_id in (p.content_a, p.content_b) group by 1)
-         select i.image_id, case when c.pixel_hash = q.pixel_hash then 1 else n.similarity end,
-                case when c.pixel_hash = q.pixel_hash then ''identical''
+         select i.image_id, case when c.identity = q.identity then 1 else n.similarity end,
+                case when c.identity = q.identity then ''identical''
                      when n.similarity >= $7 or v.verdict = ''accepted'' then ''near'' else ''similar'' end,
                 l.name, i.key, i.path, c.width, c.height, c.bytes
          from imgsearch.content q
-         join (select pixel_hash, similarity from near
-               union all select q.pixel_hash, null from imgsearch.content q
-                         where q.content_id = $2 and q.pixel_hash not in (select pixel_hash from near)) n on true
-         join imgsearch.content c on c.pixel_hash = n.pixel_hash
+         join (select identity, similarity from near
+               union all select q.identity, null from imgsearch.content q
+                         where q.content_id = $2 and q.identity not in (select identity from near)) n on true
+         join imgsearch.content c on c.identity = n.identity
          left join imgsearch.duplicate_verdict v
-             on v.pixels_a = least(c.pixel_hash, q.pixel_hash) and v.pixels_b = greatest(c.pixel_hash, q.pixel_hash)
+             on v.pixels_a = least(c.identity, q.identity) and v.pixels_b = greatest(c.identity, q.identity)
          join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
          where q.content_id = $2 and i.image_id <> $8 and v.verdict is distinct from ''rejected'' and %s
@@ -228,7 +228,7 @@ create or replace function imgsearch.judge_duplicates(image_a bigint, image_b bi
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     pixels bytea[] := array(
-        select c.pixel_hash
+        select c.identity
         from unnest(array[imgsearch._content_of(image_a), imgsearch._content_of(image_b)]) x
         join imgsearch.content c on c.content_id = x order by 1);
 begin

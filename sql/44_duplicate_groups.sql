@@ -139,9 +139,9 @@ begin
     from imgsearch._medoids(pairs_a, pairs_b, similarities, linkage) g;
     select imgsearch._leaving(array_agg(a.representative), array_agg(b.representative), array_agg(a.medoid)) into left_out
     from imgsearch.duplicate_verdict v
-    join imgsearch.content c on c.pixel_hash = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
+    join imgsearch.content c on c.identity = v.pixels_a join imgsearch.image i on i.content_id = c.content_id
     join unnest(representatives, medoids) as a (representative, medoid) on a.representative = i.image_id
-    join imgsearch.content d on d.pixel_hash = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
+    join imgsearch.content d on d.identity = v.pixels_b join imgsearch.image j on j.content_id = d.content_id
     join unnest(representatives, medoids) as b (representative, medoid) on b.representative = j.image_id and b.medoid = a.medoid
     where v.verdict = 'rejected' and v.pixels_a <> v.pixels_b;
     return query
@@ -180,7 +180,7 @@ begin
              join imgsearch.content c on c.content_id = i.content_id
              left join lateral (
                  select e.embedding from imgsearch.content t join %1$s e on e.content_id = t.content_id
-                 where t.pixel_hash = c.pixel_hash order by t.content_id limit 1) v on true),
+                 where t.identity = c.identity order by t.content_id limit 1) v on true),
          pair as materialized (
              select a.medoid, a.representative as a, b.representative as b,
                     coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) as similarity

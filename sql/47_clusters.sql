@@ -18,7 +18,7 @@ begin
         'select x.cluster, count(*) over (partition by x.cluster), i.image_id, x.probability, l.name, i.key, i.path
          from imgsearch.cluster x
          join imgsearch.content s on s.content_id = x.content_id
-         join imgsearch.content c on c.pixel_hash = s.pixel_hash
+         join imgsearch.content c on c.identity = s.identity
          join imgsearch.image i on i.content_id = c.content_id
          join imgsearch.collection l on l.collection_id = i.collection_id
          where x.model_id = $2 and %s

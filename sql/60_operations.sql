@@ -43,6 +43,17 @@ begin
             and l.classid::bigint = (hashtext('pgimgsearch.ingest')::bigint & 4294967295);
 end $$;
 
+-- The last runs, newest first, that are marked as running and are not: their processes were killed, or their collections are
+-- gone.
+create or replace function imgsearch._stale_runs() returns setof bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+        select r.run_id from imgsearch.ingest_run r
+        where r.status = 'running' and (r.collection_id is null or r.collection_id not in (select imgsearch._ingesting()))
+        order by r.run_id desc limit 1000;
+end $$;
+
 -- What a model covers of the contents that images show, counted exactly.
 create or replace function imgsearch._coverage(m imgsearch.model)
 returns table (contents bigint, embedded bigint, skipped bigint, missing bigint)

@@ -14,14 +14,17 @@ comment on column imgsearch.collection.owner is
 create table imgsearch.content (
     content_id bigint generated always as identity primary key,
     sha256 bytea not null unique check (octet_length(sha256) = 32),
-    pixel_hash bytea not null check (octet_length(pixel_hash) = 32),
+    pixel_hash bytea check (octet_length(pixel_hash) = 16),
+    identity bytea not null generated always as (coalesce(pixel_hash, sha256)) stored,
     bytes bigint not null check (bytes >= 0),
     width integer not null check (width > 0),
     height integer not null check (height > 0),
     format text not null check (octet_length(format) <= 100)
 );
-create index content_pixel_hash on imgsearch.content (pixel_hash);
+create index content_identity on imgsearch.content (identity);
 comment on table imgsearch.content is 'one row for distinct bytes';
+comment on column imgsearch.content.pixel_hash is 'BLAKE3 of all that is shown; null where only equal bytes are known to be identical';
+comment on column imgsearch.content.identity is 'contents that are identical have the same: pixel_hash, else sha256';
 
 create table imgsearch.content_claim (
     content_id bigint not null references imgsearch.content on delete cascade,
@@ -241,8 +244,8 @@ comment on table imgsearch.duplicate_pair is 'stored pairs of similar contents, 
 
 -- By pixels, so that a verdict outlives the rows: images that are removed and added again, and other models.
 create table imgsearch.duplicate_verdict (
-    pixels_a bytea not null check (octet_length(pixels_a) = 32),
-    pixels_b bytea not null check (octet_length(pixels_b) = 32),
+    pixels_a bytea not null check (octet_length(pixels_a) in (16, 32)),
+    pixels_b bytea not null check (octet_length(pixels_b) in (16, 32)),
     verdict text not null check (verdict in ('accepted', 'rejected')),
     owner name not null default current_user,
     decided_by name not null default current_user,
@@ -251,7 +254,7 @@ create table imgsearch.duplicate_verdict (
     check (pixels_a <= pixels_b)
 );
 create index duplicate_verdict_b on imgsearch.duplicate_verdict (pixels_b);
-comment on table imgsearch.duplicate_verdict is 'verdicts on pairs of images, by their pixel_hash; a rejected pair is '
+comment on table imgsearch.duplicate_verdict is 'verdicts on pairs of images, by their identity; a rejected pair is '
     'never reported again';
 
 create table imgsearch.cluster (
@@ -313,7 +316,7 @@ declare
     unrestricted constant text := '(select not row_security_active(''imgsearch.image''))';
     -- "offset 0" keeps the condition from becoming a join, for which no index of vectors would be used
     shown constant text := 'exists (select from imgsearch.image i where i.content_id = %I.%I offset 0)';
-    pixels constant text := 'exists (select from imgsearch.content c where c.pixel_hash = %s offset 0)';
+    pixels constant text := 'exists (select from imgsearch.content c where c.identity = %s offset 0)';
     roles constant text := '(select r.rolname from pg_roles r where pg_has_role(r.oid, ''usage''))';
     collections constant text := '(select c.collection_id from imgsearch.collection c where c.owner in ' || roles || ')';
     verdict constant text := 'owner in ' || roles || ' and ' || format(pixels, 'pixels_a') || ' and ' || format(pixels, 'pixels_b');

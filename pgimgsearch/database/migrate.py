@@ -203,13 +203,15 @@ def _check_nobody_elses(connection: psycopg.Connection) -> None:
         "select n.nspowner::regrole::text, case when exists (select from pg_class t where t.relnamespace = n.oid "
         "and t.relname = 'image') then pg_has_role(n.nspowner, 'usage') else n.nspowner = current_user::regrole end, "
         "array(select a.grantee::regrole::text from aclexplode(n.nspacl) a where a.privilege_type = 'CREATE' "
-        "and a.grantee <> n.nspowner), n.nspowner::regrole::text, "
+        "and a.grantee <> n.nspowner), "
         "exists (select from pg_class t where t.relnamespace = n.oid and t.relname = 'alembic_version') "
         "from pg_namespace n where n.nspname = 'imgsearch'"
     ).fetchone()
-    if row is not None and not row[1] and row[4]:
+    if row is not None and not row[1] and row[3]:
         raise SchemaError(
-            f"imgsearch of this database belongs to {row[3]}", hint=f"connect as {row[3]} to upgrade it, or as a member"
+            f"imgsearch of this database belongs to {row[0]}",
+            hint=f"connect as {row[0]}, or as a member, to upgrade it; if nobody you know made it, have it removed: "
+            "drop schema imgsearch cascade",
         )
     if row is not None and (not row[1] or row[2]):
         others = ", ".join(row[2]) if row[1] else row[0]

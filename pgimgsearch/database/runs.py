@@ -8,8 +8,7 @@ from pgimgsearch.database.connection import Connection
 
 RECENT = """
 select r.run_id, r.source, r.models, r.started_at, r.ended_at, r.counts,
-       case when r.status = 'running' and coalesce(r.collection_id not in (select imgsearch._ingesting()), true)
-            then 'interrupted' else r.status end as status
+       case when r.run_id in (select imgsearch._stale_runs()) then 'interrupted' else r.status end as status
 from imgsearch.ingest_run r order by r.run_id desc limit %s
 """
 

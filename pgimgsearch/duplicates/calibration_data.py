@@ -154,8 +154,8 @@ def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
     rows = connection.execute(
         "select v.verdict from unnest(%s::bigint[], %s::bigint[]) with ordinality as p (a, b, place) "
         "left join imgsearch.content c on c.content_id = p.a left join imgsearch.content d on d.content_id = p.b "
-        "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.pixel_hash, d.pixel_hash) "
-        "and v.pixels_b = greatest(c.pixel_hash, d.pixel_hash) order by p.place",
+        "left join imgsearch.duplicate_verdict v on v.pixels_a = least(c.identity, d.identity) "
+        "and v.pixels_b = greatest(c.identity, d.identity) order by p.place",
         [pairs[:, 0].tolist(), pairs[:, 1].tolist()],
     ).fetchall()
     return [row[0] for row in rows]

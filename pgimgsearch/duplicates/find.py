@@ -108,7 +108,7 @@ def find(
             for number, new in steps:
                 compared, new_pairs = compared + number, new_pairs + new
                 reporter.progress(compared, len(fresh))
-                _check_sense(model, cut, new_pairs, compared, min(stored / 2, most))
+                _check_sense(model, cut, before + new_pairs, stored - len(fresh) + compared, most)
                 if stopped.is_set():
                     steps.close()
                     break
@@ -116,7 +116,8 @@ def find(
             steps.close()  # what other threads are comparing is stored before it is forgotten
             forget_scan(connection, model, earlier, fresh)
             raise
-        pairs, crowded = count_pairs(connection, model), count_crowded(connection, model, most)
+        pairs = count_pairs(connection, model)
+        crowded = count_crowded(connection, model, most) if compared else 0
     return ScanResult(
         model.name, cut, compared, pairs - before, pairs, crowded, most, chosen, time.perf_counter() - start,
         compared < len(fresh),
@@ -201,14 +202,14 @@ def _exactly(
     ids, old = matrix.ids[order], len(new) - int(new.sum())
     products = hold(matrix.vectors[order], device)
     del matrix
-    least, total = product_at(cut, model.storage), 0
+    least, total = product_at(cut, model.storage), count_pairs(connection, model)
     for start in range(old, len(ids), products.tile):
         rows = slice(start, min(start + products.tile, len(ids)))
         highest = Highest(most)
         for first in range(0, rows.stop, products.tile):
             highest.add(*products.above(rows, slice(first, min(first + products.tile, rows.stop)), least))
         a, b, found = highest.result()
-        _check_sense(model, cut, total + len(a), rows.stop - old, min(len(ids) / 2, most))
+        _check_sense(model, cut, total + len(a), rows.stop, most)  # before so many are stored
         new_pairs = store_pairs(
             connection, model, ids[rows].tolist(), ids[a].tolist(), ids[b].tolist(),
             np.minimum(similarity(found, model.storage), 1).tolist(),
@@ -232,12 +233,13 @@ def _read(connection: Connection, model: StoredModel, most: int) -> Matrix:
     return Matrix(matrix.ids[:rows], matrix.vectors[:rows])
 
 
-def _check_sense(model: StoredModel, cut: float, new_pairs: int, compared: int, most: float) -> None:
-    """Refuse a threshold, unless it is the model's own, at which they are a quarter of all, ``most`` an image."""
+def _check_sense(model: StoredModel, cut: float, pairs: int, compared: int, most: int) -> None:
+    """Refuse a threshold, unless it is the model's own, at which images have half of the pairs that they can have."""
     low = model.near is None or cut < min(model.near, model.similar or model.near) - 1e-6
-    if low and compared >= (MANY if model.near is None else SOME) and new_pairs > compared * most / 4:
+    enough = compared >= (MANY if model.near is None else SOME)
+    if low and enough and pairs > compared * min(compared / 2, most) / 2:
         raise UsageError(
-            f"{new_pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
+            f"{pairs} pairs of {compared} images are at least {cut:.4g} similar to {model.name}: that is no "
             "threshold for duplicates; what this scan stored was deleted",
             hint=f"measure one: pgimgsearch models calibrate {model.name}; or give a higher --threshold",
         )

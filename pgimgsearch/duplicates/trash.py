@@ -190,7 +190,8 @@ def _problem_of_place(connection: Connection, source: Path, target: Path, image:
         return f"a link leads out of {root}"
     if not os.path.lexists(source):
         return None
-    is_image = source.is_symlink() or (source.is_file() and _pixels(str(source)) == image["pixel_hash"])
+    shown = image["pixel_hash"] and bytes.fromhex(image["pixel_hash"])
+    is_image = source.is_symlink() or (source.is_file() and _shows(str(source), shown))
     if not is_image or target.suffix.lower() not in register_formats():
         return "by its name or bytes it is not the image that was put away: move it by hand"
     return None
@@ -236,7 +237,7 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
         return f"its keeper is a URL, which may be gone tomorrow: {move.keeper}"
     if _digest(move.keeper, DEFAULT_LIMITS.max_bytes) != move.keeper_sha256:
         return f"its keeper is gone or has changed: {move.keeper}"
-    if _pixels(move.location) != image["pixel_hash"].hex():
+    if not _shows(move.location, image["pixel_hash"]):
         return "it is not the image that the database describes"
     if Path(move.location).samefile(move.keeper):
         return "it is its keeper's own file, by another name"
@@ -248,13 +249,14 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
     kept = _facts(move.keeper)
     if kept is None:
         return f"its keeper cannot be read: {move.keeper}"
-    if move.kind == "identical" and kept.pixel_hash != image["pixel_hash"]:
+    same = kept.pixel_hash or bytes.fromhex(move.keeper_sha256)
+    if move.kind == "identical" and same != (image["pixel_hash"] or image["sha256"]):
         return f"its keeper has other pixels: {move.keeper}"
     row = connection.execute(
-        "select (c.pixel_hash, c.width, c.height) = (%s, %s, %s), l.owner, l.owner = o.owner or not r.relrowsecurity "
-        "from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using "
-        "(collection_id) join imgsearch.collection o on o.collection_id = %s join pg_class r on r.oid = "
-        "'imgsearch.image'::regclass where i.image_id = %s",
+        "select (c.pixel_hash, c.width, c.height) is not distinct from (%s, %s, %s), l.owner, "
+        "l.owner = o.owner or not r.relrowsecurity from imgsearch.image i join imgsearch.content c using (content_id) "
+        "join imgsearch.collection l using (collection_id) join imgsearch.collection o on o.collection_id = %s "
+        "join pg_class r on r.oid = 'imgsearch.image'::regclass where i.image_id = %s",
         [kept.pixel_hash, kept.width, kept.height, image["collection_id"], move.keeper_id],
     ).fetchone()
     if row is None or not row[0]:
@@ -280,10 +282,10 @@ def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]
     return None
 
 
-def _pixels(location: str) -> str | None:
-    """The hash of an image's pixels; None for a file that is none."""
+def _shows(location: str, pixel_hash: bytes | None) -> bool:
+    """Whether a file is an image of these pixels, which may not be known of it."""
     found = _facts(location)
-    return None if found is None else found.pixel_hash.hex()
+    return found is not None and found.pixel_hash == pixel_hash
 
 
 def _facts(location: str) -> ImageFacts | None:

@@ -39,7 +39,7 @@ class CpuProducts:
 class TorchProducts:
     """The same by torch, on a device that holds all vectors."""
 
-    tile = 16_384
+    tile = 4096
 
     def __init__(self, vectors: NDArray[np.float16], device: str) -> None:
         import torch

@@ -150,7 +150,7 @@ def _check(connection: Connection, found: Copies, notes: Warnings) -> None:
     check_some(sum(1 for own in found.right if len(own)))
     rows = connection.execute(
         "select q.content_id, array_agg(r.content_id) from imgsearch.content q join imgsearch.content r "
-        "using (pixel_hash) where q.content_id = any(%s) and r.content_id = any(%s) group by 1",
+        "using (identity) where q.content_id = any(%s) and r.content_id = any(%s) group by 1",
         [[p.content_id for p in found.queries], [p.content_id for p in found.references]],
     ).fetchall()
     equal = {query: set(references) for query, references in rows}

@@ -32,8 +32,7 @@ def lock_collection(session: Session, collection_id: int, name: str) -> None:
     session.connection.execute(
         "update imgsearch.ingest_run u set status = 'interrupted' where u.run_id in ("
         "select r.run_id from imgsearch.ingest_run r where r.status = 'running' "
-        "and (r.collection_id = %s or coalesce(r.collection_id not in (select imgsearch._ingesting()), true)) "
-        "limit 1000 for update skip locked)",
+        "and (r.collection_id = %s or r.run_id in (select imgsearch._stale_runs())) limit 1000 for update skip locked)",
         [collection_id],
     )
 

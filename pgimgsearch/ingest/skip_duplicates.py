@@ -49,7 +49,7 @@ class DuplicateFilter:
         stored = self.session.run(self._identical, new)
         accepted: dict[bytes, str] = {}
         for item in new:
-            pixels = item.image.pixel_hash if item.image else b""
+            pixels = (item.image.pixel_hash if item.image else None) or b""
             copy = stored.get(item.sha256) or stored.get(pixels) or accepted.get(pixels)
             if item.twin is not None:
                 copy = item.twin.file.path
@@ -82,7 +82,9 @@ class DuplicateFilter:
 
     def _identical(self, items: Sequence[Item]) -> dict[bytes, str]:
         """Hash of bytes or pixels -> the path of a stored image that has it."""
-        digests = [item.sha256 for item in items] + [item.image.pixel_hash for item in items if item.image]
+        digests = [item.sha256 for item in items] + [
+            item.image.pixel_hash for item in items if item.image and item.image.pixel_hash
+        ]
         rows = self.session.connection.execute(
             "select d, i.path from unnest(%s::bytea[]) d cross join lateral ("
             "  select c.content_id from imgsearch.content c where c.sha256 = d "

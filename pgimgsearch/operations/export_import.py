@@ -29,7 +29,7 @@ from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.load_target import SHADOW, join_shadows, wants_shadow
 from pgimgsearch.ingest.run_log import lock_collection
 from pgimgsearch.ingest.write import Writer, drop_orphans
-from pgimgsearch.operations.exported_model import describe_model, exported_model, read_description
+from pgimgsearch.operations.exported_model import FORMAT, describe_model, exported_model, read_description
 from pgimgsearch.reporter import SILENT, Reporter
 from pgimgsearch.sources.decode import ImageFacts
 from pgimgsearch.sources.locations import is_url
@@ -39,7 +39,7 @@ from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import storable
 from pgimgsearch.sources.stream import open_stream
 
-DIGEST = 32  # bytes of a SHA-256
+DIGEST, PIXELS = 32, 16  # bytes of sha256 and of pixel_hash
 ROWS_A_GROUP, BYTES_A_GROUP, ROWS_A_CHUNK = 10_000, 64 << 20, 1000
 TYPES = ["text"] * 7 + ["timestamptz", "bytea", "bytea", "int8", "int4", "int4", "text", "bytea"]  # of IMAGES; as sent
 IMAGES = """
@@ -120,7 +120,8 @@ def import_files(
             if into_shadow:
                 reporter.say(SHADOW.format(model.name))
             images = skipped = different = 0
-            for name, batches in groupby(_rows(table, model, place), lambda rows: rows[0]["collection"]):
+            old = described["format"] < FORMAT
+            for name, batches in groupby(_rows(table, model, place, old=old), lambda rows: rows[0]["collection"]):
                 for kept, left, other in _collection(url, name, model, batches, into_shadow=into_shadow):
                     images, skipped, different = images + kept, skipped + left, different + other
                     reporter.progress(total + images + skipped + different, None)
@@ -194,7 +195,8 @@ def _item(row: dict[str, Any]) -> Item | None:
         metadata = json.loads(row["metadata"])
         valid = (
             isinstance(metadata, dict), row["bytes"] >= 0, row["width"] > 0, row["height"] > 0,
-            len(row["sha256"]) == len(row["pixel_hash"]) == DIGEST, rejection_reason(row["embedding"]) is None,
+            len(row["sha256"]) == DIGEST, row["pixel_hash"] is None or len(row["pixel_hash"]) == PIXELS,
+            rejection_reason(row["embedding"]) is None,
             None not in (row["path"], row["key"], row["format"]),
         )  # fmt: skip
     except (ValueError, TypeError, RecursionError):
@@ -228,7 +230,7 @@ def _described(table: Any, place: str) -> dict[str, Any]:
     return described
 
 
-def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str, Any]]]:
+def _rows(table: Any, model: StoredModel, place: str, *, old: bool) -> Iterator[list[dict[str, Any]]]:
     """Chunks of rows of one collection each, with their vectors in the type of the column."""
     try:
         for batch in table.iter_batches(batch_size=ROWS_A_CHUNK):
@@ -242,8 +244,10 @@ def _rows(table: Any, model: StoredModel, place: str) -> Iterator[list[dict[str,
                 if not row["collection"] or not isinstance(row["collection"], str):
                     raise ValueError("a row names no collection")
                 if "external_id" in row:  # of format 1, where it did not have to be unique
-                    row |= {"key": row["path"], "pixel_hash": row["pixel_sha256"]}
+                    row["key"] = row["path"]
                     row["metadata"] = _with_external_id(row["metadata"], row["external_id"])
+                if old:  # which hashed other pixels
+                    row["pixel_hash"] = None
             for _, some in groupby(rows, lambda row: row["collection"]):
                 yield list(some)
     except Exception as error:  # pyarrow and wrong types raise many kinds
@@ -259,7 +263,7 @@ def _schema(pyarrow: Any, model: StoredModel) -> Any:
         "collection": pyarrow.string(), "root": pyarrow.string(), "key": pyarrow.string(),
         "path": pyarrow.string(), "group_key": pyarrow.string(), "caption": pyarrow.string(),
         "metadata": pyarrow.string(), "modified_at": pyarrow.timestamp("us", "UTC"), "sha256": pyarrow.binary(32),
-        "pixel_hash": pyarrow.binary(32), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
+        "pixel_hash": pyarrow.binary(), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
         "height": pyarrow.int32(), "format": pyarrow.string(),
     }  # fmt: skip
     number = {"halfvec": pyarrow.float16(), "vector": pyarrow.float32(), "bit": pyarrow.uint8()}[model.storage]

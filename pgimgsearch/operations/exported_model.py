@@ -26,7 +26,7 @@ from pgimgsearch.models import catalog
 from pgimgsearch.models.backends import backends
 
 PLACE = re.compile(r"[/~]|.*(://|\.\./|\0)|local-dir:|[a-zA-Z]:\\")  # a path or a URL
-FORMAT, KEY = 2, b"pgimgsearch"
+FORMAT, FORMATS, KEY = 3, {1, 2, 3}, b"pgimgsearch"
 LONGEST_NAME = 500
 MODEL_FIELDS = (
     "name", "dim", "storage", "backend", "checkpoint", "revision", "output", "preprocess", "normalize", "logit_scale",
@@ -51,10 +51,9 @@ def read_description(metadata: Mapping[bytes, bytes], place: str) -> dict[str, A
     try:
         described = json.loads(metadata.get(KEY, b"{}"))
         if described.get("format") == 1:  # of versions before the first release
-            described["format"] = FORMAT
             described["model"]["index_spec"] = described["model"].pop("index_wanted")
             (described["reduction"] or {}).pop("mean", None)
-        known = described.get("format") == FORMAT and {"model", "canary", "reduction"} <= described.keys()
+        known = described.get("format") in FORMATS and {"model", "canary", "reduction"} <= described.keys()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:

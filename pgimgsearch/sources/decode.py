@@ -1,22 +1,25 @@
 """From bytes to an upright RGB image, whatever Pillow reads plus HEIC and AVIF."""
 
-import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from pgimgsearch.sources.avif import largest_frame
+from pgimgsearch.sources.color_profile import BrokenProfile, ColorProfile, from_lab, profile_of, to_srgb
+from pgimgsearch.sources.depth import eight_bits
+from pgimgsearch.sources.ground import is_opaque, on_ground
 from pgimgsearch.sources.header_bounds import MOST_VALUES, check_header
+from pgimgsearch.sources.identity import loses_bits, pixel_hash
 from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits, TooManyPixels
-from pgimgsearch.sources.tiff_tags import most_values
+from pgimgsearch.sources.png_chunks import look_at
+from pgimgsearch.sources.tiff_tags import described, directory, most_values
 
 # EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
@@ -25,7 +28,9 @@ UPRIGHT = {
 }  # fmt: skip
 MOST_EXIF = 1 << 20  # bytes
 MARK = 64  # bytes by which a format is known
-STRIP = 1 << 20  # pixels that are hashed at once
+END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
+KEPT = {"I", "F", "CMYK", "LAB"}  # modes in which an image is hashed as it is
+WHITE_TAGS = (50717, 281)  # of a TIFF: WhiteLevel (DNG 1.7) and MaxSampleValue
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
 SLOW = 50  # times as long takes a pixel that Pillow decodes in Python (DDS with masks, QOI, PPM as text, BMP with RLE)
@@ -47,12 +52,16 @@ NOT_READ = {
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What is stored of an image; sizes are of the upright pixels."""
+    """What is stored of an image; sizes are of the upright pixels.
 
-    pixel_hash: bytes
+    ``pixel_hash`` is None where only equal bytes are known to be identical; ``notes`` tell of what was odd.
+    """
+
+    pixel_hash: bytes | None
     width: int
     height: int
     format: str
+    notes: tuple[str, ...] = ()
 
 
 @cache
@@ -76,29 +85,36 @@ def begins_like_an_image(data: bytes) -> bool:
 def decode(
     data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Callable[[int], None] = lambda _: None
 ) -> tuple[Image.Image, ImageFacts]:
-    """Decode the first frame into an upright RGB image, transparency laid on white.
+    """Decode the frame that viewers show first into an upright image in sRGB, on a ground that keeps a drawing visible.
 
     ``reserve`` is called with the bytes that decoding needs, before they are allocated.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
-    try:
-        with explained():
-            return _decode(data, limits, reserve)
-    except Image.DecompressionBombError as error:  # found by Pillow, perhaps inside a container
-        raise _too_many(error) from error
-
-
-def _too_many(error: Exception) -> TooManyPixels:
-    return TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack."))
+    with _explained(), _loaded(data, limits, reserve) as file:
+        frame, profile = _shown(file.image, file.notes)
+        several = getattr(file.image, "is_animated", False)
+        if loses_bits(file.image, file.depth, data):
+            digest = None
+        else:
+            if not several and frame is not file.image:
+                file.image.close()  # it is large, and no longer needed
+            shown = frame, profile.meaning if profile else b""
+            digest = pixel_hash(file.image if several else None, shown, _frame, limits.max_pixels)
+        rgb = _rgb(frame, profile, file.white, file.notes)
+    return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)))
 
 
 def decode_pixels(data: bytes) -> Image.Image:
     """The same image within the usual limits, without its facts, whose hash takes as long as decoding."""
-    try:
-        with explained():
-            return _pixels(data, DEFAULT_LIMITS, lambda _: None)[0]
-    except Image.DecompressionBombError as error:
-        raise _too_many(error) from error
+    with _explained(), _loaded(data, DEFAULT_LIMITS, lambda _: None) as file:
+        return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
+
+
+def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The same image, at most ``side`` pixels wide and high."""
+    with _explained(), _loaded(data, limits, lambda _: None, side) as file:
+        file.image.thumbnail((side, side))
+        return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +128,7 @@ class DecodingCost:
 def decoding_cost(data: bytes) -> DecodingCost:
     """What decoding an image would cost; nothing where it cannot be read."""
     try:
-        with explained(), _open(data, DEFAULT_LIMITS) as image:
+        with _explained(), _open(data, DEFAULT_LIMITS).image as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
             pixels = _pixels_of(image, data)
             return DecodingCost(pixels * (SLOW if in_python else 1), pixels * bytes_a_pixel(image))
@@ -120,42 +136,133 @@ def decoding_cost(data: bytes) -> DecodingCost:
         return DecodingCost()
 
 
-def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Decode into an upright RGB image of at most ``side`` pixels; raises like ``decode``."""
-    with explained(), _open(data, limits) as image:
-        image.draft("RGB", (side, side))
-        image.load()
-        image.thumbnail((side, side))
-        upright = turn_upright(image)
-        return on_white(upright.convert("RGBA")) if upright.has_transparency_data else to_rgb(upright)
-
-
 def limit_pixels(max_pixels: int) -> None:
     """Let Pillow itself refuse more, also inside containers; the setting is Pillow's, for the whole process."""
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
 
 
-def _decode(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, ImageFacts]:
-    rgb, full, kind = _pixels(data, limits, reserve)
-    digest = hashlib.sha256(f"{full.mode} {full.width} {full.height} ".encode())
-    rows = max(1, STRIP // full.width)
-    for top in range(0, full.height, rows):  # so that the pixels are not there twice
-        digest.update(full.crop((0, top, full.width, min(full.height, top + rows))).tobytes())
-    return rgb, ImageFacts(digest.digest(), rgb.width, rgb.height, kind)
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors with what libtiff says, and bombs that Pillow found, perhaps inside a container, as too many pixels."""
+    try:
+        with explained():
+            yield
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(str(error).removesuffix(", could be decompression bomb DOS attack.")) from error
 
 
-def _pixels(data: bytes, limits: ImageLimits, reserve: Callable[[int], None]) -> tuple[Image.Image, Image.Image, str]:
-    """The image in RGB, with its transparency where it has one, and its format."""
-    with _open(data, limits) as image:
-        kind = image.format or "unknown"
-        reserve(_pixels_of(image, data) * bytes_a_pixel(image))
-        image.load()
-        upright = turn_upright(image)
-        clear = upright.has_transparency_data and not upright.mode.startswith(("I", "F"))
-        if upright is not image:
-            image.close()  # it is large, and no longer needed
-        full = _in_mode(upright, "RGBA") if clear else to_rgb(upright)
-    return on_white(full) if clear else full, full, kind
+@dataclass(slots=True)
+class _File:
+    """An image that is opened, and what its file says besides: bits a channel, and the value that means white."""
+
+    image: Image.Image
+    kind: str
+    depth: int = 8
+    white: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _loaded(
+    data: bytes, limits: ImageLimits, reserve: Callable[[int], None], side: int | None = None
+) -> Iterator[_File]:  # fmt: skip
+    """An image whose pixels are decoded, a JPEG at a reduced scale of at least ``side``."""
+    file = _open(data, limits)
+    with file.image:
+        reserve(_pixels_of(file.image, data) * bytes_a_pixel(file.image))
+        if side is not None:
+            file.image.draft("RGB", (side, side))
+        try:
+            file.image.load()
+        except OSError:
+            if file.image.format not in {"JPEG", "MPO"}:
+                raise
+            image, other = (_ended(data + more) for more in (b"", OTHER_BITS))
+            if ImageChops.difference(image, other).getbbox() is not None:
+                raise  # as pixels are missing, which are whatever bits follow
+            file.image = image
+            file.notes.append("it ends without its end mark")
+        yield file
+
+
+def _ended(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data + END_OF_JPEG), formats=["JPEG"])
+    image.load()
+    return image
+
+
+def _open(data: bytes, limits: ImageLimits) -> _File:
+    register_formats()
+    check_header(data, limits.max_pixels)
+    png = look_at(data)
+    try:
+        image = Image.open(
+            io.BytesIO(data if png is None else png.data), formats=[one for one in FORMATS if one in Image.OPEN]
+        )
+    except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
+        start = data[:100].lstrip().lower()
+        kind = next((name for mark, name in NOT_READ.items() if start.startswith(mark)), None)
+        if kind is None and directory(data):
+            kind = described(data)
+        raise UnidentifiedImageError(
+            f"{kind} is not read" if kind else "the bytes are not an image that can be read"
+        ) from error
+    if image.width * image.height > limits.max_pixels:
+        image.close()
+        size = f"{image.width} x {image.height}"
+        raise TooManyPixels(f"{size} is over the limit of {limits.max_pixels / 1e6:g} megapixels")
+    file = _File(image, image.format or "unknown", white=_white(image))
+    if png is not None:
+        file.depth, file.white, file.notes = png.depth if png.color else 8, png.white, png.notes
+        if png.profile is not None:
+            image.info["icc_profile"] = png.profile
+    return file
+
+
+def _white(image: Image.Image) -> float | None:
+    """The value that a TIFF says to be white."""
+    tags: Any = getattr(image, "tag_v2", {})
+    value = next((tags[tag] for tag in WHITE_TAGS if tag in tags), None)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return float(value) if isinstance(value, int) and value > 0 else None
+
+
+def _shown(image: Image.Image, notes: list[str]) -> tuple[Image.Image, ColorProfile | None]:
+    """What an image shows, upright, in all bits that it has, and the colour profile that it is in.
+
+    Eight bits are RGB, RGBA where anything can be seen through, or CMYK or LAB; others I;16, I or F.
+    """
+    try:
+        profile = profile_of(image)
+    except BrokenProfile as error:
+        profile = None
+        notes.append(f"{error} is ignored")
+    upright = turn_upright(image)
+    if upright.mode in KEPT or upright.mode.startswith("I;16"):
+        return upright, profile
+    if not upright.has_transparency_data:
+        return _in_mode(upright, "RGB"), profile
+    clear = _in_mode(upright, "RGBA")
+    return clear.convert("RGB") if is_opaque(clear) else clear, profile
+
+
+def _frame(image: Image.Image) -> tuple[Image.Image, bytes]:
+    frame, profile = _shown(image, [])
+    return frame, profile.meaning if profile else b""
+
+
+def _rgb(frame: Image.Image, profile: ColorProfile | None, white: float | None, notes: list[str]) -> Image.Image:
+    """What is shown in sRGB of eight bits, on a ground."""
+    if frame.mode.startswith(("I", "F")):
+        return eight_bits(frame, white).convert("RGB")
+    if frame.mode == "LAB":
+        return from_lab(frame)
+    if profile is not None:
+        try:
+            frame = to_srgb(frame, profile)
+        except BrokenProfile as error:
+            notes.append(f"{error} is ignored")
+    return on_ground(frame) if frame.mode == "RGBA" else _in_mode(frame, "RGB")
 
 
 def _pixels_of(image: Image.Image, data: bytes) -> int:
@@ -168,32 +275,13 @@ def bytes_a_pixel(image: Image.Image) -> int:
     library = BYTES_OF_LIBRARY.get(image.format or "", 0)
     deep = 8 if image.mode.startswith(("I", "F")) else 0
     clear = 8 if image.mode in {"LA", "PA"} else 4 if image.has_transparency_data else 0
-    return BYTES_A_PIXEL + library + deep + clear
+    frames = 8 if getattr(image, "is_animated", False) else 0  # the first is held while the others are decoded
+    return BYTES_A_PIXEL + library + deep + clear + frames
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     """Converted, without a copy where it has that mode."""
     return image if image.mode == mode else image.convert(mode)
-
-
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    register_formats()
-    check_header(data, limits.max_pixels)
-    try:
-        image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
-    except Image.DecompressionBombError as error:
-        raise _too_many(error) from error
-    except UnidentifiedImageError as error:  # its message names the buffer, which says nothing
-        start = data[:100].lstrip().lower()
-        kind = next((name for mark, name in NOT_READ.items() if start.startswith(mark)), None)
-        raise UnidentifiedImageError(
-            f"{kind} is not read" if kind else "the bytes are not an image that can be read"
-        ) from error
-    if image.width * image.height > limits.max_pixels:
-        image.close()
-        size = f"{image.width} x {image.height}"
-        raise TooManyPixels(f"{size} is over the limit of {limits.max_pixels / 1e6:g} megapixels")
-    return image
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
@@ -211,53 +299,3 @@ def orientation_of(image: Image.Image) -> Any:
         return image.getexif().get(0x0112, 1)
     except Exception:  # broken EXIF raises whatever its bytes lead the parser to, and the pixels are fine
         return 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode without transparency to RGB; more than 8 bits are scaled, not clipped."""
-    if image.mode.startswith(("I", "F")):
-        return eight_bits(image).convert("RGB")
-    if image.mode == "LAB":
-        to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-        converted = ImageCms.applyTransform(image, to_srgb)
-        assert converted is not None, "only an in-place transform returns None"
-        return converted
-    return _in_mode(image, "RGB")
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 or 32 bits to 8: by their range where it is known, else by what the image uses."""
-    low, high = float("inf"), float("-inf")
-    for _, values in _strips(image):
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-    if image.mode == "F" and low >= 0 and high <= 1:
-        start, factor, divisor = 0.0, 255.0, 1.0
-    elif low >= 0 and high <= 255 and image.mode in {"I", "F"}:
-        start, factor, divisor = 0.0, 1.0, 1.0
-    elif low >= 0 and high <= 65535:
-        start, factor, divisor = 0.0, 1.0, 257.0
-    else:
-        start, factor, divisor = low, 255.0, max(high - low, 1e-9)
-    grey = np.empty((image.height, image.width), np.uint8)
-    for top, values in _strips(image):
-        grey[top : top + len(values)] = np.rint((values - start) / divisor * factor)
-    return Image.fromarray(grey)
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """The values of some rows at a time, as finite float64, and the number of the first row."""
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        part = image.crop((0, top, image.width, min(image.height, top + rows)))
-        yield top, np.nan_to_num(np.asarray(part, dtype=np.float64))
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Lay an RGBA image on white, some rows at a time, as each step takes as much memory again."""
-    flat = Image.new("RGB", image.size)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-        white = Image.new("RGBA", strip.size, "white")
-        flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
-    return flat

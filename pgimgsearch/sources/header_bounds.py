@@ -17,7 +17,7 @@ BOUNDS: list[tuple[Callable[[bytes], int], int, str]] = [
     (most_values, MOST_VALUES, "a TIFF with a tag of {} values"),
     (tile_pixels, MOST_TILE, "a small TIFF in a tile of {} pixels"),
     (most_tiles, MOST_TILES, "a JPEG 2000 of {} tiles"),
-    (jpeg.segments, MOST_SEGMENTS, "a JPEG of {} segments"),
+    (lambda data: jpeg.segments(data, MOST_SEGMENTS + 1), MOST_SEGMENTS, "a JPEG of {} segments or more"),
     (lambda data: jpeg.scans(data, MOST_SCANS + 1), MOST_SCANS, "a JPEG of {} scans or more"),
 ]
 
@@ -27,5 +27,7 @@ def check_header(data: bytes, max_pixels: int) -> None:
     for count, most, what in BOUNDS:
         if (found := count(data)) > most:
             raise TooManyPixels(f"{what.format(found)} is not decoded; {most} are the limit")
-    if (pixels := avif.largest_frame(data)) > max_pixels:
+    if (pixels := avif.largest_frame(data)) == avif.UNKNOWN:
+        raise TooManyPixels("an AVIF that hides how large it is")
+    if pixels > max_pixels:
         raise TooManyPixels(f"a stream of {pixels} pixels is over the limit of {max_pixels / 1e6:g} megapixels")

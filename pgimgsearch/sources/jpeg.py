@@ -5,17 +5,18 @@ Markers: ITU T.81, sections B.1.1 and B.2.
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 START, SCAN, END = b"\xff\xd8\xff", 0xDA, 0xD9
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-WITHOUT_LENGTH = {0x01, 0xD8, *range(0xD0, 0xD8)}
-MARKER = re.compile(b"\xff[\x01-\xcf\xd8-\xfe]")  # but for stuffed bytes, and those that restart a scan
+WITHOUT_LENGTH = {0xD8, *range(0xD0, 0xD8)}
+MARKER = re.compile(b"\xff[\xc0-\xcf\xd8-\xfe]")  # but for stuffed bytes, reserved ones, and those that restart a scan
 
 
-def segments(data: bytes) -> int:
-    """How many segments stand before the first scan; 0 for what is no JPEG."""
-    return sum(1 for _ in _markers(data, to=SCAN))
+def segments(data: bytes, enough: int) -> int:
+    """How many segments stand before the first scan, up to ``enough``; 0 for what is no JPEG."""
+    return sum(1 for _ in islice(_markers(data, to=SCAN), enough))
 
 
 def scans(data: bytes, enough: int) -> int:

@@ -1,5 +1,6 @@
 """A list of paths and URLs: lines, CSV or JSONL."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ def files_from_rows(rows: Iterable[Row], folder: Path | None, root: str) -> Iter
     said: dict[int, int] = {}  # hashes, as there may be millions of rows
     for row in rows:
         file = file_from_row(row, folder, root)
-        attributes = hash((file.path, file.caption, file.group_key, str(file.metadata)))
+        attributes = hash((file.path, file.caption, file.group_key, json.dumps(file.metadata, sort_keys=True)))
         if file.problem is None and said.setdefault(hash(file.key), attributes) != attributes:
             name = f"row {row.number}"
             yield ScannedFile(

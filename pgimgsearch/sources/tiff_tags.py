@@ -6,12 +6,14 @@ from dataclasses import dataclass
 MARKS = {b"II*\0": "<", b"MM\0*": ">"}
 BIG_MARKS = {b"II+\0": "<", b"MM\0+": ">"}
 WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
-WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+BITS, SAMPLES, KIND = 258, 277, 339
+KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floating point", 5: "complex numbers", 6: "complex numbers"}
+WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tag: its type, how many values it has, and the first of them where it is a whole number that stands here."""
+    """A tag: its type, how many values it has, and the first of them where it is a whole number."""
 
     kind: int
     count: int
@@ -34,12 +36,12 @@ def directory(data: bytes) -> dict[int, Entry]:
     entries = data[start + head : start + head + size * min(number, 65535)]
     found: dict[int, Entry] = {}
     for tag, kind, count, value in struct.iter_unpack(f"{order}{form}", entries[: len(entries) // size * size]):
-        letter = WHOLE_NUMBERS.get(kind)
-        first = (
-            struct.unpack_from(f"{order}{letter}", value)[0]
-            if letter and struct.calcsize(letter) <= len(value)
-            else None
-        )
+        letter, place = WHOLE_NUMBERS.get(kind), value
+        if letter and struct.calcsize(letter) * count > len(value):  # they stand elsewhere
+            (offset,) = struct.unpack(f"{order}{'Q' if big else 'I'}", value)
+            place = data[offset : offset + 8]
+        fits = letter is not None and struct.calcsize(letter) <= len(place)
+        first = struct.unpack_from(f"{order}{letter}", place)[0] if fits else None
         found.setdefault(tag, Entry(kind, count, first))
     return found
 
@@ -58,3 +60,11 @@ def tile_pixels(data: bytes) -> int:
     )
     larger = tile_width * tile_height > (width + 16) * (height + 16)
     return tile_width * tile_height if larger else 0
+
+
+def described(data: bytes) -> str:
+    """A TIFF in words, for one that is not read."""
+    tags = directory(data)
+    samples, bits, kind = ((tags[tag].first if tag in tags else None) or 1 for tag in (SAMPLES, BITS, KIND))
+    channels = "1 channel" if samples == 1 else f"{samples} channels"
+    return f"a TIFF of {channels} of {bits} bits in {KINDS.get(kind, 'numbers of an unknown kind')}"

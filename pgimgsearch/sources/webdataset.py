@@ -25,7 +25,7 @@ from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
-MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; members without a byte, each of which is a failure
+MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; images without a byte, each of which is a failure
 BYTES_A_MEMBER = 2000  # that it takes in memory, besides its own
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -95,9 +95,9 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                 is_image, is_text = f".{ending}" in register_formats(), ending in {"txt", "json", "cls"}
                 if base.startswith(".") or not (is_image or is_text):
                     continue
-                empty += member.size == 0
+                empty += is_image and member.size == 0
                 if empty > MOST_EMPTY:
-                    raise tarfile.ReadError(f"more than {MOST_EMPTY} members are empty")
+                    raise tarfile.ReadError(f"more than {MOST_EMPTY} images are empty")
                 is_late = gone.get(key, False) or (is_text and key in gone)
                 why = _problem(member, is_text=is_text, is_late=is_late)
                 text = (member.name.rpartition(".")[0], ending)

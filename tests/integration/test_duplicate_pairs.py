@@ -104,7 +104,7 @@ def test_what_is_remembered_follows_every_change(connection: Connection, indexed
     copy = vectors[:1].copy()
     connection.execute(
         "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) "
-        "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, 2) n"
+        "select sha256(n::text::bytea), decode(md5(n::text), 'hex'), 1, 1, 1, 'JPEG' from generate_series(1, 2) n"
     )
     connection.execute(
         "insert into imgsearch.image (content_id, collection_id, key, path) "
@@ -125,7 +125,7 @@ def test_when_the_picture_that_stands_for_others_goes_another_is_compared(connec
     vectors[:3] = vectors[0]
     vectors[3] = [0.95, 0.05, 0, 0, 0, 0, 0, 0]
     model = fill(connection, vectors)
-    connection.execute("update imgsearch.content set pixel_hash = sha256('same') where content_id <= 3")
+    connection.execute("update imgsearch.content set pixel_hash = decode(md5('same'), 'hex') where content_id <= 3")
     scan(connection, model, 0.9)
     assert connection.execute("select content_a, content_b from imgsearch.duplicate_pair").fetchall() == [(1, 4)]
     assert reported(connection) == {(1, 2), (1, 3), (1, 4)}
@@ -197,7 +197,7 @@ def test_what_stands_for_a_hidden_picture_is_found_anew(connection: Connection, 
     vectors[1] = vectors[0]
     vectors[3] = [0.95, 0.05, 0, 0, 0, 0, 0, 0]
     model = fill(connection, vectors)
-    connection.execute("update imgsearch.content set pixel_hash = sha256('same') where content_id <= 2")
+    connection.execute("update imgsearch.content set pixel_hash = decode(md5('same'), 'hex') where content_id <= 2")
     scan(connection, model, 0.9)
     with login(connection, admin, "writer") as role:
         connection.execute("alter table imgsearch.image enable row level security")

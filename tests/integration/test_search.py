@@ -205,7 +205,7 @@ def test_errors_have_a_state_and_a_way_out(
     connection: Connection, vectors: NDArray[np.float32], query: str, state: str, hint: str
 ) -> None:
     connection.execute(
-        "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) select sha256('x'), sha256('x'), 1, 1, 1, 'PNG'"
+        "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) select sha256('x'), null, 1, 1, 1, 'PNG'"
     )
     connection.execute(
         "insert into imgsearch.image (content_id, collection_id, key, path) values (3001, 1, 'new', 'not embedded')"

@@ -165,7 +165,7 @@ def test_a_later_release_upgrades_and_downgrades(
 DATA = """
 insert into imgsearch.collection (name, root) values ('shop', '/photos');
 insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
-    select sha256(n::text::bytea), sha256(n::text::bytea), n, n, n, 'PNG' from generate_series(1, 30) n;
+    select sha256(n::text::bytea), decode(md5(n::text), 'hex'), n, n, n, 'PNG' from generate_series(1, 30) n;
 insert into imgsearch.image (content_id, collection_id, key, path, caption, metadata)
     select n, 1, n || '.png', n || '.png', 'number ' || n, jsonb_build_object('n', n) from generate_series(1, 30) n;
 select imgsearch.add_model('old', 3, 'timm', 'resnet50', 'auto');
@@ -383,7 +383,7 @@ def test_the_extension_may_live_elsewhere(admin: Connection, server: str) -> Non
             connection.execute("insert into imgsearch.collection (name) values ('c')")
             for number in range(1, 4):
                 connection.execute(
-                    "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) values (sha256(%s::text::bytea), sha256('x'), 1, 1, 1, 'P')",
+                    "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) values (sha256(%s::text::bytea), null, 1, 1, 1, 'P')",
                     [number],
                 )
                 connection.execute(

@@ -424,7 +424,9 @@ def test_rows_and_members_without_a_byte_end_their_shard(tmp_path: Path, monkeyp
     for name, read in (("a.parquet", rows), ("a.tar", webdataset.samples)):
         found = []
         with pytest.raises((ValueError, tarfile.ReadError), match="more than 50"):
-            found += [file.path for file, _ in read(str(tmp_path / name))]
+            for file, _ in read(str(tmp_path / name)):
+                found.append(file.path)
+        assert len(found) >= (50 if name == "a.parquet" else 0)
 
 
 @pytest.mark.parametrize("number", [500, 1500])
@@ -590,7 +592,7 @@ def test_undo_writes_nothing_elsewhere(
     path = path.format(tmp_path)
     image = dict.fromkeys(trash.IMAGE_FIELDS, 1) | {
         "collection_id": 1 if collection == "deep" else 9, "collection": collection, "path": path, "key": path, "sha256": hashlib.sha256(b"#!/bin/sh").hexdigest(),
-        "pixel_hash": "00" * 32, "format": "PNG", "metadata": "{}", "added_at": "2020-01-01", "modified_at": None,
+        "pixel_hash": "00" * 16, "format": "PNG", "metadata": "{}", "added_at": "2020-01-01", "modified_at": None,
         "group_key": None, "caption": None,
     }  # fmt: skip
     entry = {"from": str(pair.joinpath(path).resolve()), "to": "payload", "image": image}

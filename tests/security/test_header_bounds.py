@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -50,21 +51,22 @@ def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
 def test_what_follows_a_jpeg_does_not_count(progressive: bool) -> None:
     """A video behind a photo, or a description, may hold any bytes."""
     whole = saved("JPEG", progressive=progressive, quality=95)
-    assert jpeg.segments(whole) < 12
+    assert jpeg.segments(whole, 9999) < 12
     about = segment(0xE2, (b"\xff\xda" + b"\xff\xe1") * 5000)
     odd = whole[:2] + about * 3 + whole[2:] + b"\xff\xda" * 9000
     assert jpeg.scans(odd, MOST_SCANS + 1) == (10 if progressive else 1)
-    assert jpeg.segments(odd) == jpeg.segments(whole) + 3
+    assert jpeg.segments(odd, 9999) == jpeg.segments(whole, 9999) + 3
     assert decode(odd)[0].size == NOISE.size
 
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("side", [4096, 46_336])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_small_tiff_in_a_huge_tile_is_not_decoded(big: bool, side: int, order: str) -> None:
+@pytest.mark.parametrize("kind", [4, 9])
+def test_a_small_tiff_in_a_huge_tile_is_not_decoded(big: bool, side: int, order: str, kind: int) -> None:
     number = "Q" if big else "I"
     tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8), (325, 8)]
-    entries = b"".join(struct.pack(f"{order}HH{number}I{4 * big}x", tag, 4, 1, value) for tag, value in tags)
+    entries = b"".join(struct.pack(f"{order}HH{number}I{4 * big}x", tag, kind, 1, value) for tag, value in tags)
     mark = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
     head = mark + (struct.pack(f"{order}HHQ", 8, 0, 16) if big else struct.pack(f"{order}I", 8))
     data = head + struct.pack(f"{order}{'Q' if big else 'H'}", len(tags)) + entries + b"\0" * 16
@@ -101,13 +103,49 @@ def test_an_avif_that_hides_its_size_is_not_decoded() -> None:
     assert decoding_cost(small).pixels == 3_000_000
 
 
+def test_scans_hidden_behind_reserved_marks_count() -> None:
+    """Which a decoder skips as it looks for the next restart."""
+    whole = saved("JPEG", progressive=True, restart_marker_blocks=1)
+    hidden = b"\xff\x02\xff\xff" + segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") * 300
+    assert jpeg.scans(whole[:-2] + hidden + whole[-2:], 250) == 250
+
+
+@pytest.mark.parametrize("way", ["late brand", "small header first", "padding first"])
+def test_no_way_of_writing_an_avif_hides_its_size(way: str) -> None:
+    """Each is one that decoders read."""
+    data = saved("AVIF", Image.new("RGB", (2000, 1500), "red"), quality=10)
+    small = saved("AVIF", Image.new("RGB", (16, 16), "red"), quality=10)
+    if way == "late brand":
+        size = struct.unpack("!I", data[:4])[0]
+        made = b"\0\0\0\x60ftypmif1" + bytes(4) + b"mif1" * 18 + b"avif" + b"mif1" + data[size:]
+        assert avif.largest_frame(made) in {0, 2000 * 1500, avif.UNKNOWN}  # its offsets are those of the other
+        return
+    start, length = _stream(data)
+    first = small[slice(*_stream(small))] if way == "small header first" else b"\x12\0" * 30
+    stream = first + data[start : start + length]
+    assert avif._frame(stream, 0, len(stream)) == 2000 * 1500
+
+
+def _stream(data: bytes) -> tuple[int, int]:
+    (place,) = avif._places(data)[:1]
+    return place[0], place[1] - place[0]
+
+
+def test_a_header_of_many_points_is_read_or_refused() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(3000):
+        unit = b"\x0a\x7f" + rng.bytes(127)
+        with suppress(avif._UnclearError):
+            assert avif._frame(unit, 0, len(unit)) >= 0
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_no_bytes_end_a_look_at_a_header(data: st.DataObject) -> None:
     whole = data.draw(st.sampled_from(KINDS))()
     place = data.draw(st.integers(0, len(whole) - 1))
     damaged = whole[:place] + data.draw(st.binary(max_size=8)) + whole[place + data.draw(st.integers(0, 8)) :]
-    for look in (avif.largest_frame, tile_pixels, jpeg.segments, lambda one: jpeg.scans(one, 1)):
+    for look in (avif.largest_frame, tile_pixels, lambda one: jpeg.segments(one, 50), lambda one: jpeg.scans(one, 1)):
         assert look(damaged) >= 0
 
 

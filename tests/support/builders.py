@@ -50,7 +50,7 @@ def add_images(connection: Connection, rows: int) -> None:
     connection.execute("insert into imgsearch.collection (name) values ('bench')")
     connection.execute(
         "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) "
-        "select sha256(n::text::bytea), sha256(n::text::bytea), 1, 1, 1, 'JPEG' from generate_series(1, %s) n order by n",
+        "select sha256(n::text::bytea), decode(md5(n::text), 'hex'), 1, 1, 1, 'JPEG' from generate_series(1, %s) n order by n",
         [rows],
     )
     connection.execute(

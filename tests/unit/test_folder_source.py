@@ -266,6 +266,12 @@ def test_a_bad_row_of_a_sidecar_is_left_out_and_told(tmp_path: Path, name: str, 
     assert file.caption == "one"
 
 
+def test_rows_that_say_the_same_in_another_order_are_no_trouble(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "l.jsonl").write_text('{"path": "a.png", "a": 1, "b": 2}\n{"path": "a.png", "b": 2, "a": 1}\n')
+    assert [file.problem for file in list_source(str(tmp_path / "l.jsonl")).files("")] == [None, None]
+
+
 def test_of_rows_of_one_image_the_first_counts_and_others_are_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         photo(tmp_path / name)

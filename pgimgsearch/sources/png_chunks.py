@@ -1,0 +1,95 @@
+"""PNG before it is decoded: chunks that change nothing of what is shown, and keep decoders from showing it.
+
+Chunks: PNG (third edition), sections 5.3 and 11.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+DRAWN = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"acTL", b"fcTL", b"fdAT"}
+TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+LONG_TEXT = 1 << 16  # bytes from which a text is left out; a description of the orientation is shorter
+MOST_UNPACKED = 1 << 20  # of a text or profile that the decoder unpacks itself
+MOST_PROFILE = 4 << 20
+
+
+@dataclass(slots=True)
+class PngChunks:
+    """A PNG that decodes, and what was found on the way."""
+
+    data: bytes
+    depth: int = 8
+    color: int = 0
+    white: int | None = None  # the largest value that its significant bits have
+    profile: bytes | None = None  # where it was too large for the decoder
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at(data: bytes) -> PngChunks | None:
+    """Leave long texts and unusable profiles out, and set checksums right that the decoder would refuse.
+
+    None for what is no PNG. Critical chunks stay as they are.
+    """
+    if not data.startswith(SIGNATURE) or len(data) < 33:
+        return None
+    found = PngChunks(data, data[24], data[25])
+    kept: list[bytes | memoryview] = []
+    whole, start, place = memoryview(data), 0, 8
+    while place + 12 <= len(data):
+        size, kind = struct.unpack_from("!I4s", data, place)
+        end = place + 12 + size
+        if end > len(data) or kind == b"IEND":
+            break
+        content = whole[place + 8 : end - 4]
+        replaced = _replaced(kind, content, data[end - 4 : end], found)
+        if replaced is not None:
+            kept += [whole[start:place], replaced]
+            start = end
+        place = end
+    if kept:
+        found.data = b"".join([*kept, whole[start:]])
+    return found
+
+
+def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunks) -> bytes | None:
+    """What stands for a chunk: nothing where it is left out; None where it stays."""
+    if kind in {b"IHDR", b"PLTE", b"IDAT"}:
+        return None
+    if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content)):
+        found.notes.append("a long text was left out")
+        return b""
+    if kind == b"sBIT" and found.depth == 16 and content:
+        found.white = (1 << min(16, max(1, content[0]))) - 1
+    if kind == b"iCCP" and _is_long(kind, content, MOST_UNPACKED):
+        found.profile = _unpacked(kind, content, MOST_PROFILE + 1)
+        return b""
+    right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
+    if checksum == right:
+        return None
+    found.notes.append(f"the checksum of its {kind.decode('ascii', 'replace')} is wrong")
+    return struct.pack("!I", len(content)) + kind + bytes(content) + right if kind in DRAWN else b""
+
+
+def _unpacks_far(kind: bytes, content: memoryview) -> bool:
+    return kind != b"tEXt" and _is_long(kind, content, LONG_TEXT)
+
+
+def _is_long(kind: bytes, content: memoryview, most: int) -> bool:
+    return len(_unpacked(kind, content, most + 1)) > most
+
+
+def _unpacked(kind: bytes, content: memoryview, most: int) -> bytes:
+    """Up to so many bytes of what a chunk packs behind its names; nothing where it packs none."""
+    name, _, rest = bytes(content).partition(b"\0")
+    if kind == b"iTXt":
+        if rest[:1] != b"\1":
+            return b""
+        packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # behind the language and the translated name
+    else:
+        packed = rest[1:]
+    try:
+        return zlib.decompressobj().decompress(packed, most) if name else b""
+    except zlib.error:
+        return b""

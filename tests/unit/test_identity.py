@@ -1,0 +1,146 @@
+"""What is identical: equal in everything that is shown, in all frames, bits and colours, and in nothing less."""
+
+import io
+import itertools
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pgimgsearch.sources.decode import decode
+from pgimgsearch.sources.identity import MOST_FRAMES
+from tests.support.icc import rgb_profile
+
+RNG = np.random.default_rng(5)
+NOISE = Image.fromarray(RNG.integers(0, 256, (24, 40, 3), np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def shown(data: bytes) -> bytes | None:
+    return decode(data)[1].pixel_hash
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """16 bits a channel, as Pillow does not write it: grey, RGB or RGBA."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+
+    head = struct.pack("!IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+def test_later_frames_count(kind: str) -> None:
+    """Documents that share a cover sheet, animations that begin alike."""
+    options = {"save_all": True} | ({"lossless": True} if kind == "WEBP" else {})
+    pages = [NOISE, NOISE.rotate(180), NOISE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    one, same, other, longer = (
+        saved(pages[0], kind, append_images=more, **options)
+        for more in ([pages[1]], [pages[1]], [pages[2]], [pages[1], pages[2]])
+    )
+    assert shown(one) == shown(same)
+    assert len({shown(one), shown(other), shown(longer), shown(saved(pages[0], kind))}) == 4
+
+
+def test_how_long_a_frame_is_shown_counts() -> None:
+    quick, slow = (
+        saved(NOISE, "GIF", save_all=True, append_images=[NOISE.rotate(180)], duration=time) for time in (20, 900)
+    )
+    assert shown(quick) != shown(slow)
+
+
+def test_what_is_too_much_to_look_at_is_identical_by_its_bytes_alone() -> None:
+    """10,000 frames of an animation, and 300 pages that hold more pixels than are decoded."""
+    frames = [Image.new("P", (8, 8), number % 256) for number in range(MOST_FRAMES + 2)]
+    assert shown(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) is None
+    assert shown(saved(frames[0], "GIF", save_all=True, append_images=frames[1:50])) is not None
+    page = Image.new("1", (1240, 1754), 1)
+    pages = [page] * 299
+    assert shown(saved(page, "TIFF", save_all=True, append_images=pages, compression="group4")) is None
+    assert shown(saved(page, "TIFF", save_all=True, append_images=pages[:9], compression="group4")) is not None
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_bits_that_are_not_decoded_are_not_forgotten(channels: int) -> None:
+    """16-bit RGB that differs in the low byte: decoded it is the same, but nobody can say that it is identical."""
+    values = RNG.integers(0, 65536, (6, 8, channels)).astype(np.uint16)
+    assert shown(deep_png(values)) is None
+    assert shown(deep_png(values ^ 1)) is None
+
+
+def test_grey_of_16_bits_has_all_of_them() -> None:
+    values = RNG.integers(0, 60000, (6, 8)).astype(np.uint16)
+    images = deep_png(values), saved(Image.fromarray(values), "TIFF"), saved(Image.fromarray(values), "PNG")
+    assert len({shown(data) for data in images}) == 1
+    assert shown(deep_png(values ^ 1)) != shown(images[0])
+    assert shown(deep_png(values * np.uint16(1) // 257)) != shown(images[0])
+    floats = values.astype(np.float32)
+    assert len({shown(saved(Image.fromarray(floats + n), "TIFF")) for n in (0, np.float32(0.01))}) == 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+def test_a_channel_that_hides_nothing_changes_nothing(mode: str) -> None:
+    """As screenshots and exports have it; and the same pixels by another way of writing them."""
+    image = NOISE.convert(mode)
+    forms = [saved(image, "PNG"), saved(image.convert("RGBA"), "PNG"), saved(image.convert("RGB"), "PNG"),
+             saved(image.convert("RGB"), "BMP"), saved(image.convert("RGBA"), "WEBP", lossless=True)]  # fmt: skip
+    if mode == "P":
+        forms.append(saved(image, "PNG", transparency=len(image.getpalette() or []) // 3))
+    assert len({shown(data) for data in forms}) == 1
+    hidden = image.convert("RGBA")
+    hidden.putpixel((0, 0), (*hidden.getpixel((0, 0))[:3], 254))  # type: ignore[index]
+    assert shown(saved(hidden, "PNG")) not in {shown(data) for data in forms}
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1), st.sampled_from(["RGB", "RGBA", "L"]))
+def test_any_pixel_that_differs_counts(width: int, height: int, seed: int, mode: str) -> None:
+    rng = np.random.default_rng(seed)
+    channels = len(mode)
+    values = rng.integers(0, 256, (height, width, channels), np.uint8)
+    image = Image.fromarray(values if channels > 1 else values[..., 0])
+    place = tuple(rng.integers(0, values.shape))
+    other = values.copy()
+    other[place] ^= 1 << int(rng.integers(8))
+    changed = Image.fromarray(other if channels > 1 else other[..., 0])
+    assert shown(saved(image, "PNG")) == shown(saved(image, "TIFF"))
+    assert shown(saved(changed, "PNG")) != shown(saved(image, "PNG"))
+
+
+def test_pixels_in_another_colour_space_are_others() -> None:
+    """By what the profile does, not by what it is called; sRGB is what is meant without one."""
+    by_space = {space: shown(saved(NOISE, "PNG", icc_profile=rgb_profile(space)))
+                for space in ("srgb", "p3", "adobe", "prophoto")}  # fmt: skip
+    assert by_space["srgb"] == shown(saved(NOISE, "PNG"))
+    assert len(set(by_space.values())) == 4
+    assert shown(saved(NOISE, "PNG", icc_profile=rgb_profile("p3", "of another program"))) == by_space["p3"]
+    assert shown(saved(NOISE, "TIFF", icc_profile=rgb_profile("p3"))) == by_space["p3"]
+
+
+def test_layers_are_not_looked_at() -> None:
+    """So a file that has some is identical by its bytes alone: what it hides would be lost."""
+    head = struct.pack("!4sH6xHIIHH", b"8BPS", 1, 3, 1, 1, 8, 3)
+    flat = head + bytes(4) * 3 + b"\0\0" + bytes([10, 20, 30])
+    assert decode(flat)[1].format == "PSD"
+    assert shown(flat) == shown(saved(Image.new("RGB", (1, 1), (10, 20, 30)), "PNG"))
+
+
+def test_all_differ() -> None:
+    """A size of other proportions has other pixels, even where all are of one colour."""
+    sizes = list(itertools.product((1, 2, 3, 4, 6, 12), repeat=2))
+    hashes = {shown(saved(Image.new("RGB", size, "red"), "PNG")) for size in sizes}
+    assert len(hashes) == len(sizes)
