@@ -150,7 +150,17 @@ def settle_settings(command: Any, defaults: dict[str, Any], *path: str) -> None:
             parameter.envvar = parameter.envvar or "_".join(["PGIMGSEARCH", *path, flag]).replace("-", "_").upper()
             if flag in defaults and not isinstance(defaults[flag], dict):  # db is an option, and a group of commands
                 defaults[parameter.name] = defaults.pop(flag)
-    for name, child in getattr(command, "commands", {}).items():
+        value = defaults.get(parameter.name)
+        if getattr(parameter, "multiple", False) and isinstance(value, str):
+            defaults[parameter.name] = [value]
+    children = getattr(command, "commands", {})
+    if unknown := sorted(defaults.keys() - {parameter.name for parameter in command.params} - children.keys()):
+        where = f" [{'.'.join(path)}]" if path else ""
+        raise UsageError(
+            f"{unknown[0]}{where} of the config file is no option",
+            hint=f"see those there are: pgimgsearch {' '.join([*path, '--help'])}",
+        )
+    for name, child in children.items():
         own = defaults.get(name, {})
         if not isinstance(own, dict):
             raise UsageError(f"{name} is a command, not a value of the config file", hint=f"write a section [{name}]")

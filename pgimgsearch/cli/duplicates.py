@@ -198,7 +198,10 @@ def _show_groups(
             f"Read {plan}, delete lines as you like, then: pgimgsearch duplicates --apply {plan} --trash FOLDER"
         )
     else:
-        terminal.show([asdict(member) for group in found for member in group], GROUP_COLUMNS)
+        most = None if terminal.settings.json else report.MEMBERS_SHOWN
+        terminal.show([asdict(member) for group in found for member in group[:most]], GROUP_COLUMNS)
+        if more := sum(len(group[most:]) for group in found if most is not None):
+            terminal.notify(f"and {more} more, of groups of more than {most} images: --json has them all")
 
 
 def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:

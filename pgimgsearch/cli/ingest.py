@@ -214,7 +214,8 @@ def ingest(
         limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
     folders = [source.scope or source.root or "" for source in found]
-    captions, attributes = (Sidecar(path, folders) if path else None for path in (caption_from, metadata))
+    captions = Sidecar(caption_from, folders, "caption") if caption_from else None
+    attributes = Sidecar(metadata, folders) if metadata else None
     sidecars = [sidecar for sidecar in (captions, attributes) if sidecar is not None]
     for said in (one for sidecar in sidecars for one in sidecar.refused()):
         terminal.notify(said)
@@ -229,7 +230,7 @@ def ingest(
             names, tuple(name.strip() for name in output.split(",")) if output else (), dim, reduction,
             Checkpoint(weights, revision, preprocess, trust), Placement(device, dtype, runtime), batch_size,
         )  # fmt: skip
-        counted = [CountedSource.of(source, options.limit) for source in found]
+        counted = [CountedSource.of(source, options.limit, may_be_empty=options.prune) for source in found]
         if dry_run:
             for source in found:
                 report = trial.dry_run(url, source, expanded_names(request), options, refine=refine)
@@ -274,6 +275,8 @@ def _check(asked: Mapping[str, Any]) -> None:
     lists = [asked["list_"], asked["from_sql"]]
     if not (asked["sources"] or any(lists)):
         raise UsageError("nothing to ingest", hint="name a folder: pgimgsearch ingest ./photos --model dinov3")
+    if (asked["include"] or asked["exclude"]) and not asked["sources"]:
+        raise UsageError("--include and --exclude are about folders", hint="leave them out, or leave rows out")
     removes = asked["prune"] or asked["prune_all"]
     if removes and any(lists) and (asked["sources"] or all(lists) or not asked["collection"]):
         raise UsageError(

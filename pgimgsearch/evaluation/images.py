@@ -24,6 +24,8 @@ from pgimgsearch.sources.locations import shown_location
 from pgimgsearch.sources.sidecar import pattern
 from pgimgsearch.sources.source import ScannedFile, Source
 
+LONGEST_CAPTION, LARGEST_METADATA = 4000, 16_384  # that are looked at: packed, a million take little room in a table
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
@@ -41,11 +43,12 @@ class StoredImage:
 def stored(connection: Connection, collection: str | None) -> list[StoredImage]:
     """Images of the database, all or of a collection, in the order in which they came."""
     rows = connection.execute(
-        "select i.image_id, i.content_id, i.path, l.root, i.group_key, i.caption, i.metadata from imgsearch.image i "
+        "select i.image_id, i.content_id, i.path, l.root, i.group_key, left(i.caption, %(caption)s), "
+        "case when octet_length(i.metadata::text) <= %(metadata)s then i.metadata else '{}' end from imgsearch.image i "
         "join imgsearch.collection l on l.collection_id = i.collection_id "
         "where %(collection)s::text is null or l.collection_id = imgsearch._collection_id(%(collection)s) "
         "order by i.image_id",
-        {"collection": collection},
+        {"collection": collection, "caption": LONGEST_CAPTION, "metadata": LARGEST_METADATA},
     ).fetchall()
     return [
         StoredImage(id_, content, path, shown_location(path, root), *rest) for id_, content, path, root, *rest in rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
@@ -24,6 +25,7 @@ from pgimgsearch.models.backends import backends
 from pgimgsearch.reporter import Reporter
 
 TIMED = 20  # queries, after one that is not
+NOT_FOUND = "PI004"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,13 @@ def query_ms(connection: Connection, model: StoredModel) -> float | None:
     times = []
     for (image,) in rows:
         start = time.perf_counter()
-        connection.execute("select image_id from imgsearch.similar(%s, model => %s)", [image, model.name]).fetchall()
+        query = "select image_id from imgsearch.similar(%s, model => %s)"
+        try:
+            connection.execute(query, [image, model.name]).fetchall()
+        except psycopg.Error as error:
+            if error.sqlstate != NOT_FOUND:
+                raise
+            continue  # it was deleted meanwhile
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[1:]) if len(times) > 1 else None
 

@@ -17,7 +17,7 @@ from pgimgsearch.indexing.embedding_table import shadow_table
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.plan import Planner
 from pgimgsearch.ingest.prune import check_removal, count_removal, spare_excluded, unseen_images
-from pgimgsearch.ingest.run import Options, Refine, Report
+from pgimgsearch.ingest.run import Options, Refine, Report, check_options
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
 from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.read import content
@@ -31,6 +31,7 @@ def dry_run(
 
     A model that is not stored yet would embed every file.
     """
+    check_options(source, options)
     start = time.perf_counter()
     counts = Counts(list(names))
     with connect(url) as connection, connection.transaction(force_rollback=True):

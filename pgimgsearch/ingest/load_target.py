@@ -14,7 +14,7 @@ from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.embeddings.deferred_models import DeferredModels
-from pgimgsearch.errors import BusyError
+from pgimgsearch.errors import BusyError, SourceError
 from pgimgsearch.indexing.embedding_table import EmbeddingTable, shadow_table
 from pgimgsearch.indexing.shadow_table import check_swap, create_shadow, pays_off
 from pgimgsearch.reporter import Reporter
@@ -31,9 +31,14 @@ class CountedSource:
     files: int | None
 
     @classmethod
-    def of(cls, source: Source, limit: int | None) -> Self:
-        """Count a source, at most up to a limit."""
-        files = source.count()
+    def of(cls, source: Source, limit: int | None, *, may_be_empty: bool = False) -> Self:
+        """Count a source, at most up to a limit; raises SourceError for an empty one."""
+        try:
+            files = source.count()
+        except SourceError:
+            if not may_be_empty:
+                raise
+            files = 0
         return cls(source, min(files, limit) if files and limit else files)
 
 

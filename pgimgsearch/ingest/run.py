@@ -91,7 +91,7 @@ def ingest(
     A lost connection is opened again; raises DatabaseError where that takes too long: what was committed is kept. On
     Ctrl-C or SIGTERM, what is finished is written and the report's status is ``interrupted``.
     """
-    _check_options(source, options)
+    check_options(source, options)
     models = models if isinstance(models, DeferredModels) else DeferredModels.of(models)
     start, loaded_before = time.perf_counter(), models.seconds  # by a run of another source, with the same models
     with ExitStack() as stack:
@@ -140,7 +140,8 @@ def ingest(
     )
 
 
-def _check_options(source: Source, options: Options) -> None:
+def check_options(source: Source, options: Options) -> None:
+    """Raise UsageError for options that would delete what they must not."""
     if options.prune and options.limit is not None:
         raise UsageError("--prune needs the whole source, and --limit cuts it", hint="leave one of them out")
     if options.prune and options.skip_duplicates:

@@ -154,11 +154,11 @@ COPIES_AND_COLOURS = (
         proof="architecture", good_for="copies: edited, cropped, overlaid; precision 0.9 at 0.75 on DISC21",
     ),
     ModelSpec(
-        "pdq", "pdq", "pdqhash", output="hash", dim=256, storage="bit", licence="BSD-3-Clause", batch_size=256,
+        "pdq", "pdq", "pdqhash", output="hash", dim=256, storage="bit", licence="BSD-3-Clause", batch_size=32,
         near=1 - 31 / 256, proof="exact", good_for="copies: the same image resized or re-encoded; no weights",
     ),
     ModelSpec(
-        "palette", "palette", "cielab-1", output="histogram", dim=32, text=True, licence="Apache-2.0", batch_size=256,
+        "palette", "palette", "cielab-1", output="histogram", dim=32, text=True, licence="Apache-2.0", batch_size=32,
         near=0.99, proof="exact", good_for="colours, by image and by name (\"navy and gold\"); no weights",
     ),
 )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from pgimgsearch.sources.avif import largest_frame
 from pgimgsearch.sources.color_profile import BrokenProfile, ColorProfile, from_lab, profile_of, to_srgb
+from pgimgsearch.sources.decoder_process import ask, is_trusted
 from pgimgsearch.sources.depth import eight_bits
 from pgimgsearch.sources.ground import is_opaque, on_ground
 from pgimgsearch.sources.header_bounds import MOST_VALUES, check_header
@@ -90,6 +90,56 @@ def decode(
     ``reserve`` is called with the bytes that decoding needs, before they are allocated.
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
+    if is_trusted(data):
+        return decode_here(data, limits, lambda count, _: reserve(count))
+    about, image = ask("decode", data, limits, reserve)
+    assert image is not None
+    digest = about["pixel_hash"] and bytes.fromhex(about["pixel_hash"])
+    return image, ImageFacts(digest, image.width, image.height, about["format"], tuple(about["notes"]))
+
+
+def decode_pixels(data: bytes) -> Image.Image:
+    """The same image within the usual limits, without its facts, whose hash takes as long as decoding."""
+    if is_trusted(data):
+        return decode_pixels_here(data)
+    _, image = ask("pixels", data, DEFAULT_LIMITS)
+    assert image is not None
+    return image
+
+
+def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The same image, at most ``side`` pixels wide and high."""
+    if is_trusted(data):
+        return decode_small_here(data, side, limits)
+    _, image = ask("small", data, limits, side=side)
+    assert image is not None
+    return image
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingCost:
+    """How many pixels an image says to have, ``SLOW`` times that for a format in Python, and the memory for them."""
+
+    pixels: int = 0
+    bytes: int = 0
+
+
+def decoding_cost(data: bytes) -> DecodingCost:
+    """What decoding an image would cost; nothing where it cannot be read."""
+    if is_trusted(data):
+        return decoding_cost_here(data)
+    try:
+        about, _ = ask("cost", data, DEFAULT_LIMITS)
+    except Exception:  # and so it does where it is decoded
+        return DecodingCost()
+    return DecodingCost(about["pixels"], about["bytes"])
+
+
+Reserve = Callable[[int, int], None]  # bytes, and the pixels that they are for
+
+
+def decode_here(data: bytes, limits: ImageLimits, reserve: Reserve) -> tuple[Image.Image, ImageFacts]:
+    """``decode`` in this process."""
     with _explained(), _loaded(data, limits, reserve) as file:
         frame, profile = _shown(file.image, file.notes)
         several = getattr(file.image, "is_animated", False)
@@ -104,33 +154,29 @@ def decode(
     return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)))
 
 
-def decode_pixels(data: bytes) -> Image.Image:
-    """The same image within the usual limits, without its facts, whose hash takes as long as decoding."""
-    with _explained(), _loaded(data, DEFAULT_LIMITS, lambda _: None) as file:
+def decode_pixels_here(
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, reserve: Reserve = lambda _, __: None
+) -> Image.Image:
+    """``decode_pixels`` in this process."""
+    with _explained(), _loaded(data, limits, reserve) as file:
         return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
 
 
-def decode_small(data: bytes, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """The same image, at most ``side`` pixels wide and high."""
-    with _explained(), _loaded(data, limits, lambda _: None, side) as file:
+def decode_small_here(
+    data: bytes, side: int, limits: ImageLimits, reserve: Reserve = lambda _, __: None
+) -> Image.Image:  # fmt: skip
+    """``decode_small`` in this process."""
+    with _explained(), _loaded(data, limits, reserve, side) as file:
         file.image.thumbnail((side, side))
         return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodingCost:
-    """How many pixels an image says to have, ``SLOW`` times that for a format in Python, and the memory for them."""
-
-    pixels: int = 0
-    bytes: int = 0
-
-
-def decoding_cost(data: bytes) -> DecodingCost:
-    """What decoding an image would cost; nothing where it cannot be read."""
+def decoding_cost_here(data: bytes) -> DecodingCost:
+    """``decoding_cost`` in this process."""
     try:
         with _explained(), _open(data, DEFAULT_LIMITS).image as image:
             in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
-            pixels = _pixels_of(image, data)
+            pixels = image.width * image.height
             return DecodingCost(pixels * (SLOW if in_python else 1), pixels * bytes_a_pixel(image))
     except Exception:  # broken bytes raise anything, and do so again where they are decoded
         return DecodingCost()
@@ -164,12 +210,13 @@ class _File:
 
 @contextmanager
 def _loaded(
-    data: bytes, limits: ImageLimits, reserve: Callable[[int], None], side: int | None = None
+    data: bytes, limits: ImageLimits, reserve: Reserve, side: int | None = None
 ) -> Iterator[_File]:  # fmt: skip
     """An image whose pixels are decoded, a JPEG at a reduced scale of at least ``side``."""
     file = _open(data, limits)
     with file.image:
-        reserve(_pixels_of(file.image, data) * bytes_a_pixel(file.image))
+        pixels = file.image.width * file.image.height
+        reserve(pixels * bytes_a_pixel(file.image), pixels)
         if side is not None:
             file.image.draft("RGB", (side, side))
         try:
@@ -193,7 +240,7 @@ def _ended(data: bytes) -> Image.Image:
 
 def _open(data: bytes, limits: ImageLimits) -> _File:
     register_formats()
-    check_header(data, limits.max_pixels)
+    check_header(data)
     png = look_at(data)
     try:
         image = Image.open(
@@ -263,11 +310,6 @@ def _rgb(frame: Image.Image, profile: ColorProfile | None, white: float | None, 
         except BrokenProfile as error:
             notes.append(f"{error} is ignored")
     return on_ground(frame) if frame.mode == "RGBA" else _in_mode(frame, "RGB")
-
-
-def _pixels_of(image: Image.Image, data: bytes) -> int:
-    """How many are decoded: of AVIF those of its streams, which are scaled to what its header says."""
-    return max(image.width * image.height, largest_frame(data))
 
 
 def bytes_a_pixel(image: Image.Image) -> int:

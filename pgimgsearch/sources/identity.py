@@ -7,8 +7,7 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
-from pgimgsearch.sources.header_bounds import MOST_TILE
-from pgimgsearch.sources.tiff_tags import BITS, TILE_HEIGHT, TILE_WIDTH
+from pgimgsearch.sources.tiff_tags import BITS
 
 STRIP = 1 << 20  # pixels that are hashed at once
 MOST_FRAMES = 1000
@@ -40,7 +39,7 @@ def pixel_hash(
                 continue
             image.seek(number)
             pixels += image.width * image.height
-            if number == MOST_FRAMES or pixels > most_pixels or _has_a_huge_tile(image):
+            if number == MOST_FRAMES or pixels > most_pixels:
                 return None
             digest.update(f"{number} {image.info.get('duration')} {image.info.get('loop')}".encode())
             image.load()
@@ -62,11 +61,6 @@ def _add(digest: Any, frame: Image.Image, meaning: bytes) -> None:
 
 def _depth(frame: Image.Image) -> str:
     return "I;16" if frame.mode in SIXTEEN else frame.mode
-
-
-def _has_a_huge_tile(image: Image.Image) -> bool:
-    tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_HEIGHT, 0)) > max(MOST_TILE, 2 * image.width * image.height)
 
 
 def loses_bits(image: Image.Image, depth: int, data: bytes) -> bool:

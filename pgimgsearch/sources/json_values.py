@@ -58,4 +58,6 @@ def _number(value: float | Decimal, name: str) -> int | float | None:
         if value.adjusted() > MOST_DIGITS:
             raise ValueError(f"{name} is a number of more than {MOST_DIGITS} digits")
         return int(value) if value == value.to_integral_value() else float(value)
+    if abs(value) >= 10.0**MOST_DIGITS:
+        raise ValueError(f"{name} is a number of more than {MOST_DIGITS} digits")
     return value

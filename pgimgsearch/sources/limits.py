@@ -7,6 +7,10 @@ class TooManyPixels(ValueError):  # noqa: N818  (its name is what ingest_failure
     """The image is larger than the limit; it was not decoded."""
 
 
+class TooCostly(ValueError):  # noqa: N818  (its name is what ingest_failure stores)
+    """Decoding the image takes far more memory or time than its size says."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The most pixels and bytes that one image may have."""

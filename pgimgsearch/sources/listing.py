@@ -57,8 +57,10 @@ def files_from_rows(rows: Iterable[Row], folder: Path | None, root: str) -> Iter
     said: dict[int, int] = {}  # hashes, as there may be millions of rows
     for row in rows:
         file = file_from_row(row, folder, root)
-        attributes = hash((file.path, file.caption, file.group_key, json.dumps(file.metadata, sort_keys=True)))
-        if file.problem is None and said.setdefault(hash(file.key), attributes) != attributes:
+        attributes = hash(
+            (str(file.problem), file.path, file.caption, file.group_key, json.dumps(file.metadata, sort_keys=True))
+        )
+        if not file.unlisted and said.setdefault(hash(file.key), attributes) != attributes:
             name = f"row {row.number}"
             yield ScannedFile(
                 name, "", problem=RepeatedRow(f"it says something else of {file.key} than an earlier row")

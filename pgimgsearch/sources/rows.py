@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,8 @@ def _csv_rows(text: str, separator: str, name: str) -> Iterator[Row]:
         if header and header[0].startswith("sep="):
             header = next(reader, [])
         header = [cell.strip() for cell in header]
+        if twice := [cell for cell, number in Counter(filter(None, header)).items() if number > 1]:
+            raise SourceError(f"{name} names the column {twice[0]} twice", hint="give each column a name of its own")
         for number, cells in enumerate(filter(None, lines.with_rows(reader)), 1):
             if lines.last.count('"') % 2 and lines.last.rstrip("\r\n").count("\n"):
                 told = f"{name}, row {number}: a quote is not closed, and takes in the lines after it"
@@ -174,9 +177,18 @@ def split(row: Mapping[str, Any], *, keyed: bool = False) -> tuple[dict[str, Any
         raise SourceError(f"metadata is no JSON object: {str(given)[:80]}", hint='write {"key": "value"}')
     rest = {str(key): as_json(value, str(key)) for key, value in (named | (given or {})).items()}
     return (
-        {key: None if value in (None, "") else str(value) for key, value in own.items()},
+        {key: _text(key, value) for key, value in own.items()},
         {key: value for key, value in rest.items() if value not in (None, "") or key in (given or {})},
     )
+
+
+def _text(column: str, value: Any) -> str | None:
+    """A value of one of our columns; several captions of an image are lines."""
+    if column == "caption" and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        value = "\n".join(filter(None, value))
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"{column} is a list or an object, and not a text")
+    return None if value in (None, "") else str(value)
 
 
 def read_text(path: Path) -> str:
@@ -203,4 +215,6 @@ def json_row(line: str, name: str, number: int) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    """NaN, which says that there is no number, is null; infinities are no JSON."""
+    if name != "NaN":
+        raise ValueError(f"{name} is no JSON")

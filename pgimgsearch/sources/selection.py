@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from pathspec import GitIgnoreSpec
 
+from pgimgsearch.errors import UsageError
+
 # Thumbnails, bins and snapshots of NAS, Windows and macOS, and what photo libraries make of their originals.
 DEFAULT_EXCLUDES = (
     "@eaDir/", r"\#recycle/", r"\#snapshot/", "$RECYCLE.BIN/", ".Trash*/", "System Volume Information/", "__MACOSX/",
@@ -24,8 +26,11 @@ class Selection:
     """Patterns as in .gitignore, relative to the folder that is ingested; without one to include, all are included."""
 
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
-        self._include = GitIgnoreSpec.from_lines(include) if include else None
-        self._exclude = GitIgnoreSpec.from_lines([*DEFAULT_EXCLUDES, *exclude])
+        try:
+            self._include = GitIgnoreSpec.from_lines(include) if include else None
+            self._exclude = GitIgnoreSpec.from_lines([*DEFAULT_EXCLUDES, *exclude])
+        except ValueError as error:
+            raise UsageError(f"--include or --exclude: {error}", hint="write patterns as in .gitignore") from error
 
     def takes(self, path: str) -> bool:
         """Whether a file is taken."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgimgsearch.errors import SourceError
-from pgimgsearch.sources.locations import is_url
+from pgimgsearch.sources.locations import LONGEST, is_url
 from pgimgsearch.sources.rows import COLUMNS, Row, parse_rows, read_text, split
 from pgimgsearch.sources.source import ScannedFile
 
@@ -22,8 +22,8 @@ TIERS = 3  # how sure a name is, by where it begins
 class Sidecar:
     """Rows about images, by the names that they give them; it notes which rows and images found each other."""
 
-    def __init__(self, path: Path, folders: Sequence[str] = ()) -> None:
-        """``folders`` are those that are ingested, which names may be relative to."""
+    def __init__(self, path: Path, folders: Sequence[str] = (), column: str | None = None) -> None:
+        """``folders`` are those that are ingested, which names may be relative to; ``column`` is one that is needed."""
         self.path, self._folders = path, [folder.rstrip("/") for folder in folders if folder]
         self._rows: dict[str, list[dict[str, Any]]] = {}  # by their names as they are written
         self._alike: tuple[dict[str, set[str]], ...] = ({}, {}, {})  # for each form of names, the rows of one
@@ -46,13 +46,21 @@ class Sidecar:
                 hint="it needs a column path (or file_name, filename, image) and one more",
             )
 
+        if column is not None and not any(column in one for rows in self._rows.values() for one in rows):
+            others = sorted({name for rows in self._rows.values() for one in rows for name in one})
+            raise SourceError(
+                f"{path} has no column {column}: {_some(others)}", hint=f"name it {column}, text or title"
+            )
+
     def _add(self, row: Row) -> None:
         if row.problem is not None:
             raise row.problem
         named = {COLUMNS.get(key, key): value for key, value in row.values.items()}
         if not named.get("path") or len(named) < 2:
             raise ValueError("it has no path, or nothing else")
-        name = _written(str(named.pop("path")))
+        if len(path := str(named.pop("path"))) > LONGEST:
+            raise ValueError(f"its path has {len(path)} characters")
+        name = _written(path)
         split(named)
         self._rows.setdefault(name, []).append(named)
         self._unmatched[name] = None
@@ -201,7 +209,7 @@ def refinements(
 def with_captions(files: Iterable[ScannedFile], captions: Sidecar) -> Iterator[ScannedFile]:
     """Captions of a sidecar; several of one image are joined by new lines."""
     for file in files:
-        texts = [str(row["caption"]) for row in captions.rows(file) if row.get("caption")]
+        texts = [text for row in captions.rows(file) if (text := split(row)[0].get("caption"))]
         yield replace(file, caption="\n".join(dict.fromkeys(texts))) if texts else file
 
 
@@ -213,7 +221,9 @@ def with_metadata(files: Iterable[ScannedFile], attributes: Sidecar) -> Iterator
             yield file
             continue
         own, rest = split(row)
-        known = {key: value for key, value in own.items() if value is not None and key != "caption"}
+        known = {key: value for key, value in own.items() if value is not None}
+        if file.caption is not None:  # from a file of captions, or beside the image
+            known.pop("caption", None)
         yield replace(file, metadata=(file.metadata or {}) | rest, **known)
 
 

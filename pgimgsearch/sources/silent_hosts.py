@@ -1,4 +1,4 @@
-"""Hosts of the web that do not answer: after a few waits in a row they are left alone for a while."""
+"""Hosts of the web that do not answer, or slowly: after a few waits in a row they are left alone for a while."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pgimgsearch.sources.web import TooSlow
 
 MOST_WAITS, SECONDS_ALONE = 3, 30.0  # URLs, and then one is asked now and then
+SLOW = 20.0  # seconds from which an answer is a wait, too: of a host that sends a little at a time
 
 
 class SilentHosts:
@@ -25,13 +26,15 @@ class SilentHosts:
         with self._lock:
             waits, last = self._waits.get(host, (0, 0.0))
         if waits >= MOST_WAITS and time.monotonic() - last < SECONDS_ALONE:
-            raise TooSlow(f"{host} has not answered {waits} times in a row, and is not asked for a while")
+            raise TooSlow(f"{host} has not answered {waits} times in a row, or slowly, and is not asked for a while")
+        start = time.monotonic()
         try:
             yield
         except Exception as error:
-            self._note(host, silent=isinstance(getattr(error, "reason", error), TooSlow | TimeoutError))
+            waited = isinstance(getattr(error, "reason", error), TooSlow | TimeoutError)
+            self._note(host, silent=waited or time.monotonic() - start > SLOW)
             raise
-        self._note(host, silent=False)
+        self._note(host, silent=time.monotonic() - start > SLOW)
 
     def _note(self, host: str, *, silent: bool) -> None:
         with self._lock:

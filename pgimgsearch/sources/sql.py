@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,16 +73,16 @@ def sql_source(url: str, query: str) -> Source:
 @contextmanager
 def _cursor(url: str, query: str, *, withhold: bool = False) -> Iterator[ServerCursor[dict[str, Any]]]:
     """A cursor over a query that only reads; one that is not withheld has run nothing yet."""
-    with (
-        connect(url, check=False, own_settings=False) as connection,
-        connection.cursor("ingest", row_factory=dict_row, withhold=withhold) as cursor,
-    ):
+    with connect(url, check=False, own_settings=False) as connection:
+        cursor = connection.cursor("ingest", row_factory=dict_row, withhold=withhold)  # it ends with the connection
         for name, loader in LOADERS.items():
             cursor.adapters.register_loader(name, loader)
         with connection.transaction():
             connection.execute("set transaction read only")
             cursor.execute(query)
-            columns = {column.name for column in cursor.description or ()}
-        if not {"path", "url"} & columns:
+            columns = Counter(column.name for column in cursor.description or ())
+        if twice := [name for name, number in columns.items() if number > 1]:
+            raise SourceError(f"the query has two columns {twice[0]}", hint="give each a name of its own: ... as NAME")
+        if not {"path", "url"} & columns.keys():
             raise SourceError("the query has neither path nor url", hint="name a column path or url")
         yield cursor

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 MARKS = {b"II*\0": "<", b"MM\0*": ">"}
 BIG_MARKS = {b"II+\0": "<", b"MM\0+": ">"}
-WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
 BITS, SAMPLES, KIND = 258, 277, 339
 KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floating point", 5: "complex numbers", 6: "complex numbers"}
 WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
@@ -50,16 +49,6 @@ def most_values(data: bytes) -> int:
     """The largest count of the tags of a TIFF's first directory; 0 for what is none."""
     # a bare text or a private block may be long, but is one value to a library: types of several bytes, or numbers
     return max((entry.count for entry in directory(data).values() if entry.kind not in {2, 7}), default=0)
-
-
-def tile_pixels(data: bytes) -> int:
-    """The pixels of a tile that is larger than its image, which is decoded whole; 0 for none."""
-    tags = directory(data)
-    width, height, tile_width, tile_height = (
-        (tags[tag].first if tag in tags else None) or 0 for tag in (WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT)
-    )
-    larger = tile_width * tile_height > (width + 16) * (height + 16)
-    return tile_width * tile_height if larger else 0
 
 
 def described(data: bytes) -> str:

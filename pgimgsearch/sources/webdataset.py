@@ -26,6 +26,7 @@ from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
 MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; images without a byte, each of which is a failure
+MOST_OTHERS = 100_000  # members that are left out; some bytes may name millions
 BYTES_A_MEMBER = 2000  # that it takes in memory, besides its own
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -80,7 +81,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     """
     waiting: dict[str, Sample] = {}  # in the order in which they began
     gone: dict[str, bool] = {}  # and whether texts went with them
-    size = empty = 0
+    size = empty = others = 0
     try:
         with (
             open_stream(location) as stream,
@@ -94,6 +95,9 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                 key, ending = f"{folder}/{base.partition('.')[0]}", base.rpartition(".")[2].lower()
                 is_image, is_text = f".{ending}" in register_formats(), ending in {"txt", "json", "cls"}
                 if base.startswith(".") or not (is_image or is_text):
+                    others += 1
+                    if others > MOST_OTHERS:
+                        raise tarfile.ReadError(f"more than {MOST_OTHERS} members are neither images nor texts")
                     continue
                 empty += is_image and member.size == 0
                 if empty > MOST_EMPTY:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgimgsearch.sources.decode import decode, decode_small, register_formats
-from pgimgsearch.sources.jpeg2000 import most_tiles
 from pgimgsearch.sources.limits import ImageLimits, TooManyPixels
 from tests.conftest import ROOT
 
@@ -145,15 +144,3 @@ def test_what_libtiff_says_is_in_the_reason_and_not_on_the_terminal(
     assert capfd.readouterr().err == ""
     if compression in {"tiff_lzw", "tiff_adobe_deflate", "packbits"}:
         assert any(reason.startswith("decoder error -2: ") and len(reason) > 30 for reason in reasons), reasons
-
-
-def test_a_jpeg_2000_of_many_tiles_is_not_decoded() -> None:
-    """A few bytes of 65,025 tiles took 800 MB."""
-    whole = encoded(asymmetric(255, 255), "JPEG2000", tile_size=(64, 64), no_jp2=True)
-    assert most_tiles(whole) == 16
-    assert decode(whole, LIMITS)[0].size == (255, 255)
-    place = whole.index(b"\xff\x51") + 4 + 2 + 16
-    tiny = whole[:place] + (1).to_bytes(4, "big") * 2 + whole[place + 8 :]
-    assert most_tiles(tiny) == 255 * 255
-    with pytest.raises(TooManyPixels, match="65025 tiles"):
-        decode(tiny, LIMITS)

@@ -65,7 +65,7 @@ def test_how_long_a_frame_is_shown_counts() -> None:
 
 def test_what_is_too_much_to_look_at_is_identical_by_its_bytes_alone() -> None:
     """10,000 frames of an animation, and 300 pages that hold more pixels than are decoded."""
-    frames = [Image.new("P", (8, 8), number % 256) for number in range(MOST_FRAMES + 2)]
+    frames = [Image.new("L", (8, 8), number % 256) for number in range(MOST_FRAMES + 2)]
     assert shown(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) is None
     assert shown(saved(frames[0], "GIF", save_all=True, append_images=frames[1:50])) is not None
     page = Image.new("1", (1240, 1754), 1)
