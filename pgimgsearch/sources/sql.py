@@ -4,11 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from psycopg import DataError, ServerCursor, adapters
+from psycopg import DataError, Error, ServerCursor, adapters
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -73,8 +73,10 @@ def sql_source(url: str, query: str) -> Source:
 @contextmanager
 def _cursor(url: str, query: str, *, withhold: bool = False) -> Iterator[ServerCursor[dict[str, Any]]]:
     """A cursor over a query that only reads; one that is not withheld has run nothing yet."""
-    with connect(url, check=False, own_settings=False) as connection:
-        cursor = connection.cursor("ingest", row_factory=dict_row, withhold=withhold)  # it ends with the connection
+    with ExitStack() as stack:
+        connection = stack.enter_context(connect(url, check=False, own_settings=False))
+        cursor = connection.cursor("ingest", row_factory=dict_row, withhold=withhold)
+        stack.callback(_close, cursor)
         for name, loader in LOADERS.items():
             cursor.adapters.register_loader(name, loader)
         with connection.transaction():
@@ -86,3 +88,8 @@ def _cursor(url: str, query: str, *, withhold: bool = False) -> Iterator[ServerC
         if not {"path", "url"} & columns.keys():
             raise SourceError("the query has neither path nor url", hint="name a column path or url")
         yield cursor
+
+
+def _close(cursor: ServerCursor[dict[str, Any]]) -> None:
+    with suppress(Error):  # which would hide the one for which it is closed
+        cursor.close()
