@@ -239,7 +239,8 @@ def test_stars_chains_and_equal_pixels_of_thousands_are_no_burden(connection: Co
     connection.execute("update imgsearch.content set pixel_hash = decode(md5((content_id % 2)::text), 'hex')")
     connection.execute(
         "insert into imgsearch.duplicate_verdict (pixels_a, pixels_b, verdict) values "
-        "(least(sha256('0'), sha256('1')), greatest(sha256('0'), sha256('1')), 'accepted')"
+        "(least(decode(md5('0'), 'hex'), decode(md5('1'), 'hex')), "
+        "greatest(decode(md5('0'), 'hex'), decode(md5('1'), 'hex')), 'accepted')"
     )
     connection.execute("analyze imgsearch.content")
     accepted = connection.execute("select p.* from imgsearch.model m, imgsearch._accepted(m) p").fetchall()
