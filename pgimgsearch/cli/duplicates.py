@@ -59,7 +59,9 @@ def duplicates(
     count: Annotated[int | None, typer.Option("--count", "-k", min=1, help="Groups or pairs on a page.")] = None,
     after: Annotated[str | None, typer.Option(help="The last group, or pair A,B, of the page before.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write an HTML gallery.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="Write a plan of the files to move; moves nothing.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write a plan of the identical files to move, or of --kind; moves nothing.")
+    ] = None,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
     transformed: Annotated[
@@ -90,6 +92,9 @@ def duplicates(
         return
     from pgimgsearch.duplicates.groups import GroupRequest
 
+    if plan is not None and kind is None:
+        kind = ["identical"]
+        terminal.notify("a plan takes identical images alone; others with --kind near, which look alike to a model")
     names = model or ["duplicates"]
     transforms = turns_of(transformed, names, agree)
     with database_url(terminal.settings) as url, connect(url) as connection:

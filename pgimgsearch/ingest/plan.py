@@ -14,6 +14,7 @@ from pgimgsearch.database.models import StoredModel
 from pgimgsearch.database.reconnect import Session
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.item import Counts, Item
+from pgimgsearch.ingest.oddities import Oddities
 from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import storable
@@ -35,6 +36,7 @@ class Planner:
     shadows: Mapping[int, EmbeddingTable] = field(default_factory=dict)  # by model_id
     in_flight: dict[bytes, Item] = field(default_factory=dict)
     seen: int = 0  # distinct keys, where they are remembered
+    oddities: Oddities = field(default_factory=Oddities)
 
     @property
     def connection(self) -> Connection:

@@ -136,8 +136,9 @@ def ingest(
         writer.run(lambda: end_run(writer.connection, run_id, status, counts, watch, models.loaded or []))
     seconds = time.perf_counter() - start - (models.seconds - loaded_before)
     return Report(
-        source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned, source.left_out.told()
-    )
+        source.label, collection, counts.as_dict(), seconds, watch.stages, status, pruned,
+        [*source.left_out.told(), *planner.oddities.told()],
+    )  # fmt: skip
 
 
 def check_options(source: Source, options: Options) -> None:
@@ -243,6 +244,7 @@ def _write(
         return
     for item in items:
         item.resolve_twin()
+        planner.oddities.add(item)
     if duplicates is not None:
         with watch.time("compare", len(items)):
             duplicates.check(items)

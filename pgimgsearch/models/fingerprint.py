@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+DECODING = 2  # how files become pixels (sources.decode): colours to sRGB, depth, transparency; raised when that changes
+
 
 def digest(weights: Iterable[tuple[str, memoryview | bytes]]) -> str:
     """Hash named weights, in any order."""
@@ -17,4 +19,5 @@ def digest(weights: Iterable[tuple[str, memoryview | bytes]]) -> str:
 
 def fingerprint(weights: str, preprocess: Mapping[str, Any], output: str) -> str:
     """Hash the digest of the weights, preprocessing and output. Device and dtype of a run are no part of it."""
-    return hashlib.sha256(json.dumps([weights, preprocess, output], sort_keys=True).encode()).hexdigest()
+    made = [weights, preprocess, output, DECODING]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()

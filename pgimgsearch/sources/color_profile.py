@@ -59,12 +59,12 @@ def profile_of(image: Image.Image) -> ColorProfile | None:
     if not data or not isinstance(data, bytes):
         return None
     if len(data) > MOST_BYTES:
-        raise BrokenProfile(f"a colour profile of {len(data)} bytes")
+        raise BrokenProfile("it has a colour profile of very many bytes")
     found = _read(data)
     if found is not None and (found.mode == "CMYK") != (image.mode == "CMYK"):
-        raise BrokenProfile(f"a colour profile for {found.mode} in an image of {image.mode}")
+        raise BrokenProfile(f"its colour profile is for {found.mode}")
     if found is not None and found.mode == "L" and image.mode not in {"L", "LA", "1"}:
-        raise BrokenProfile(f"a colour profile for grey in an image of {image.mode}")
+        raise BrokenProfile("its colour profile is for grey")
     return found
 
 
@@ -77,7 +77,7 @@ def to_srgb(image: Image.Image, profile: ColorProfile) -> Image.Image:
         pixels = image if image.mode == mode else image.convert(mode)
         found = ImageCms.applyTransform(pixels, _transform(profile.data, mode))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        raise BrokenProfile(f"a colour profile that cannot be applied: {error}") from error
+        raise BrokenProfile("its colour profile cannot be applied") from error
     assert found is not None, "only an in-place transform returns None"
     if alpha is not None:
         found.putalpha(alpha)
@@ -108,16 +108,16 @@ def _transform(data: bytes, mode: str) -> Any:
 def _read(data: bytes) -> ColorProfile | None:
     """What a profile means, None for sRGB; raises BrokenProfile."""
     if len(data) < 132 or data[36:40] != b"acsp":
-        raise BrokenProfile("a colour profile that is none")
+        raise BrokenProfile("its colour profile is none")
     mode = SPACES.get(data[16:20])
     if mode is None:
-        raise BrokenProfile(f"a colour profile of the space {data[16:20]!r}")
+        raise BrokenProfile("its colour profile is of a space that is not read")
     tags = dict(_tags(data))
     try:
         if mode == "RGB" and _is_srgb(tags):
             return None
     except (struct.error, ValueError, KeyError, IndexError) as error:
-        raise BrokenProfile("a colour profile whose tags cannot be read") from error
+        raise BrokenProfile("its colour profile cannot be read") from error
     digest = hashlib.sha256(data[16:24])
     for name in sorted(tags.keys() - ABOUT):
         digest.update(name + struct.pack("!I", len(tags[name])) + tags[name])
@@ -127,7 +127,7 @@ def _read(data: bytes) -> ColorProfile | None:
 def _tags(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     (number,) = struct.unpack_from("!I", data, 128)
     if number > MOST_TAGS or len(data) < 132 + 12 * number:
-        raise BrokenProfile("a colour profile whose tags cannot be read")
+        raise BrokenProfile("its colour profile cannot be read")
     for place in range(132, 132 + 12 * number, 12):
         name, start, size = struct.unpack_from("!4sII", data, place)
         yield name, data[start : start + size]

@@ -283,7 +283,7 @@ def _shown(image: Image.Image, notes: list[str]) -> tuple[Image.Image, ColorProf
         profile = profile_of(image)
     except BrokenProfile as error:
         profile = None
-        notes.append(f"{error} is ignored")
+        notes.append(str(error))
     upright = turn_upright(image)
     if upright.mode in KEPT or upright.mode.startswith("I;16"):
         return upright, profile
@@ -308,7 +308,7 @@ def _rgb(frame: Image.Image, profile: ColorProfile | None, white: float | None, 
         try:
             frame = to_srgb(frame, profile)
         except BrokenProfile as error:
-            notes.append(f"{error} is ignored")
+            notes.append(str(error))
     return on_ground(frame) if frame.mode == "RGBA" else _in_mode(frame, "RGB")
 
 

@@ -58,7 +58,7 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
     if kind in {b"IHDR", b"PLTE", b"IDAT"}:
         return None
     if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content)):
-        found.notes.append("a long text was left out")
+        found.notes.append("it has a long text")
         return b""
     if kind == b"sBIT" and found.depth == 16 and content:
         found.white = (1 << min(16, max(1, content[0]))) - 1

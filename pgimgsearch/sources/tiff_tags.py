@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-MARKS = {b"II*\0": "<", b"MM\0*": ">"}
+MARKS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}  # the last two as Pillow reads them
 BIG_MARKS = {b"II+\0": "<", b"MM\0+": ">"}
 BITS, SAMPLES, KIND = 258, 277, 339
 KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floating point", 5: "complex numbers", 6: "complex numbers"}
