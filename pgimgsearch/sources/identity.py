@@ -55,7 +55,8 @@ def _add(digest: Any, frame: Image.Image, meaning: bytes) -> None:
     digest.update(f"{_depth(frame)} {frame.width} {frame.height} ".encode() + meaning)
     rows = max(1, STRIP // max(1, frame.width))
     for top in range(0, frame.height, rows):  # so that the pixels are not there twice
-        strip = frame.crop((0, top, frame.width, min(frame.height, top + rows)))
+        whole = rows >= frame.height
+        strip = frame if whole else frame.crop((0, top, frame.width, min(frame.height, top + rows)))
         digest.update(np.asarray(strip).astype("<u2").tobytes() if frame.mode in SIXTEEN else strip.tobytes())
 
 
