@@ -31,7 +31,7 @@ end $$;
 -- row-level security hides them. For writers.
 create or replace function imgsearch._store_contents(
     ordinals integer[], sha256s bytea[], pixel_hashes bytea[], sizes bigint[], widths integer[], heights integer[],
-    formats text[], claim boolean
+    formats text[], abouts jsonb[], claim boolean
 ) returns table (ordinal integer, content_id bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -48,8 +48,9 @@ begin
                          where n.ordinal not in (select unnest(found_ordinals)));
         -- in the order of a key, so that two runs rarely lock the same rows crosswise
         with new_content as (
-            insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format)
-            select distinct on (sha256s[n]) sha256s[n], pixel_hashes[n], sizes[n], widths[n], heights[n], formats[n]
+            insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format, about)
+            select distinct on (sha256s[n]) sha256s[n], pixel_hashes[n], sizes[n], widths[n], heights[n], formats[n],
+                   coalesce(abouts[n], '{}')
             from unnest(missing) n where widths[n] is not null order by sha256s[n]
             on conflict (sha256) do nothing
             returning content_id, sha256)

@@ -6,11 +6,18 @@ begin atomic
                 when format in ('HEIF', 'AVIF', 'JPEG2000', 'JXL') then 1 else 0 end;
 end;
 
+-- A number of JSON, 0 for anything else.
+create or replace function imgsearch._number(value jsonb) returns double precision
+language sql immutable parallel safe
+begin atomic
+    select case when jsonb_typeof(value) = 'number' then value::double precision else 0 end;
+end;
+
 -- The score of an image for each rule of keep; of two images, the one with the higher score at the first rule where they
 -- differ is kept. Raises PI008 for an unknown rule.
 create or replace function imgsearch._keeper_score(
     keep text[], prefer text[], path text, width integer, height integer, bytes bigint, format_rank integer,
-    modified_at timestamp with time zone, reference boolean
+    modified_at timestamp with time zone, reference boolean, about jsonb
 ) returns double precision[]
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
@@ -20,6 +27,12 @@ declare
 begin
     foreach rule in array keep loop
         score := case rule
+            when 'original' then  -- what a camera wrote, which conversions and messengers leave out
+                4 * (about ? 'taken_at')::integer + 2 * (about ? 'camera')::integer + (about ? 'latitude')::integer
+                + least(imgsearch._number(about -> 'tags'), 999) / 1000
+            when 'detail' then
+                greatest(imgsearch._number(about -> 'depth'), 8) + 100 * least(imgsearch._number(about -> 'frames'), 1000000)
+                + 1e9 * (about ? 'extra')::integer
             when 'pixels' then width::double precision * height
             when 'lossless' then format_rank
             when 'bytes' then bytes
@@ -30,7 +43,7 @@ begin
                 cardinality(prefer) + 1, 1) end;
         if score is null then
             raise exception 'unknown rule: %', rule using errcode = 'PI008',
-                hint = 'rules are pixels, lossless, bytes, oldest, newest and path';
+                hint = 'rules are original, detail, pixels, lossless, bytes, oldest, newest and path';
         end if;
         result := result || score;
     end loop;

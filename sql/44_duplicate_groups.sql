@@ -168,9 +168,12 @@ create or replace function imgsearch._describe_groups(
 ) returns setof record
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-    reasons jsonb := '{"reference": "reference collection", "pixels": "most pixels", "lossless": "better format",
+    reasons jsonb := '{"reference": "reference collection", "original": "camera metadata", "detail": "more than its pixels", "pixels": "most pixels", "lossless": "better format",
                        "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
 begin
+    if prefer is null then
+        reasons := reasons || '{"path": "shorter path"}';
+    end if;
     return query execute format(
         'with member as (select * from unnest($1, $2) as n (representative, medoid)),
          seen as materialized (
@@ -211,7 +214,7 @@ begin
                    join imgsearch.content z on z.content_id = x.content_id group by y.representative) q on q.representative = s.representative
              cross join lateral (
                  select imgsearch._keeper_score($10, $11, i.path, c.width, c.height, q.bytes, q.format_rank, i.modified_at,
-                                         i.collection_id = any($9)) as score) w
+                                         i.collection_id = any($9), c.about) as score) w
              window best as (partition by s.medoid order by w.score desc, s.image_id))
          select r.medoid, r.image_id, r.place = 1 or r.reference,
                 case when r.representative = r.kept_representative then 1
@@ -254,8 +257,8 @@ language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
     rules text[] := coalesce(duplicate_groups.keep, case
-        when duplicate_groups.prefer is null then array['pixels', 'lossless', 'bytes', 'oldest', 'path']
-        else array['path', 'pixels', 'lossless', 'bytes', 'oldest'] end);
+        when duplicate_groups.prefer is null then array['original', 'detail', 'pixels', 'lossless', 'bytes', 'oldest', 'path']
+        else array['path', 'original', 'detail', 'pixels', 'lossless', 'bytes', 'oldest'] end);
     kept_collections integer[] := array(
         select imgsearch._collection_id(x) from unnest(duplicate_groups.reference) x);
     pairs_a bigint[];

@@ -19,11 +19,15 @@ create table imgsearch.content (
     bytes bigint not null check (bytes >= 0),
     width integer not null check (width > 0),
     height integer not null check (height > 0),
-    format text not null check (octet_length(format) <= 100)
+    format text not null check (octet_length(format) <= 100),
+    about jsonb not null default '{}' check (jsonb_typeof(about) = 'object' and octet_length(about::text) <= 4000
+        and not jsonb_path_exists(about, 'strict $.* ? (@.type() == "number" && (@.abs() > 1e15 || (@ != 0 && @.abs() < 1e-9)))'))
 );
 create index content_identity on imgsearch.content (identity);
 comment on table imgsearch.content is 'one row for distinct bytes';
 comment on column imgsearch.content.pixel_hash is 'BLAKE3 of all that is shown; null where only equal bytes are known to be identical';
+comment on column imgsearch.content.about is
+    'what would be lost with the file: taken_at, camera, latitude, longitude, tags, depth, frames, extra';
 comment on column imgsearch.content.identity is 'contents that are identical have the same: pixel_hash, else sha256';
 
 create table imgsearch.content_claim (

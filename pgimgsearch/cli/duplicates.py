@@ -48,7 +48,9 @@ def duplicates(
     ] = "medoid",
     keep: Annotated[
         str | None,
-        typer.Option(help="The order of rules that choose the keeper. Default: pixels,lossless,bytes,oldest,path."),
+        typer.Option(
+            help="The rules that choose the keeper. Default: original,detail,pixels,lossless,bytes,oldest,path."
+        ),
     ] = None,
     prefer: Annotated[
         list[str] | None, typer.Option(help="LIKE patterns of paths to keep, best first: 'originals/%'.")

@@ -33,7 +33,7 @@ UNDO = "undo.jsonl"  # in the trash folder: a line for each file, written before
 
 IMAGE_FIELDS = {
     "image_id", "added_at", "collection_id", "collection", "key", "path", "modified_at", "group_key", "caption",
-    "metadata", "sha256", "pixel_hash", "bytes", "width", "height", "format",
+    "metadata", "sha256", "pixel_hash", "bytes", "width", "height", "format", "about",
 }  # fmt: skip
 
 
@@ -349,7 +349,7 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
         .execute(
             "select i.image_id, i.added_at, i.collection_id, l.name as collection, i.key, i.path, i.modified_at, "
             "i.group_key, i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, "
-            "c.height, c.format "
+            "c.height, c.format, c.about::text "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],
@@ -369,7 +369,8 @@ def _restore(connection: Connection, image: dict[str, Any]) -> None:
             "%(path)s, %(modified_at)s::timestamptz, %(group_key)s, %(caption)s, %(metadata)s::text::jsonb "
             "from imgsearch.collection l, imgsearch._store_contents(array[1], array[decode(%(sha256)s, 'hex')], "
             "array[decode(%(pixel_hash)s, 'hex')], array[%(bytes)s::bigint], array[%(width)s::integer], "
-            "array[%(height)s::integer], array[%(format)s::text], row_security_active('imgsearch.image')) n "
+            "array[%(height)s::integer], array[%(format)s::text], array[%(about)s::text::jsonb], "
+            "row_security_active('imgsearch.image')) n "
             "where l.collection_id = %(collection_id)s on conflict do nothing"
         ).format(
             sql.SQL("image_id, " if may_number else ""), sql.SQL("overriding system value " if may_number else ""),

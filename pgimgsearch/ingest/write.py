@@ -24,7 +24,7 @@ ORPHANS_AT_ONCE = 1000
 COLUMNS = {
     "ordinal": "int4", "key": "text", "path": "text", "group_key": "text", "caption": "text", "metadata": "jsonb",
     "modified_at": "timestamptz", "sha256": "bytea", "pixel_hash": "bytea", "bytes": "int8", "width": "int4",
-    "height": "int4", "format": "text",
+    "height": "int4", "format": "text", "about": "jsonb",
 }  # fmt: skip
 
 # Temporary tables have no statistics; a limit in a lateral makes each row one lookup, however large the database.
@@ -33,8 +33,8 @@ insert into resolved (ordinal, content_id)
 select s.ordinal, s.content_id
 from (select array_agg(i.ordinal) as ordinals, array_agg(i.sha256) as sha256s, array_agg(i.pixel_hash) as pixel_hashes,
              array_agg(i.bytes) as sizes, array_agg(i.width) as widths, array_agg(i.height) as heights,
-             array_agg(i.format) as formats from incoming i) n,
-     imgsearch._store_contents(n.ordinals, n.sha256s, n.pixel_hashes, n.sizes, n.widths, n.heights, n.formats,
+             array_agg(i.format) as formats, array_agg(i.about) as abouts from incoming i) n,
+     imgsearch._store_contents(n.ordinals, n.sha256s, n.pixel_hashes, n.sizes, n.widths, n.heights, n.formats, n.abouts,
                                row_security_active('imgsearch.image')) s
 """
 REPLACED_CONTENTS = """
@@ -276,6 +276,7 @@ def _row(ordinal: int, item: Item) -> tuple[Any, ...]:
         ordinal, file.key, file.path, file.group_key, file.caption,
         None if file.metadata is None else Jsonb(file.metadata), file.modified_at, item.sha256,
         image and image.pixel_hash, item.size, image and image.width, image and image.height, image and image.format,
+        None if image is None else Jsonb(dict(image.about)),
     )  # fmt: skip
 
 

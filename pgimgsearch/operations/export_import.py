@@ -41,10 +41,20 @@ from pgimgsearch.sources.stream import open_stream
 
 DIGEST, PIXELS = 32, 16  # bytes of sha256 and of pixel_hash
 ROWS_A_GROUP, BYTES_A_GROUP, ROWS_A_CHUNK = 10_000, 64 << 20, 1000
-TYPES = ["text"] * 7 + ["timestamptz", "bytea", "bytea", "int8", "int4", "int4", "text", "bytea"]  # of IMAGES; as sent
+TYPES = ["text"] * 7 + [
+    "timestamptz",
+    "bytea",
+    "bytea",
+    "int8",
+    "int4",
+    "int4",
+    "text",
+    "text",
+    "bytea",
+]  # of IMAGES; as sent
 IMAGES = """
 select l.name as collection, l.root, i.key, i.path, i.group_key, i.caption, i.metadata::text as metadata,
-       i.modified_at, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format, e.embedding
+       i.modified_at, c.sha256, c.pixel_hash, c.bytes, c.width, c.height, c.format, c.about::text as about, e.embedding
 from imgsearch.image i join imgsearch.content c using (content_id) join imgsearch.collection l using (collection_id)
 join {} e using (content_id)
 where %(collection)s::text is null or l.name = %(collection)s
@@ -192,9 +202,9 @@ def _count_new(connection: Connection, table: Any, model: StoredModel) -> int:
 def _item(row: dict[str, Any]) -> Item | None:
     """A row as it is written; None for one that cannot be stored."""
     try:
-        metadata = json.loads(row["metadata"])
+        metadata, about = json.loads(row["metadata"]), json.loads(row["about"])
         valid = (
-            isinstance(metadata, dict), row["bytes"] >= 0, row["width"] > 0, row["height"] > 0,
+            isinstance(metadata, dict), isinstance(about, dict), row["bytes"] >= 0, row["width"] > 0, row["height"] > 0,
             len(row["sha256"]) == DIGEST, row["pixel_hash"] is None or len(row["pixel_hash"]) == PIXELS,
             rejection_reason(row["embedding"]) is None,
             None not in (row["path"], row["key"], row["format"]),
@@ -215,7 +225,7 @@ def _item(row: dict[str, Any]) -> Item | None:
         return None
     return Item(
         file, frozenset([0]), replaces=True, sha256=row["sha256"], size=row["bytes"],
-        image=ImageFacts(row["pixel_hash"], row["width"], row["height"], row["format"]),
+        image=ImageFacts(row["pixel_hash"], row["width"], row["height"], row["format"], about=about),
         vectors={0: row["embedding"]},
     )  # fmt: skip
 
@@ -247,7 +257,7 @@ def _rows(table: Any, model: StoredModel, place: str, *, old: bool) -> Iterator[
                     row["key"] = row["path"]
                     row["metadata"] = _with_external_id(row["metadata"], row["external_id"])
                 if old:  # which hashed other pixels
-                    row["pixel_hash"] = None
+                    row |= {"pixel_hash": None, "about": "{}"}
             for _, some in groupby(rows, lambda row: row["collection"]):
                 yield list(some)
     except Exception as error:  # pyarrow and wrong types raise many kinds
@@ -264,7 +274,7 @@ def _schema(pyarrow: Any, model: StoredModel) -> Any:
         "path": pyarrow.string(), "group_key": pyarrow.string(), "caption": pyarrow.string(),
         "metadata": pyarrow.string(), "modified_at": pyarrow.timestamp("us", "UTC"), "sha256": pyarrow.binary(32),
         "pixel_hash": pyarrow.binary(), "bytes": pyarrow.int64(), "width": pyarrow.int32(),
-        "height": pyarrow.int32(), "format": pyarrow.string(),
+        "height": pyarrow.int32(), "format": pyarrow.string(), "about": pyarrow.string(),
     }  # fmt: skip
     number = {"halfvec": pyarrow.float16(), "vector": pyarrow.float32(), "bit": pyarrow.uint8()}[model.storage]
     width = model.dim // 8 if model.storage == "bit" else model.dim

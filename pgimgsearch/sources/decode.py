@@ -1,7 +1,7 @@
 """From bytes to an upright RGB image, whatever Pillow reads plus HEIC and AVIF."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,21 +13,23 @@ from PIL.Image import Transpose
 from pgimgsearch.sources.color_profile import BrokenProfile, ColorProfile, from_lab, profile_of, to_srgb
 from pgimgsearch.sources.decoder_process import ask, is_trusted
 from pgimgsearch.sources.depth import eight_bits
+from pgimgsearch.sources.exif import orientation_of, taken
 from pgimgsearch.sources.ground import is_opaque, on_ground
-from pgimgsearch.sources.header_bounds import MOST_VALUES, check_header
-from pgimgsearch.sources.identity import loses_bits, pixel_hash
+from pgimgsearch.sources.header_bounds import check_header
+from pgimgsearch.sources.identity import bits_of, loses_bits, pixel_hash
+from pgimgsearch.sources.jpeg import bytes_behind
 from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits, TooManyPixels
 from pgimgsearch.sources.png_chunks import look_at
-from pgimgsearch.sources.tiff_tags import described, directory, most_values
+from pgimgsearch.sources.tiff_tags import described, directory
 
 # EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
-MOST_EXIF = 1 << 20  # bytes
 MARK = 64  # bytes by which a format is known
+LITTLE = 1000  # bytes behind an image that are nothing to lose
 END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
 KEPT = {"I", "F", "CMYK", "LAB"}  # modes in which an image is hashed as it is
 WHITE_TAGS = (50717, 281)  # of a TIFF: WhiteLevel (DNG 1.7) and MaxSampleValue
@@ -54,7 +56,9 @@ NOT_READ = {
 class ImageFacts:
     """What is stored of an image; sizes are of the upright pixels.
 
-    ``pixel_hash`` is None where only equal bytes are known to be identical; ``notes`` tell of what was odd.
+    ``pixel_hash`` is None where only equal bytes are known to be identical; ``notes`` tell of what was odd. ``about``
+    is what a person would lose with the file: ``taken_at``, ``camera``, ``latitude``, ``longitude``, ``tags`` of EXIF,
+    ``depth`` in bits where it is more than 8, ``frames`` where there are more, and ``extra`` bytes behind the image.
     """
 
     pixel_hash: bytes | None
@@ -62,6 +66,7 @@ class ImageFacts:
     height: int
     format: str
     notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -95,7 +100,9 @@ def decode(
     about, image = ask("decode", data, limits, reserve)
     assert image is not None
     digest = about["pixel_hash"] and bytes.fromhex(about["pixel_hash"])
-    return image, ImageFacts(digest, image.width, image.height, about["format"], tuple(about["notes"]))
+    return image, ImageFacts(
+        digest, image.width, image.height, about["format"], tuple(about["notes"]), about["about"]
+    )  # fmt: skip
 
 
 def decode_pixels(data: bytes) -> Image.Image:
@@ -143,7 +150,9 @@ def decode_here(data: bytes, limits: ImageLimits, reserve: Reserve) -> tuple[Ima
     with _explained(), _loaded(data, limits, reserve) as file:
         frame, profile = _shown(file.image, file.notes)
         several = getattr(file.image, "is_animated", False)
-        if loses_bits(file.image, file.depth, data):
+        deep = loses_bits(file.image, file.depth, data)
+        about = _about(file.image, data, 16 if deep else bits_of(frame), several)
+        if deep:
             digest = None
         else:
             if not several and frame is not file.image:
@@ -151,7 +160,19 @@ def decode_here(data: bytes, limits: ImageLimits, reserve: Reserve) -> tuple[Ima
             shown = frame, profile.meaning if profile else b""
             digest = pixel_hash(file.image if several else None, shown, _frame, limits.max_pixels)
         rgb = _rgb(frame, profile, file.white, file.notes)
-    return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)))
+    return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)), about)
+
+
+def _about(image: Image.Image, data: bytes, depth: int, several: bool) -> dict[str, Any]:
+    """See ImageFacts."""
+    found = taken(image)
+    if depth > 8:
+        found["depth"] = depth
+    if several:
+        found["frames"] = int(getattr(image, "n_frames", 2))
+    if (extra := bytes_behind(data)) > LITTLE:
+        found["extra"] = extra
+    return found
 
 
 def decode_pixels_here(
@@ -330,14 +351,3 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation."""
     orientation = orientation_of(image)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-
-
-def orientation_of(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 to 8, or whatever the file says it is; unreadable EXIF counts as none."""
-    exif = image.info.get("exif") or b""
-    if most_values(exif.removeprefix(b"Exif\0\0")) > MOST_VALUES or len(exif) > MOST_EXIF:
-        return 1
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises whatever its bytes lead the parser to, and the pixels are fine
-        return 1

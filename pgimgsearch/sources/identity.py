@@ -64,6 +64,11 @@ def _depth(frame: Image.Image) -> str:
     return "I;16" if frame.mode in SIXTEEN else frame.mode
 
 
+def bits_of(frame: Image.Image) -> int:
+    """Bits of a channel as decoded."""
+    return 16 if frame.mode in SIXTEEN else 32 if frame.mode in {"I", "F"} else 8
+
+
 def loses_bits(image: Image.Image, depth: int, data: bytes) -> bool:
     """Whether the file holds more bits than were decoded: identity then rests on its bytes alone.
 

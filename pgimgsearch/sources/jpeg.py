@@ -36,6 +36,13 @@ def scans(data: bytes, enough: int) -> int:
     return found
 
 
+def bytes_behind(data: bytes) -> int:
+    """How many bytes follow the first image of a JPEG that ends with something else, as the video of a motion photo."""
+    if not data.startswith(START) or data[-64:].rstrip(b"\0 \r\n").endswith(b"\xff\xd9"):
+        return 0
+    return next((len(data) - place for kind, place in _markers(data, to=END) if kind == END), 0)
+
+
 def _markers(data: bytes, *, to: int) -> Iterator[tuple[int, int]]:
     """The markers of the first image and where their segments begin, until one of a kind."""
     place = 2 if data.startswith(START) else len(data)

@@ -128,7 +128,7 @@ def test_rules_paths_and_reference_collections(one_picture: Callable[..., Path],
 
     one_picture(a_copy_png=png, b_png=png, c_c_bmp=png)
     # equal bytes and pixels, so what is left is the path: shorter, unless one is preferred
-    assert kept(connection, "keep => '{path}'") == {"b.png": "preferred path"}
+    assert kept(connection, "keep => '{path}'") == {"b.png": "shorter path"}
     assert kept(connection, "keep => '{path}', prefer => '{%.bmp, a%}'") == {"c.c.bmp": "preferred path"}
     connection.execute("insert into imgsearch.collection (name) values ('masters')")
     connection.execute(
@@ -269,3 +269,40 @@ def test_of_equal_pixels_the_oldest_file_stays_and_not_what_was_saved_anew(
     )
     connection.execute("update imgsearch.image set modified_at = '2020-01-01' where path = 'camera.jpg'")
     assert kept(connection) == {"camera.jpg": "oldest"}
+
+
+def camera_exif(*, gps: bool = True, date: bool = True) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Example", "Model 5"
+    if date:
+        exif.get_ifd(0x8769).update({0x9003: "2024:05:05 10:00:00", 0x9011: "+02:00"})
+    if gps:
+        exif.get_ifd(0x8825).update({1: "N", 2: (47.0, 30.0, 0.0), 3: "W", 4: (8.0, 15.0, 36.0)})
+    return exif
+
+
+def test_what_only_one_file_holds_is_kept(one_picture: Callable[..., Path], connection: Connection) -> None:
+    """Of equal pixels: the one with the date and place of the camera, not what a messenger left of it, however old."""
+    folder = one_picture(
+        messenger_jpg=lambda image, path: image.save(path, quality=92),
+        camera_jpg=lambda image, path: image.save(path, quality=92, exif=camera_exif()),
+        no_place_jpg=lambda image, path: image.save(path, quality=92, exif=camera_exif(gps=False)),
+    )
+    assert folder.exists()
+    assert kept(connection, "kinds => '{identical}'") == {"camera.jpg": "camera metadata"}
+    about = connection.execute(
+        "select c.about from imgsearch.content c join imgsearch.image i using (content_id) where i.path = 'camera.jpg'"
+    ).fetchone()
+    assert about is not None
+    assert {key: about[0][key] for key in ("taken_at", "camera", "latitude", "longitude")} == {
+        "taken_at": "2024-05-05T08:00:00.000000Z", "camera": "Example Model 5", "latitude": 47.5, "longitude": -8.26,
+    }  # fmt: skip
+
+
+def test_what_is_more_than_the_pixels_is_kept(one_picture: Callable[..., Path], connection: Connection) -> None:
+    def motion(image: Image.Image, path: Path) -> None:
+        image.save(path, quality=92)
+        path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42" + np.random.default_rng(1).bytes(60_000))
+
+    one_picture(still_jpg=lambda image, path: image.save(path, quality=92), motion_jpg=motion)
+    assert kept(connection, "kinds => '{identical}'") == {"motion.jpg": "more than its pixels"}

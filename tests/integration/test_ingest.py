@@ -731,7 +731,7 @@ def test_contents_are_stored_while_others_sweep_them(
     ingest(photos)
     facts = connection.execute(
         "select array_agg(sha256), array_agg(pixel_hash), array_agg(bytes), array_agg(width), array_agg(height), "
-        "array_agg(format) from imgsearch.content"
+        "array_agg(format), array_agg(about::text) from imgsearch.content"
     ).fetchone()
     assert facts is not None
     connection.execute("delete from imgsearch.image")
@@ -750,7 +750,7 @@ def test_contents_are_stored_while_others_sweep_them(
             with suppress(psycopg.errors.DeadlockDetected):
                 row = connection.execute(
                     "select count(*) from imgsearch._store_contents(array(select generate_series(1, 12)), %s, %s, %s, "
-                    "%s, %s, %s, false)", facts,
+                    "%s, %s, %s, %s::text[]::jsonb[], false)", facts,
                 ).fetchone()  # fmt: skip
                 assert row == (12,)
     finally:

@@ -20,6 +20,8 @@ from tests.support.images import photo
 
 Files = dict[str, bytes]
 
+BOTH = ["--kind", "identical", "--kind", "near"]
+
 
 @pytest.fixture
 def shop(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> Path:
@@ -54,7 +56,7 @@ def test_planned_moved_and_brought_back(
 ) -> None:
     plan, trash = tmp_path / "plan.jsonl", tmp_path / "trash"
     before, rows = files(shop), images(connection)
-    shown = cli("duplicates", "--plan", str(plan))
+    shown = cli("duplicates", "--plan", str(plan), *BOTH)
     assert "3 files" in shown.stderr
     assert "nothing has" in shown.stderr
     assert files(shop) == before
@@ -75,7 +77,7 @@ def test_planned_moved_and_brought_back(
 
 def test_what_changed_since_the_plan_stays(shop: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     plan, trash = tmp_path / "plan.jsonl", tmp_path / "trash"
-    cli("duplicates", "--plan", str(plan))
+    cli("duplicates", "--plan", str(plan), *BOTH)
     (shop / "copy of 0.png").unlink()
     (shop / "small 0.png").write_bytes(b"something else")
     (shop / "1.png").unlink()  # the keeper of small 1
@@ -147,7 +149,7 @@ def test_what_a_kill_left_half_done_is_finished_by_the_same_command(
 ) -> None:  # fmt: skip
     """Before a file is moved, and before its row goes; and what is done is done."""
     path, before, move = tmp_path / "plan.jsonl", files(shop), away._move
-    assert cli("duplicates", "--plan", str(path)).returncode == 0
+    assert cli("duplicates", "--plan", str(path), *BOTH).returncode == 0
 
     def killed(source: Path, target: Path) -> None:
         if moved:
@@ -217,3 +219,14 @@ def test_one_at_a_time_and_only_plans(shop: Path, tmp_path: Path, connection: Co
 
 def _groups(connection: Connection, **question: Any) -> Any:
     return groups(connection, GroupRequest(**question))
+
+
+def test_without_a_kind_a_plan_takes_identical_images_alone(
+    shop: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """What looks alike to a model may differ in what matters."""
+    done = cli("--json", "duplicates", "--plan", str(tmp_path / "plan.jsonl"))
+    assert {move.kind for move in read_plan(tmp_path / "plan.jsonl")} == {"identical"}
+    assert "identical images alone" in done.stderr
+    cli("duplicates", "--plan", str(tmp_path / "both.jsonl"), *BOTH)
+    assert {move.kind for move in read_plan(tmp_path / "both.jsonl")} == {"identical", "near"}

@@ -383,7 +383,7 @@ def test_the_extension_may_live_elsewhere(admin: Connection, server: str) -> Non
             connection.execute("insert into imgsearch.collection (name) values ('c')")
             for number in range(1, 4):
                 connection.execute(
-                    "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) values (sha256(%s::text::bytea), null, 1, 1, 1, 'P')",
+                    "insert into imgsearch.content (sha256, pixel_hash, bytes, width, height, format) values (sha256(%s::text::bytea), decode(md5('x'), 'hex'), 1, 1, 1, 'P')",
                     [number],
                 )
                 connection.execute(

@@ -155,7 +155,7 @@ def test_definers_are_few_and_those_for_writers_are_for_writers(connection: Conn
     with psycopg.connect(url, user="attacker", autocommit=True) as reader:
         for call in (
             "_sweep('{1}')", f"_cache_texts(m.name, m.fingerprint, '{{x}}', array[{vector}], '{{}}')",
-            "_store_contents('{1}', array[sha256('x')], array[sha256('x')], '{1}', '{1}', '{1}', '{PNG}', false)",
+            "_store_contents('{1}', array[sha256('x')], array[sha256('x')], '{1}', '{1}', '{1}', '{PNG}', '{null}', false)",
         ):  # fmt: skip
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 reader.execute(f"select imgsearch.{call} from imgsearch.model m where m.name = 'palette'")  # type: ignore[call-overload]
