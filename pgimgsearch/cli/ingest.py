@@ -137,6 +137,14 @@ def ingest(
             rich_help_panel=ATTRIBUTES, help="folder, a metadata key, or a pattern with one group over the path."
         ),
     ] = None,
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif/--no-exif",
+            rich_help_panel=ATTRIBUTES,
+            help="Take date, place and camera of EXIF into the metadata.",
+        ),
+    ] = True,
     prune: Annotated[
         bool, typer.Option("--prune", rich_help_panel=RUN, help="Delete images whose files are gone.")
     ] = False,
@@ -210,7 +218,7 @@ def ingest(
     options = Options(
         collection=collection, workers=workers or Options().workers, limit=limit,
         prune=prune or prune_all, prune_all=prune_all,
-        retry_failed=retry_failed, rehash=rehash, skip_duplicates=skip_duplicates,
+        retry_failed=retry_failed, rehash=rehash, exif=exif, skip_duplicates=skip_duplicates,
         limits=ImageLimits(int(max_megapixels * 1e6), int(max_megabytes * 1e6)),
     )  # fmt: skip
     folders = [source.scope or source.root or "" for source in found]

@@ -2,12 +2,14 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pgimgsearch.sources.decode import ImageFacts
+from pgimgsearch.sources.exif import as_metadata
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import UnstorableRow
 
@@ -37,9 +39,15 @@ class Item:
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     twin: "Item | None" = None
+    about: Mapping[str, Any] = field(default_factory=dict)  # of a stored content, as ImageFacts has it
     failure: tuple[str, str] | None = None
     lasting: bool = True
     rejected: str | None = None
+
+    def exif(self) -> dict[str, Any]:
+        """What a camera wrote into the image."""
+        image = self.image or (self.twin.image if self.twin is not None else None)
+        return as_metadata(self.about if image is None else image.about)
 
     def fail(self, error: BaseException, *, lasting: bool = True) -> None:
         """Record why this file has no vectors; ``lasting`` is whether that is said of its bytes, as they are."""

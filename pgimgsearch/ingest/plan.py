@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from psycopg import sql
@@ -15,6 +15,7 @@ from pgimgsearch.database.reconnect import Session
 from pgimgsearch.indexing.embedding_table import EmbeddingTable
 from pgimgsearch.ingest.item import Counts, Item
 from pgimgsearch.ingest.oddities import Oddities
+from pgimgsearch.sources.exif import as_metadata
 from pgimgsearch.sources.locations import is_url
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.storable import storable
@@ -32,6 +33,7 @@ class Planner:
     counts: Counts
     retry_failed: bool = False
     rehash: bool = False
+    exif: bool = True  # whether what a camera wrote is metadata
     remember_seen: bool = False
     shadows: Mapping[int, EmbeddingTable] = field(default_factory=dict)  # by model_id
     in_flight: dict[bytes, Item] = field(default_factory=dict)
@@ -61,8 +63,10 @@ class Planner:
                         item.fail(file.problem, lasting=False)
                     yield item
                     continue
-                if file.key in known and _has_only_new_attributes(file, known[file.key]):
-                    changed.append(file)
+                if file.key in known:
+                    merged = self._with_exif(file, known[file.key]["about"])
+                    if _has_only_new_attributes(merged, known[file.key]):
+                        changed.append(merged)
                 if file.key in known and None in failed.get(file.key, {}):
                     settled.append(file.key)  # as its row could not be read, and its image is stored
             self.session.run(self._update_attributes, changed)
@@ -76,7 +80,8 @@ class Planner:
         rows = self.session.run(self._contents, digests)
         for item in batch:
             if item.failure is None:
-                item.reused = item.wanted & rows.get(item.sha256, frozenset())
+                having, item.about = rows.get(item.sha256, (frozenset(), {}))
+                item.reused = item.wanted & having
                 item.twin = ahead.get(item.sha256) or self.in_flight.get(item.sha256)
                 if item.twin is not None:
                     item.reused |= item.wanted & item.twin.wanted
@@ -90,6 +95,12 @@ class Planner:
         """The item is written: from now on the database has its content."""
         if self.in_flight.get(item.sha256) is item:
             del self.in_flight[item.sha256]
+
+    def _with_exif(self, file: ScannedFile, about: dict[str, Any]) -> ScannedFile:
+        """A file whose metadata, if any are given, have what a camera wrote besides."""
+        if not self.exif or file.metadata is None:
+            return file
+        return replace(file, metadata=as_metadata(about) | file.metadata)
 
     def _wanted(self, file: ScannedFile, known: Any, failed: dict[int | None, Any]) -> frozenset[int]:
         """The models that still need this file; the others are counted."""
@@ -109,12 +120,12 @@ class Planner:
     def _known(self, keys: list[str]) -> dict[str, Any]:
         """Key -> what is stored of the image, with a flag for each model that has a vector."""
         query = sql.SQL(
-            "select i.key, i.path, c.bytes, i.modified_at, i.group_key, i.caption, i.metadata, "
+            "select i.key, i.path, c.bytes, i.modified_at, i.group_key, i.caption, i.metadata, c.about, "
             "array[{}]::boolean[] "
             "from imgsearch.image i join imgsearch.content c using (content_id) "
             "where i.collection_id = %s and i.key = any(%s)"
         ).format(self._flags())
-        names = ("key", "path", "bytes", "modified_at", "group_key", "caption", "metadata", "have")
+        names = ("key", "path", "bytes", "modified_at", "group_key", "caption", "metadata", "about", "have")
         rows = self.connection.execute(query, [self.collection_id, keys]).fetchall()
         return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
 
@@ -129,13 +140,13 @@ class Planner:
             failed.setdefault(key, {})[model_id] = dict(zip(("path", "bytes", "modified_at"), facts, strict=True))
         return failed
 
-    def _contents(self, digests: list[bytes]) -> dict[bytes, frozenset[int]]:
-        """Stored contents by digest, with the models that have a vector of each."""
+    def _contents(self, digests: list[bytes]) -> dict[bytes, tuple[frozenset[int], dict[str, Any]]]:
+        """Stored contents by digest, with the models that have a vector of each, and what is lost with their files."""
         query = sql.SQL(
-            "select c.sha256, array[{}]::boolean[] from imgsearch.content c where c.sha256 = any(%s)"
+            "select c.sha256, array[{}]::boolean[], c.about from imgsearch.content c where c.sha256 = any(%s)"
         ).format(self._flags())
         rows = self.connection.execute(query, [digests]).fetchall()
-        return {row[0]: frozenset(i for i, has in enumerate(row[1]) if has) for row in rows}
+        return {row[0]: (frozenset(i for i, has in enumerate(row[1]) if has), row[2]) for row in rows}
 
     def _flags(self) -> sql.Composed:
         exists = sql.SQL("exists (select from {} e where e.content_id = c.content_id)")

@@ -38,7 +38,9 @@ using (content_id, place)
 RENAME = """
 update imgsearch.image i set key = r.key, path = r.path, modified_at = r.modified_at, updated_at = now(),
     group_key = coalesce(r.group_key, i.group_key), caption = coalesce(r.caption, i.caption),
-    metadata = case when r.metadata = '{}' then i.metadata else r.metadata end
+    metadata = i.metadata || (  -- what the file itself says, the image has already, or another was given for it
+        select coalesce(jsonb_object_agg(n.key, n.value), '{}') from jsonb_each(r.metadata) n
+        where not exists (select from imgsearch.content c where c.content_id = i.content_id and c.about -> n.key = n.value))
 from renamed r where i.image_id = r.old_id
 """
 

@@ -58,6 +58,7 @@ class Options:
     prune_all: bool = False  # however many
     retry_failed: bool = False
     rehash: bool = False
+    exif: bool = True  # what cameras wrote is metadata
     skip_duplicates: bool = False
     limits: ImageLimits = DEFAULT_LIMITS
     shadow: frozenset[str] = frozenset()  # models whose rows go to their shadow tables, until ``after_load``
@@ -105,15 +106,17 @@ def ingest(
         lock_collection(writer, collection_id, collection)
         shadows = join_shadows(writer, stored, options.shadow)
         planner = Planner(
-            reader, collection_id, stored, counts, options.retry_failed, options.rehash, options.prune, shadows
-        )
+            reader, collection_id, stored, counts, options.retry_failed, options.rehash, options.exif, options.prune,
+            shadows,
+        )  # fmt: skip
         scanned = itertools.islice(refine(source.files(root)), options.limit)
         files = _checked(scanned, planner, stopped, watch, reporter)
         run_id = start_run(writer.connection, collection_id, source.label, stored)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of oddities that it then reads, or fails on with an error
         pruned = 0
-        output = Writer(writer, collection_id, run_id, stored, _tables(stored, shadows, options))
+        tables = _tables(stored, shadows, options)
+        output = Writer(writer, collection_id, run_id, stored, tables, exif=options.exif)
         try:
             duplicates = DuplicateFilter(writer, stored) if options.skip_duplicates else None
             _work(output, planner, duplicates, files, models, options, watch, reporter, stopped, Away(source))
@@ -164,8 +167,11 @@ def part(
     stored = [model.stored for model in models]
     with session(url) as reader, session(url) as writer:
         shadows = join_shadows(writer, stored, options.shadow)
-        planner = Planner(reader, collection_id, stored, counts, options.retry_failed, options.rehash, shadows=shadows)
-        output = Writer(writer, collection_id, None, stored, _tables(stored, shadows, options))
+        planner = Planner(
+            reader, collection_id, stored, counts, options.retry_failed, options.rehash, options.exif, shadows=shadows
+        )
+        tables = _tables(stored, shadows, options)
+        output = Writer(writer, collection_id, None, stored, tables, exif=options.exif)
         _work(output, planner, None, files, DeferredModels.of(models), options, watch, SILENT, threading.Event(),
               Away(None))  # fmt: skip
 

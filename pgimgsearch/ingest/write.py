@@ -24,7 +24,7 @@ ORPHANS_AT_ONCE = 1000
 COLUMNS = {
     "ordinal": "int4", "key": "text", "path": "text", "group_key": "text", "caption": "text", "metadata": "jsonb",
     "modified_at": "timestamptz", "sha256": "bytea", "pixel_hash": "bytea", "bytes": "int8", "width": "int4",
-    "height": "int4", "format": "text", "about": "jsonb",
+    "height": "int4", "format": "text", "about": "jsonb", "exif": "jsonb",
 }  # fmt: skip
 
 # Temporary tables have no statistics; a limit in a lateral makes each row one lookup, however large the database.
@@ -46,14 +46,16 @@ where i.content_id <> r.content_id
 """
 UPSERT_IMAGES = """
 insert into imgsearch.image as i (content_id, collection_id, key, path, modified_at, group_key, caption, metadata)
-select distinct on (n.key) r.content_id, %s, n.key, n.path, n.modified_at, n.group_key, n.caption,
-       coalesce(n.metadata, '{}')
+select distinct on (n.key) r.content_id, %(collection)s, n.key, n.path, n.modified_at, n.group_key, n.caption,
+       case when n.metadata is null then coalesce(o.metadata, '{}') || n.exif else n.exif || n.metadata end
 from incoming n join resolved r using (ordinal)
+left join lateral (
+    select i.metadata from imgsearch.image i where i.collection_id = %(collection)s and i.key = n.key limit 1) o on true
 order by n.key, n.ordinal desc
 on conflict (collection_id, key) do update set
     content_id = excluded.content_id, path = excluded.path, modified_at = excluded.modified_at, updated_at = now(),
     group_key = coalesce(excluded.group_key, i.group_key), caption = coalesce(excluded.caption, i.caption),
-    metadata = case when excluded.metadata = '{}' then i.metadata else excluded.metadata end
+    metadata = excluded.metadata
 """
 ADD_EMBEDDINGS = """
 insert into {table} (content_id, embedding)
@@ -107,14 +109,15 @@ class RemovedContents(DatabaseError):  # noqa: N818
 class Writer:
     """Writes chunks of a run into one collection, over a session of its own.
 
-    ``tables`` are where the vectors of each model go: its live table or its shadow. Without ``run_id`` the lock and
-    the counts of the run are kept elsewhere.
+    ``tables`` are where the vectors of each model go: its live table or its shadow. With ``exif``, what a camera wrote
+    is metadata. Without ``run_id`` the lock and the counts of the run are kept elsewhere.
     """
 
     def __init__(
         self, session: Session, collection_id: int, run_id: int | None, models: Sequence[StoredModel],
-        tables: Sequence[sql.Identifier],
+        tables: Sequence[sql.Identifier], *, exif: bool = False,
     ) -> None:  # fmt: skip
+        self.exif = exif
         self.session, self.collection_id, self.run_id = session, collection_id, run_id
         self.models, self.tables = list(models), list(tables)
         self.replaced: set[int] = set()
@@ -157,7 +160,7 @@ class Writer:
         ) as copy:
             copy.set_types(list(COLUMNS.values()))
             for ordinal, item in enumerate(items):
-                copy.write_row(_row(ordinal, item))
+                copy.write_row(_row(ordinal, item, item.exif() if self.exif else {}))
         for position, staging in enumerate(self.staging):
             having = [(o, item.vectors[position]) for o, item in enumerate(items) if position in item.vectors]
             if having:
@@ -173,7 +176,7 @@ class Writer:
             ).fetchall()
             raise RemovedContents([items[ordinal] for (ordinal,) in rows])
         replaced = execute(REPLACED_CONTENTS, [self.collection_id]).fetchone() if replacing else None
-        execute(UPSERT_IMAGES, [self.collection_id])
+        execute(UPSERT_IMAGES, {"collection": self.collection_id})
         for staging, table in zip(self.staging, self.tables, strict=True):
             execute(sql.SQL(ADD_EMBEDDINGS).format(table=table, staging=sql.Identifier(staging)))
         if replaced and replaced[0]:
@@ -270,13 +273,13 @@ def drop_orphans(session: Session, contents: Iterable[int]) -> None:
         session.run(lambda batch: delete_orphans(session.connection, batch), batch)
 
 
-def _row(ordinal: int, item: Item) -> tuple[Any, ...]:
+def _row(ordinal: int, item: Item, exif: dict[str, Any]) -> tuple[Any, ...]:
     file, image = item.file, item.image
     return (
         ordinal, file.key, file.path, file.group_key, file.caption,
         None if file.metadata is None else Jsonb(file.metadata), file.modified_at, item.sha256,
         image and image.pixel_hash, item.size, image and image.width, image and image.height, image and image.format,
-        None if image is None else Jsonb(dict(image.about)),
+        None if image is None else Jsonb(dict(image.about)), Jsonb(exif),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Tags: Exif 3.0 (CIPA DC-008), sections 4.6.4 to 4.6.7.
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ MOST_VALUES = 100_000  # of a tag
 ORIENTATION, MAKE, MODEL, TAKEN, OFFSET = 0x0112, 0x010F, 0x0110, 0x9003, 0x9011
 EXIF, GPS = 0x8769, 0x8825  # directories of their own
 LONGEST = 200  # characters
+SEARCHED = ("taken_at", "camera", "latitude", "longitude")  # what of it is metadata of an image, too
 
 
 def read_exif(image: Image.Image) -> Image.Exif | None:
@@ -63,6 +65,11 @@ def taken(image: Image.Image) -> dict[str, Any]:
         if latitude is not None and longitude is not None and (latitude or longitude):
             found |= {"latitude": latitude, "longitude": longitude}
     return found
+
+
+def as_metadata(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``taken`` is metadata of an image."""
+    return {key: about[key] for key in SEARCHED if key in about}
 
 
 def _text(value: Any) -> str:

@@ -851,3 +851,38 @@ def test_the_bounds_of_rows_are_those_of_the_tables(connection: Connection) -> N
         assert f"octet_length({column}) <= {MOST_KEY})" in checks
     assert f"octet_length(caption) <= {MOST_CAPTION})" in checks
     assert f"octet_length((metadata)::text) <= {MOST_METADATA})" in checks
+
+
+def test_what_a_camera_wrote_is_metadata(
+    ingest: Ingest, connection: Connection, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """Beside what is given, which counts; not taken away by a rerun, a rename or another path of the same file."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Example", "Model 5"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:05 10:00:00"
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    Image.effect_noise((80, 60), 50).convert("RGB").save(folder / "a.jpg", exif=exif)
+    shutil.copy(folder / "a.jpg", folder / "b.jpg")
+    Image.effect_noise((80, 60), 50).convert("RGB").save(folder / "plain.jpg")
+    about = tmp_path / "about.csv"
+    about.write_text("path,camera,price\na.jpg,mine,5\n")
+
+    def stored() -> dict[str, Any]:
+        return dict(connection.execute("select path, metadata from imgsearch.image order by path").fetchall())
+
+    told = {"taken_at": "2024-05-05T10:00:00.000000", "camera": "Example Model 5"}
+    expected = {"a.jpg": told | {"camera": "mine", "price": "5"}, "b.jpg": told, "plain.jpg": {}}
+    for _ in range(2):
+        done = cli("--json", "ingest", str(folder), "-m", "palette", "--metadata", str(about))
+        assert done.returncode == 0, done.stderr
+        assert stored() == expected
+    cli("ingest", str(folder), "-m", "palette")
+    assert stored() == expected
+    (folder / "a.jpg").rename(folder / "c.jpg")
+    cli("ingest", str(folder), "-m", "palette", "--prune-all")
+    assert stored() == {"b.jpg": told, "c.jpg": expected["a.jpg"], "plain.jpg": {}}
+    cli("ingest", str(folder), "-m", "palette", "-c", "without", "--no-exif")
+    rows = connection.execute("select metadata from imgsearch.image join imgsearch.collection l using (collection_id) "
+                              "where l.name = 'without'").fetchall()  # fmt: skip
+    assert rows == [({},)] * 3
