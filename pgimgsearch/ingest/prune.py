@@ -40,7 +40,8 @@ update imgsearch.image i set key = r.key, path = r.path, modified_at = r.modifie
     group_key = coalesce(r.group_key, i.group_key), caption = coalesce(r.caption, i.caption),
     metadata = i.metadata || (  -- what the file itself says, the image has already, or another was given for it
         select coalesce(jsonb_object_agg(n.key, n.value), '{}') from jsonb_each(r.metadata) n
-        where not exists (select from imgsearch.content c where c.content_id = i.content_id and c.about -> n.key = n.value))
+        where not exists (
+            select from imgsearch.content c where c.content_id = i.content_id and c.about -> n.key = n.value))
 from renamed r where i.image_id = r.old_id
 """
 
