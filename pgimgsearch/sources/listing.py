@@ -36,10 +36,10 @@ def list_source(path: str) -> Source:
         lines, folder, name = read_text(file), file.parent, file.stem
 
     def files(root: str) -> Iterator[ScannedFile]:
-        return files_from_rows(parse_rows(lines, path), folder, root)
+        return files_from_rows(_with_all_captions(parse_rows(lines, path)), folder, root)
 
     def count() -> int:
-        total = sum(1 for _ in parse_rows(lines, path))
+        total = len(_with_all_captions(parse_rows(lines, path)))
         if total == 0:
             raise SourceError(
                 f"the list {path} is empty", hint="write one path or URL a line, or CSV with a path column"
@@ -47,6 +47,24 @@ def list_source(path: str) -> Source:
         return total
 
     return Source(f"list {path}", name, None, files, count)
+
+
+def _with_all_captions(rows: Iterable[Row]) -> list[Row]:
+    """The rows, of which those that differ by their captions alone are one, with a line for each."""
+    kept: list[Row] = []
+    places: dict[str, int] = {}  # of what a row says besides its caption
+    for row in rows:
+        caption = row.values.get("caption")
+        if row.problem is None and isinstance(caption, str) and caption:
+            besides = json.dumps({**row.values, "caption": None}, sort_keys=True, default=str)
+            place = places.setdefault(besides, len(kept))
+            if place < len(kept):
+                known = str(kept[place].values["caption"])
+                if caption not in known.split("\n"):
+                    kept[place] = replace(kept[place], values={**row.values, "caption": f"{known}\n{caption}"})
+                continue
+        kept.append(row)
+    return kept
 
 
 def files_from_rows(rows: Iterable[Row], folder: Path | None, root: str) -> Iterator[ScannedFile]:

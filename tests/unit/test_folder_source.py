@@ -272,6 +272,19 @@ def test_rows_that_say_the_same_in_another_order_are_no_trouble(tmp_path: Path) 
     assert [file.problem for file in list_source(str(tmp_path / "l.jsonl")).files("")] == [None, None]
 
 
+def test_captions_of_several_rows_are_those_of_one_image(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        photo(tmp_path / name)
+    (tmp_path / "l.csv").write_text(
+        "path,caption,n\na.png,one,1\nb.png,two,1\na.png,three,1\na.png,one,1\na.png,four,2\n"
+    )
+    source = list_source(str(tmp_path / "l.csv"))
+    files = list(source.files(""))
+    assert [file.caption for file in files] == ["one\nthree", "two", None]
+    assert "something else" in str(files[2].problem)
+    assert source.count() == 3
+
+
 def test_of_rows_of_one_image_the_first_counts_and_others_are_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         photo(tmp_path / name)
