@@ -64,6 +64,9 @@ def duplicates(
     plan: Annotated[
         Path | None, typer.Option(help="Write a plan of the identical files to move, or of --kind; moves nothing.")
     ] = None,
+    allow_metadata_loss: Annotated[
+        bool, typer.Option("--allow-metadata-loss", help="Plan copies whose date, place or camera the keeper lacks.")
+    ] = False,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
     transformed: Annotated[
@@ -119,7 +122,8 @@ def duplicates(
         if pairs:
             _show_pairs(terminal, connection, question, after)
         else:
-            _show_groups(terminal, connection, question, html, plan, "; ".join(told))
+            _show_groups(terminal, connection, question, html, plan, "; ".join(told),
+                         allow_metadata_loss=allow_metadata_loss)  # fmt: skip
 
 
 @app.command()
@@ -181,12 +185,14 @@ def _show_pairs(terminal: Terminal, connection: Connection, question: Any, after
 
 
 def _show_groups(
-    terminal: Terminal, connection: Connection, question: Any, html: Path | None, plan: Path | None, told: str
-) -> None:
+    terminal: Terminal, connection: Connection, question: Any, html: Path | None, plan: Path | None, told: str,
+    *, allow_metadata_loss: bool,
+) -> None:  # fmt: skip
     from dataclasses import asdict
 
     from pgimgsearch.duplicates import report
     from pgimgsearch.duplicates.groups import groups
+    from pgimgsearch.duplicates.hold_back import hold_back
     from pgimgsearch.duplicates.plan import plan as plan_moves
     from pgimgsearch.duplicates.plan import write_plan
 
@@ -197,7 +203,9 @@ def _show_groups(
     if plan is not None:
         if plan.exists():
             raise UsageError(f"{plan} exists", hint="apply or remove it first, or choose another name")
-        moves = plan_moves(found)
+        moves, left_out = hold_back(connection, plan_moves(found), allow_metadata_loss=allow_metadata_loss)
+        for line in left_out:
+            terminal.notify(line)
         write_plan(plan, moves)
         terminal.show([asdict(move) for move in moves], PLAN_COLUMNS)
         terminal.notify(

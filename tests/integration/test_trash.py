@@ -13,6 +13,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates import trash as away
 from pgimgsearch.duplicates.groups import GroupRequest, groups
+from pgimgsearch.duplicates.hold_back import hold_back
 from pgimgsearch.duplicates.plan import plan, read_plan
 from pgimgsearch.duplicates.trash import apply
 from pgimgsearch.errors import DatabaseError, SourceError, UsageError
@@ -230,3 +231,39 @@ def test_without_a_kind_a_plan_takes_identical_images_alone(
     assert "identical images alone" in done.stderr
     cli("duplicates", "--plan", str(tmp_path / "both.jsonl"), *BOTH)
     assert {move.kind for move in read_plan(tmp_path / "both.jsonl")} == {"identical", "near"}
+
+
+@pytest.mark.parametrize(
+    ("beside", "held"),
+    [("copy of 0.CR2", True), ("COPY OF 0.mov", True), ("copy of 0.png.json", True),
+     ("copy of 0.png.supplemental-metadata.json", True),
+     ("copy of 0.xmp", True), ("copy of 0.txt", False), ("other.CR2", False), ("copy of 02.mov", False)],
+)  # fmt: skip
+def test_files_that_belong_to_a_copy_hold_it_back(
+    shop: Path, tmp_path: Path, cli: Callable[..., Any], beside: str, held: bool
+) -> None:
+    copy = shop / "copy of 0.png"
+    (shop / beside).write_bytes(b"x")
+    done = cli("--json", "duplicates", "--plan", str(tmp_path / "plan.jsonl"))
+    assert [move.location for move in read_plan(tmp_path / "plan.jsonl")] == ([] if held else [str(copy)])
+    assert ("1 of the copies has files that belong to them" in done.stderr) == held
+
+
+def test_what_a_camera_wrote_holds_a_copy_back(connection: Connection, shop: Path, ingest: Callable[..., Any]) -> None:
+    """Where somebody prefers the other one by its path."""
+    (shop / "copy of 0.png").unlink()
+    Image.open(shop / "0.png").save(shop / "same.png", compress_level=1)
+    connection.execute("delete from imgsearch.image where path = 'copy of 0.png'")
+    ingest(shop, "pdq")
+    moves = plan(_groups(connection, kinds=["identical"]))
+    assert len(moves) == 1
+    connection.execute(
+        "update imgsearch.content set about = '{\"taken_at\": \"2024-05-05T10:00:00.000000\"}' where content_id = "
+        "(select content_id from imgsearch.image where image_id = %s)", [moves[0].image_id],
+    )  # fmt: skip
+    left, told = hold_back(connection, moves)
+    assert left == []
+    assert "--allow-metadata-loss" in told[0]
+    assert hold_back(connection, moves, allow_metadata_loss=True) == (moves, [])
+    connection.execute('update imgsearch.content set about = \'{"taken_at": "2020-01-01T10:00:00.000000"}\'')
+    assert hold_back(connection, moves) == (moves, [])

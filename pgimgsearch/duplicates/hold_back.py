@@ -1,0 +1,77 @@
+"""What a plan leaves out, as somebody would lose more than a copy: files that belong to it, and what a camera wrote."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pgimgsearch.database.connection import Connection
+from pgimgsearch.duplicates.plan import Move
+from pgimgsearch.sources.selection import KINDS
+
+# Raw images, Live Photos and videos beside a still, edits and descriptions of Apple, Adobe and Google.
+COMPANIONS = frozenset([*KINDS["RAW"].split(), ".mov", ".mp4", ".aae", ".xmp", ".json"])
+TOLD = {"taken_at": "date", "camera": "camera", "latitude": "place"}
+NAMED = 3
+
+
+def hold_back(
+    connection: Connection, moves: Sequence[Move], *, allow_metadata_loss: bool = False
+) -> tuple[list[Move], list[str]]:
+    """The moves that lose nothing but a copy, and what is left out, for people."""
+    about = _about(connection, {one for move in moves for one in (move.image_id, move.keeper_id)})
+    beside = cache(_names)
+    kept, with_companions, with_loss = [], [], []
+    for move in moves:
+        if _has_companions(move.location, beside(os.path.dirname(move.location))):  # noqa: PTH120
+            with_companions.append(move)
+        elif not allow_metadata_loss and _lost(about.get(move.image_id, {}), about.get(move.keeper_id, {})):
+            with_loss.append(move)
+        else:
+            kept.append(move)
+    told = []
+    if with_companions:
+        told.append(f"{_count(with_companions)} files that belong to them (RAW, video, XMP, JSON): left out; "
+                    f"move them together by hand: {_some(with_companions)}")  # fmt: skip
+    if with_loss:
+        told.append(f"{_count(with_loss)} a date, place or camera that their keeper has not: left out; "
+                    f"add --allow-metadata-loss: {_some(with_loss)}")  # fmt: skip
+    return kept, told
+
+
+def _about(connection: Connection, images: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+    rows = connection.execute(
+        "select i.image_id, c.about from imgsearch.image i join imgsearch.content c using (content_id) "
+        "where i.image_id = any(%s)",
+        [list(images)],
+    ).fetchall()
+    return dict(rows)
+
+
+def _lost(own: Mapping[str, Any], keeper: Mapping[str, Any]) -> bool:
+    return any(key in own and key not in keeper for key in TOLD)
+
+
+def _names(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(name.casefold() for name in os.listdir(folder))  # noqa: PTH208
+    except OSError:  # what cannot be listed is left to --apply
+        return frozenset()
+
+
+def _has_companions(location: str, names: frozenset[str]) -> bool:
+    """Whether a file beside it has its name but for the ending, or with one more."""
+    own, stem = Path(location).name.casefold(), Path(location).stem.casefold()
+    return any(
+        name != own and Path(name).suffix in COMPANIONS and (name.startswith(f"{own}.") or Path(name).stem == stem)
+        for name in names
+    )
+
+
+def _count(moves: Sequence[Move]) -> str:
+    return f"{len(moves)} of the copies {'has' if len(moves) == 1 else 'have'}"
+
+
+def _some(moves: Sequence[Move]) -> str:
+    return ", ".join([*(move.location for move in moves[:NAMED]), *(["..."] if len(moves) > NAMED else [])])
