@@ -7,11 +7,16 @@ import numpy as np
 from PIL import Image
 
 
-def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 72), **save: Any) -> Path:
-    """Write an image with detail enough for every model: smooth noise from a seed."""
+def photo_image(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """Smooth noise from a seed: detail enough for every model."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 72), **save: Any) -> Path:
+    """Write such an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, **save)
+    photo_image(seed, size).save(path, **save)
     return path
 
 
