@@ -8,6 +8,8 @@ from typing import Any
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.plan import Move
+from pgimgsearch.duplicates.same_picture import difference
+from pgimgsearch.sources.open_image import open_image
 from pgimgsearch.sources.selection import KINDS
 
 # Raw images, Live Photos and videos beside a still, edits and descriptions of Apple, Adobe and Google.
@@ -23,14 +25,19 @@ def hold_back(
     about = _about(connection, {one for move in moves for one in (move.image_id, move.keeper_id)})
     beside = cache(_names)
     kept, with_companions, with_loss = [], [], []
+    unlike: dict[str, list[Move]] = {}
     for move in moves:
         if _has_companions(move.location, beside(os.path.dirname(move.location))):  # noqa: PTH120
             with_companions.append(move)
         elif not allow_metadata_loss and _lost(about.get(move.image_id, {}), about.get(move.keeper_id, {})):
             with_loss.append(move)
+        elif move.kind != "identical" and (why := _difference(move)) is not None:
+            unlike.setdefault(why, []).append(move)
         else:
             kept.append(move)
-    told = []
+    told = [
+        f"{len(moves)} of the images look alike, but {why}: left out: {_some(moves)}" for why, moves in unlike.items()
+    ]
     if with_companions:
         told.append(f"{_count(with_companions)} files that belong to them (RAW, video, XMP, JSON): left out; "
                     f"move them together by hand: {_some(with_companions)}")  # fmt: skip
@@ -47,6 +54,14 @@ def _about(connection: Connection, images: Iterable[int]) -> dict[int, Mapping[s
         [list(images)],
     ).fetchall()
     return dict(rows)
+
+
+def _difference(move: Move) -> str | None:
+    """Why a copy that a model found is not the picture of its keeper."""
+    try:
+        return difference(open_image(move.location), open_image(move.keeper))
+    except Exception:  # broken bytes raise anything
+        return "one of them cannot be read"
 
 
 def _lost(own: Mapping[str, Any], keeper: Mapping[str, Any]) -> bool:

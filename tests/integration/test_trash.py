@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from PIL import Image
@@ -29,10 +30,12 @@ def shop(tmp_path: Path, ingest: Callable[..., Any], connection: Connection) -> 
     """Three originals; of the first a byte copy and a small one, of the second a small one."""
     folder = tmp_path / "shop"
     for number in range(3):
-        photo(folder / f"{number}.png", seed=number + 3, size=(320, 240))
+        path = photo(folder / f"{number}.png", seed=number + 3, size=(1024, 768))
+        grain = np.random.default_rng(number).normal(0, 6, (768, 1024, 3))  # which a smaller copy has not
+        Image.fromarray(np.clip(np.asarray(Image.open(path)) + grain, 0, 255).astype(np.uint8)).save(path)
     (folder / "copy of 0.png").write_bytes((folder / "0.png").read_bytes())
     for number in range(2):
-        Image.open(folder / f"{number}.png").resize((200, 150)).save(folder / f"small {number}.png")
+        Image.open(folder / f"{number}.png").resize((800, 600)).save(folder / f"small {number}.png")
     ingest(folder, "pdq")
     # a caption with a character at which Python, but not JSONL, ends a line
     connection.execute(
