@@ -184,8 +184,8 @@ def test_errors_are_those_of_the_decoder() -> None:
         decode(b"%PDF-1.7 ...")
     with pytest.raises(TooManyPixels, match="1000 pixels"):
         decode(saved("TIFF"), ImageLimits(max_pixels=1000))
-    with pytest.raises(OSError, match=r"truncated|decoder error"):
-        decode(saved("TIFF", compression="tiff_lzw")[:-2000])
+    with pytest.raises(OSError, match="truncated"):
+        decode(saved("TIFF")[:-2000])
     refused: list[int] = []
 
     def refuse(count: int) -> None:

@@ -204,7 +204,7 @@ def test_rows_that_may_not_be_read_fail_alone(
             "https://someone:ge/geheim@example.com/a.jpg", "https:/someone:geheim@example.com/a.jpg",
             "https://someone:p@geheim@example.com/a::b.jpg", "ftp://someone:p@geheim@example.com/a.jpg",
         ))
-        + f"\n,{secret}\n"
+        + f"\n,{photos / 'a' / '01.png'}\n"
     )  # fmt: skip
     report = ingest(list_source(str(photos / "rows.csv")))
     assert report.counts["palette"]["failed"] == 12

@@ -133,7 +133,7 @@ def test_no_text_of_a_writer_ends_an_evaluation(
         writer.execute(
             "update imgsearch.image set metadata = jsonb_build_object('class', image_id || repeat('A', 120000))"
         )
-        writer.execute("update imgsearch.image set caption = repeat('red ', 30000) || repeat(E'red\n', 2000)")
+        writer.execute("update imgsearch.image set caption = repeat(E'red\nblue\n', 60) || repeat('red ', 30000)")
     for arguments in (["-p", "classes", "--key", "class"], ["-p", "text-to-image"]):
         done = cli("evaluate", "-m", "palette", *arguments)
         assert done.returncode in {0, 6}, done.stderr[-500:]
