@@ -283,7 +283,7 @@ create table imgsearch.evaluation_run (
         and not jsonb_path_exists(figures, 'strict $.* ? (@.type() != "object")')
         and not jsonb_path_exists(figures, 'strict $.*.* ? (@.type() != "null" && (@.type() != "number" || @.abs() > 1e15))')
         and not jsonb_path_exists(figures, '$.* ? (!exists(@.value) || !exists(@.low) || !exists(@.high))')),
-    numbers jsonb not null default '{}' check (not jsonb_path_exists(numbers, 'strict $.* ? (@.type() != "null"
+    numbers jsonb not null default '{}' check (octet_length(numbers::text) <= 100000 and not jsonb_path_exists(numbers, 'strict $.* ? (@.type() != "null"
         && (@.type() != "number" || @.abs() > 1e15))')),
     notes jsonb not null default '[]' check (octet_length(notes::text) <= 100000),
     images_per_second double precision check (images_per_second between 0 and 1e15),

@@ -39,7 +39,7 @@ def open_collection(
     if found and not found[3]:
         raise SourceError(
             f"collection {wanted} belongs to the role {found[4]}, who would own what is put there",
-            hint="choose another name with --collection, or connect as that role",
+            hint="choose another collection, or connect as that role",
         )
     if found:
         return found[0], found[1], found[2]

@@ -250,6 +250,7 @@ async def _while_there(
         return working.result()
     finally:
         working.cancel()
+        del working  # its error knows this frame
 
 
 async def _read_startup(reader: asyncio.StreamReader) -> tuple[int, bytes]:

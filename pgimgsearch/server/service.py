@@ -19,6 +19,7 @@ from pgimgsearch.server.text_cache_writer import TextCache
 from pgimgsearch.server.turns import Turns
 from pgimgsearch.sources.decode import SLOW, decode_pixels, decoding_cost, limit_pixels
 from pgimgsearch.sources.limits import DEFAULT_LIMITS
+from pgimgsearch.sources.memory_budget import give_back
 
 LONGEST_TEXT = 10_000  # characters, as in imgsearch._check_text
 LARGEST_PICTURE = 64 << 20  # bytes, as in imgsearch._ask_for_image
@@ -133,6 +134,7 @@ class Service:
         except BaseException:
             for answer in answers:
                 answer.cancel()
+            answers.clear()  # their errors know this frame
             raise
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -159,11 +161,14 @@ class Service:
         try:
             return model.encoder.prepare(cropped(decode_pixels(data), crop))
         except UsageError as error:
-            raise Refusal(str(error), hint=error.hint) from error
+            refusal: Refusal = Refusal(str(error), hint=error.hint)
         except SkippedImage as why:
-            raise BadImage(f"the image has no useful vector: {why}", hint="try another model") from why
+            refusal = BadImage(f"the image has no useful vector: {why}", hint="try another model")
         except Exception as error:  # broken bytes raise anything
-            raise BadImage(f"the image cannot be read: {error}", hint="bring the content of an image file") from error
+            refusal = BadImage(f"the image cannot be read: {error}", hint="bring the content of an image file")
+        del data
+        give_back()
+        raise refusal  # and not what led to it, whose frames hold the pixels
 
 
 def _check_texts(texts: Sequence[str], template: str) -> None:

@@ -34,7 +34,11 @@ class Turns:
                 loop.call_soon_threadsafe(self._pass_on)
 
         running.add_done_callback(ended)
-        return await asyncio.wrap_future(running)
+        del args, kwargs
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            del running  # its error knows this frame, and through it all that the frames above hold
 
     def close(self) -> None:
         """Wait for what runs."""

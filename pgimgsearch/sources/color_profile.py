@@ -118,7 +118,7 @@ def _read(data: bytes) -> ColorProfile | None:
             return None
     except (struct.error, ValueError, KeyError, IndexError) as error:
         raise BrokenProfile("its colour profile cannot be read") from error
-    digest = hashlib.sha256(data[16:24])
+    digest = hashlib.sha256(data[8:24] + data[64:68])  # version, class, spaces and intent
     for name in sorted(tags.keys() - ABOUT):
         digest.update(name + struct.pack("!I", len(tags[name])) + tags[name])
     return ColorProfile(mode, digest.digest(), data)
@@ -135,7 +135,9 @@ def _tags(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _is_srgb(tags: dict[bytes, bytes]) -> bool:
     names = [(b"rXYZ", b"rTRC"), (b"gXYZ", b"gTRC"), (b"bXYZ", b"bTRC")]
-    if b"A2B0" in tags or not all(primary in tags and curve in tags for primary, curve in names):
+    if any(tag[1:3] in {b"2A", b"2B"} for tag in tags) or not all(
+        primary in tags and curve in tags for primary, curve in names
+    ):
         return False
     primaries = np.array([[value / 65536 for value in struct.unpack_from("!3i", tags[one], 8)] for one, _ in names])
     if np.abs(primaries - SRGB).max() > CLOSE:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -96,7 +96,8 @@ def decode(
     Raises what Pillow raises for broken bytes, and TooManyPixels before anything large is decoded.
     """
     if is_trusted(data):
-        return decode_here(data, limits, lambda count, _: reserve(count))
+        with suppress(_SeveralFrames):
+            return decode_here(data, limits, lambda count, _: reserve(count), alone=True)
     about, image = ask("decode", data, limits, reserve)
     assert image is not None
     digest = about["pixel_hash"] and bytes.fromhex(about["pixel_hash"])
@@ -145,11 +146,19 @@ def decoding_cost(data: bytes) -> DecodingCost:
 Reserve = Callable[[int, int], None]  # bytes, and the pixels that they are for
 
 
-def decode_here(data: bytes, limits: ImageLimits, reserve: Reserve) -> tuple[Image.Image, ImageFacts]:
-    """``decode`` in this process."""
-    with _explained(), _loaded(data, limits, reserve) as file:
+class _SeveralFrames(Exception):  # noqa: N818  (a finding, not an error)
+    """An image has frames besides the first, which may be of any size."""
+
+
+def decode_here(
+    data: bytes, limits: ImageLimits, reserve: Reserve, *, alone: bool = False
+) -> tuple[Image.Image, ImageFacts]:  # fmt: skip
+    """``decode`` in this process; ``alone`` raises _SeveralFrames for an image that has more than one."""
+    with _explained(), _loaded(data, limits, reserve, alone=alone) as file:
         frame, profile = _shown(file.image, file.notes)
         several = getattr(file.image, "is_animated", False)
+        if several and frame is file.image:
+            frame = frame.copy()  # as the file goes on to other frames
         deep = loses_bits(file.image, file.depth, data)
         about = _about(file.image, data, 16 if deep else bits_of(frame), several)
         if deep:
@@ -157,7 +166,7 @@ def decode_here(data: bytes, limits: ImageLimits, reserve: Reserve) -> tuple[Ima
         else:
             if not several and frame is not file.image:
                 file.image.close()  # it is large, and no longer needed
-            shown = frame, profile.meaning if profile else b""
+            shown = frame, (profile.meaning if profile else b"") + file.meaning
             digest = pixel_hash(file.image if several else None, shown, _frame, limits.max_pixels)
         rgb = _rgb(frame, profile, file.white, file.notes)
     return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)), about)
@@ -226,16 +235,19 @@ class _File:
     kind: str
     depth: int = 8
     white: float | None = None
+    meaning: bytes = b""  # what the file says of its values besides
     notes: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def _loaded(
-    data: bytes, limits: ImageLimits, reserve: Reserve, side: int | None = None
+    data: bytes, limits: ImageLimits, reserve: Reserve, side: int | None = None, *, alone: bool = False
 ) -> Iterator[_File]:  # fmt: skip
     """An image whose pixels are decoded, a JPEG at a reduced scale of at least ``side``."""
     file = _open(data, limits)
     with file.image:
+        if alone and getattr(file.image, "is_animated", False):
+            raise _SeveralFrames
         pixels = file.image.width * file.image.height
         reserve(pixels * bytes_a_pixel(file.image), pixels)
         if side is not None:
@@ -245,6 +257,7 @@ def _loaded(
         except OSError:
             if file.image.format not in {"JPEG", "MPO"}:
                 raise
+            reserve(2 * pixels * bytes_a_pixel(file.image), 2 * pixels)
             image, other = (_ended(data + more) for more in (b"", OTHER_BITS))
             if ImageChops.difference(image, other).getbbox() is not None:
                 raise  # as pixels are missing, which are whatever bits follow
@@ -282,8 +295,11 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
     file = _File(image, image.format or "unknown", white=_white(image))
     if png is not None:
         file.depth, file.white, file.notes = png.depth if png.color else 8, png.white, png.notes
+        file.meaning = png.meaning
         if png.profile is not None:
             image.info["icc_profile"] = png.profile
+    if file.white is not None:
+        file.meaning += f"white {file.white}".encode()
     return file
 
 
@@ -336,6 +352,8 @@ def _rgb(frame: Image.Image, profile: ColorProfile | None, white: float | None, 
 def bytes_a_pixel(image: Image.Image) -> int:
     """How much memory decoding takes at its peak, measured for each format: its library's buffers and our steps."""
     library = BYTES_OF_LIBRARY.get(image.format or "", 0)
+    if image.info.get("progressive"):  # coefficients of all scans, two bytes each
+        library += 2 * len(image.getbands())
     deep = 8 if image.mode.startswith(("I", "F")) else 0
     clear = 8 if image.mode in {"LA", "PA"} else 4 if image.has_transparency_data else 0
     frames = 8 if getattr(image, "is_animated", False) else 0  # the first is held while the others are decoded

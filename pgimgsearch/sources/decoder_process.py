@@ -27,6 +27,7 @@ from pgimgsearch.sources.limits import ImageLimits, TooCostly, TooManyPixels
 
 HEAD = struct.Struct("!IQ")  # bytes of the header, and of what follows it
 BYTES_BESIDES = 7  # a pixel, here: as it is received, and as Pillow holds it
+SECONDS_TO_LOOK = 120  # in which it must have read the header of an image, after its start on a busy machine
 PATIENCE = 10  # times the seconds of computing that a process may take, in which it must answer
 # Formats that are decoded here: their libraries take what the size of an image says, and they are the most frequent.
 TRUSTED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
@@ -94,7 +95,7 @@ class _Child:
     ) -> tuple[dict[str, Any], bytearray | None]:  # fmt: skip
         """The answer to a request."""
         assert self._process.stdin is not None
-        self._deadline = float("inf")
+        self._deadline = time.monotonic() + SECONDS_TO_LOOK
         try:
             send(self._process.stdin, request, data)
             while True:
@@ -133,6 +134,10 @@ class _Child:
             return TooCostly(f"its decoder broke ({signal.Signals(-code).name})")
         return DecoderEnded(f"the process that decoded it was ended ({code})")
 
+    def is_there(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process.poll() is None
+
     def end(self) -> None:
         """End it at once."""
         self._process.kill()
@@ -153,8 +158,11 @@ class _Pool:
     def take(self) -> _Child:
         """One for a request."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                child = self._idle.pop()
+                if child.is_there():
+                    return child
+                child.end()
         return _Child()
 
     def give(self, child: _Child) -> None:

@@ -1,5 +1,6 @@
 """What an image shows, as 16 bytes: all its frames and pages, in all bits that it has, and what its colours mean."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,9 @@ def pixel_hash(
             pixels += image.width * image.height
             if number == MOST_FRAMES or pixels > most_pixels:
                 return None
-            digest.update(f"{number} {image.info.get('duration')} {image.info.get('loop')}".encode())
+            digest.update(
+                json.dumps([number, image.info.get("duration"), image.info.get("loop")], default=str).encode()
+            )
             image.load()
             _add(digest, *shown(image))
     except EOFError:  # as Pillow ends a sequence
@@ -52,7 +55,7 @@ def pixel_hash(
 
 
 def _add(digest: Any, frame: Image.Image, meaning: bytes) -> None:
-    digest.update(f"{_depth(frame)} {frame.width} {frame.height} ".encode() + meaning)
+    digest.update(json.dumps([_depth(frame), frame.width, frame.height, len(meaning)]).encode() + meaning)
     rows = max(1, STRIP // max(1, frame.width))
     for top in range(0, frame.height, rows):  # so that the pixels are not there twice
         whole = rows >= frame.height

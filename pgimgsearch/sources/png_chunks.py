@@ -13,6 +13,8 @@ TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 LONG_TEXT = 1 << 16  # bytes from which a text is left out; a description of the orientation is shorter
 MOST_UNPACKED = 1 << 20  # of a text or profile that the decoder unpacks itself
 MOST_PROFILE = 4 << 20
+MOST_IN_ALL = 16 << 20  # unpacked of all texts; the others are left out unseen
+SRGB_GAMMA = 45_455
 
 
 @dataclass(slots=True)
@@ -24,7 +26,15 @@ class PngChunks:
     color: int = 0
     white: int | None = None  # the largest value that its significant bits have
     profile: bytes | None = None  # where it was too large for the decoder
+    profiles: int = 0
+    unpacked: int = 0
+    meaning: bytes = b""  # what other chunks say of its colours
     notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Tell of something once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def look_at(data: bytes) -> PngChunks | None:
@@ -57,23 +67,33 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
     """What stands for a chunk: nothing where it is left out; None where it stays."""
     if kind in {b"IHDR", b"PLTE", b"IDAT"}:
         return None
-    if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content)):
-        found.notes.append("it has a long text")
+    if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content, found)):
+        found.note("it has a long text")
         return b""
+    if kind == b"cICP" or (kind == b"gAMA" and abs(int.from_bytes(content[:4], "big") - SRGB_GAMMA) > 100):
+        found.meaning += kind + bytes(content[:64])
     if kind == b"sBIT" and found.depth == 16 and content:
         found.white = (1 << min(16, max(1, content[0]))) - 1
+    if kind == b"iCCP":
+        found.profiles += 1
+        if found.profiles > 1:  # which is one too many
+            return b""
     if kind == b"iCCP" and _is_long(kind, content, MOST_UNPACKED):
         found.profile = _unpacked(kind, content, MOST_PROFILE + 1)
         return b""
     right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
     if checksum == right:
         return None
-    found.notes.append(f"the checksum of its {kind.decode('ascii', 'replace')} is wrong")
+    found.note("a checksum in it is wrong")
     return struct.pack("!I", len(content)) + kind + bytes(content) + right if kind in DRAWN else b""
 
 
-def _unpacks_far(kind: bytes, content: memoryview) -> bool:
-    return kind != b"tEXt" and _is_long(kind, content, LONG_TEXT)
+def _unpacks_far(kind: bytes, content: memoryview, found: PngChunks) -> bool:
+    if kind == b"tEXt" or found.unpacked > MOST_IN_ALL:
+        return kind != b"tEXt"
+    length = len(_unpacked(kind, content, LONG_TEXT + 1))
+    found.unpacked += length
+    return length > LONG_TEXT
 
 
 def _is_long(kind: bytes, content: memoryview, most: int) -> bool:

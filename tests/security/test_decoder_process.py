@@ -168,14 +168,19 @@ def many_references() -> bytes:
     return head + meta(offset) + box(b"mdat", stream)
 
 
-def test_a_process_that_is_ended_is_no_verdict_on_the_file() -> None:
+def test_a_process_that_is_ended_is_no_verdict_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a system that has no memory left; the next one is decoded by another."""
-    decode(saved("TIFF"))
-    (child,) = _children()
-    child.kill()
-    child.wait()
-    with pytest.raises(DecoderEnded):
+    for seen in (True, False):
         decode(saved("TIFF"))
+        (child,) = _children()
+        child.kill()
+        child.wait()
+        if seen:
+            assert decode(saved("TIFF"))[0].size == NOISE.size
+            continue
+        monkeypatch.setattr(decoder_process._Child, "is_there", lambda _: True)
+        with pytest.raises(DecoderEnded):
+            decode(saved("TIFF"))
     assert decode(saved("TIFF"))[0].size == NOISE.size
 
 

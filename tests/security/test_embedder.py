@@ -1,12 +1,14 @@
 """The embedder under clients that mean harm: they starve nobody, and it keeps its bounds."""
 
 import asyncio
+import gc
 import io
 import json
 import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -474,3 +476,32 @@ def test_docs_load_nothing(service: Service) -> None:
         assert "<script" not in page.text
         assert "POST /embed/text" in page.text
         assert client.get("/redoc").status_code in {401, 404}
+
+
+@pytest.mark.parametrize("crop", [[20_000, 0, 5, 5], None])
+def test_what_was_refused_is_not_kept(service: Service, crop: Any) -> None:
+    """Errors know the frames that they passed, and what those hold: pictures of hundreds of megabytes."""
+    data = saved_png(Image.new("1", (1200, 1000)))
+    if crop is None:
+        data = data[: len(data) // 2]
+
+    async def ask() -> None:
+        with pytest.raises(Refusal):
+            await service.embed_picture(service.find("palette"), data, crop)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            asyncio.run(ask())
+        kept = [one for one in gc.get_objects() if isinstance(one, Image.Image) and one.size == (1200, 1000)]
+    finally:
+        gc.enable()
+    assert len(kept) == 0
+    assert sys.getrefcount(data) < 10  # one each, if they were
+
+
+def saved_png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

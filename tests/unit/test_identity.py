@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgimgsearch.sources.decode import decode
+from pgimgsearch.sources.decode import decode, decode_pixels
 from pgimgsearch.sources.identity import MOST_FRAMES
 from tests.support.icc import rgb_profile
 
@@ -144,3 +144,56 @@ def test_all_differ() -> None:
     sizes = list(itertools.product((1, 2, 3, 4, 6, 12), repeat=2))
     hashes = {shown(saved(Image.new("RGB", size, "red"), "PNG")) for size in sizes}
     assert len(hashes) == len(sizes)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+def test_the_first_frame_is_embedded_wherever_it_is_decoded(kind: str, mode: str) -> None:
+    """However the others are looked at: of their own size, and in their own colours."""
+
+    def page(value: int) -> Image.Image:
+        if mode == "I;16":
+            return Image.fromarray(np.full((20, 30), value * 257, np.uint16))
+        return Image.new("L", (30, 20), value).convert(mode)
+
+    try:
+        data = saved(page(250), kind, save_all=True, append_images=[page(20)], quality=95)
+    except (OSError, ValueError, KeyError):
+        pytest.skip(f"Pillow writes no {mode} in {kind}")
+    image, facts = decode(data)
+    assert np.abs(np.asarray(image, int) - np.asarray(decode_pixels(data), int)).max() <= 1
+    assert np.asarray(image).mean() > 240
+    assert (facts.width, facts.height) == (30, 20)
+    assert facts.about.get("frames", 1) == 2 or mode == "I;16"  # of which some formats write one alone
+
+
+def test_later_frames_of_any_size_are_bounded() -> None:
+    """A picture behind a small one: what it takes is not what the first asks for."""
+    behind = saved(Image.new("RGB", (9000, 9000), "red"), "JPEG", progressive=True)
+    data = saved(NOISE, "MPO", save_all=True, append_images=[Image.new("RGB", (9000, 9000), "blue")])
+    assert len(behind) < len(data)
+    image, facts = decode(data)
+    assert image.size == NOISE.size
+    assert facts.pixel_hash is None or len(facts.pixel_hash) == 16
+
+
+def test_what_changes_how_a_profile_is_read_counts() -> None:
+    """Its class and version, tables of one way, and gamma and white level of a PNG."""
+    profile = rgb_profile("p3")
+    link = profile[:12] + b"link" + profile[16:]
+    newer = profile[:8] + b"\x09" + profile[9:]
+    hashes = {shown(saved(NOISE, "PNG", icc_profile=one)) for one in (profile, link, newer)}
+    assert len(hashes) == 3
+    srgb = rgb_profile("srgb")
+    number = struct.unpack_from("!I", srgb, 128)[0]
+    table = struct.pack("!I", number + 1) + srgb[132 : 132 + 12 * number]
+    moved = b"".join(
+        struct.pack("!4sII", name, place + 12, size) for name, place, size in struct.iter_unpack("!4sII", table[4:])
+    )
+    extra = struct.pack("!4sII", b"A2B1", len(srgb) + 12, 40)
+    tabled = srgb[:128] + struct.pack("!I", number + 1) + moved + extra + srgb[132 + 12 * number :] + bytes(40)
+    assert shown(saved(NOISE, "PNG", icc_profile=tabled)) != shown(saved(NOISE, "PNG"))
+    whole = saved(NOISE, "PNG")
+    for kind, content in ((b"cICP", b"\x09\x10\x00\x01"), (b"gAMA", b"\x00\x01\x86\xa0")):
+        chunk = struct.pack("!I", len(content)) + kind + content + struct.pack("!I", zlib.crc32(kind + content))
+        assert shown(whole[:33] + chunk + whole[33:]) != shown(whole)
