@@ -168,7 +168,10 @@ class Service:
             refusal = BadImage(f"the image cannot be read: {error}", hint="bring the content of an image file")
         del data
         give_back()
-        raise refusal  # and not what led to it, whose frames hold the pixels
+        try:
+            raise refusal  # and not what led to it, whose frames hold the pixels
+        finally:
+            del refusal  # it knows this frame, too
 
 
 def _check_texts(texts: Sequence[str], template: str) -> None:
