@@ -4,11 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from psycopg import DataError, Error, ServerCursor, adapters
+from psycopg import Cursor, DataError, Error, ServerCursor, adapters
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -91,5 +91,7 @@ def _cursor(url: str, query: str, *, withhold: bool = False) -> Iterator[ServerC
 
 
 def _close(cursor: ServerCursor[dict[str, Any]]) -> None:
-    with suppress(Error):  # which would hide the one for which it is closed
+    try:
         cursor.close()
+    except Error:  # the server has none, after an error that this one would hide
+        Cursor.close(cursor)

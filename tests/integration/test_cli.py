@@ -312,3 +312,57 @@ def test_a_table_is_shown_whatever_its_width_is_said_to_be(
     done = cli("models", "list", COLUMNS=columns)
     assert done.returncode == 0, done.stderr
     assert "palette" in done.stdout
+
+
+def test_an_emptied_folder_is_pruned_where_somebody_says_so(cli: Run, photos: Path, connection: Connection) -> None:
+    cli("ingest", str(photos), "-m", "palette")
+    for file in photos.rglob("*.png"):
+        file.unlink()
+    refused = cli("ingest", str(photos), "-m", "palette", "--prune")
+    assert refused.returncode == 6
+    assert "nothing was pruned" in refused.stderr
+    assert cli("ingest", str(photos), "-m", "palette", "--prune-all").returncode == 0
+    assert connection.execute("select count(*) from imgsearch.image").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("[ingest]\nexlude = ['x']\n", "exlude"), ("[ingst]\nlimit = 1\n", "ingst")]
+)
+def test_an_option_that_the_config_file_spells_wrong_is_told(cli: Run, tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    done = cli("stats")
+    assert done.returncode == 2
+    assert named in done.stderr
+
+
+def test_why_a_query_failed_is_told(cli: Run, connection: Connection, photos: Path) -> None:
+    done = cli(
+        "ingest", "--from-sql", "select 'a' as path, 1 / (n - 3) as x from generate_series(1, 9) n", "-m", "palette"
+    )
+    assert done.returncode == 3
+    assert "division by zero" in done.stderr
+    twice = cli("ingest", "--from-sql", "select 'a' as path, 1 as x, 2 as x", "-m", "palette")
+    assert twice.returncode == 6
+    assert "two columns x" in twice.stderr
+
+
+def test_what_would_do_nothing_is_refused(cli: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text(str(photos / "a" / "00.png"))
+    assert cli("ingest", "--list", str(tmp_path / "l.txt"), "--exclude", "*.png", "-m", "palette").returncode == 2
+    (tmp_path / "c.csv").write_text("path,description\na/00.png,x\n")
+    told = cli("ingest", str(photos), "--caption-from", str(tmp_path / "c.csv"), "-m", "palette")
+    assert told.returncode == 6
+    assert "no column caption: description" in told.stderr
+    (tmp_path / "c.csv").write_text("path,caption,caption\na/00.png,x,y\n")
+    assert "twice" in cli("ingest", str(photos), "--caption-from", str(tmp_path / "c.csv"), "-m", "palette").stderr
+
+
+def test_captions_in_a_list_are_lines(cli: Run, photos: Path, tmp_path: Path, connection: Connection) -> None:
+    rows = [{"path": str(photos / "a" / "00.png"), "caption": ["one", "two"]},
+            {"path": str(photos / "a" / "01.png"), "group": ["x"]}]  # fmt: skip
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cli("ingest", "--list", str(tmp_path / "l.jsonl"), "-m", "palette")
+    assert connection.execute("select caption from imgsearch.image").fetchall() == [("one\ntwo",)]
+    assert connection.execute("select message from imgsearch.ingest_failure").fetchall() == [
+        ("group_key is a list or an object, and not a text",)
+    ]
