@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.duplicates.plan import Move
@@ -56,10 +58,15 @@ def _about(connection: Connection, images: Iterable[int]) -> dict[int, Mapping[s
     return dict(rows)
 
 
+@lru_cache(maxsize=1)  # its copies follow each other
+def _keeper(location: str) -> Image.Image:
+    return open_image(location)
+
+
 def _difference(move: Move) -> str | None:
     """Why a copy that a model found is not the picture of its keeper."""
     try:
-        return difference(open_image(move.location), open_image(move.keeper))
+        return difference(open_image(move.location), _keeper(move.keeper))
     except Exception:  # broken bytes raise anything
         return "one of them cannot be read"
 

@@ -49,6 +49,12 @@ def bound(count: int, seconds: int) -> None:
         _set(resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + count + SPARE)
 
 
+def unbound() -> None:
+    """Lift the bounds of a request: the next one must be read first, whatever its size."""
+    for what in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
+        resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
+
+
 def _set(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
@@ -103,6 +109,7 @@ def main() -> None:
         except Exception as error:  # broken bytes raise anything
             answer, pixels = {"error": type(error).__name__, "message": str(error)[:2000]}, b""
         data = b""
+        unbound()
         send(out, answer, pixels)
         pixels = b""
         give_back()

@@ -82,7 +82,7 @@ class _Child:
     """A process that decodes."""
 
     def __init__(self) -> None:
-        self._deadline = float("inf")  # of time.monotonic(), for what it sends next
+        self._deadline = 0.0  # of time.monotonic(), for what it sends next
         root = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(  # its session is not that of the terminal, whose Ctrl-C is for us
             [sys.executable, "-P", "-m", "pgimgsearch.sources.decoder_child"], stdin=subprocess.PIPE,
@@ -103,7 +103,7 @@ class _Child:
                 if "reserve" not in header:
                     return header, content if "width" in header and content else None
                 reserve(header["reserve"])
-                send(self._process.stdin, {"seconds": header["seconds"]})
+                send(self._process.stdin, {"go": True})
                 self._deadline = time.monotonic() + PATIENCE * header["seconds"]
         except (BrokenPipeError, EOFError) as error:
             raise self._ending() from error
@@ -117,8 +117,8 @@ class _Child:
         data, place = bytearray(size), 0
         view, descriptor = memoryview(data), self._process.stdout.fileno()
         while place < size:
-            left = self._deadline - time.monotonic()
-            if left != float("inf") and not select.select([descriptor], [], [], max(0, left))[0]:
+            left = max(0, self._deadline - time.monotonic())
+            if not select.select([descriptor], [], [], left)[0]:
                 raise TooCostly("decoding it takes far longer than its size says")
             count = os.readv(descriptor, [view[place:]])
             if count == 0:

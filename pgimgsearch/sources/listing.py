@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from pgimgsearch.errors import SourceError
@@ -35,11 +36,16 @@ def list_source(path: str) -> Source:
         file = Path(path).expanduser().resolve()
         lines, folder, name = read_text(file), file.parent, file.stem
 
+    captions = cache(lambda: _captions_of_several(parse_rows(lines, path)))
+
+    def rows() -> Iterator[Row]:
+        return _with_all_captions(parse_rows(lines, path), captions())
+
     def files(root: str) -> Iterator[ScannedFile]:
-        return files_from_rows(_with_all_captions(parse_rows(lines, path)), folder, root)
+        return files_from_rows(rows(), folder, root)
 
     def count() -> int:
-        total = len(_with_all_captions(parse_rows(lines, path)))
+        total = sum(1 for _ in rows())
         if total == 0:
             raise SourceError(
                 f"the list {path} is empty", hint="write one path or URL a line, or CSV with a path column"
@@ -49,22 +55,33 @@ def list_source(path: str) -> Source:
     return Source(f"list {path}", name, None, files, count)
 
 
-def _with_all_captions(rows: Iterable[Row]) -> list[Row]:
-    """The rows, of which those that differ by their captions alone are one, with a line for each."""
-    kept: list[Row] = []
-    places: dict[str, int] = {}  # of what a row says besides its caption
+def _captions_of_several(rows: Iterable[Row]) -> dict[int, list[str]]:
+    """The captions of rows that differ by them alone, by what these say besides."""
+    found: dict[int, list[str]] = {}
     for row in rows:
-        caption = row.values.get("caption")
-        if row.problem is None and isinstance(caption, str) and caption:
-            besides = json.dumps({**row.values, "caption": None}, sort_keys=True, default=str)
-            place = places.setdefault(besides, len(kept))
-            if place < len(kept):
-                known = str(kept[place].values["caption"])
-                if caption not in known.split("\n"):
-                    kept[place] = replace(kept[place], values={**row.values, "caption": f"{known}\n{caption}"})
-                continue
-        kept.append(row)
-    return kept
+        if (besides := _besides_caption(row)) is not None:
+            found.setdefault(besides, []).append(str(row.values["caption"]))
+    return {besides: captions for besides, captions in found.items() if len(captions) > 1}
+
+
+def _with_all_captions(rows: Iterable[Row], several: Mapping[int, list[str]]) -> Iterator[Row]:
+    """The rows, of which those that differ by their captions alone are one, with a line for each."""
+    told: set[int] = set()
+    for row in rows:
+        besides = _besides_caption(row)
+        if besides is None or besides not in several:
+            yield row
+        elif besides not in told:
+            told.add(besides)
+            yield replace(row, values={**row.values, "caption": "\n".join(dict.fromkeys(several[besides]))})
+
+
+def _besides_caption(row: Row) -> int | None:
+    """A hash of what a row says besides its caption; None without one."""
+    caption = row.values.get("caption")
+    if row.problem is not None or not isinstance(caption, str) or not caption:
+        return None
+    return hash(json.dumps({**row.values, "caption": None}, sort_keys=True, default=str))
 
 
 def files_from_rows(rows: Iterable[Row], folder: Path | None, root: str) -> Iterator[ScannedFile]:

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -182,6 +183,17 @@ def test_a_process_that_is_ended_is_no_verdict_on_the_file(monkeypatch: pytest.M
         with pytest.raises(DecoderEnded):
             decode(saved("TIFF"))
     assert decode(saved("TIFF"))[0].size == NOISE.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no limits of a process")
+def test_the_limits_of_one_image_are_not_those_of_the_next() -> None:
+    """Which must be read before its size is known, in whatever time the one before has left."""
+    decode(saved("TIFF"))
+    with suppress(Exception):
+        decode(huge_tile(32 << 10))
+    (child,) = _children()
+    for what in (psutil.RLIMIT_AS, psutil.RLIMIT_CPU):
+        assert child.rlimit(what)[0] in {psutil.RLIM_INFINITY, child.rlimit(what)[1]}
 
 
 def test_errors_are_those_of_the_decoder() -> None:
