@@ -39,10 +39,7 @@ FEW = 2000  # new contents for which no other way pays
 ROWS_READ_A_SECOND = 100_000  # of COPY, roughly
 SPARE_ROWS = 10_000  # that may come between counting and reading
 LONG, GPU = 20, 10  # seconds from which it is worth to look for a GPU, which multiplies at least so much faster
-SOME, MANY = (
-    50,
-    1000,
-)  # images, of which a quarter of all pairs makes no sense: below the model's threshold, without one
+SOME, MANY = 50, 1000  # images from which it is known that a threshold is senseless: below the model's own, without one
 
 Method = Literal["auto", "index", "exact"]
 Step = tuple[int, int]  # contents compared, pairs that are new

@@ -4,10 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-COMPARED, LEAST = (
-    1024,
-    640,
-)  # pixels of the longer side at most, and at least: of less, small print cannot be told apart
+COMPARED = 1024  # pixels of the longer side, at most
+LEAST = 640  # and at least: of less, small print cannot be told apart
 BLOCK = 8  # pixels
 SOFT = 0.6  # pixels of blur, by which ways of resizing differ
 # Levels in any block: of brightness and colours on average, and of brightness in its pixels. Measured: JPEG of quality

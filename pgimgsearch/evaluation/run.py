@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.connection import Connection, connect, translate
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.errors import SourceError, UsageError
+from pgimgsearch.errors import NotFoundError, SourceError, UsageError
 from pgimgsearch.evaluation import copy_detection as copies
 from pgimgsearch.evaluation import history, intervals
 from pgimgsearch.evaluation.context import Context, EvaluationRequest, Outcome
@@ -25,7 +25,6 @@ from pgimgsearch.models.backends import backends
 from pgimgsearch.reporter import Reporter
 
 TIMED = 20  # queries, after one that is not
-NOT_FOUND = "PI004"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ def query_ms(connection: Connection, model: StoredModel) -> float | None:
         try:
             connection.execute(query, [image, model.name]).fetchall()
         except psycopg.Error as error:
-            if error.sqlstate != NOT_FOUND:
+            if not isinstance(translate(error), NotFoundError):
                 raise
             continue  # it was deleted meanwhile
         times.append(1000 * (time.perf_counter() - start))

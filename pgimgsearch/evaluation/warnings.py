@@ -17,9 +17,8 @@ class Warnings:
 
     def add(self, what: str, named: Iterable[object]) -> None:
         """Note things of one kind; none, and nothing is said."""
-        names = [
-            _short(os.fsencode(str(name)).decode("utf-8", "backslashreplace")) for name in named
-        ]  # paths may be any bytes
+        # paths may be any bytes
+        names = [_short(os.fsencode(str(name)).decode("utf-8", "backslashreplace")) for name in named]
         if names:
             self.found.setdefault(_short(what), []).extend(names)
 

@@ -88,7 +88,7 @@ class DuplicateFilter:
         rows = self.session.connection.execute(
             "select d, i.path from unnest(%s::bytea[]) d cross join lateral ("
             "  select c.content_id from imgsearch.content c where c.sha256 = d "
-            "  union all select c.content_id from imgsearch.content c where c.pixel_hash = d) c "
+            "  union all select c.content_id from imgsearch.content c where c.identity = d) c "
             "join imgsearch.image i on i.content_id = c.content_id",
             [digests],
         ).fetchall()

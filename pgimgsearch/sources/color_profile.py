@@ -20,20 +20,8 @@ MOST_TAGS = 200
 SPACES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 # Tags that describe the profile, and change no colour.
 ABOUT = {
-    b"desc",
-    b"cprt",
-    b"dmnd",
-    b"dmdd",
-    b"tech",
-    b"vued",
-    b"view",
-    b"meas",
-    b"calt",
-    b"targ",
-    b"ncl2",
-    b"meta",
-    b"mmod",
-}
+    b"desc", b"cprt", b"dmnd", b"dmdd", b"tech", b"vued", b"view", b"meas", b"calt", b"targ", b"ncl2", b"meta", b"mmod",
+}  # fmt: skip
 SRGB = np.array([[0.4361, 0.2225, 0.0139], [0.3851, 0.7169, 0.0971], [0.1431, 0.0606, 0.7141]])  # IEC 61966-2-1, at D50
 CLOSE, CLOSE_STEPS = 0.003, 1.0  # of a primary, and of 255 steps of a curve
 SAMPLES = np.linspace(0, 1, 65)

@@ -42,9 +42,8 @@ def pixel_hash(
             pixels += image.width * image.height
             if number == MOST_FRAMES or pixels > most_pixels:
                 return None
-            digest.update(
-                json.dumps([number, image.info.get("duration"), image.info.get("loop")], default=str).encode()
-            )
+            shown_for = [number, image.info.get("duration"), image.info.get("loop")]
+            digest.update(json.dumps(shown_for, default=str).encode())
             image.load()
             _add(digest, *shown(image))
     except EOFError:  # as Pillow ends a sequence
