@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 Mode = Literal["transaction", "session"]
+TIMEOUT = 10  # seconds for a client to end
 
 
 @contextmanager
@@ -22,18 +23,29 @@ def pooler(url: str, mode: Mode, size: int = 3) -> Iterator[str]:
     servers: queue.LifoQueue[socket.socket] = queue.LifoQueue()  # the one that was used last is used again
     greetings = [_open(servers, place, user, database) for _ in range(size)]
     listening = socket.create_server(("127.0.0.1", 0))
+    serving: list[tuple[socket.socket, threading.Thread]] = []
 
     def accept() -> None:
         with suppress(OSError):
             while True:
                 client, _ = listening.accept()
-                threading.Thread(target=_serve, args=(client, servers, greetings[0], mode), daemon=True).start()
+                thread = threading.Thread(target=_serve, args=(client, servers, greetings[0], mode), daemon=True)
+                thread.start()
+                serving.append((client, thread))
 
-    threading.Thread(target=accept, daemon=True).start()
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
     try:
         yield f"postgresql://{user}@127.0.0.1:{listening.getsockname()[1]}/{database}"
     finally:
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)  # else accept() waits on
         listening.close()
+        accepting.join(TIMEOUT)
+        for client, thread in serving:  # each gives its connection back, before the test's database is dropped
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+            thread.join(TIMEOUT)
         while not servers.empty():
             servers.get().close()
 
