@@ -199,7 +199,8 @@ begin
             hint = 'use the vector of an image or a text';
     end if;
     if request.collapse and m.near is not null then
-        return query select * from imgsearch._collapsed(m, query_vector, query_bits, request);
+        return query select * from imgsearch._collapsed(
+            imgsearch._with_thresholds(m, request.collection), query_vector, query_bits, request);
         return;
     end if;
     if num_nonnulls(request.filter, request.collection, request.among, request.metadata_key) > 0 then

@@ -13,13 +13,39 @@ begin
     if coalesce(threshold, own) is null then
         raise exception 'model % has no threshold for % pairs', m.name,
             case when 'similar' = any(kinds) then 'similar' else 'near' end using errcode = 'PI007',
-            hint = format('measure it: pgimgsearch models calibrate %s; or give one, for example threshold => 0.95', m.name);
+            hint = format('measure it: pgimgsearch models calibrate %s; or give one%s, for example threshold => 0.95', m.name,
+                          case when m.near is not null then format(' (near is from %s on)', m.near::numeric(5, 4)) end);
     end if;
     if threshold not between 0 and 1 then
         raise exception 'the threshold must be 0 to 1, not %', threshold using errcode = 'PI008',
             hint = 'a similarity, where 1 is equal, for example threshold => 0.95';
     end if;
     return coalesce(threshold, own);
+end $$;
+
+-- The collection that thresholds are of: the one that is named, or the only one; null for all of several.
+create or replace function imgsearch._calibrated_collection(collection text) returns integer
+language sql stable parallel safe
+begin atomic
+    select case when _calibrated_collection.collection is not null
+                then imgsearch._collection_id(_calibrated_collection.collection)
+                else (select min(c.collection_id) from imgsearch.collection c having count(*) = 1) end;
+end;
+
+-- The model with the thresholds that were measured on a collection (null: on all), where they were, else with its own.
+create or replace function imgsearch._with_thresholds(m imgsearch.model, collection text) returns imgsearch.model
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    measured imgsearch.calibration;
+begin
+    select c.* into measured from imgsearch.calibration c
+    where c.model_id = m.model_id
+        and c.collection_id is not distinct from imgsearch._calibrated_collection(_with_thresholds.collection);
+    if found then
+        m.near := measured.near;
+        m."similar" := measured."similar";
+    end if;
+    return m;
 end $$;
 
 -- The contents that images of a request show; null where that is all.
@@ -68,7 +94,7 @@ create or replace function imgsearch.duplicates(
 ) returns table (image_a bigint, image_b bigint, similarity double precision, kind text, verdict text, transform text)
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
-    m imgsearch.model := imgsearch._resolve_model(duplicates.model);
+    m imgsearch.model := imgsearch._with_thresholds(imgsearch._resolve_model(duplicates.model), duplicates.collection);
     by_pixels boolean := duplicates.kinds = array['identical'];  -- no model is asked
     cut double precision := case when by_pixels is not true then
         imgsearch._threshold(m, duplicates.threshold, duplicates.kinds) end;
@@ -101,7 +127,7 @@ begin
     from imgsearch._all_pairs(m, cut, scope) p
     where by_pixels is not true and (duplicates.transformed or p.transform is null);
     foreach other_name in array coalesce(duplicates.also, '{}') loop
-        other := imgsearch._resolve_model(other_name);
+        other := imgsearch._with_thresholds(imgsearch._resolve_model(other_name), duplicates.collection);
         if duplicates.agree = 'any' then
             select ones || array_agg(p.content_a), others || array_agg(p.content_b),
                    similarities || array_agg(p.similarity), found_kinds || array_agg('near'::text),
@@ -182,7 +208,7 @@ create or replace function imgsearch.duplicates_of(
 ) returns setof imgsearch.duplicate
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as $$
 declare
-    m imgsearch.model := imgsearch._resolve_model(duplicates_of.model);
+    m imgsearch.model := imgsearch._with_thresholds(imgsearch._resolve_model(duplicates_of.model), duplicates_of.collection);
     cut double precision := imgsearch._threshold(m, duplicates_of.threshold);
     content bigint := imgsearch._content_of(duplicates_of.image_id);
     request imgsearch._request := imgsearch._restrictions(duplicates_of.filter, duplicates_of.collection, duplicates_of.among);

@@ -122,8 +122,8 @@ begin
     return left_out;
 end $$;
 
--- The members of groups of duplicates and their medoids, of page k after a group. originals are images with copies of equal
--- pixels, which form a group by themselves.
+-- The members of groups of duplicates and their medoids, of k groups (null: all) after so many, in the order of the medoids.
+-- originals are images with copies of equal pixels, which form a group by themselves.
 create or replace function imgsearch._duplicate_members(
     pairs_a bigint[], pairs_b bigint[], similarities double precision[], originals bigint[], linkage text, k integer,
     after bigint
@@ -155,16 +155,16 @@ begin
         select n.*, count(*) over (partition by n.medoid) > 1 or n.representative in (select unnest(originals)) as several
         from member n)
     select x.representative, x.medoid
-    from (select w.*, dense_rank() over (order by w.medoid) as place from whole w
-          where w.several and (_duplicate_members.after is null or w.medoid > _duplicate_members.after)) x
-    where _duplicate_members.k is null or x.place <= _duplicate_members.k;
+    from (select w.*, dense_rank() over (order by w.medoid) as number from whole w where w.several) x
+    where x.number > _duplicate_members.after and (_duplicate_members.k is null or x.number <= _duplicate_members.after + _duplicate_members.k);
 end $$;
 
--- Groups in full: each image with its similarity to the keeper, and the reason for which the keeper is kept.
+-- Groups in full, numbered after so many others: each image with its similarity to the keeper, and the reason for which the
+-- keeper is kept.
 create or replace function imgsearch._describe_groups(
     m imgsearch.model, representatives bigint[], medoids bigint[], pairs_a bigint[], pairs_b bigint[],
     similarities double precision[], kinds text[], transforms text[], originals bigint[], copies bigint[],
-    kept_collections integer[], rules text[], prefer text[]
+    kept_collections integer[], rules text[], prefer text[], after bigint
 ) returns setof record
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -216,7 +216,7 @@ begin
                  select imgsearch._keeper_score($10, $11, i.path, c.width, c.height, q.bytes, q.format_rank, i.modified_at,
                                          i.collection_id = any($9), c.about) as score) w
              window best as (partition by s.medoid order by w.score desc, s.image_id))
-         select r.medoid, r.image_id, r.place = 1 or r.reference,
+         select dense_rank() over (order by r.medoid) + $16, r.image_id, r.place = 1 or r.reference,
                 case when r.representative = r.kept_representative then 1
                      else coalesce(p.similarity, 1 - (a.embedding %2$s b.embedding) / $3) end,
                 case when r.place = 1 then null when r.representative = r.kept_representative then ''identical''
@@ -235,11 +235,11 @@ begin
          left join whole w on w.medoid = r.medoid
          order by r.medoid, r.place', m.embeddings, imgsearch._operator(m))
         using representatives, medoids, imgsearch._distance_scale(m)::double precision, pairs_a, pairs_b, similarities,
-              originals, copies, kept_collections, rules, prefer, reasons, array['reference'] || rules, kinds, transforms;
+              originals, copies, kept_collections, rules, prefer, reasons, array['reference'] || rules, kinds, transforms, after;
 end $$;
 
--- Groups of duplicates: every member has at least the threshold as similarity to the group's medoid, whose image_id is the
--- group_id; linkage => 'components' joins all that is connected. similarity and kind are relative to the keeper; an image
+-- Groups of duplicates, numbered from 1: every member has at least the threshold as similarity to the group's medoid;
+-- linkage => 'components' joins all that is connected. after is the last group of the page before. similarity and kind are relative to the keeper; an image
 -- that is no pair with it, but connected through others, is linked. minimum and median are over all pairs of the group, or
 -- beyond 100 members over those with the medoid. The rules of keep choose the keeper, in order: prefer has patterns of
 -- paths, best first, for the rule path; all images of the collections in reference are kept.
@@ -293,9 +293,9 @@ begin
 
     select array_agg(n.representative), array_agg(n.medoid) into representatives, medoids
     from imgsearch._duplicate_members(pairs_a, pairs_b, pairs_similarity, originals, duplicate_groups.linkage,
-                                      duplicate_groups.k, duplicate_groups.after) n;
+                                      duplicate_groups.k, coalesce(duplicate_groups.after, 0)) n;
     return query select * from imgsearch._describe_groups(m, representatives, medoids, pairs_a, pairs_b, pairs_similarity,
-        pairs_kind, pairs_transform, originals, copies, kept_collections, rules, duplicate_groups.prefer)
+        pairs_kind, pairs_transform, originals, copies, kept_collections, rules, duplicate_groups.prefer, coalesce(duplicate_groups.after, 0))
         as d (group_id bigint, image_id bigint, keeper boolean, similarity double precision, kind text, transform text,
               collection_name text, path text, width integer, height integer, bytes bigint, format text, reason text,
               minimum double precision, median double precision);

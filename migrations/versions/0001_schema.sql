@@ -206,17 +206,22 @@ create type imgsearch._request as (
 );
 
 create table imgsearch.calibration (
-    model_id integer primary key references imgsearch.model on delete cascade,
+    model_id integer not null references imgsearch.model on delete cascade,
+    collection_id integer references imgsearch.collection on delete cascade,
+    is_default boolean not null,
     near real not null,
-    "similar" real not null,
+    "similar" real,
     precision real not null,
     copies real not null,
     images bigint not null,
     measured jsonb not null,
-    calibrated_at timestamptz not null default now()
+    calibrated_at timestamptz not null default now(),
+    unique nulls not distinct (model_id, collection_id)
 );
-comment on table imgsearch.calibration is 'what the thresholds of a model were measured on: reported pairs are copies '
-    'with this precision if a share copies of the images has one; measured has false pairs and recall by edit';
+create unique index calibration_default on imgsearch.calibration (model_id) where is_default;
+comment on table imgsearch.calibration is 'thresholds of a model, and what they were measured on (collection null: all): reported '
+    'pairs are copies with this precision if a share copies of the images has one; similar is null where it is near; '
+    'the default is the model''s own, for collections without a row; measured has false pairs and recall by edit';
 
 create table imgsearch.duplicate_scan (
     model_id integer primary key references imgsearch.model on delete cascade,
@@ -336,6 +341,8 @@ begin
              'exists (select from imgsearch.image i where i.collection_id = collection.collection_id offset 0)'),
             ('ingest_run', 'collection_id in ' || collections, null),
             ('ingest_failure', 'collection_id in ' || collections, null),
+            ('calibration', 'not is_default and collection_id in ' || collections,
+             'is_default or collection_id is null or exists (select from imgsearch.collection c where c.collection_id = calibration.collection_id offset 0)'),
             ('duplicate_scan', null, 'true'),
             ('duplicate_scanned', null, format(shown, 'duplicate_scanned', 'content_id') || ' and '
                                         || format(shown, 'duplicate_scanned', 'representative_id')),

@@ -58,12 +58,15 @@ def calibrate(
     if terminal.settings.json:
         terminal.show_one(summary | {"model": stored.name, "stored": not dry_run})
         return
-    rows = [{"threshold": kind, **summary[kind]} for kind in ("near", "similar")]
-    terminal.show(rows, ["threshold", "value", "precision", "recall", "false_pairs", "false_pairs_at_most"])
+    kinds = [kind for kind in ("near", "similar") if summary[kind]]
+    terminal.show([{"threshold": kind, **summary[kind]} for kind in kinds],
+                  ["threshold", "value", "precision", "recall", "false_pairs", "false_pairs_at_most"])  # fmt: skip
     terminal.write("")
-    near, similar = summary["recall"]["near"], summary["recall"]["similar"]
-    terminal.show([{"edit": edit, "near": near[edit], "similar": similar[edit]} for edit in near],
-                  ["edit", "near", "similar"])  # fmt: skip
+    recall = summary["recall"]
+    terminal.show([{"edit": edit, **{kind: recall[kind][edit] for kind in kinds}} for edit in recall["near"]],
+                  ["edit", *kinds])  # fmt: skip
+    if "similar" not in kinds:
+        terminal.notify("no threshold for similar pairs: below near, too few are of the same scene")
     terminal.notify(
         f"{stored.name}: {found.images} images, {found.edited} of them edited, {found.compared} compared with all; "
         f"{found.negatives.copies} pairs left out as copies; copies expected: {copies:.0%} of the images"

@@ -6,8 +6,10 @@ from typing import Any
 from pgimgsearch.cli.terminal import Terminal
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.database.thresholds import calibration_of
-from pgimgsearch.errors import InterruptedRun, UsageError
+from pgimgsearch.database.thresholds import Calibration, calibration_of
+from pgimgsearch.errors import InterruptedRun, PgImgSearchError, UsageError
+
+SAMPLE = 30  # images that are edited where a threshold is measured by the way
 
 
 def threshold_of(model: StoredModel, threshold: float | None, kinds: list[str] | None) -> float | None:
@@ -104,9 +106,44 @@ def turns_of(text: str | None, models: list[str], agree: str) -> Any:
     return transforms_of("mirror" in wanted, "rotate" in wanted)
 
 
+def calibrate_here(
+    terminal: Terminal, connection: Connection, models: list[StoredModel], collection: str | None, device: str
+) -> None:
+    """Measure the thresholds of models on a collection (None: on all) where they were measured on others only."""
+    from pgimgsearch.duplicates.pairs import can_store_pairs
+
+    for model in models:
+        known = calibration_of(connection, model, collection)
+        if known is None or known.fits or not can_store_pairs(connection):
+            continue
+        terminal.notify(
+            f"the threshold of {model.name}, {known.near:.4g}, was measured {_measured_on(known)}: measuring it on "
+            f"{collection or 'all collections'}, by edits of a sample"
+        )
+        try:
+            _calibrate(terminal, connection, model, known, collection, device)
+        except PgImgSearchError as error:
+            terminal.notify(f"{error}; {known.near:.4g} is used")
+
+
+def _calibrate(
+    terminal: Terminal, connection: Connection, model: StoredModel, known: Calibration, collection: str | None,
+    device: str,
+) -> None:  # fmt: skip
+    from pgimgsearch.duplicates.calibrate import CalibrationRequest, calibrate, store
+    from pgimgsearch.embeddings.registry import open_model
+    from pgimgsearch.models.encoder import Placement
+
+    request = CalibrationRequest(known.precision, copies=known.copies, sample=SAMPLE, collection=collection)
+    with terminal.report(f"edit and embed ({model.name})", SAMPLE) as reporter:
+        loaded = open_model(connection, model.name, placement=Placement(device))
+        store(connection, model, calibrate(connection, loaded, request, reporter), default=False)
+
+
 def thresholds_told(
-    connection: Connection, models: list[StoredModel], threshold: float | None, kinds: list[str] | None
-) -> list[str]:
+    connection: Connection, models: list[StoredModel], collection: str | None, threshold: float | None,
+    kinds: list[str] | None,
+) -> list[str]:  # fmt: skip
     """A line for each model: which threshold is used, and whether anybody measured it. Identical files need none."""
     if kinds == ["identical"]:
         return []
@@ -114,16 +151,20 @@ def thresholds_told(
     for model in models:
         mine = threshold if model is models[0] else None
         cut = threshold_of(model, mine, kinds if model is models[0] else None)
-        calibrated = calibration_of(connection, model)
+        calibrated = calibration_of(connection, model, collection)
         if mine is not None:
             said = "as you say"
         elif calibrated is None:
             said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
         else:
-            said = (
-                f"measured on {calibrated.images} images for a precision of {calibrated.precision:.2f} "
-                f"on {calibrated.calibrated_at:%Y-%m-%d}"
-            )
+            said = f"measured {_measured_on(calibrated)} for a precision of {calibrated.precision:.2f}"
         if cut is not None:
             lines.append(f"model {model.name}, threshold {cut:.4g}, {said}")
     return lines
+
+
+def _measured_on(calibration: Calibration) -> str:
+    return (
+        f"on {calibration.images} images of {calibration.collection or 'all collections'} "
+        f"on {calibration.calibrated_at:%Y-%m-%d}"
+    )

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 import typer
 from psycopg.rows import dict_row
 
-from pgimgsearch.cli.compare_new import How, find_all, thresholds_told, turns_of
+from pgimgsearch.cli import verdicts
+from pgimgsearch.cli.compare_new import How, calibrate_here, find_all, thresholds_told, turns_of
 from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, Terminal, terminal_of
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.thresholds import with_thresholds
 from pgimgsearch.database.url import database_url
 from pgimgsearch.errors import UsageError
 
@@ -22,7 +24,9 @@ GROUP_COLUMNS = ["group_id", "image_id", "keeper", "similarity", "kind", "path",
                  "minimum", "median"]  # fmt: skip
 OF_COLUMNS = ["image_id", "similarity", "kind", "collection", "path", "width", "height", "bytes"]
 PLAN_COLUMNS = ["kind", "bytes", "location", "keeper"]
-ImagesArgument = Annotated[list[int], typer.Argument(help="Two or more image ids.", metavar="IMAGE_ID...")]
+
+for command in (verdicts.accept, verdicts.reject, verdicts.forget, verdicts.review):
+    app.command()(command)
 
 
 @app.callback()
@@ -104,13 +108,16 @@ def duplicates(
     transforms = turns_of(transformed, names, agree)
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [stored_model(connection, name) for name in names]
+        if find and kind != ["identical"]:
+            calibrate_here(terminal, connection, models[1:] if threshold is not None else models, collection, device)
+        models = [with_thresholds(connection, model, collection) for model in models]
         first, *also = [model.name for model in models]
         question = GroupRequest(
             model=first, threshold=threshold, collection=collection, kinds=kind, also=also, agree=agree,
             transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference,
             k=count, after=None if pairs else _number(after),
         )  # fmt: skip
-        told = thresholds_told(connection, models, threshold, kind)
+        told = thresholds_told(connection, models, collection, threshold, kind)
         for line in told:
             terminal.notify(line)
         if of is not None:
@@ -124,24 +131,6 @@ def duplicates(
         else:
             _show_groups(terminal, connection, question, html, plan, "; ".join(told),
                          allow_metadata_loss=allow_metadata_loss)  # fmt: skip
-
-
-@app.command()
-def accept(context: typer.Context, images: ImagesArgument) -> None:
-    """Record that images are copies of each other."""
-    _judge(context, images, "accepted")
-
-
-@app.command()
-def reject(context: typer.Context, images: ImagesArgument) -> None:
-    """Record that images are not copies of each other; those pairs are never reported again."""
-    _judge(context, images, "rejected")
-
-
-@app.command()
-def forget(context: typer.Context, images: ImagesArgument) -> None:
-    """Delete the verdicts on images."""
-    _judge(context, images, None)
 
 
 @app.command()
@@ -236,19 +225,6 @@ def _apply(terminal: Terminal, plan: Path, trash: Path) -> None:
                   ["outcome", "location"])  # fmt: skip
     if moved < len(outcomes):
         raise typer.Exit(1)
-
-
-def _judge(context: typer.Context, images: list[int], verdict: str | None) -> None:
-    terminal = terminal_of(context)
-    if len(set(images)) < 2:
-        raise UsageError("give two images or more", hint="use the ids of the table or the gallery")
-    chosen = sorted(set(images))
-    pairs = [(a, b) for place, a in enumerate(chosen) for b in chosen[place + 1 :]]
-    with database_url(terminal.settings) as url, connect(url) as connection, connection.transaction():
-        connection.cursor().executemany(
-            "select imgsearch.judge_duplicates(%s, %s, %s)", [(a, b, verdict) for a, b in pairs]
-        )
-    terminal.notify(f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} {verdict or 'forgotten'}")
 
 
 def _check_together(given: set[str]) -> None:

@@ -124,6 +124,16 @@ class Terminal:
         for key, value in row.items():
             self.write(f"{key.replace('_', ' '):<{width}}  {printable(_cell(value))}")
 
+    def draw(self, locations: Sequence[str], side: int) -> None:
+        """Draw small images beside each other on stderr, where the terminal has colours enough."""
+        console = _stderr()
+        if self.settings.quiet or not console.is_terminal or console.color_system != "truecolor":
+            return
+        from pgimgsearch.cli.half_blocks import side_by_side
+        from pgimgsearch.reports.thumbnail import thumbnail
+
+        console.print(side_by_side([thumbnail(location, side) for location in locations], console.width))
+
     def write(self, text: str) -> None:
         """Write a result: a text of one or several lines."""
         typer.echo("\n".join(map(printable, text.split("\n"))))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from pgimgsearch.database.models import StoredModel
 from pgimgsearch.duplicates import thresholds as measure
 from pgimgsearch.duplicates.calibration_data import (
     HARDEST,
+    Pairs,
     are_copies,
     edited_similarities,
     hardest_pairs,
+    image_locations,
     representatives,
 )
 from pgimgsearch.duplicates.edits import NEAR, SIMILAR, Edit
@@ -26,6 +29,7 @@ from pgimgsearch.reporter import Reporter
 
 CHECKED, RARE = 250, 0.02  # of the hardest pairs, whether they are copies that nobody marked; until hardly any is
 LEAST_PICTURES = 20
+NAMED = 5  # pairs of a refusal
 SEED = 20
 
 
@@ -49,7 +53,7 @@ class CalibrationRequest:
 class Calibration:
     """What was measured; ``histogram`` counts all pairs in equal bins of 0 to 1, ``hardest`` are (a, b) content_ids.
 
-    Without thresholds, ``problem`` says why there are none.
+    Where ``near`` is None, ``problem`` says why. ``similar`` is None where no lower threshold keeps its promise.
     """
 
     request: CalibrationRequest
@@ -96,25 +100,48 @@ def calibrate(
     )
     near, similar, problem = None, None, None
     try:
-        near = similar = measure.threshold(_of(positives, NEAR), negatives, request.copies, request.precision)
+        near = measure.threshold(_of(positives, NEAR), negatives, request.copies, request.precision)
         similar = measure.threshold(
             _of(positives, NEAR + SIMILAR), negatives, request.copies, request.similar_precision
         )
-    except ModelError as error:  # where only the second cannot be promised, similar is near
+    except ModelError as error:  # where only the second cannot be promised, there is none
         problem = None if near else error
+        if isinstance(problem, measure.Indistinct):
+            problem.hint = _to_judge(connection, model.stored, pairs[~copies], negatives.hardest, request.collection)
+    if near is not None and similar is not None and similar.value >= near.value:
+        similar = None
     return Calibration(
         request, len(contents), len(next(iter(positives.values()))), len(sample), near, similar, problem, positives,
         negatives, histogram, pairs[~copies],
     )  # fmt: skip
 
 
-def store(connection: Connection, model: StoredModel, found: Calibration) -> None:
-    """Make the measured thresholds the model's own; raises the problem where there are none."""
-    if found.near is None or found.similar is None:
+def store(connection: Connection, model: StoredModel, found: Calibration, *, default: bool = True) -> None:
+    """Store the thresholds for the collection that they were measured on, ``default`` as the model's own too.
+
+    Raises the problem where there are none.
+    """
+    if found.near is None:
         raise found.problem or ModelError
-    near, similar = found.near.value, min(found.near.value, found.similar.value)
     thresholds.store_calibration(
-        connection, model, near, similar, found.request.precision, found.request.copies, found.images, summary(found)
+        connection, model, found.near.value, found.similar.value if found.similar else None, found.request.precision,
+        found.request.copies, found.images, summary(found), collection=found.request.collection, default=default,
+    )  # fmt: skip
+
+
+def _to_judge(
+    connection: Connection, model: StoredModel, pairs: Pairs, similarities: NDArray[np.float64], collection: str | None
+) -> str:
+    """Copies that nobody marked look like different images: which pairs to judge, and how."""
+    shown = pairs[:NAMED].tolist()
+    images = image_locations(connection, sorted({content for pair in shown for content in pair}))
+    named = ", ".join(f"{images[a][0]} {images[b][0]}" for a, b in shown if a in images and b in images)
+    least = float(similarities[: 4 * NAMED].min())
+    where = f" --collection {quote(collection)}" if collection else ""
+    return (
+        f"judge the most similar pairs, of which some may be copies that nobody marked ({named}): pgimgsearch "
+        f"duplicates review --model {model.name} --above {np.floor(least * 1e4) / 1e4:.4g}{where}; or take a model "
+        "made for copies, such as sscd-disc-mixup"
     )
 
 
@@ -124,6 +151,7 @@ def summary(found: Calibration) -> dict[str, Any]:
     return {
         **{kind: threshold and asdict(threshold) for kind, threshold in kinds.items()},
         "edited": found.edited, "compared": found.compared, "collection": found.request.collection,
+        "similar_precision": found.request.similar_precision,
         "copies_left_out": found.negatives.copies,
         "recall": {
             kind: measure.recalls(found.positives, threshold.value) for kind, threshold in kinds.items() if threshold

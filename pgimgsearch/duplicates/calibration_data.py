@@ -10,6 +10,7 @@ from PIL import Image
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 from pgimgsearch.duplicates.edits import ALL, Edit
+from pgimgsearch.duplicates.pixel_copies import is_pixel_copy, reduced
 from pgimgsearch.embeddings.loaded_model import LoadedModel
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
@@ -22,7 +23,6 @@ from pgimgsearch.sources.open_image import open_image
 
 HARDEST = 5000  # pairs kept of all that were compared
 ROWS = 2000  # vectors multiplied at once with those of the sample
-SMALL, SAME = (64, 64), 0.99  # pixels to which two files are shrunk, and the correlation from which they show the same
 LARGEST = 1024  # pixels of the longer side before an image is edited: models see less
 LOCATED = 200  # contents looked up at once
 BINS = 128  # whole steps of a PDQ hash
@@ -99,13 +99,13 @@ def hardest_pairs(
 
 
 def are_copies(connection: Connection, pairs: Pairs) -> NDArray[np.bool_]:
-    """Which pairs are copies whatever the model says: a person accepted them, or their pixels are alike when shrunk.
+    """Which pairs are copies whatever the model says: a person accepted them, or their pixels are the same picture's.
 
     What a person rejected is none, nor are images without contrast, or whose files cannot be read.
     """
-    small = _shrunk(connection, sorted({int(content) for pair in pairs for content in pair}))
+    small = _reduced(connection, sorted({int(content) for pair in pairs for content in pair}))
     return np.array(
-        [verdict == "accepted" or (verdict is None and _same_pixels(small.get(a), small.get(b)))
+        [verdict == "accepted" or (verdict is None and a in small and b in small and is_pixel_copy(small[a], small[b]))
          for (a, b), verdict in zip(pairs.tolist(), _verdicts(connection, pairs), strict=True)], bool,
     )  # fmt: skip
 
@@ -161,20 +161,12 @@ def _verdicts(connection: Connection, pairs: Pairs) -> list[str | None]:
     return [row[0] for row in rows]
 
 
-def _shrunk(connection: Connection, contents: Sequence[int]) -> dict[int, NDArray[np.float64]]:
-    """The pixels of files that can be read, shrunk, and around their mean."""
+def _reduced(connection: Connection, contents: Sequence[int]) -> dict[int, Image.Image]:
+    """The files that can be read, as small as they are compared."""
     found = {}
     for content, (_, location) in image_locations(connection, contents).items():
         try:
-            picture = open_image(location)
+            found[content] = reduced(open_image(location))
         except Exception:  # noqa: S112  (no evidence then)
             continue
-        pixels = np.asarray(picture.resize(SMALL, Image.Resampling.BOX), np.float64)
-        found[content] = pixels - pixels.mean()
     return found
-
-
-def _same_pixels(one: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
-    if one is None or other is None or min(one.std(), other.std()) < 1:
-        return False
-    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())) >= SAME

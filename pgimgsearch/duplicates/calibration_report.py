@@ -69,14 +69,15 @@ def _description(found: Calibration) -> str:
 
 
 def _recalls(found: Calibration) -> str:
-    if found.near is None or found.similar is None:
+    kinds = {name: one.value for name, one in (("near", found.near), ("similar", found.similar)) if one is not None}
+    if not kinds:
         return ""
-    near, similar = (measure.recalls(found.positives, threshold.value) for threshold in (found.near, found.similar))
-    rows = "".join(f"<tr><td>{html.escape(edit)}<td>{near[edit]:.0%}<td>{similar[edit]:.0%}" for edit in near)
-    return (
-        f"<h2>Copies found, by edit</h2><table><tr><th>edit<th>near {found.near.value:.3f}"
-        f"<th>similar {found.similar.value:.3f}{rows}</table>"
+    columns = [measure.recalls(found.positives, value) for value in kinds.values()]
+    rows = "".join(
+        f"<tr><td>{html.escape(edit)}" + "".join(f"<td>{column[edit]:.0%}" for column in columns) for edit in columns[0]
     )
+    titles = "".join(f"<th>{name} {value:.3f}" for name, value in kinds.items())
+    return f"<h2>Copies found, by edit</h2><table><tr><th>edit{titles}{rows}</table>"
 
 
 def _hardest(connection: Connection, found: Calibration) -> str:

@@ -10,6 +10,11 @@ from pgimgsearch.errors import ModelError
 
 STEPS = 4000  # thresholds that are tried between 0 and 1
 
+
+class Indistinct(ModelError):  # noqa: N818  (a finding)
+    """Images that are no copies are as similar as copies are."""
+
+
 Similarities = Mapping[str, NDArray[np.float64]]  # by edit; -1 where the model could not read the copy
 
 
@@ -89,10 +94,7 @@ def _short(negatives: Negatives, recall: float, copies: float, precision: float,
             hint=f"promise less: --precision {np.floor(best * 100) / 100:.2f}"
             + ("" if whole else "; or look at more pairs: --compared"),
         )
-    return ModelError(
+    return Indistinct(
         f"at no threshold are the pairs copies with a precision of {precision}: the best is {best:.3f}, as images "
-        "that are no copies are as similar as copies are",
-        hint="copies that nobody marked look like this too: see the hardest pairs with --html, and accept the copies, "
-        "several at once: pgimgsearch duplicates accept 12 40 41; or take a model made for copies, such as "
-        "sscd-disc-mixup",
+        "that are no copies are as similar as copies are"
     )

@@ -118,7 +118,7 @@ def ingest(
         tables = _tables(stored, shadows, options)
         output = Writer(writer, collection_id, run_id, stored, tables, exif=options.exif)
         try:
-            duplicates = DuplicateFilter(writer, stored) if options.skip_duplicates else None
+            duplicates = DuplicateFilter(writer, stored, collection) if options.skip_duplicates else None
             _work(output, planner, duplicates, files, models, options, watch, reporter, stopped, Away(source))
             status = "interrupted" if stopped.is_set() else "complete"
             if models.seconds > loaded_before:

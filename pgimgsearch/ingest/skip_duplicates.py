@@ -10,6 +10,7 @@ from psycopg import sql
 from pgimgsearch.database.connection import Connection, vector_schema
 from pgimgsearch.database.models import StoredModel, list_aliases
 from pgimgsearch.database.reconnect import Session
+from pgimgsearch.database.thresholds import with_thresholds
 from pgimgsearch.embeddings.binary_copy import literal
 from pgimgsearch.embeddings.read_vectors import read_vectors
 from pgimgsearch.embeddings.similarity import similarity, unit_rows
@@ -30,11 +31,11 @@ class DuplicateFilter:
     It asks the index where there is one; without, as in a first load, it holds all vectors in half precision.
     """
 
-    def __init__(self, session: Session, models: Sequence[StoredModel]) -> None:
+    def __init__(self, session: Session, models: Sequence[StoredModel], collection: str) -> None:
         self.session = session
         chosen = list_aliases(session.connection).get("duplicates")
         self.position = next((n for n, model in enumerate(models) if model.name == chosen), 0)
-        self.model = models[self.position]
+        self.model = with_thresholds(session.connection, models[self.position], collection)
         if self.model.near is None:
             raise ModelError(
                 f"model {self.model.name} has no threshold for duplicates",

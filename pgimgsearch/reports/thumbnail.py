@@ -9,12 +9,16 @@ from PIL import Image
 from pgimgsearch.sources.open_image import open_thumbnail
 
 
-def data_url(location: str | Path, side: int = 320) -> str:
-    """An image as a ``data:`` URL of a JPEG of at most ``side`` pixels; grey where it cannot be read."""
-    out = io.BytesIO()
+def thumbnail(location: str | Path, side: int = 320) -> Image.Image:
+    """A small RGB image of at most ``side`` pixels; grey where it cannot be read."""
     try:
-        small = open_thumbnail(str(location), side)
+        return open_thumbnail(str(location), side)
     except Exception:  # moved or broken meanwhile, in whatever way its store reports it; the caption names the file
-        small = Image.new("RGB", (side, side), "lightgrey")
-    small.save(out, "JPEG", quality=80)
+        return Image.new("RGB", (side, side), "lightgrey")
+
+
+def data_url(location: str | Path, side: int = 320) -> str:
+    """``thumbnail`` as a ``data:`` URL of a JPEG."""
+    out = io.BytesIO()
+    thumbnail(location, side).save(out, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

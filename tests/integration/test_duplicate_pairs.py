@@ -156,6 +156,7 @@ def test_pages_go_on_where_the_last_one_ended(connection: Connection) -> None:
     assert raised.value.sqlstate == "PI008"
     groups = "select group_id, image_id from imgsearch.duplicate_groups(threshold => 0.9, k => %s, after => %s)"
     all_rows = connection.execute(groups, [None, None]).fetchall()
+    assert sorted({row[0] for row in all_rows}) == list(range(1, 1 + len({row[0] for row in all_rows})))
     rows, last = [], None
     while page := connection.execute(groups, [3, last]).fetchall():
         assert len({row[0] for row in page}) <= 3

@@ -21,7 +21,7 @@ from tests.support.calls import CALLS, MODELS, fill, in_order, public_functions
 from tests.support.roles import drop_roles
 
 # What is of the deployment and not of its tenants, and the sizes of tables, which Postgres' own catalogue shows to everyone.
-SHARED = {"alembic_version", "alias", "alias_history", "calibration", "canary", "duplicate_scan", "model", "reduction"}
+SHARED = {"alembic_version", "alias", "alias_history", "canary", "duplicate_scan", "model", "reduction"}
 MADE_OF_ALL = {
     "timings",
     "placement",
@@ -56,6 +56,10 @@ def prepare(admin: Connection, server: str, template: str, folder: Path, name: s
         palette = get_model(owner, "palette")
         find.find(url, palette, 0.8)
         cluster.save(owner, palette, cluster.cluster(owner, palette, 3, 2, None, SILENT))
+        owner.execute(
+            "insert into imgsearch.calibration (model_id, collection_id, is_default, near, precision, copies, images, measured) "
+            "select m.model_id, c.collection_id, false, 0.9, 0.9, 0.1, 8, '{}' from imgsearch.model m, imgsearch.collection c"
+        )
         owner.execute("select imgsearch.cache_text('red', ('[1' || repeat(',0', 31) || ']')::vector, 'palette')")
     return url
 
@@ -104,7 +108,7 @@ class Names:
                 named["pair"] = sorted([*named.get("pair", []), names.get(value, f"unknown {value}")])
             elif column in {"content_id", "representative_id"}:
                 named[column] = self.contents.get(value, f"unknown content {value}")
-            elif column in {"image_id", "group_id"}:
+            elif column == "image_id":
                 named[column] = self.images.get(value, f"unknown image {value}")
             elif not column.endswith(("_id", "_at", "_collections")) and column not in MADE_OF_ALL:
                 named[column] = value
