@@ -29,7 +29,8 @@ begin
         score := case rule
             when 'original' then  -- what a camera wrote, which conversions and messengers leave out
                 4 * (about ? 'taken_at')::integer + 2 * (about ? 'camera')::integer + (about ? 'latitude')::integer
-                + least(imgsearch._number(about -> 'tags'), 999) / 1000
+            when 'unconverted' then imgsearch._number(about -> 'origin')
+            when 'metadata' then imgsearch._number(about -> 'tags')
             when 'detail' then
                 greatest(imgsearch._number(about -> 'depth'), 8) + 100 * least(imgsearch._number(about -> 'frames'), 1000000)
                 + 1e9 * (about ? 'extra')::integer
@@ -43,7 +44,7 @@ begin
                 cardinality(prefer) + 1, 1) end;
         if score is null then
             raise exception 'unknown rule: %', rule using errcode = 'PI008',
-                hint = 'rules are original, detail, pixels, lossless, bytes, oldest, newest and path';
+                hint = 'rules are original, unconverted, metadata, detail, pixels, lossless, bytes, oldest, newest and path';
         end if;
         result := result || score;
     end loop;

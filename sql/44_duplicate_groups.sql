@@ -168,7 +168,7 @@ create or replace function imgsearch._describe_groups(
 ) returns setof record
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-    reasons jsonb := '{"reference": "reference collection", "original": "camera metadata", "detail": "more than its pixels", "pixels": "most pixels", "lossless": "better format",
+    reasons jsonb := '{"reference": "reference collection", "original": "camera metadata", "unconverted": "as the camera wrote it", "metadata": "most metadata", "detail": "more than its pixels", "pixels": "most pixels", "lossless": "better format",
                        "bytes": "most bytes", "oldest": "oldest", "newest": "newest", "path": "preferred path"}';
 begin
     if prefer is null then
@@ -256,9 +256,7 @@ language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp as
 #variable_conflict use_column
 declare
     m imgsearch.model := imgsearch._resolve_model(duplicate_groups.model);
-    rules text[] := coalesce(duplicate_groups.keep, case
-        when duplicate_groups.prefer is null then array['original', 'detail', 'pixels', 'lossless', 'bytes', 'oldest', 'path']
-        else array['path', 'original', 'detail', 'pixels', 'lossless', 'bytes', 'oldest'] end);
+    rules text[] := array['original', 'unconverted', 'metadata', 'detail', 'pixels', 'lossless', 'bytes', 'oldest'];
     kept_collections integer[] := array(
         select imgsearch._collection_id(x) from unnest(duplicate_groups.reference) x);
     pairs_a bigint[];
@@ -279,6 +277,8 @@ begin
         raise exception 'k must be at least 1, not %', duplicate_groups.k using errcode = 'PI008',
             hint = 'k is the number of groups of a page; leave it out for all';
     end if;
+    rules := coalesce(duplicate_groups.keep,
+                      case when duplicate_groups.prefer is null then rules || 'path'::text else 'path'::text || rules end);
     select array_agg(d.image_a) filter (where d.kind <> 'identical'),
            array_agg(d.image_b) filter (where d.kind <> 'identical'),
            array_agg(d.similarity) filter (where d.kind <> 'identical'),

@@ -21,6 +21,7 @@ create table imgsearch.content (
     height integer not null check (height > 0),
     format text not null check (octet_length(format) <= 100),
     about jsonb not null default '{}' check (jsonb_typeof(about) = 'object' and octet_length(about::text) <= 4000
+        and not jsonb_path_exists(about, 'strict $.* ? (@.type() == "object" || @.type() == "array")')
         and not jsonb_path_exists(about, 'strict $.* ? (@.type() == "number" && (@.abs() > 1e15 || (@ != 0 && @.abs() < 1e-9)))'))
 );
 create index content_identity on imgsearch.content (identity);
@@ -209,13 +210,13 @@ create table imgsearch.calibration (
     model_id integer not null references imgsearch.model on delete cascade,
     collection_id integer references imgsearch.collection on delete cascade,
     is_default boolean not null,
-    near real not null,
-    "similar" real,
-    precision real not null,
-    copies real not null,
-    images bigint not null,
-    measured jsonb not null,
-    calibrated_at timestamptz not null default now(),
+    near real not null check (near between 0 and 1),
+    "similar" real check ("similar" between 0 and 1),
+    precision real not null check (precision > 0 and precision < 1),
+    copies real not null check (copies > 0 and copies <= 1),
+    images bigint not null check (images >= 0),
+    measured jsonb not null check (octet_length(measured::text) <= 1000000),
+    calibrated_at timestamptz not null default now() check (calibrated_at between '0001-01-02' and '9999-12-30'),
     unique nulls not distinct (model_id, collection_id)
 );
 create unique index calibration_default on imgsearch.calibration (model_id) where is_default;

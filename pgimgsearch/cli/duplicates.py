@@ -53,7 +53,8 @@ def duplicates(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="The rules that choose the keeper. Default: original,detail,pixels,lossless,bytes,oldest,path."
+            help="The rules that choose the keeper. Default: original,unconverted,metadata,detail,pixels,lossless,"
+            "bytes,oldest,path."
         ),
     ] = None,
     prefer: Annotated[

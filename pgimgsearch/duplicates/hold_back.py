@@ -1,8 +1,10 @@
 """What a plan leaves out, as somebody would lose more than a copy: files that belong to it, and what a camera wrote."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,24 @@ def hold_back(
 ) -> tuple[list[Move], list[str]]:
     """The moves that lose nothing but a copy, and what is left out, for people."""
     about = _about(connection, {one for move in moves for one in (move.image_id, move.keeper_id)})
-    beside = cache(_names)
     kept, with_companions, with_loss = [], [], []
     unlike: dict[str, list[Move]] = {}
+    compared: dict[tuple[str, str], str | None] = {}  # once for equal files
     for move in moves:
-        if _has_companions(move.location, beside(os.path.dirname(move.location))):  # noqa: PTH120
+        files = move.sha256, move.keeper_sha256
+        if _has_companions(move.location):
             with_companions.append(move)
         elif not allow_metadata_loss and _lost(about.get(move.image_id, {}), about.get(move.keeper_id, {})):
             with_loss.append(move)
-        elif move.kind != "identical" and (why := _difference(move)) is not None:
-            unlike.setdefault(why, []).append(move)
-        else:
+        elif move.kind == "identical":
             kept.append(move)
+        else:
+            if files not in compared:
+                compared[files] = _difference(move)
+            if (why := compared[files]) is None:
+                kept.append(move)
+            else:
+                unlike.setdefault(why, []).append(move)
     told = [
         f"{len(moves)} of the images look alike, but {why}: left out: {_some(moves)}" for why, moves in unlike.items()
     ]
@@ -75,20 +83,24 @@ def _lost(own: Mapping[str, Any], keeper: Mapping[str, Any]) -> bool:
     return any(key in own and key not in keeper for key in TOLD)
 
 
-def _names(folder: str) -> frozenset[str]:
+def _has_companions(location: str) -> bool:
+    """Whether a file beside it has its name but for the ending, or with more behind it."""
+    path = Path(location)
+    own, stem = path.name.casefold(), path.stem.casefold()
+    names, stems = _companions(os.path.realpath(path.parent))
+    return own in names or stems[stem] > (path.suffix.casefold() in COMPANIONS)
+
+
+@lru_cache(maxsize=16)
+def _companions(folder: str) -> tuple[frozenset[str], Counter[str]]:
+    """Of the files of a folder that may belong to others: the names that they have more behind, and their stems."""
     try:
-        return frozenset(name.casefold() for name in os.listdir(folder))  # noqa: PTH208
+        found = [name.casefold() for name in os.listdir(folder)]  # noqa: PTH208
     except OSError:  # what cannot be listed is left to --apply
-        return frozenset()
-
-
-def _has_companions(location: str, names: frozenset[str]) -> bool:
-    """Whether a file beside it has its name but for the ending, or with one more."""
-    own, stem = Path(location).name.casefold(), Path(location).stem.casefold()
-    return any(
-        name != own and Path(name).suffix in COMPANIONS and (name.startswith(f"{own}.") or Path(name).stem == stem)
-        for name in names
-    )
+        found = []
+    companions = [name for name in found if Path(name).suffix in COMPANIONS]
+    longer = frozenset(name[: dot.start()] for name in companions for dot in re.finditer(r"\.", name))
+    return longer & frozenset(found), Counter(Path(name).stem for name in companions)
 
 
 def _count(moves: Sequence[Move]) -> str:

@@ -1,5 +1,7 @@
 """Whether two files show the same picture, but for size and compression: nothing differs in any place."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -13,6 +15,7 @@ SOFT = 0.6  # pixels of blur, by which ways of resizing differ
 MOST_MEAN, MOST_SPREAD = 9.0, 11.0
 MOST_STRETCH = 0.01  # of the proportions
 ENLARGED = 2.0  # grey levels by which an image differs from a smaller one, enlarged, if it holds more than that
+PART, PLACES = 1024, ((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1))  # pixels of a side, and where: shares of what is left
 
 
 def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
@@ -29,16 +32,30 @@ def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
     spread = np.sqrt((blocks[..., 0] ** 2).mean(axis=(1, 3))).max()
     if average > MOST_MEAN or spread > MOST_SPREAD:
         return "it differs in places"
-    if keeper.width > copy.width and _is_enlarged(keeper, (copy.width, copy.height)):
+    if keeper.width > copy.width and _is_enlarged(keeper, copy.width):
         return "its keeper is an enlarged copy"
+    if copy.width > keeper.width and not _is_enlarged(copy, keeper.width):
+        return "it holds more than its keeper"
     return None
 
 
-def _is_enlarged(image: Image.Image, size: tuple[int, int]) -> bool:
-    """Whether an image holds no more than it would at a smaller size."""
+def _is_enlarged(image: Image.Image, width: int) -> bool:
+    """Whether an image holds no more than it would at a smaller width; looked at in a few places where it is large."""
+    return max(_lost(part, width / image.width) for part in _parts(image)) < ENLARGED
+
+
+def _parts(image: Image.Image) -> Iterator[Image.Image]:
+    for x, y in PLACES:
+        left, top = (round(max(0, length - PART) * share) for length, share in ((image.width, x), (image.height, y)))
+        yield image.crop((left, top, min(left + PART, image.width), min(top + PART, image.height)))
+
+
+def _lost(image: Image.Image, scale: float) -> float:
+    """Grey levels by which an image differs from itself after it was smaller."""
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     again = image.resize(size, Image.Resampling.LANCZOS).resize(image.size, Image.Resampling.BICUBIC)
     rest = np.asarray(image, np.float32) - np.asarray(again, np.float32)
-    return float(np.sqrt((rest**2).mean())) < ENLARGED
+    return float(np.sqrt((rest**2).mean()))
 
 
 def _small(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:

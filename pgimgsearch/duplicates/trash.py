@@ -74,6 +74,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                 to = _free(trash / os.path.normpath(move.location).lstrip(os.sep))
                 problem = (
                     _problem(move, image, going)
+                    or _problem_of_row(move, image)
                     or _problem_of_keeper(connection, move, image)
                     or _problem_of_others(connection, move, image)
                 )
@@ -99,19 +100,22 @@ def undo(connection: Connection, trash: Path) -> Iterator[Outcome]:
     if not (trash / UNDO).is_file():
         raise SourceError(f"there is no {trash / UNDO}", hint="name the folder that --trash named")
     with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
-        for line in reversed(_lines(trash)):  # a name may have been taken twice
+        for line in _last_lines_first(trash):  # a name may have been taken twice
             if line.strip():
                 yield from _undo_line(connection, trash, line)
 
 
 def _moved_earlier(trash: Path) -> dict[tuple[str, int], Path]:
     """Where files lie in the trash, by their old place and their image's number."""
-    found = {}
-    for line in _lines(trash) if (trash / UNDO).is_file() else []:
-        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # torn by a crash
-            entry = json.loads(line)
-            if _is_inside(lies := trash / entry["to"], trash):
-                found[entry["from"], entry["image"]["image_id"]] = lies
+    found: dict[tuple[str, int], Path] = {}
+    if not (trash / UNDO).is_file():
+        return found
+    with _open_undo(trash, os.O_RDONLY) as undo:
+        for line in undo:
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # torn by a crash
+                entry = json.loads(line)
+                if _is_inside(lies := trash / entry["to"], trash):
+                    found[entry["from"], entry["image"]["image_id"]] = lies
     return found
 
 
@@ -127,9 +131,14 @@ def _open_undo(trash: Path, flags: int) -> TextIO:
     return open(number, "a" if flags & os.O_APPEND else "r", encoding="utf-8", errors="replace")  # noqa: PTH123
 
 
-def _lines(trash: Path) -> list[str]:
-    with _open_undo(trash, os.O_RDONLY) as undo:
-        return undo.read().split("\n")
+def _last_lines_first(trash: Path) -> Iterator[str]:
+    """The lines of the undo file, of which one may be long and all too much."""
+    with _open_undo(trash, os.O_RDONLY) as text:
+        undo, starts = text.buffer, [0]
+        starts += [undo.tell() for _ in iter(undo.readline, b"")]
+        for start in reversed(starts[:-1]):
+            undo.seek(start)
+            yield undo.readline().decode("utf-8", "replace")
 
 
 def _undo_line(connection: Connection, trash: Path, line: str) -> Iterator[Outcome]:
@@ -216,6 +225,13 @@ def _check_trash(connection: Connection, trash: Path) -> None:
             )
 
 
+def _problem_of_row(move: Move, image: dict[str, Any]) -> str | None:
+    """Why the row is not that of the plan: another path may have been given to it since."""
+    if os.path.normpath(shown_location(image["path"], image["root"])) != os.path.normpath(move.location):
+        return "the database has it elsewhere now"
+    return None
+
+
 def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
     """Why a file must stay: what rows say of it and of its keeper is compared with the files themselves."""
     if is_url(move.location):
@@ -267,15 +283,21 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
 
 
 def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]) -> str | None:
-    """Why the file is not this owner's alone: a row may name another tenant's file."""
-    rows = connection.execute(
-        "select i.path, l.root, l.owner from imgsearch.image i join imgsearch.content c using (content_id) "
-        "join imgsearch.collection l using (collection_id) join pg_class r on r.oid = 'imgsearch.image'::regclass "
-        "where c.sha256 = %s and r.relrowsecurity "
-        "and l.owner <> (select o.owner from imgsearch.collection o where o.collection_id = %s)",
-        [image["sha256"], image["collection_id"]],
-    ).fetchall()
+    """Why the file is not this owner's alone: a row may name another tenant's file, which may not be ingested yet."""
     here = os.path.realpath(move.location)
+    others = (
+        "from imgsearch.collection l join pg_class r on r.oid = 'imgsearch.image'::regclass and r.relrowsecurity "
+        "join imgsearch.collection o on o.collection_id = %s and o.owner <> l.owner "
+    )
+    folders = connection.execute(f"select l.root, l.owner {others}", [image["collection_id"]]).fetchall()
+    for root, owner in folders:
+        if root and not is_url(root) and Path(here).is_relative_to(os.path.realpath(root)):
+            return f"it lies in the folder {root} of the role {owner}"
+    rows = connection.execute(
+        f"select i.path, l.root, l.owner {others} join imgsearch.image i on i.collection_id = l.collection_id "
+        "join imgsearch.content c using (content_id) where c.sha256 = %s or i.path = any(%s)",
+        [image["collection_id"], image["sha256"], [here, move.location]],
+    ).fetchall()
     for path, root, owner in rows:
         if os.path.realpath(shown_location(path, root) or os.devnull) == here:
             return f"it is an image of the role {owner}, too"
@@ -347,9 +369,9 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select i.image_id, i.added_at, i.collection_id, l.name as collection, i.key, i.path, i.modified_at, "
-            "i.group_key, i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, c.bytes, c.width, "
-            "c.height, c.format, c.about::text "
+            "select i.image_id, i.added_at, i.collection_id, l.name as collection, l.root, i.key, i.path, "
+            "i.modified_at, i.group_key, i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, "
+            "c.bytes, c.width, c.height, c.format, c.about::text "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "
             "join imgsearch.content c using (content_id) where i.image_id = %s and c.sha256 = %s",
             [move.image_id, bytes.fromhex(move.sha256)],

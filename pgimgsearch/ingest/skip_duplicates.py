@@ -87,10 +87,10 @@ class DuplicateFilter:
             item.image.pixel_hash for item in items if item.image and item.image.pixel_hash
         ]
         rows = self.session.connection.execute(
-            "select d, i.path from unnest(%s::bytea[]) d cross join lateral ("
+            "select d, f.path from unnest(%s::bytea[]) d cross join lateral (select i.path from ("
             "  select c.content_id from imgsearch.content c where c.sha256 = d "
             "  union all select c.content_id from imgsearch.content c where c.identity = d) c "
-            "join imgsearch.image i on i.content_id = c.content_id",
+            "join imgsearch.image i on i.content_id = c.content_id limit 1) f",
             [digests],
         ).fetchall()
         return dict(rows)

@@ -1,6 +1,7 @@
 """From bytes to an upright RGB image, whatever Pillow reads plus HEIC and AVIF."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pgimgsearch.sources.identity import bits_of, loses_bits, pixel_hash
 from pgimgsearch.sources.jpeg import bytes_behind
 from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits, TooManyPixels
+from pgimgsearch.sources.origin import origin
 from pgimgsearch.sources.png_chunks import look_at
 from pgimgsearch.sources.tiff_tags import described, directory
 
@@ -58,7 +60,8 @@ class ImageFacts:
 
     ``pixel_hash`` is None where only equal bytes are known to be identical; ``notes`` tell of what was odd. ``about``
     is what a person would lose with the file: ``taken_at``, ``camera``, ``latitude``, ``longitude``, ``tags`` of EXIF,
-    ``depth`` in bits where it is more than 8, ``frames`` where there are more, and ``extra`` bytes behind the image.
+    ``origin`` (see there), ``depth`` in bits where it is more than 8, ``frames`` where there are more, and ``extra``
+    bytes behind the image.
     """
 
     pixel_hash: bytes | None
@@ -175,6 +178,8 @@ def decode_here(
 def _about(image: Image.Image, data: bytes, depth: int, several: bool) -> dict[str, Any]:
     """See ImageFacts."""
     found = taken(image)
+    if found and (made := origin(image.format or "", data, found)):
+        found["origin"] = made
     if depth > 8:
         found["depth"] = depth
     if several:
@@ -214,7 +219,8 @@ def decoding_cost_here(data: bytes) -> DecodingCost:
 
 def limit_pixels(max_pixels: int) -> None:
     """Let Pillow itself refuse more, also inside containers; the setting is Pillow's, for the whole process."""
-    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this, and warns of this
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @contextmanager

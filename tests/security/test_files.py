@@ -667,18 +667,37 @@ def test_a_keeper_is_what_its_row_says_and_of_the_same_owner(
     assert outcome.outcome == "moved"
 
 
-def test_a_file_that_another_tenant_has_too_stays(connection: Connection, pair: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", ["as it is", "as it was", "not yet"])
+def test_a_file_that_another_tenant_has_too_stays(
+    connection: Connection, pair: Path, tmp_path: Path, known: str
+) -> None:
     """A row may name any file by its path: with a keeper of its own, another's original would go."""
     connection.execute("alter table imgsearch.image enable row level security")
-    connection.execute(
-        "insert into imgsearch.collection (name, root, owner) values ('theirs', %s, 'tenant')", [str(pair)]
-    )
-    connection.execute(
-        "insert into imgsearch.image (content_id, collection_id, key, path) select content_id, "
-        "(select max(collection_id) from imgsearch.collection), 'x', './copy.png' from imgsearch.image where key = 'copy.png'"
-    )
+    root = str(pair) if known == "not yet" else None
+    connection.execute("insert into imgsearch.collection (name, root, owner) values ('theirs', %s, 'tenant')", [root])
+    if known == "as it was":
+        connection.execute(
+            "insert into imgsearch.content (sha256, bytes, width, height, format) values (sha256('before'), 1, 1, 1, 'PNG')"
+        )
+    if known != "not yet":
+        connection.execute(
+            "insert into imgsearch.image (content_id, collection_id, key, path) select c.content_id, "
+            "(select max(collection_id) from imgsearch.collection), 'x', %s from imgsearch.content c "
+            "order by (c.sha256 = sha256('before')) = %s desc limit 1",
+            [str(pair / "copy.png"), known == "as it was"],
+        )
     (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
-    assert "an image of the role tenant, too" in outcome.outcome
+    told = f"it lies in the folder {pair} of the role tenant" if root else "it is an image of the role tenant, too"
+    assert outcome.outcome == told
+    assert (pair / "copy.png").exists()
+
+
+def test_a_row_that_names_another_file_since_the_plan_moves_none(
+    connection: Connection, pair: Path, tmp_path: Path
+) -> None:
+    connection.execute("update imgsearch.image set path = 'elsewhere.png' where key = 'copy.png'")
+    (outcome,) = put_away(connection, pair, tmp_path / "bin", str(pair / "copy.png"))
+    assert outcome.outcome == "the database has it elsewhere now"
     assert (pair / "copy.png").exists()
 
 

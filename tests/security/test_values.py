@@ -11,6 +11,7 @@ from psycopg import sql
 
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import get_model
+from pgimgsearch.database.thresholds import store_calibration
 from pgimgsearch.duplicates import cluster, find
 from pgimgsearch.evaluation.history import store_run
 from pgimgsearch.evaluation.run import images_per_second
@@ -23,6 +24,7 @@ HUGE = "1" + "0" * 400
 JSON = [
     "null", "[]", "{}", '"x"', "1e400", '{"a": 1}', '{"a": []}', '{"a": [{"b": 1}]}', f'{{"palette": {{"embedded": {HUGE}}}}}',
     '{"palette": {"embedded": "many"}}', '{"palette": {"embedded": 1000, "device": []}}', '{"palette": null}', "[[[[]]]]",
+    '{"taken_at": [[["x"]]], "camera": {}}', '{"taken_at": 5, "camera": true, "latitude": "x", "origin": "x", "tags": null}',
     '{"embed palette": {"images": "x", "seconds": {}}}', '{"embed palette": {"images": 5, "seconds": 0}}',
     '{"embed palette": {"images": 1e300, "seconds": 1e-300}}',
     '{"embed palette": {"images": 1, "seconds": 1e-400}}', '{"palette": {"embedded": 1e-400}}', '{"load": {"seconds": 1e-400}}', '{"load": {"seconds": -1e15}}', '{"recall": {"value": "x"}}',
@@ -57,6 +59,9 @@ def shop(url: str, connection: Connection, admin: Connection, tmp_path: Path) ->
     fill(url, tmp_path, "photos", range(12))
     palette = get_model(connection, "palette")
     find.find(url, palette, 0.5)
+    store_calibration(
+        connection, palette, 0.9, None, 0.9, 0.1, 12, {"collection": None}, collection="photos", default=False
+    )
     cluster.save(connection, palette, cluster.cluster(connection, palette, 3, 2, None, SILENT))
     connection.execute("select imgsearch.judge_duplicates(1, 3, 'rejected')")
     store_run(connection, {
