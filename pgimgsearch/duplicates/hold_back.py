@@ -18,7 +18,8 @@ from pgimgsearch.sources.selection import KINDS
 
 # Raw images, Live Photos and videos beside a still, edits and descriptions of Apple, Adobe and Google.
 COMPANIONS = frozenset([*KINDS["RAW"].split(), ".mov", ".mp4", ".aae", ".xmp", ".json"])
-TOLD = {"taken_at": "date", "camera": "camera", "latitude": "place"}
+TOLD = ("taken_at", "camera", "latitude", "longitude")
+BEHIND = ("depth", "frames", "extra")  # bits, frames, and layers or a video behind the pixels
 NAMED = 3
 
 
@@ -52,8 +53,8 @@ def hold_back(
         told.append(f"{_count(with_companions)} files that belong to them (RAW, video, XMP, JSON): left out; "
                     f"move them together by hand: {_some(with_companions)}")  # fmt: skip
     if with_loss:
-        told.append(f"{_count(with_loss)} a date, place or camera that their keeper has not: left out; "
-                    f"add --allow-metadata-loss: {_some(with_loss)}")  # fmt: skip
+        told.append(f"{_count(with_loss)} another date, place or camera than their keeper, or more bits, frames "
+                    f"or data: left out; add --allow-metadata-loss: {_some(with_loss)}")  # fmt: skip
     return kept, told
 
 
@@ -80,7 +81,13 @@ def _difference(move: Move) -> str | None:
 
 
 def _lost(own: Mapping[str, Any], keeper: Mapping[str, Any]) -> bool:
-    return any(key in own and key not in keeper for key in TOLD)
+    return any(key in own and own[key] != keeper.get(key) for key in TOLD) or any(
+        _number(own.get(key)) > _number(keeper.get(key)) for key in BEHIND
+    )
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else 0
 
 
 def _has_companions(location: str) -> bool:

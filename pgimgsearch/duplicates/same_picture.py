@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-COMPARED = 1024  # pixels of the longer side, at most
+COMPARED = 2048  # pixels of the longer side, at most
 LEAST = 640  # and at least: of less, small print cannot be told apart
 BLOCK = 8  # pixels
 SOFT = 0.6  # pixels of blur, by which ways of resizing differ
@@ -34,8 +34,8 @@ def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
         return "it differs in places"
     if keeper.width > copy.width and _is_enlarged(keeper, copy.width):
         return "its keeper is an enlarged copy"
-    if copy.width > keeper.width and not _is_enlarged(copy, keeper.width):
-        return "it holds more than its keeper"
+    if copy.width > keeper.width:
+        return "it has more pixels than its keeper"
     return None
 
 
@@ -65,6 +65,7 @@ def _small(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _blocks(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, BLOCK, columns, BLOCK, 3); what is left of the last ones belongs to none."""
-    rows, columns = values.shape[0] // BLOCK, values.shape[1] // BLOCK
-    return values[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK, 3)
+    """(rows, BLOCK, columns, BLOCK, 3); the last ones overlap those before them."""
+    rows, columns = ([*range(0, length - BLOCK, BLOCK), length - BLOCK] for length in values.shape[:2])
+    places = np.add.outer(rows, np.arange(BLOCK)), np.add.outer(columns, np.arange(BLOCK))
+    return values[places[0].ravel()][:, places[1].ravel()].reshape(len(rows), BLOCK, len(columns), BLOCK, 3)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-DECODING = 2  # how files become pixels (sources.decode): colours to sRGB, depth, transparency; raised when that changes
+DECODING = 3  # how files become pixels (sources.decode): colours to sRGB, depth, transparency; raised when that changes
 
 
 def digest(weights: Iterable[tuple[str, memoryview | bytes]]) -> str:

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 MOST_BYTES = 4 << 20
 MOST_TAGS = 200
+MOST_SHARED = 4  # times its bytes that the tags of a profile have: curves of several colours are often one
 SPACES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 # Tags that describe the profile, and change no colour.
 ABOUT = {
@@ -56,6 +57,11 @@ def profile_of(image: Image.Image) -> ColorProfile | None:
     return found
 
 
+def unusable(image: Image.Image) -> ColorProfile:
+    """A profile that is not applied here, by its bytes alone, as others may apply it; without ``data``."""
+    return ColorProfile(image.mode, hashlib.sha256(bytes(image.info["icc_profile"])).digest(), b"")
+
+
 def to_srgb(image: Image.Image, profile: ColorProfile) -> Image.Image:
     """Pixels in RGB, RGBA, L or CMYK as sRGB, with their transparency; raises BrokenProfile."""
     clear = image.mode in {"RGBA", "LA"}
@@ -84,7 +90,7 @@ def _lab() -> Any:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _transform(data: bytes, mode: str) -> Any:
     return ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(data)), ImageCms.createProfile("sRGB"), mode,
@@ -92,7 +98,7 @@ def _transform(data: bytes, mode: str) -> Any:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _read(data: bytes) -> ColorProfile | None:
     """What a profile means, None for sRGB; raises BrokenProfile."""
     if len(data) < 132 or data[36:40] != b"acsp":
@@ -100,7 +106,12 @@ def _read(data: bytes) -> ColorProfile | None:
     mode = SPACES.get(data[16:20])
     if mode is None:
         raise BrokenProfile("its colour profile is of a space that is not read")
-    tags = dict(_tags(data))
+    views = dict(_tags(data))
+    if sum(map(len, views.values())) > MOST_SHARED * len(data):
+        raise BrokenProfile("the tags of its colour profile overlap")
+    tags = {name: bytes(view) for name, view in views.items()}
+    if any(tag[:4] == b"mpet" for tag in tags.values()):
+        raise BrokenProfile("its colour profile is a program of many steps")
     try:
         if mode == "RGB" and _is_srgb(tags):
             return None
@@ -108,17 +119,18 @@ def _read(data: bytes) -> ColorProfile | None:
         raise BrokenProfile("its colour profile cannot be read") from error
     digest = hashlib.sha256(data[8:24] + data[64:68])  # version, class, spaces and intent
     for name in sorted(tags.keys() - ABOUT):
-        digest.update(name + struct.pack("!I", len(tags[name])) + tags[name])
+        digest.update(name + struct.pack("!I", len(tags[name])))
+        digest.update(tags[name])
     return ColorProfile(mode, digest.digest(), data)
 
 
-def _tags(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _tags(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     (number,) = struct.unpack_from("!I", data, 128)
     if number > MOST_TAGS or len(data) < 132 + 12 * number:
         raise BrokenProfile("its colour profile cannot be read")
     for place in range(132, 132 + 12 * number, 12):
         name, start, size = struct.unpack_from("!4sII", data, place)
-        yield name, data[start : start + size]
+        yield name, memoryview(data)[start : start + size]
 
 
 def _is_srgb(tags: dict[bytes, bytes]) -> bool:

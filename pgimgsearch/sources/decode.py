@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from pgimgsearch.sources.color_profile import BrokenProfile, ColorProfile, from_lab, profile_of, to_srgb
+from pgimgsearch.sources.color_profile import BrokenProfile, ColorProfile, from_lab, profile_of, to_srgb, unusable
 from pgimgsearch.sources.decoder_process import ask, is_trusted
 from pgimgsearch.sources.depth import eight_bits
-from pgimgsearch.sources.exif import orientation_of, taken
+from pgimgsearch.sources.exif import hides_exif, orientation_of, taken
 from pgimgsearch.sources.ground import is_opaque, on_ground
 from pgimgsearch.sources.header_bounds import check_header
 from pgimgsearch.sources.identity import bits_of, loses_bits, pixel_hash
@@ -34,6 +34,7 @@ MARK = 64  # bytes by which a format is known
 LITTLE = 1000  # bytes behind an image that are nothing to lose
 END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
 KEPT = {"I", "F", "CMYK", "LAB"}  # modes in which an image is hashed as it is
+PHOTOMETRIC, LAYERS = 262, (37724, 330)  # of a TIFF: Photoshop's layers and further images
 WHITE_TAGS = (50717, 281)  # of a TIFF: WhiteLevel (DNG 1.7) and MaxSampleValue
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
@@ -163,28 +164,28 @@ def decode_here(
         if several and frame is file.image:
             frame = frame.copy()  # as the file goes on to other frames
         deep = loses_bits(file.image, file.depth, data)
-        about = _about(file.image, data, 16 if deep else bits_of(frame), several)
-        if deep:
+        about = _about(file, data, 16 if deep else bits_of(frame), several)
+        if deep or file.is_layered or hides_exif(file.image) or (file.is_animated and not several):
             digest = None
         else:
             if not several and frame is not file.image:
                 file.image.close()  # it is large, and no longer needed
             shown = frame, (profile.meaning if profile else b"") + file.meaning
             digest = pixel_hash(file.image if several else None, shown, _frame, limits.max_pixels)
-        rgb = _rgb(frame, profile, file.white, file.notes)
+        rgb = _rgb(frame, profile, file)
     return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)), about)
 
 
-def _about(image: Image.Image, data: bytes, depth: int, several: bool) -> dict[str, Any]:
+def _about(file: "_File", data: bytes, depth: int, several: bool) -> dict[str, Any]:
     """See ImageFacts."""
-    found = taken(image)
-    if found and (made := origin(image.format or "", data, found)):
+    found = taken(file.image)
+    if found and (made := origin(file.kind, data, found)):
         found["origin"] = made
     if depth > 8:
         found["depth"] = depth
     if several:
-        found["frames"] = int(getattr(image, "n_frames", 2))
-    if (extra := bytes_behind(data)) > LITTLE:
+        found["frames"] = int(getattr(file.image, "n_frames", 2))
+    if (extra := bytes_behind(data) + file.extra) > LITTLE:
         found["extra"] = extra
     return found
 
@@ -194,7 +195,7 @@ def decode_pixels_here(
 ) -> Image.Image:
     """``decode_pixels`` in this process."""
     with _explained(), _loaded(data, limits, reserve) as file:
-        return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
+        return _rgb(*_shown(file.image, file.notes), file)
 
 
 def decode_small_here(
@@ -203,7 +204,7 @@ def decode_small_here(
     """``decode_small`` in this process."""
     with _explained(), _loaded(data, limits, reserve, side) as file:
         file.image.thumbnail((side, side))
-        return _rgb(*_shown(file.image, file.notes), file.white, file.notes)
+        return _rgb(*_shown(file.image, file.notes), file)
 
 
 def decoding_cost_here(data: bytes) -> DecodingCost:
@@ -220,7 +221,7 @@ def decoding_cost_here(data: bytes) -> DecodingCost:
 def limit_pixels(max_pixels: int) -> None:
     """Let Pillow itself refuse more, also inside containers; the setting is Pillow's, for the whole process."""
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this, and warns of this
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # and of oddities that it then reads, or fails on
 
 
 @contextmanager
@@ -241,6 +242,10 @@ class _File:
     kind: str
     depth: int = 8
     white: float | None = None
+    is_negative: bool = False  # white is 0, which Pillow leaves as it is where there are more than eight bits
+    is_layered: bool = False
+    is_animated: bool = False  # by what the file says of frames, which Pillow may not read
+    extra: int = 0  # bytes of layers, of chunks that are not known, and behind the image
     meaning: bytes = b""  # what the file says of its values besides
     notes: list[str] = field(default_factory=list)
 
@@ -301,11 +306,18 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
     file = _File(image, image.format or "unknown", white=_white(image))
     if png is not None:
         file.depth, file.white, file.notes = png.depth if png.color else 8, png.white, png.notes
-        file.meaning = png.meaning
+        file.meaning, file.extra, file.is_animated = png.meaning, png.extra, png.is_animated
         if png.profile is not None:
             image.info["icc_profile"] = png.profile
     if file.white is not None:
         file.meaning += f"white {file.white}".encode()
+    file.is_layered = image.format == "PSD" and getattr(image, "is_animated", False)
+    if image.format == "TIFF":
+        tags = directory(data)
+        file.extra = sum(tags[tag].count for tag in LAYERS if tag in tags)
+        file.is_layered = file.extra > 0
+        file.is_negative = tags[PHOTOMETRIC].first == 0 if PHOTOMETRIC in tags else False
+        file.meaning += b"negative" * (file.is_negative and bits_of(image) > 8)
     return file
 
 
@@ -325,7 +337,7 @@ def _shown(image: Image.Image, notes: list[str]) -> tuple[Image.Image, ColorProf
     try:
         profile = profile_of(image)
     except BrokenProfile as error:
-        profile = None
+        profile = unusable(image)
         notes.append(str(error))
     upright = turn_upright(image)
     if upright.mode in KEPT or upright.mode.startswith("I;16"):
@@ -341,17 +353,18 @@ def _frame(image: Image.Image) -> tuple[Image.Image, bytes]:
     return frame, profile.meaning if profile else b""
 
 
-def _rgb(frame: Image.Image, profile: ColorProfile | None, white: float | None, notes: list[str]) -> Image.Image:
+def _rgb(frame: Image.Image, profile: ColorProfile | None, file: _File) -> Image.Image:
     """What is shown in sRGB of eight bits, on a ground."""
     if frame.mode.startswith(("I", "F")):
-        return eight_bits(frame, white).convert("RGB")
+        grey = eight_bits(frame, file.white)
+        return (ImageChops.invert(grey) if file.is_negative else grey).convert("RGB")
     if frame.mode == "LAB":
         return from_lab(frame)
-    if profile is not None:
+    if profile is not None and profile.data:
         try:
             frame = to_srgb(frame, profile)
         except BrokenProfile as error:
-            notes.append(str(error))
+            file.notes.append(str(error))
     return on_ground(frame) if frame.mode == "RGBA" else _in_mode(frame, "RGB")
 
 

@@ -36,6 +36,11 @@ def read_exif(image: Image.Image) -> Image.Exif | None:
         return None
 
 
+def hides_exif(image: Image.Image) -> bool:
+    """Whether an image has EXIF that is not read, so that others may show it turned."""
+    return bool(image.info.get("exif")) and read_exif(image) is None
+
+
 def orientation_of(image: Image.Image) -> Any:
     """The EXIF orientation, 1 to 8, or whatever the file says it is; 1 without."""
     exif = read_exif(image)

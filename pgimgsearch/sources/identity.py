@@ -12,6 +12,8 @@ from pgimgsearch.sources.tiff_tags import BITS
 
 STRIP = 1 << 20  # pixels that are hashed at once
 MOST_FRAMES = 1000
+BITMAPS = {b"P1", b"P4"}
+PPM_HEADER = 4096  # bytes, of which comments may be any
 SIXTEEN = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 Shown = Callable[[Image.Image], tuple[Image.Image, bytes]]  # the upright pixels of a frame, and what its profile means
@@ -23,17 +25,16 @@ def pixel_hash(
     """BLAKE3 of all that is shown, the same on every host: equal only for images that nobody can tell apart.
 
     ``first`` is what ``shown`` made of the frame that the image stands at, which is given where it has more. None where
-    that is not known: for layers, which are not decoded, more than 1,000 frames or ``most_pixels`` pixels of them, or
+    that is not known: for more than 1,000 frames or ``most_pixels`` pixels of them, or
     broken ones.
     """
     digest = blake3()
     _add(digest, *first)
     if image is None:
         return digest.digest(16)
-    if image.format == "PSD":
-        return None
     pixels = first[0].width * first[0].height
     start = image.tell()
+    digest.update(_times(start, image))
     try:
         for number in range(MOST_FRAMES + 1):
             if number == start:
@@ -42,8 +43,7 @@ def pixel_hash(
             pixels += image.width * image.height
             if number == MOST_FRAMES or pixels > most_pixels:
                 return None
-            shown_for = [number, image.info.get("duration"), image.info.get("loop")]
-            digest.update(json.dumps(shown_for, default=str).encode())
+            digest.update(_times(number, image))
             image.load()
             _add(digest, *shown(image))
     except EOFError:  # as Pillow ends a sequence
@@ -51,6 +51,11 @@ def pixel_hash(
     except Exception:  # broken frames raise anything
         return None
     return None
+
+
+def _times(number: int, image: Image.Image) -> bytes:
+    """Which frame it is, and for how long it is shown."""
+    return json.dumps([number, image.info.get("duration"), image.info.get("loop")], default=str).encode()
 
 
 def _add(digest: Any, frame: Image.Image, meaning: bytes) -> None:
@@ -93,7 +98,7 @@ def _is_deep(kind: str | None, data: bytes) -> bool:
     if kind == "JPEG2000":
         place = data.find(b"\xff\x51")  # ISO/IEC 15444-1, A.5.1: Ssiz of the first component
         return place > 0 and len(data) > place + 40 and (data[place + 40] & 0x7F) + 1 > 8
-    if kind == "PPM":
-        words = b" ".join(line.partition(b"#")[0] for line in data[:400].split(b"\n")).split()
-        return len(words) > 3 and words[3].isdigit() and int(words[3][:9]) > 255
+    if kind == "PPM" and data[:2] not in BITMAPS:
+        words = b" ".join(line.partition(b"#")[0] for line in data[:PPM_HEADER].split(b"\n")).split(None, 4)
+        return len(words) < 4 or not words[3].isdigit() or int(words[3][:9]) > 255
     return kind == "SGI" and data[3:4] == b"\2"

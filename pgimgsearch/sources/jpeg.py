@@ -37,10 +37,20 @@ def scans(data: bytes, enough: int) -> int:
 
 
 def bytes_behind(data: bytes) -> int:
-    """How many bytes follow the first image of a JPEG that ends with something else, as the video of a motion photo."""
-    if not data.startswith(START) or data[-64:].rstrip(b"\0 \r\n").endswith(b"\xff\xd9"):
-        return 0
-    return next((len(data) - place for kind, place in _markers(data, to=END) if kind == END), 0)
+    """How many bytes follow the first image of a JPEG, as the video of a motion photo."""
+    first = next((place for kind, place in _markers(data, to=SCAN) if kind == SCAN), None)
+    end = -1 if first is None else data.find(b"\xff\xd9", first)  # which pixels never hold
+    return 0 if end < 0 else len(data) - end - 2
+
+
+def pixels(data: bytes) -> int:
+    """Width times height as the first frame says; 0 for what is no JPEG."""
+    for kind, place in _markers(data, to=SCAN):
+        if kind in FRAMES:
+            return int.from_bytes(data[place + 3 : place + 5], "big") * int.from_bytes(
+                data[place + 5 : place + 7], "big"
+            )
+    return 0
 
 
 def _markers(data: bytes, *, to: int) -> Iterator[tuple[int, int]]:

@@ -117,7 +117,8 @@ def file_from_row(row: Row, folder: Path | None, root: str) -> ScannedFile:
         own, rest = split(row.values, keyed=True)
     except (ValueError, SourceError) as error:  # its image is known all the same
         problem, rest = error, {}
-        own, _ = split({name: row.values[name] for name in ("key", "path", "url") if name in row.values}, keyed=True)
+        named = {name: row.values.get(name) for name in ("key", "path", "url")}
+        own, _ = split({name: value for name, value in named.items() if isinstance(value, str | int)}, keyed=True)
     key, path = own.pop("key", None), str(own.pop("path", "") or "").strip()
     name = key or name
     if not path:

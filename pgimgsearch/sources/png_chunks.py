@@ -15,6 +15,11 @@ MOST_UNPACKED = 1 << 20  # of a text or profile that the decoder unpacks itself
 MOST_PROFILE = 4 << 20
 MOST_IN_ALL = 16 << 20  # unpacked of all texts; the others are left out unseen
 SRGB_GAMMA = 45_455
+SRGB_PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
+KNOWN = DRAWN | TEXTS | {
+    b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"bKGD", b"hIST", b"pHYs", b"sPLT", b"tIME", b"eXIf",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -28,8 +33,15 @@ class PngChunks:
     profile: bytes | None = None  # where it was too large for the decoder
     profiles: int = 0
     unpacked: int = 0
-    meaning: bytes = b""  # what other chunks say of its colours
+    said: dict[bytes, bytes] = field(default_factory=dict)  # by the first chunk of a kind of its colours
+    is_animated: bool = False
+    extra: int = 0  # bytes in chunks that are not known, and behind the image
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def meaning(self) -> bytes:
+        """What other chunks than the pixels' say of its colours."""
+        return b"".join(kind + content for kind, content in self.said.items())
 
     def note(self, text: str) -> None:
         """Tell of something once."""
@@ -51,6 +63,7 @@ def look_at(data: bytes) -> PngChunks | None:
         size, kind = struct.unpack_from("!I4s", data, place)
         end = place + 12 + size
         if end > len(data) or kind == b"IEND":
+            found.extra += max(0, len(data) - end)
             break
         content = whole[place + 8 : end - 4]
         replaced = _replaced(kind, content, data[end - 4 : end], found)
@@ -70,8 +83,12 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
     if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content, found)):
         found.note("it has a long text")
         return b""
-    if kind == b"cICP" or (kind == b"gAMA" and abs(int.from_bytes(content[:4], "big") - SRGB_GAMMA) > 100):
-        found.meaning += kind + bytes(content[:64])
+    if kind in ANIMATION:
+        found.is_animated = True
+    elif kind not in KNOWN:
+        found.extra += len(content)
+    if kind not in found.said and _means_more(kind, content, found):
+        found.said[kind] = bytes(content[:64])
     if kind == b"sBIT" and found.depth == 16 and content:
         found.white = (1 << min(16, max(1, content[0]))) - 1
     if kind == b"iCCP":
@@ -86,6 +103,16 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
         return None
     found.note("a checksum in it is wrong")
     return struct.pack("!I", len(content)) + kind + bytes(content) + right if kind in DRAWN else b""
+
+
+def _means_more(kind: bytes, content: memoryview, found: PngChunks) -> bool:
+    """Whether a chunk says of the colours what is neither usual nor decoded."""
+    if kind == b"gAMA":
+        return abs(int.from_bytes(content[:4], "big") - SRGB_GAMMA) > 100
+    if kind == b"cHRM":
+        given = struct.unpack_from("!8I", content) if len(content) >= 32 else ()
+        return any(abs(one - usual) > 100 for one, usual in zip(given, SRGB_PRIMARIES, strict=False))
+    return kind == b"cICP" or (kind == b"tRNS" and found.depth == 16)
 
 
 def _unpacks_far(kind: bytes, content: memoryview, found: PngChunks) -> bool:

@@ -27,6 +27,7 @@ from pgimgsearch.sources.stream import open_stream
 
 MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; images without a byte, each of which is a failure
 MOST_OTHERS = 100_000  # members that are left out; some bytes may name millions
+MOST_NAME = 4096  # characters
 BYTES_A_MEMBER = 2000  # that it takes in memory, besides its own
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
 PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -80,7 +81,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
     A sample waits for its texts while there is room: members need not be in order.
     """
     waiting: dict[str, Sample] = {}  # in the order in which they began
-    gone: dict[str, bool] = {}  # and whether texts went with them
+    gone: dict[int, bool] = {}  # by the hash of the name, and whether texts went with them
     size = empty = others = 0
     try:
         with (
@@ -102,7 +103,7 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                 empty += is_image and member.size == 0
                 if empty > MOST_EMPTY:
                     raise tarfile.ReadError(f"more than {MOST_EMPTY} images are empty")
-                is_late = gone.get(key, False) or (is_text and key in gone)
+                is_late = gone.get(hash(key), False) or (is_text and hash(key) in gone)
                 why = _problem(member, is_text=is_text, is_late=is_late)
                 text = (member.name.rpartition(".")[0], ending)
                 if is_text and why is None and key in waiting and text in waiting[key].texts:
@@ -115,11 +116,11 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     sample.pictures.append(_member(tar, member))
                 else:
                     sample.texts[text] = _content(tar, member)
-                takes = member.size + BYTES_A_MEMBER
+                takes = member.size + len(member.name) + BYTES_A_MEMBER
                 size, sample.size = size + takes, sample.size + takes
                 while size > SAMPLE_BYTES:
                     first = next(iter(waiting))
-                    gone[first] = gone.get(first, False) or bool(waiting[first].texts)
+                    gone[hash(first)] = gone.get(hash(first), False) or bool(waiting[first].texts)
                     size -= waiting[first].size
                     yield from _with_attributes(waiting.pop(first))
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
@@ -152,6 +153,8 @@ def _problem(member: tarfile.TarInfo, *, is_text: bool, is_late: bool) -> str | 
         return "a link to another member, which is not followed: make the tar with --dereference --hard-dereference"
     if not member.isfile():
         return "no regular file"
+    if len(member.name) > MOST_NAME:
+        return f"a name of {len(member.name)} characters, {MOST_NAME} are the limit"
     if is_text and member.size > MOST_TEXT:
         return f"a text of {member.size} bytes, {MOST_TEXT} are the limit"
     what = "a text too long after its image" if is_text else "an image too long after its text"

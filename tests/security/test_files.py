@@ -431,6 +431,16 @@ def test_rows_and_members_without_a_byte_end_their_shard(tmp_path: Path, monkeyp
         assert len(found) >= (50 if name == "a.parquet" else 0)
 
 
+def test_names_of_members_are_short(tmp_path: Path) -> None:
+    """Empty texts of long names were held until the end, gigabytes of a few packed ones."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(3):
+            tar.addfile(tarfile.TarInfo(f"{number}{'n' * 100_000}.txt"))
+        tar.add(photo(tmp_path / "a.png"), "a.png")
+    found = [file for file, _ in webdataset.samples(str(tmp_path / "a.tar"))]
+    assert ["a name of 100005 characters" in str(file.problem) for file in found] == [True] * 3 + [False]
+
+
 @pytest.mark.parametrize("number", [500, 1500])
 def test_attributes_of_all_members_are_few(tmp_path: Path, number: int) -> None:
     """Those of a whole tar belong to each member, of which none is held after it was read."""

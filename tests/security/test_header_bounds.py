@@ -2,18 +2,20 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pgimgsearch.sources import jpeg
 from pgimgsearch.sources.decode import decode
-from pgimgsearch.sources.header_bounds import MOST_SCANS, MOST_SEGMENTS
+from pgimgsearch.sources.header_bounds import MOST_SCANS, MOST_SEGMENTS, check_header
 from pgimgsearch.sources.limits import TooManyPixels
+from pgimgsearch.sources.png_chunks import look_at
 from pgimgsearch.sources.tiff_tags import most_values
 
 NOISE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 128, 3), np.uint8))
@@ -44,6 +46,45 @@ def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
     with pytest.raises(TooManyPixels, match="segments"):
         whole = saved("JPEG")
         decode(whole[:2] + segment(0xE1, b"x") * (MOST_SEGMENTS + 2) + whole[2:])
+
+
+@pytest.mark.parametrize(("side", "refused"), [(2000, False), (9990, True)])
+def test_a_large_jpeg_has_few_scans(side: int, refused: bool) -> None:
+    """Each takes as long as all of its pixels, however few bytes it is."""
+    many = with_scans(50)
+    frame = many.index(b"\xff\xc2") + 5
+    large = many[:frame] + struct.pack("!HH", side, side) + many[frame + 4 :]
+    if refused:
+        with pytest.raises(TooManyPixels, match="in all scans"):
+            decode(large)
+    else:
+        check_header(large)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack("!I", len(content)) + kind + content + struct.pack("!I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", [b"cICP", b"gAMA", b"cHRM", b"tRNS", b"sBIT", b"eXIf", b"abCd"])
+def test_a_png_of_many_chunks_is_looked_at_once(kind: bytes) -> None:
+    data = saved("PNG")
+    found = look_at(data[:33] + chunk(kind, b"\1" * 64) * 20_000 + data[33:])
+    assert found is not None
+    assert len(found.meaning) < 100
+
+
+def test_a_profile_is_no_program_and_no_bomb() -> None:
+    """A chain of many steps took minutes, tags that share their bytes gigabytes."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    head, size = srgb[:128], 1 << 20
+    shared = b"".join(struct.pack("!4sII", b"x%03d" % number, number, size - 300) for number in range(200))
+    bomb = (head + struct.pack("!I", 200) + shared).ljust(size, b"\0")
+    steps = b"mpet\0\0\0\0" + struct.pack("!HHI", 3, 3, 1) + struct.pack("!II", 24, 0)
+    program = head + struct.pack("!I", 1) + struct.pack("!4sII", b"D2B0", 144, len(steps)) + steps
+    for profile, told in ((bomb, "overlap"), (program, "program of many steps")):
+        image, facts = decode(saved("PNG", icc_profile=profile))
+        assert any(told in note for note in facts.notes)
+        assert np.array_equal(np.asarray(image), np.asarray(NOISE))
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -96,6 +96,11 @@ def test_columns_of_a_list_become_attributes_and_metadata(tmp_path: Path) -> Non
         ('{"path": "a.png", "caption": "' + "c" * 1_100_000 + '"}', "caption has 1100000 bytes"),
         ('{"path": "a.png", "x": ' + "[" * 90 + "]" * 90 + "}", None),
         ('{"path": "a.png", "x": ' + "[" * 110 + "]" * 110 + "}", "x is nested"),
+        *[
+            (f'{{"path": "a.png", "{column}": {value}}}', "is a list or an object")
+            for column in ("path", "key", "caption", "group", "url")
+            for value in ('{"a": 1}', '["x", 5]')
+        ],
         ('path,caption\n"a.png",b,c', "row 1 has 3 cells, and the header 2"),
     ],
 )

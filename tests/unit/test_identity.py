@@ -199,3 +199,87 @@ def test_what_changes_how_a_profile_is_read_counts() -> None:
     for kind, content in ((b"cICP", b"\x09\x10\x00\x01"), (b"gAMA", b"\x00\x01\x86\xa0")):
         chunk = struct.pack("!I", len(content)) + kind + content + struct.pack("!I", zlib.crc32(kind + content))
         assert shown(whole[:33] + chunk + whole[33:]) != shown(whole)
+
+
+def tiff(values: np.ndarray, *, white: int, kind: int = 1) -> bytes:
+    """Grey pixels of more than eight bits; ``white`` is 0 where the largest value is black, ``kind`` 3 for floats."""
+    data = values.tobytes()
+    tags = [(256, values.shape[1]), (257, values.shape[0]), (258, 8 * values.itemsize), (259, 1), (262, 1 - white), (273, 134),
+            (277, 1), (278, values.shape[0]), (279, len(data)), (339, kind)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize("form", ["<u2", "<f4"])
+def test_a_negative_is_no_copy_and_is_seen_as_it_is_meant(form: str) -> None:
+    values = np.linspace(0, 1 if form == "<f4" else 60000, 64 * 64).reshape(64, 64).astype(form)
+    plain, negative = (decode(tiff(values, white=white, kind=3 if form == "<f4" else 1)) for white in (0, 1))
+    assert plain[1].pixel_hash != negative[1].pixel_hash
+    assert np.array_equal(255 - np.asarray(plain[0]), np.asarray(negative[0]))
+
+
+def png(*chunks: tuple[bytes, bytes], image: Image.Image = NOISE, behind: bytes = b"") -> bytes:
+    data = saved(image, "PNG")
+    made = [
+        struct.pack("!I", len(one)) + kind + one + struct.pack("!I", zlib.crc32(kind + one)) for kind, one in chunks
+    ]
+    return data[:33] + b"".join(made) + data[33:] + behind
+
+
+def with_exif(exif: bytes) -> bytes:
+    data, parts = saved(NOISE, "JPEG"), [exif[start : start + 65000] for start in range(0, len(exif), 65000)]
+    marked = [
+        b"\xff\xe1" + struct.pack("!H", len(part) + 8) + b"Exif\0\0" + part for part in parts
+    ]  # as long EXIF is cut
+    return data[:2] + b"".join(marked) + data[2:]
+
+
+TURNED = b"II*\0" + struct.pack("<IHHHIHH", 8, 2, 0x112, 3, 1, 6, 0)
+DEEP = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("plain", "odd"),
+    [
+        (saved(NOISE, "JPEG"), with_exif(TURNED + struct.pack("<HHIII", 0x9999, 3, 200_000, 8, 0))),
+        (saved(NOISE, "JPEG"), with_exif(TURNED + bytes(1_100_000))),
+        (png(), png((b"acTL", bytes(8)), (b"acTL", bytes(8)))),
+        (png(), png((b"cICP", b"\x09\x10\0\1"))),
+        (
+            png(),
+            png(
+                (b"gAMA", struct.pack("!I", 45455)),
+                (b"cHRM", struct.pack("!8I", 31270, 32900, 15000, 6000, 30000, 60000, 64000, 33000)),
+            ),
+        ),
+        (png(image=DEEP), png((b"tRNS", b"\0\5"), image=DEEP)),
+        (png(), png((b"iCCP", b"x\0\0" + zlib.compress(b"no profile, and others may take it for one")))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_others_may_show_differently_is_no_copy(plain: bytes, odd: bytes) -> None:
+    assert shown(plain) is not None
+    assert shown(odd) != shown(plain)
+
+
+def test_how_long_the_first_frame_is_shown_counts() -> None:
+    frames = [NOISE.quantize(16), NOISE.rotate(90).quantize(16)]
+    times = [
+        saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=[first, 90]) for first in (10, 9000)
+    ]
+    assert shown(times[0]) != shown(times[1])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(NOISE, "JPEG") + bytes(5000) + b"\xff\xd9",
+        saved(NOISE, "JPEG", progressive=True) + bytes(5000),
+        png((b"mkBT", bytes(5000))),
+        png(behind=bytes(5000)),
+    ],
+)
+def test_what_is_there_besides_the_pixels_is_known(data: bytes) -> None:
+    assert decode(data)[1].about["extra"] == pytest.approx(5000, abs=20)
+    for kind in ("JPEG", "PNG"):
+        assert "extra" not in decode(saved(NOISE, kind))[1].about
