@@ -17,7 +17,7 @@ from tests.support.icc import rgb_profile
 
 SIZES = {"0.2 megapixels": (516, 388), "12 megapixels": (4000, 3000)}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-PROFILES = {"no profile": None, "sRGB": SRGB, "Display P3": rgb_profile("Display P3")}
+PROFILES = {"no profile": None, "sRGB": SRGB, "Display P3": rgb_profile("p3")}
 MOST = 1.2
 
 
