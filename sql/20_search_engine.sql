@@ -332,7 +332,7 @@ begin
         where request.min_similarity is null or r.similarity >= request.min_similarity;
 end $$;
 
--- The same as _search, without near-duplicates: what is near an earlier result by the model's own threshold is left out,
+-- The same as _search, without near-duplicates: what is near an earlier result by the model's threshold is left out,
 -- unless the pair was rejected as duplicates. Searches deeper until k are left.
 create or replace function imgsearch._collapsed(
     m imgsearch.model, query_vector @vector@.vector, query_bits bit varying, request imgsearch._request

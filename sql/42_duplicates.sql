@@ -13,8 +13,10 @@ begin
     if coalesce(threshold, own) is null then
         raise exception 'model % has no threshold for % pairs', m.name,
             case when 'similar' = any(kinds) then 'similar' else 'near' end using errcode = 'PI007',
-            hint = format('measure it: pgimgsearch models calibrate %s; or give one%s, for example threshold => 0.95', m.name,
-                          case when m.near is not null then format(' (near is from %s on)', m.near::numeric(5, 4)) end);
+            hint = case when m.near is null
+                then format('measure it: pgimgsearch models calibrate %s; or give one, for example threshold => 0.95', m.name)
+                else format('give one below that of near pairs, for example threshold => %s; or measure it: pgimgsearch models '
+                            'calibrate %s', (m.near - 0.05)::numeric(5, 3), m.name) end;
     end if;
     if threshold not between 0 and 1 then
         raise exception 'the threshold must be 0 to 1, not %', threshold using errcode = 'PI008',

@@ -277,6 +277,10 @@ begin
         raise exception 'k must be at least 1, not %', duplicate_groups.k using errcode = 'PI008',
             hint = 'k is the number of groups of a page; leave it out for all';
     end if;
+    if duplicate_groups.after < 0 then
+        raise exception 'after must be at least 0, not %', duplicate_groups.after using errcode = 'PI008',
+            hint = 'after is the last group_id of the page before';
+    end if;
     rules := coalesce(duplicate_groups.keep,
                       case when duplicate_groups.prefer is null then rules || 'path'::text else 'path'::text || rules end);
     select array_agg(d.image_a) filter (where d.kind <> 'identical'),

@@ -343,7 +343,7 @@ begin
             ('ingest_run', 'collection_id in ' || collections, null),
             ('ingest_failure', 'collection_id in ' || collections, null),
             ('calibration', 'not is_default and collection_id in ' || collections,
-             'is_default or collection_id is null or exists (select from imgsearch.collection c where c.collection_id = calibration.collection_id offset 0)'),
+             'collection_id is null or exists (select from imgsearch.collection c where c.collection_id = calibration.collection_id offset 0)'),
             ('duplicate_scan', null, 'true'),
             ('duplicate_scanned', null, format(shown, 'duplicate_scanned', 'content_id') || ' and '
                                         || format(shown, 'duplicate_scanned', 'representative_id')),

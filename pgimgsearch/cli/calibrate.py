@@ -56,7 +56,7 @@ def calibrate(
             measuring.store(connection, stored, found)
     summary = measuring.summary(found)
     if terminal.settings.json:
-        terminal.show_one(summary | {"model": stored.name, "stored": not dry_run})
+        terminal.show_one(summary | {"model": stored.name, "collection": collection, "stored": not dry_run})
         return
     kinds = [kind for kind in ("near", "similar") if summary[kind]]
     terminal.show([{"threshold": kind, **summary[kind]} for kind in kinds],

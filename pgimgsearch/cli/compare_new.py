@@ -6,8 +6,8 @@ from typing import Any
 from pgimgsearch.cli.terminal import Terminal
 from pgimgsearch.database.connection import Connection, connect
 from pgimgsearch.database.models import StoredModel
-from pgimgsearch.database.thresholds import Calibration, calibration_of
-from pgimgsearch.errors import InterruptedRun, PgImgSearchError, UsageError
+from pgimgsearch.database.thresholds import Calibration, calibration_of, store_calibration, with_thresholds
+from pgimgsearch.errors import InterruptedRun, ModelError, SourceError, UsageError
 
 SAMPLE = 30  # images that are edited where a threshold is measured by the way
 
@@ -31,17 +31,18 @@ class How:
 
 def find_all(
     terminal: Terminal, url: str, models: list[StoredModel], threshold: float | None, kinds: list[str] | None,
-    transforms: Any, how: How,
+    transforms: Any, how: How, collection: str | None,
 ) -> None:  # fmt: skip
-    """Compare what is new with each model, the first by the threshold wanted, the others by their own.
+    """Compare what is new with each model, the first by the threshold wanted, the others by that of the collection.
 
-    A role that may not write, or not see all, asks without.
+    All images are compared, of other collections too. A role that may not write, or not see all, asks without.
     """
     from pgimgsearch.duplicates.pairs import can_store_pairs, delete_pairs, exclusive_scan
 
     for model in models:
-        cut = threshold_of(model, threshold, kinds) if model is models[0] else model.near
         with connect(url) as connection:
+            judged = with_thresholds(connection, model, collection)
+            cut = threshold_of(judged, threshold, kinds) if model is models[0] else judged.near
             remembers = can_store_pairs(connection)
             if transforms and not remembers:
                 raise UsageError("--transformed has to remember pairs", hint="run it as the owner or a writer")
@@ -109,20 +110,24 @@ def turns_of(text: str | None, models: list[str], agree: str) -> Any:
 def calibrate_here(
     terminal: Terminal, connection: Connection, models: list[StoredModel], collection: str | None, device: str
 ) -> None:
-    """Measure the thresholds of models on a collection (None: on all) where they were measured on others only."""
+    """Measure the thresholds of models on a collection (None: on all) where they were measured on others only.
+
+    Where that is refused, the model's own are kept for it, so that it is not tried each time.
+    """
     from pgimgsearch.duplicates.pairs import can_store_pairs
 
     for model in models:
         known = calibration_of(connection, model, collection)
         if known is None or known.fits or not can_store_pairs(connection):
             continue
+        where = collection or "all collections"
         terminal.notify(
             f"the threshold of {model.name}, {known.near:.4g}, was measured {_measured_on(known)}: measuring it on "
-            f"{collection or 'all collections'}, by edits of a sample"
+            f"{where} as it is now, by edits of a sample"
         )
         try:
             _calibrate(terminal, connection, model, known, collection, device)
-        except PgImgSearchError as error:
+        except (ModelError, SourceError) as error:
             terminal.notify(f"{error}; {known.near:.4g} is used")
 
 
@@ -130,14 +135,25 @@ def _calibrate(
     terminal: Terminal, connection: Connection, model: StoredModel, known: Calibration, collection: str | None,
     device: str,
 ) -> None:  # fmt: skip
-    from pgimgsearch.duplicates.calibrate import CalibrationRequest, calibrate, store
+    from pgimgsearch.duplicates import calibrate as measuring
     from pgimgsearch.embeddings.registry import open_model
     from pgimgsearch.models.encoder import Placement
 
-    request = CalibrationRequest(known.precision, copies=known.copies, sample=SAMPLE, collection=collection)
+    contents = measuring.measurable(connection, model, collection)
+    request = measuring.CalibrationRequest(
+        known.precision, known.measured.get("similar_precision", known.precision), known.copies, SAMPLE,
+        collection=collection,
+    )  # fmt: skip
     with terminal.report(f"edit and embed ({model.name})", SAMPLE) as reporter:
         loaded = open_model(connection, model.name, placement=Placement(device))
-        store(connection, model, calibrate(connection, loaded, request, reporter), default=False)
+        found = measuring.calibrate(connection, loaded, request, reporter)
+    if found.problem is not None:
+        store_calibration(
+            connection, model, known.near, known.similar, known.precision, known.copies, len(contents),
+            {"problem": str(found.problem)}, collection=collection, default=False,
+        )  # fmt: skip
+        raise found.problem
+    measuring.store(connection, model, found, default=False)
 
 
 def thresholds_told(
@@ -155,9 +171,11 @@ def thresholds_told(
         if mine is not None:
             said = "as you say"
         elif calibrated is None:
-            said = f"its default, not measured on your images: pgimgsearch models calibrate {model.name}"
+            said = f"its own, not measured on your images: pgimgsearch models calibrate {model.name}"
         else:
             said = f"measured {_measured_on(calibrated)} for a precision of {calibrated.precision:.2f}"
+            if "problem" in calibrated.measured:
+                said = f"its own, as none could be measured {_measured_on(calibrated)}"
         if cut is not None:
             lines.append(f"model {model.name}, threshold {cut:.4g}, {said}")
     return lines

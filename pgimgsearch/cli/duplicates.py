@@ -70,7 +70,7 @@ def duplicates(
         Path | None, typer.Option(help="Write a plan of the identical files to move, or of --kind; moves nothing.")
     ] = None,
     allow_metadata_loss: Annotated[
-        bool, typer.Option("--allow-metadata-loss", help="Plan copies whose date, place or camera the keeper lacks.")
+        bool, typer.Option("--allow-metadata-loss", help="Plan copies whose date, place or camera the keeper has not.")
     ] = False,
     apply: Annotated[Path | None, typer.Option(help="Move the files of a plan into --trash.")] = None,
     trash: Annotated[Path | None, typer.Option(help="The folder for --apply.")] = None,
@@ -109,16 +109,16 @@ def duplicates(
     transforms = turns_of(transformed, names, agree)
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [stored_model(connection, name) for name in names]
-        if find and kind != ["identical"]:
+        if find and of is None and kind != ["identical"]:
             calibrate_here(terminal, connection, models[1:] if threshold is not None else models, collection, device)
-        models = [with_thresholds(connection, model, collection) for model in models]
         first, *also = [model.name for model in models]
         question = GroupRequest(
             model=first, threshold=threshold, collection=collection, kinds=kind, also=also, agree=agree,
             transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference,
             k=count, after=None if pairs else _number(after),
         )  # fmt: skip
-        told = thresholds_told(connection, models, collection, threshold, kind)
+        judged = [with_thresholds(connection, model, collection) for model in models]
+        told = thresholds_told(connection, judged, collection, threshold, kind)
         for line in told:
             terminal.notify(line)
         if of is not None:
@@ -126,7 +126,7 @@ def duplicates(
             return
         if find and kind != ["identical"]:
             find_all(terminal, url, models if agree == "any" else models[:1], threshold, kind, transforms,
-                     How(method, device, workers, anew))  # fmt: skip
+                     How(method, device, workers, anew), collection)  # fmt: skip
         if pairs:
             _show_pairs(terminal, connection, question, after)
         else:

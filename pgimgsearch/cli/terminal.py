@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -262,7 +263,8 @@ def terminal_of(context: typer.Context) -> Terminal:
 
 
 def silence_libraries() -> None:
-    """Silence what libraries log while they load; what matters of it is raised as an error of ours."""
+    """Silence what libraries log and warn of; what matters of it is raised as an error of ours."""
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # oddities that it then reads, or fails on
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "transformers", "timm", "open_clip"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from pgimgsearch.cli.compare_new import How, find_all, threshold_of
+from pgimgsearch.cli.compare_new import How, find_all
 from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, Terminal, terminal_of
 from pgimgsearch.database.connection import Connection, connect
-from pgimgsearch.database.thresholds import with_thresholds
 from pgimgsearch.database.url import database_url
 from pgimgsearch.duplicates.groups import GroupRequest
 from pgimgsearch.duplicates.verdicts import (
@@ -100,10 +99,10 @@ def _ask(terminal: Terminal, connection: Connection, pairs: list[WaitingPair]) -
         pair = pairs[len(verdicts)]
         images = shown_images(connection, [pair.image_a, pair.image_b])
         if len(images) < 2:
-            verdicts.append(None)
+            pairs.pop(len(verdicts))
             continue
         _show(terminal, f"{len(verdicts) + 1} of {len(pairs)}", pair, list(images.values()))
-        key = _key("arsuq")
+        key = _key({"a", "r", "s", "u", "q"})
         if key == "q":
             break
         if key == "u":
@@ -130,11 +129,11 @@ def _show(terminal: Terminal, place: str, pair: WaitingPair, images: list[ShownI
         )
 
 
-def _key(allowed: str) -> str:
+def _key(allowed: set[str]) -> str:
     """The next key of these, from a terminal or, for scripts, from standard input; q where that ends."""
     while True:
         try:
-            key = typer.getchar() if sys.stdin.isatty() else sys.stdin.read(1) or "q"
+            key = typer.getchar()[:1] if sys.stdin.isatty() else sys.stdin.read(1) or "q"
         except EOFError:
             return "q"
         if key.lower() in allowed:
@@ -145,9 +144,9 @@ def _waiting(
     terminal: Terminal, url: str, connection: Connection, name: str, kind: str | None, above: float | None,
     collection: str | None,
 ) -> list[WaitingPair]:  # fmt: skip
-    model = with_thresholds(connection, stored_model(connection, name), collection)
+    model = stored_model(connection, name)
     kinds = [kind or "near"] if kind or above is None else ["near", "similar"]
-    find_all(terminal, url, [model], threshold_of(model, above, kinds), kinds, {}, How("auto", "auto", 2, anew=False))
+    find_all(terminal, url, [model], above, kinds, {}, How("auto", "auto", 2, anew=False), collection)
     return waiting_pairs(
         connection, GroupRequest(model=model.name, threshold=above, kinds=kinds, collection=collection)
     )

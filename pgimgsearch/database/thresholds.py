@@ -10,10 +10,15 @@ from psycopg.types.json import Jsonb
 from pgimgsearch.database.connection import Connection
 from pgimgsearch.database.models import StoredModel
 
+GROWN = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A row of imgsearch.calibration; ``collection`` is None for all images, ``fits`` whether that was asked for."""
+    """A row of imgsearch.calibration; ``collection`` is None for all images, ``fits`` whether it is of those asked for.
+
+    One that was measured by the way fits until there are more than ``GROWN`` times as many images.
+    """
 
     near: float
     similar: float | None
@@ -36,16 +41,21 @@ def with_thresholds(connection: Connection, model: StoredModel, collection: str 
 
 
 def calibration_of(connection: Connection, model: StoredModel, collection: str | None) -> Calibration | None:
-    """What the thresholds for a collection (None: for all) were measured on; None where they are the catalog's."""
+    """What the thresholds for a collection (None: for all) were measured on; None where that is not known."""
     query = (
         'select c.near, c."similar", c.precision, c.copies, c.images, c.measured, c.calibrated_at, '
-        "l.name as collection, c.collection_id is not distinct from a.asked as fits "
+        "l.name as collection, c.collection_id is not distinct from a.asked and (c.is_default or c.images * %s >= ("
+        "select count(*) from imgsearch.image i where a.asked is null or i.collection_id = a.asked)) as fits "
         "from (select imgsearch._calibrated_collection(%s) as asked) a, imgsearch.calibration c "
         "left join imgsearch.collection l on l.collection_id = c.collection_id "
         "where c.model_id = %s and (c.is_default or c.collection_id is not distinct from a.asked) "
-        "order by fits desc limit 1"
+        "order by c.collection_id is not distinct from a.asked desc limit 1"
     )
-    return connection.cursor(row_factory=class_row(Calibration)).execute(query, [collection, model.model_id]).fetchone()
+    return (
+        connection.cursor(row_factory=class_row(Calibration))
+        .execute(query, [GROWN, collection, model.model_id])
+        .fetchone()
+    )
 
 
 def store_calibration(

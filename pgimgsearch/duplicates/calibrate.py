@@ -76,12 +76,7 @@ def calibrate(
 
     Raises ModelError where there is next to nothing to measure on, SourceError where no file can be read.
     """
-    contents = representatives(connection, model.stored, request.collection)
-    if len(contents) < LEAST_PICTURES:
-        raise ModelError(
-            f"{model.stored.name} has vectors of {len(contents)} different images: too few to measure a threshold",
-            hint=f"ingest more: pgimgsearch ingest DIR --model {model.stored.name}",
-        )
+    contents = measurable(connection, model.stored, request.collection)
     order = np.random.default_rng(SEED).permutation(len(contents))
     positives = edited_similarities(connection, model, contents[order].tolist(), request.sample, reporter)
     sample = contents[order[: request.compared]]
@@ -116,6 +111,17 @@ def calibrate(
     )  # fmt: skip
 
 
+def measurable(connection: Connection, model: StoredModel, collection: str | None) -> NDArray[np.int64]:
+    """The contents to measure on; raises ModelError for too few."""
+    contents = representatives(connection, model, collection)
+    if len(contents) < LEAST_PICTURES:
+        raise ModelError(
+            f"{model.name} has vectors of {len(contents)} different images: too few to measure a threshold",
+            hint=f"ingest more: pgimgsearch ingest DIR --model {model.name}",
+        )
+    return contents
+
+
 def store(connection: Connection, model: StoredModel, found: Calibration, *, default: bool = True) -> None:
     """Store the thresholds for the collection that they were measured on, ``default`` as the model's own too.
 
@@ -133,6 +139,8 @@ def _to_judge(
     connection: Connection, model: StoredModel, pairs: Pairs, similarities: NDArray[np.float64], collection: str | None
 ) -> str:
     """Copies that nobody marked look like different images: which pairs to judge, and how."""
+    if not len(pairs):
+        return "take a model made for copies, such as sscd-disc-mixup"
     shown = pairs[:NAMED].tolist()
     images = image_locations(connection, sorted({content for pair in shown for content in pair}))
     named = ", ".join(f"{images[a][0]} {images[b][0]}" for a, b in shown if a in images and b in images)
@@ -150,7 +158,7 @@ def summary(found: Calibration) -> dict[str, Any]:
     kinds = {"near": found.near, "similar": found.similar}
     return {
         **{kind: threshold and asdict(threshold) for kind, threshold in kinds.items()},
-        "edited": found.edited, "compared": found.compared, "collection": found.request.collection,
+        "edited": found.edited, "compared": found.compared,
         "similar_precision": found.request.similar_precision,
         "copies_left_out": found.negatives.copies,
         "recall": {

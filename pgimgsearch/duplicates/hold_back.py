@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,18 @@ def hold_back(
 ) -> tuple[list[Move], list[str]]:
     """The moves that lose nothing but a copy, and what is left out, for people."""
     about = _about(connection, {one for move in moves for one in (move.image_id, move.keeper_id)})
-    kept, with_companions, with_loss = [], [], []
+    kept, with_companions, with_loss, with_more = [], [], [], []
+    companions = lru_cache(maxsize=16)(_companions)  # of this look, as files come and go
     unlike: dict[str, list[Move]] = {}
     compared: dict[tuple[str, str], str | None] = {}  # once for equal files
     for move in moves:
         files = move.sha256, move.keeper_sha256
-        if _has_companions(move.location):
+        own, keeper = about.get(move.image_id, {}), about.get(move.keeper_id, {})
+        if _has_companions(move.location, companions):
             with_companions.append(move)
-        elif not allow_metadata_loss and _lost(about.get(move.image_id, {}), about.get(move.keeper_id, {})):
+        elif any(_number(own.get(key)) > _number(keeper.get(key)) for key in BEHIND):
+            with_more.append(move)
+        elif not allow_metadata_loss and any(key in own and own[key] != keeper.get(key) for key in TOLD):
             with_loss.append(move)
         elif move.kind == "identical":
             kept.append(move)
@@ -52,9 +56,13 @@ def hold_back(
     if with_companions:
         told.append(f"{_count(with_companions)} files that belong to them (RAW, video, XMP, JSON): left out; "
                     f"move them together by hand: {_some(with_companions)}")  # fmt: skip
+    if with_more:
+        told.append(
+            f"{_count(with_more)} more bits, frames, layers or data than their keeper: left out: {_some(with_more)}"
+        )
     if with_loss:
-        told.append(f"{_count(with_loss)} another date, place or camera than their keeper, or more bits, frames "
-                    f"or data: left out; add --allow-metadata-loss: {_some(with_loss)}")  # fmt: skip
+        told.append(f"{_count(with_loss)} another date, place or camera than their keeper, or it has none: left out; "
+                    f"add --allow-metadata-loss: {_some(with_loss)}")  # fmt: skip
     return kept, told
 
 
@@ -80,25 +88,18 @@ def _difference(move: Move) -> str | None:
         return "one of them cannot be read"
 
 
-def _lost(own: Mapping[str, Any], keeper: Mapping[str, Any]) -> bool:
-    return any(key in own and own[key] != keeper.get(key) for key in TOLD) or any(
-        _number(own.get(key)) > _number(keeper.get(key)) for key in BEHIND
-    )
-
-
 def _number(value: Any) -> float:
     return value if isinstance(value, int | float) else 0
 
 
-def _has_companions(location: str) -> bool:
+def _has_companions(location: str, companions: Callable[[str], tuple[frozenset[str], Counter[str]]]) -> bool:
     """Whether a file beside it has its name but for the ending, or with more behind it."""
     path = Path(location)
     own, stem = path.name.casefold(), path.stem.casefold()
-    names, stems = _companions(os.path.realpath(path.parent))
+    names, stems = companions(os.path.realpath(path.parent))
     return own in names or stems[stem] > (path.suffix.casefold() in COMPANIONS)
 
 
-@lru_cache(maxsize=16)
 def _companions(folder: str) -> tuple[frozenset[str], Counter[str]]:
     """Of the files of a folder that may belong to others: the names that they have more behind, and their stems."""
     try:

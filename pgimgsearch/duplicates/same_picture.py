@@ -32,10 +32,11 @@ def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
     spread = np.sqrt((blocks[..., 0] ** 2).mean(axis=(1, 3))).max()
     if average > MOST_MEAN or spread > MOST_SPREAD:
         return "it differs in places"
-    if keeper.width > copy.width and _is_enlarged(keeper, copy.width):
-        return "its keeper is an enlarged copy"
-    if copy.width > keeper.width:
+    pixels, kept = copy.width * copy.height, keeper.width * keeper.height
+    if pixels > kept:
         return "it has more pixels than its keeper"
+    if pixels < kept and _is_enlarged(keeper, min(copy.width, keeper.width - 1)):
+        return "its keeper is an enlarged copy"
     return None
 
 

@@ -38,6 +38,15 @@ IMAGE_FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """Where tenants have files: their collections' folders, and rows (path, root, owner) by paths of a plan."""
+
+    tenants: bool
+    roots: list[tuple[str, str]]
+    named: dict[str, list[tuple[str, str | None, str]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a file: ``moved`` or ``restored``, or why not."""
 
@@ -55,7 +64,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
     with locks.exclusive(connection, locks.TRASH, 0, "another command is moving duplicates"):
         _check_trash(connection, trash)
         trash.mkdir(parents=True, exist_ok=True)
-        going = {move.location for move in moves}
+        going, places = {move.location for move in moves}, _places(connection, moves)
         earlier = _moved_earlier(trash)
         with _open_undo(trash, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as undo:
             undo.write("\n")  # a line that a crash tore ends here
@@ -76,7 +85,7 @@ def apply(connection: Connection, moves: Sequence[Move], trash: Path) -> Iterato
                     _problem(move, image, going)
                     or _problem_of_row(move, image)
                     or _problem_of_keeper(connection, move, image)
-                    or _problem_of_others(connection, move, image)
+                    or _problem_of_others(connection, move, image, places)
                 )
                 if problem is None and not _is_inside(to, trash):
                     problem = f"a link in the trash leads to {os.path.realpath(to.parent)}"
@@ -225,6 +234,23 @@ def _check_trash(connection: Connection, trash: Path) -> None:
             )
 
 
+def _places(connection: Connection, moves: Sequence[Move]) -> Places:
+    """What a plan could take of other tenants, read once; nothing without row-level security."""
+    row = connection.execute("select relrowsecurity from pg_class where oid = 'imgsearch.image'::regclass").fetchone()
+    if row != (True,):
+        return Places(False, [], {})
+    roots = connection.execute("select root, owner from imgsearch.collection where root is not null").fetchall()
+    paths = {path for move in moves for path in (move.location, os.path.realpath(move.location))}
+    named: dict[str, list[tuple[str, str | None, str]]] = {}
+    for path, root, owner in connection.execute(
+        "select i.path, l.root, l.owner from imgsearch.image i join imgsearch.collection l using (collection_id) "
+        "where i.path = any(%s)",
+        [list(paths)],
+    ):
+        named.setdefault(path, []).append((path, root, owner))
+    return Places(True, [(os.path.realpath(root), owner) for root, owner in roots if not is_url(root)], named)
+
+
 def _problem_of_row(move: Move, image: dict[str, Any]) -> str | None:
     """Why the row is not that of the plan: another path may have been given to it since."""
     if os.path.normpath(shown_location(image["path"], image["root"])) != os.path.normpath(move.location):
@@ -282,25 +308,22 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
     return None
 
 
-def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]) -> str | None:
+def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any], places: Places) -> str | None:
     """Why the file is not this owner's alone: a row may name another tenant's file, which may not be ingested yet."""
     here = os.path.realpath(move.location)
-    others = (
-        "from imgsearch.collection l join pg_class r on r.oid = 'imgsearch.image'::regclass and r.relrowsecurity "
-        "join imgsearch.collection o on o.collection_id = %s and o.owner <> l.owner "
-    )
-    folders = connection.execute(f"select l.root, l.owner {others}", [image["collection_id"]]).fetchall()
-    for root, owner in folders:
-        if root and not is_url(root) and Path(here).is_relative_to(os.path.realpath(root)):
+    around = [one for one in places.roots if Path(here).is_relative_to(one[0])]
+    deepest = max((len(root) for root, _ in around), default=0)
+    for root, owner in around:
+        if len(root) == deepest and owner != image["owner"]:
             return f"it lies in the folder {root} of the role {owner}"
     rows = connection.execute(
-        f"select i.path, l.root, l.owner {others} join imgsearch.image i on i.collection_id = l.collection_id "
-        "join imgsearch.content c using (content_id) where c.sha256 = %s or i.path = any(%s)",
-        [image["collection_id"], image["sha256"], [here, move.location]],
+        "select i.path, l.root, l.owner from imgsearch.content c join imgsearch.image i using (content_id) "
+        "join imgsearch.collection l using (collection_id) where c.sha256 = %s and l.owner <> %s and %s",
+        [image["sha256"], image["owner"], places.tenants],
     ).fetchall()
-    for path, root, owner in rows:
-        if os.path.realpath(shown_location(path, root) or os.devnull) == here:
-            return f"it is an image of the role {owner}, too"
+    for path, given, other in [*rows, *places.named.get(here, []), *places.named.get(move.location, [])]:
+        if other != image["owner"] and os.path.realpath(shown_location(path, given) or os.devnull) == here:
+            return f"it is an image of the role {other}, too"
     return None
 
 
@@ -369,7 +392,7 @@ def _image(connection: Connection, move: Move) -> dict[str, Any] | None:
     return (
         connection.cursor(row_factory=dict_row)
         .execute(
-            "select i.image_id, i.added_at, i.collection_id, l.name as collection, l.root, i.key, i.path, "
+            "select i.image_id, i.added_at, i.collection_id, l.name as collection, l.root, l.owner, i.key, i.path, "
             "i.modified_at, i.group_key, i.caption, i.metadata::text, c.content_id, c.sha256, c.pixel_hash, "
             "c.bytes, c.width, c.height, c.format, c.about::text "
             "from imgsearch.image i join imgsearch.collection l using (collection_id) "

@@ -1,7 +1,6 @@
 """From bytes to an upright RGB image, whatever Pillow reads plus HEIC and AVIF."""
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ MARK = 64  # bytes by which a format is known
 LITTLE = 1000  # bytes behind an image that are nothing to lose
 END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
 KEPT = {"I", "F", "CMYK", "LAB"}  # modes in which an image is hashed as it is
-PHOTOMETRIC, LAYERS = 262, (37724, 330)  # of a TIFF: Photoshop's layers and further images
+PHOTOMETRIC, LAYERS, FURTHER_IMAGES = 262, 37724, 330  # tags of TIFF; the layers are Photoshop's
 WHITE_TAGS = (50717, 281)  # of a TIFF: WhiteLevel (DNG 1.7) and MaxSampleValue
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
@@ -220,8 +219,7 @@ def decoding_cost_here(data: bytes) -> DecodingCost:
 
 def limit_pixels(max_pixels: int) -> None:
     """Let Pillow itself refuse more, also inside containers; the setting is Pillow's, for the whole process."""
-    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this, and warns of this
-    warnings.filterwarnings("ignore", module=r"PIL\b")  # and of oddities that it then reads, or fails on
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # it refuses twice this
 
 
 @contextmanager
@@ -314,8 +312,8 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
     file.is_layered = image.format == "PSD" and getattr(image, "is_animated", False)
     if image.format == "TIFF":
         tags = directory(data)
-        file.extra = sum(tags[tag].count for tag in LAYERS if tag in tags)
-        file.is_layered = file.extra > 0
+        file.is_layered = LAYERS in tags or FURTHER_IMAGES in tags
+        file.extra = tags[LAYERS].count if LAYERS in tags else 0
         file.is_negative = tags[PHOTOMETRIC].first == 0 if PHOTOMETRIC in tags else False
         file.meaning += b"negative" * (file.is_negative and bits_of(image) > 8)
     return file

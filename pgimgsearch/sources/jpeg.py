@@ -38,9 +38,16 @@ def scans(data: bytes, enough: int) -> int:
 
 def bytes_behind(data: bytes) -> int:
     """How many bytes follow the first image of a JPEG, as the video of a motion photo."""
-    first = next((place for kind, place in _markers(data, to=SCAN) if kind == SCAN), None)
-    end = -1 if first is None else data.find(b"\xff\xd9", first)  # which pixels never hold
-    return 0 if end < 0 else len(data) - end - 2
+    first, progressive = None, False
+    for kind, place in _markers(data, to=SCAN):
+        first, progressive = place if kind == SCAN else None, progressive or kind in PROGRESSIVE
+    if first is None:
+        return 0
+    if progressive:  # segments between scans may hold any bytes
+        end = next((place for kind, place in _markers(data, to=END) if kind == END), 0)
+    else:
+        end = data.find(b"\xff\xd9", first) + 2  # which pixels never hold
+    return len(data[end:].rstrip(b"\0 \r\n")) if end > 2 else 0
 
 
 def pixels(data: bytes) -> int:

@@ -87,7 +87,8 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
         found.is_animated = True
     elif kind not in KNOWN:
         found.extra += len(content)
-    if kind not in found.said and _means_more(kind, content, found):
+    right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
+    if kind not in found.said and checksum == right and _means_more(kind, content, found):
         found.said[kind] = bytes(content[:64])
     if kind == b"sBIT" and found.depth == 16 and content:
         found.white = (1 << min(16, max(1, content[0]))) - 1
@@ -98,7 +99,6 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
     if kind == b"iCCP" and _is_long(kind, content, MOST_UNPACKED):
         found.profile = _unpacked(kind, content, MOST_PROFILE + 1)
         return b""
-    right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
     if checksum == right:
         return None
     found.note("a checksum in it is wrong")

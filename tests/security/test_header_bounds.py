@@ -65,12 +65,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack("!I", len(content)) + kind + content + struct.pack("!I", zlib.crc32(kind + content))
 
 
-@pytest.mark.parametrize("kind", [b"cICP", b"gAMA", b"cHRM", b"tRNS", b"sBIT", b"eXIf", b"abCd"])
+@pytest.mark.parametrize("kind", [b"cICP", b"gAMA", b"cHRM"])
 def test_a_png_of_many_chunks_is_looked_at_once(kind: bytes) -> None:
     data = saved("PNG")
     found = look_at(data[:33] + chunk(kind, b"\1" * 64) * 20_000 + data[33:])
     assert found is not None
-    assert len(found.meaning) < 100
+    assert 32 < len(found.meaning) < 100
 
 
 def test_a_profile_is_no_program_and_no_bomb() -> None:

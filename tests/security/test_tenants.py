@@ -58,7 +58,8 @@ def prepare(admin: Connection, server: str, template: str, folder: Path, name: s
         cluster.save(owner, palette, cluster.cluster(owner, palette, 3, 2, None, SILENT))
         owner.execute(
             "insert into imgsearch.calibration (model_id, collection_id, is_default, near, precision, copies, images, measured) "
-            "select m.model_id, c.collection_id, false, 0.9, 0.9, 0.1, 8, '{}' from imgsearch.model m, imgsearch.collection c"
+            "select m.model_id, c.collection_id, c.name ~ 'tenant_a', "
+            "0.9, 0.9, 0.1, 8, '{}' from imgsearch.model m, imgsearch.collection c"
         )
         owner.execute("select imgsearch.cache_text('red', ('[1' || repeat(',0', 31) || ']')::vector, 'palette')")
     return url

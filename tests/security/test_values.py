@@ -122,6 +122,7 @@ def test_no_value_that_a_writer_stores_ends_a_command(
 def test_no_rate_of_a_writer_ends_an_evaluation(
     shop: None, connection: Connection, cli: Callable[..., Any], timings: str
 ) -> None:
+    connection.execute("update imgsearch.ingest_run set timings = '{}'")  # of the shop
     connection.execute(
         "insert into imgsearch.ingest_run (source, models, timings) values "
         "('evil', '{}', jsonb_build_object('embed palette', %s::jsonb))", [timings],

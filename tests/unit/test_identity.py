@@ -273,8 +273,8 @@ def test_how_long_the_first_frame_is_shown_counts() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        saved(NOISE, "JPEG") + bytes(5000) + b"\xff\xd9",
-        saved(NOISE, "JPEG", progressive=True) + bytes(5000),
+        saved(NOISE, "JPEG") + b"x" * 5000 + b"\xff\xd9",
+        saved(NOISE, "JPEG", progressive=True) + b"x" * 5000,
         png((b"mkBT", bytes(5000))),
         png(behind=bytes(5000)),
     ],
@@ -283,3 +283,8 @@ def test_what_is_there_besides_the_pixels_is_known(data: bytes) -> None:
     assert decode(data)[1].about["extra"] == pytest.approx(5000, abs=20)
     for kind in ("JPEG", "PNG"):
         assert "extra" not in decode(saved(NOISE, kind))[1].about
+    progressive = saved(NOISE, "JPEG", progressive=True)
+    last = progressive.rindex(b"\xff\xda")
+    comment = b"\xff\xfe" + struct.pack("!H", 9000) + b"\xff\xd9" * 4499
+    for harmless in (saved(NOISE, "JPEG") + bytes(5000), progressive[:last] + comment + progressive[last:]):
+        assert "extra" not in decode(harmless)[1].about
