@@ -19,7 +19,7 @@ from pgimgsearch.sources.selection import KINDS
 # Raw images, Live Photos and videos beside a still, edits and descriptions of Apple, Adobe and Google.
 COMPANIONS = frozenset([*KINDS["RAW"].split(), ".mov", ".mp4", ".aae", ".xmp", ".json"])
 TOLD = ("taken_at", "camera", "latitude", "longitude")
-BEHIND = ("depth", "frames", "extra")  # bits, frames, and layers or a video behind the pixels
+BEHIND = ("depth", "frames", "extra", "transparent")  # bits, frames, layers or a video behind the pixels, a cutout
 NAMED = 3
 
 
@@ -58,7 +58,8 @@ def hold_back(
                     f"move them together by hand: {_some(with_companions)}")  # fmt: skip
     if with_more:
         told.append(
-            f"{_count(with_more)} more bits, frames, layers or data than their keeper: left out: {_some(with_more)}"
+            f"{_count(with_more)} more bits, frames, transparency, layers or data than their keeper: left out: "
+            f"{_some(with_more)}"
         )
     if with_loss:
         told.append(f"{_count(with_loss)} another date, place or camera than their keeper, or it has none: left out; "

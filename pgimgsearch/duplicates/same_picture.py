@@ -15,6 +15,7 @@ SOFT = 0.6  # pixels of blur, by which ways of resizing differ
 MOST_MEAN, MOST_SPREAD = 9.0, 11.0
 MOST_STRETCH = 0.01  # of the proportions
 ENLARGED = 2.0  # grey levels by which an image differs from a smaller one, enlarged, if it holds more than that
+SHARP = 0.6  # of what one loses at half its size the other must lose, too
 PART, PLACES = 1024, ((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1))  # pixels of a side, and where: shares of what is left
 
 
@@ -35,6 +36,8 @@ def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
     pixels, kept = copy.width * copy.height, keeper.width * keeper.height
     if pixels > kept:
         return "it has more pixels than its keeper"
+    if pixels == kept and _sharpness(keeper) < SHARP * _sharpness(copy):
+        return "it is sharper than its keeper"
     if pixels < kept and _is_enlarged(keeper, min(copy.width, keeper.width - 1)):
         return "its keeper is an enlarged copy"
     return None
@@ -43,6 +46,10 @@ def difference(copy: Image.Image, keeper: Image.Image) -> str | None:
 def _is_enlarged(image: Image.Image, width: int) -> bool:
     """Whether an image holds no more than it would at a smaller width; looked at in a few places where it is large."""
     return max(_lost(part, width / image.width) for part in _parts(image)) < ENLARGED
+
+
+def _sharpness(image: Image.Image) -> float:
+    return max(_lost(part, 0.5) for part in _parts(image))
 
 
 def _parts(image: Image.Image) -> Iterator[Image.Image]:

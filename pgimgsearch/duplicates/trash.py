@@ -281,8 +281,11 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
         return f"its keeper is gone or has changed: {move.keeper}"
     if not _shows(move.location, image["pixel_hash"]):
         return "it is not the image that the database describes"
-    if Path(move.location).samefile(move.keeper):
-        return "it is its keeper's own file, by another name"
+    try:
+        if Path(move.location).samefile(move.keeper):
+            return "it is its keeper's own file, by another name"
+    except OSError:
+        return "its name or its keeper's is not UTF-8: move it by hand"
     return None
 
 

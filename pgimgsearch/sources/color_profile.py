@@ -25,7 +25,7 @@ ABOUT = {
 }  # fmt: skip
 SRGB = np.array([[0.4361, 0.2225, 0.0139], [0.3851, 0.7169, 0.0971], [0.1431, 0.0606, 0.7141]])  # IEC 61966-2-1, at D50
 CLOSE, CLOSE_STEPS = 0.003, 1.0  # of a primary, and of 255 steps of a curve
-SAMPLES = np.linspace(0, 1, 65)
+SAMPLES = np.linspace(0, 1, 256)  # all that eight bits can be
 FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 
 
@@ -106,7 +106,10 @@ def _read(data: bytes) -> ColorProfile | None:
     mode = SPACES.get(data[16:20])
     if mode is None:
         raise BrokenProfile("its colour profile is of a space that is not read")
-    views = dict(_tags(data))
+    named = list(_tags(data))
+    views = dict(named)
+    if len(views) < len(named):
+        raise BrokenProfile("its colour profile says something twice")
     if sum(map(len, views.values())) > MOST_SHARED * len(data):
         raise BrokenProfile("the tags of its colour profile overlap")
     tags = {name: bytes(view) for name, view in views.items()}

@@ -17,18 +17,19 @@ from pgimgsearch.sources.exif import hides_exif, orientation_of, taken
 from pgimgsearch.sources.ground import is_opaque, on_ground
 from pgimgsearch.sources.header_bounds import check_header
 from pgimgsearch.sources.identity import bits_of, loses_bits, pixel_hash
-from pgimgsearch.sources.jpeg import bytes_behind
 from pgimgsearch.sources.libtiff import explained
 from pgimgsearch.sources.limits import DEFAULT_LIMITS, ImageLimits, TooManyPixels
+from pgimgsearch.sources.odd_structure import bytes_besides, is_ambiguous
 from pgimgsearch.sources.origin import origin
 from pgimgsearch.sources.png_chunks import look_at
-from pgimgsearch.sources.tiff_tags import described, directory
+from pgimgsearch.sources.tiff_tags import KIND, described, directory
 
 # EXIF tag 0x0112 (CIPA DC-008): what transforms the stored pixels upright
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
+MOST_SIDE = 1 << 20  # pixels: Pillow holds more of a row than its pixels
 MARK = 64  # bytes by which a format is known
 LITTLE = 1000  # bytes behind an image that are nothing to lose
 END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
@@ -60,8 +61,8 @@ class ImageFacts:
 
     ``pixel_hash`` is None where only equal bytes are known to be identical; ``notes`` tell of what was odd. ``about``
     is what a person would lose with the file: ``taken_at``, ``camera``, ``latitude``, ``longitude``, ``tags`` of EXIF,
-    ``origin`` (see there), ``depth`` in bits where it is more than 8, ``frames`` where there are more, and ``extra``
-    bytes behind the image.
+    ``origin`` (see there), ``depth`` in bits where it is more than 8, ``frames`` where there are more, ``extra``
+    bytes besides the image, and ``transparent``.
     """
 
     pixel_hash: bytes | None
@@ -163,8 +164,9 @@ def decode_here(
         if several and frame is file.image:
             frame = frame.copy()  # as the file goes on to other frames
         deep = loses_bits(file.image, file.depth, data)
-        about = _about(file, data, 16 if deep else bits_of(frame), several)
-        if deep or file.is_layered or hides_exif(file.image) or (file.is_animated and not several):
+        depth = 16 if deep else bits_of(frame)
+        about = _about(file, data, depth, several=several, is_clear=frame.mode == "RGBA")
+        if deep or file.is_ambiguous or hides_exif(file.image) or (file.is_animated and not several):
             digest = None
         else:
             if not several and frame is not file.image:
@@ -175,7 +177,7 @@ def decode_here(
     return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)), about)
 
 
-def _about(file: "_File", data: bytes, depth: int, several: bool) -> dict[str, Any]:
+def _about(file: "_File", data: bytes, depth: int, *, several: bool, is_clear: bool) -> dict[str, Any]:
     """See ImageFacts."""
     found = taken(file.image)
     if found and (made := origin(file.kind, data, found)):
@@ -184,8 +186,10 @@ def _about(file: "_File", data: bytes, depth: int, several: bool) -> dict[str, A
         found["depth"] = depth
     if several:
         found["frames"] = int(getattr(file.image, "n_frames", 2))
-    if (extra := bytes_behind(data) + file.extra) > LITTLE:
-        found["extra"] = extra
+    if file.extra > LITTLE:
+        found["extra"] = file.extra
+    if is_clear:
+        found["transparent"] = True
     return found
 
 
@@ -241,7 +245,7 @@ class _File:
     depth: int = 8
     white: float | None = None
     is_negative: bool = False  # white is 0, which Pillow leaves as it is where there are more than eight bits
-    is_layered: bool = False
+    is_ambiguous: bool = False  # others may show it differently, or more is in it
     is_animated: bool = False  # by what the file says of frames, which Pillow may not read
     extra: int = 0  # bytes of layers, of chunks that are not known, and behind the image
     meaning: bytes = b""  # what the file says of its values besides
@@ -297,6 +301,9 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
         raise UnidentifiedImageError(
             f"{kind} is not read" if kind else "the bytes are not an image that can be read"
         ) from error
+    if max(image.size) > MOST_SIDE:
+        image.close()
+        raise TooManyPixels(f"{image.width} x {image.height} has a side of more than {MOST_SIDE} pixels")
     if image.width * image.height > limits.max_pixels:
         image.close()
         size = f"{image.width} x {image.height}"
@@ -305,15 +312,18 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
     if png is not None:
         file.depth, file.white, file.notes = png.depth if png.color else 8, png.white, png.notes
         file.meaning, file.extra, file.is_animated = png.meaning, png.extra, png.is_animated
+        file.is_ambiguous = png.is_ambiguous
         if png.profile is not None:
             image.info["icc_profile"] = png.profile
     if file.white is not None:
         file.meaning += f"white {file.white}".encode()
-    file.is_layered = image.format == "PSD" and getattr(image, "is_animated", False)
+    file.extra += bytes_besides(file.kind, data)
+    file.is_ambiguous |= is_ambiguous(file.kind, data) or (file.kind == "PSD" and getattr(image, "is_animated", False))
     if image.format == "TIFF":
         tags = directory(data)
-        file.is_layered = LAYERS in tags or FURTHER_IMAGES in tags
+        file.is_ambiguous = LAYERS in tags or FURTHER_IMAGES in tags
         file.extra = tags[LAYERS].count if LAYERS in tags else 0
+        file.meaning += b"signed" * (image.mode == "I" and KIND in tags and tags[KIND].first == 2)
         file.is_negative = tags[PHOTOMETRIC].first == 0 if PHOTOMETRIC in tags else False
         file.meaning += b"negative" * (file.is_negative and bits_of(image) > 8)
     return file

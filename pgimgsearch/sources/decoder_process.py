@@ -31,6 +31,7 @@ SECONDS_TO_LOOK = 120  # in which it must have read the header of an image, afte
 PATIENCE = 10  # times the seconds of computing that a process may take, in which it must answer
 # Formats that are decoded here: their libraries take what the size of an image says, and they are the most frequent.
 TRUSTED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+RUNS = {b"\1\0\0\0", b"\2\0\0\0"}  # biCompression of a BMP: RLE8 and RLE4
 ERRORS: dict[str, type[Exception]] = {
     one.__name__: one for one in (TooManyPixels, TooCostly, UnidentifiedImageError)
 }  # fmt: skip
@@ -42,7 +43,8 @@ class DecoderEnded(MemoryError):  # noqa: N818  (its name is what ingest_failure
 
 def is_trusted(data: bytes) -> bool:
     """Whether an image is decoded in this process."""
-    return data.startswith(TRUSTED) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    packed = data[:2] == b"BM" and data[30:34] in RUNS  # which Pillow unpacks in Python
+    return not packed and (data.startswith(TRUSTED) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"))
 
 
 def send(stream: IO[bytes], header: dict[str, Any], *parts: bytes | memoryview) -> None:

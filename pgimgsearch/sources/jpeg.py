@@ -10,6 +10,7 @@ from itertools import islice
 START, SCAN, END = b"\xff\xd8\xff", 0xDA, 0xD9
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+APPLICATIONS = {0xE1, 0xE2}  # of which EXIF and colour profiles are
 WITHOUT_LENGTH = {0xD8, *range(0xD0, 0xD8)}
 MARKER = re.compile(b"\xff[\xc0-\xcf\xd8-\xfe]")  # but for stuffed bytes, reserved ones, and those that restart a scan
 
@@ -34,6 +35,15 @@ def scans(data: bytes, enough: int) -> int:
             if found == enough:
                 break
     return found
+
+
+def descriptions(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """How the segments of applications begin, before the first scan, and whether the size of the image came before."""
+    sized = False
+    for kind, place in _markers(data, to=SCAN):
+        sized = sized or kind in FRAMES
+        if kind in APPLICATIONS:
+            yield data[place + 2 : place + 16], sized
 
 
 def bytes_behind(data: bytes) -> int:

@@ -13,7 +13,7 @@ from pgimgsearch.sources.stream import open_stream
 ROWS_AT_ONCE = 64
 LARGE, MOST_RATIO = 256 << 20, 200  # bytes of a column in a row group, and how far images and their texts are packed
 MOST_LIST_VALUES = 5_000_000  # in a row group
-MOST_EMPTY = 10_000  # rows without an image, each of which is a failure of its own
+MOST_EMPTY, TINY = 10_000, 16  # rows without an image of so many bytes, each of which is a failure of its own
 PICTURES = (  # columns, by their usual names
     "image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "photo", "data", "content",
 )  # fmt: skip
@@ -94,9 +94,9 @@ def rows(
                 if caption_column is not None:
                     row["caption"] = row.pop(caption_column)
                 for file, about in _images(row, column, named, number):
-                    empty += file.data is None
+                    empty += len(file.data or b"") < TINY
                     if empty > MOST_EMPTY:
-                        raise ValueError(f"more than {MOST_EMPTY} rows hold no bytes")
+                        raise ValueError(f"more than {MOST_EMPTY} rows hold less than {TINY} bytes")
                     yield (file, about) if problem is None else (replace(file, problem=problem, data=None), {})
                 number += 1
 

@@ -16,6 +16,7 @@ MOST_PROFILE = 4 << 20
 MOST_IN_ALL = 16 << 20  # unpacked of all texts; the others are left out unseen
 SRGB_GAMMA = 45_455
 SRGB_PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+ONCE = {b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"sBIT", b"eXIf"}  # before the pixels
 ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
 KNOWN = DRAWN | TEXTS | {
     b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"bKGD", b"hIST", b"pHYs", b"sPLT", b"tIME", b"eXIf",
@@ -35,6 +36,8 @@ class PngChunks:
     unpacked: int = 0
     said: dict[bytes, bytes] = field(default_factory=dict)  # by the first chunk of a kind of its colours
     is_animated: bool = False
+    is_ambiguous: bool = False  # it says something twice, too late or with a wrong checksum, as readers take it or not
+    seen: set[bytes] = field(default_factory=set)
     extra: int = 0  # bytes in chunks that are not known, and behind the image
     notes: list[str] = field(default_factory=list)
 
@@ -78,6 +81,12 @@ def look_at(data: bytes) -> PngChunks | None:
 
 def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunks) -> bytes | None:
     """What stands for a chunk: nothing where it is left out; None where it stays."""
+    right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
+    if kind in ONCE:
+        usual = kind in {b"gAMA", b"cHRM"} and not _means_more(kind, content, found)
+        found.is_ambiguous |= kind in found.seen or (not usual and (b"IDAT" in found.seen or checksum != right))
+    found.is_ambiguous |= kind == b"IDAT" and checksum != right
+    found.seen.add(kind)
     if kind in {b"IHDR", b"PLTE", b"IDAT"}:
         return None
     if kind in TEXTS and (len(content) > LONG_TEXT or _unpacks_far(kind, content, found)):
@@ -87,7 +96,6 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
         found.is_animated = True
     elif kind not in KNOWN:
         found.extra += len(content)
-    right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
     if kind not in found.said and checksum == right and _means_more(kind, content, found):
         found.said[kind] = bytes(content[:64])
     if kind == b"sBIT" and found.depth == 16 and content:
@@ -112,7 +120,7 @@ def _means_more(kind: bytes, content: memoryview, found: PngChunks) -> bool:
     if kind == b"cHRM":
         given = struct.unpack_from("!8I", content) if len(content) >= 32 else ()
         return any(abs(one - usual) > 100 for one, usual in zip(given, SRGB_PRIMARIES, strict=False))
-    return kind == b"cICP" or (kind == b"tRNS" and found.depth == 16)
+    return kind == b"cICP" or (kind == b"tRNS" and found.depth != 8)
 
 
 def _unpacks_far(kind: bytes, content: memoryview, found: PngChunks) -> bool:

@@ -25,8 +25,10 @@ from pgimgsearch.sources.rows import with_caption
 from pgimgsearch.sources.source import ScannedFile
 from pgimgsearch.sources.stream import open_stream
 
-MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; images without a byte, each of which is a failure
+MOST_ATTRIBUTES, MOST_EMPTY = 1000, 10_000  # of a member; images of hardly a byte, each of which is a failure
+TINY = 16  # bytes, of which no image has fewer
 MOST_OTHERS = 100_000  # members that are left out; some bytes may name millions
+MOST_SIZE = 1 << 34  # bytes of a member
 MOST_NAME = 4096  # characters
 BYTES_A_MEMBER = 2000  # that it takes in memory, besides its own
 MOST_TEXT, SAMPLE_BYTES = 1 << 20, 64 << 20  # of a text, and of what waits for texts
@@ -61,7 +63,10 @@ class _Strict(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Strict":
         try:
-            return super().fromtarfile(tar)
+            found = super().fromtarfile(tar)
+            if not 0 <= found.size <= MOST_SIZE:  # attributes before it may say any; it would be skipped for ever
+                raise tarfile.ReadError(f"a member says to have {found.size} bytes")
+            return found
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"the tar breaks off: {error}") from error
 
@@ -100,9 +105,9 @@ def samples(location: str) -> Iterator[tuple[ScannedFile, dict[str, Any]]]:
                     if others > MOST_OTHERS:
                         raise tarfile.ReadError(f"more than {MOST_OTHERS} members are neither images nor texts")
                     continue
-                empty += is_image and member.size == 0
+                empty += is_image and member.size < TINY
                 if empty > MOST_EMPTY:
-                    raise tarfile.ReadError(f"more than {MOST_EMPTY} images are empty")
+                    raise tarfile.ReadError(f"more than {MOST_EMPTY} images have less than {TINY} bytes")
                 is_late = gone.get(hash(key), False) or (is_text and hash(key) in gone)
                 why = _problem(member, is_text=is_text, is_late=is_late)
                 text = (member.name.rpartition(".")[0], ending)

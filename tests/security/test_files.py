@@ -431,6 +431,23 @@ def test_rows_and_members_without_a_byte_end_their_shard(tmp_path: Path, monkeyp
         assert len(found) >= (50 if name == "a.parquet" else 0)
 
 
+@pytest.mark.parametrize("size", ["-1536", "9223372036854775807", "1" + "0" * 30])
+def test_a_member_has_a_size_that_can_be(tmp_path: Path, size: str) -> None:
+    """Attributes before a member say any, and skipping it went on for ever, or backwards."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.add(photo(tmp_path / "a.png"), "a.png")
+        member = tarfile.TarInfo("b.bin")
+        member.pax_headers = {"size": size}
+        tar.addfile(member)
+    found = []
+    with pytest.raises(tarfile.ReadError, match="a member says to have"):
+        for file, _ in webdataset.samples(str(tmp_path / "a.tar")):
+            found.append(file.path)
+    assert found == ["a.png"]
+    with pytest.raises(tarfile.ReadError, match="a member says to have"):
+        webdataset.read_member(str(tmp_path / "a.tar" / "a.png"), 9999)
+
+
 def test_names_of_members_are_short(tmp_path: Path) -> None:
     """Empty texts of long names were held until the end, gigabytes of a few packed ones."""
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:

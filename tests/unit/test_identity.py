@@ -226,6 +226,10 @@ def png(*chunks: tuple[bytes, bytes], image: Image.Image = NOISE, behind: bytes 
     return data[:33] + b"".join(made) + data[33:] + behind
 
 
+def exif_segment(exif: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack("!H", len(exif) + 8) + b"Exif\0\0" + exif
+
+
 def with_exif(exif: bytes) -> bytes:
     data, parts = saved(NOISE, "JPEG"), [exif[start : start + 65000] for start in range(0, len(exif), 65000)]
     marked = [
@@ -253,6 +257,12 @@ DEEP = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
             ),
         ),
         (png(image=DEEP), png((b"tRNS", b"\0\5"), image=DEEP)),
+        (png(), png((b"eXIf", TURNED), (b"eXIf", TURNED[:-4] + b"\1\0\0\0"))),
+        (png(), png()[:-16] + bytes(4) + png()[-12:]),
+        (
+            saved(NOISE, "JPEG"),
+            saved(NOISE, "JPEG")[:2] + exif_segment(TURNED[:8]) + exif_segment(TURNED) + saved(NOISE, "JPEG")[2:],
+        ),
         (png(), png((b"iCCP", b"x\0\0" + zlib.compress(b"no profile, and others may take it for one")))),
     ],
 )
@@ -277,6 +287,9 @@ def test_how_long_the_first_frame_is_shown_counts() -> None:
         saved(NOISE, "JPEG", progressive=True) + b"x" * 5000,
         png((b"mkBT", bytes(5000))),
         png(behind=bytes(5000)),
+        saved(NOISE, "WEBP") + bytes(5000),
+        saved(NOISE, "BMP") + bytes(5000),
+        saved(NOISE, "AVIF") + struct.pack("!I4s", 5000, b"mpvd") + bytes(4992),
     ],
 )
 def test_what_is_there_besides_the_pixels_is_known(data: bytes) -> None:

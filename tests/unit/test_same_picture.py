@@ -98,6 +98,7 @@ def test_pages_of_one_form_are_others() -> None:
 
 def test_an_original_does_not_go_for_an_enlarged_copy() -> None:
     original = scene()
+    assert difference(original, resized(resized(original, 0.6), 1 / 0.6)) is not None
     enlarged = resized(original, 2)
     assert difference(original, enlarged) == "its keeper is an enlarged copy"
     assert difference(resized(original, 0.7), original) is None
