@@ -10,6 +10,8 @@ from pgimgsearch.cli.terminal import CollectionOption, DeviceOption, TrustOption
 from pgimgsearch.database.connection import connect
 from pgimgsearch.database.url import database_url
 
+LITTLE = 0.4  # of the edits found, from which people should think again
+
 
 def calibrate(
     context: typer.Context,
@@ -65,6 +67,11 @@ def calibrate(
     recall = summary["recall"]
     terminal.show([{"edit": edit, **{kind: recall[kind][edit] for kind in kinds}} for edit in recall["near"]],
                   ["edit", *kinds])  # fmt: skip
+    if summary["near"]["recall"] < LITTLE:
+        terminal.notify(
+            f"warning: near finds only {summary['near']['recall']:.2f} of the edits; judge the pairs that keep it high "
+            "(--html), or measure on more images"
+        )
     if "similar" not in kinds:
         terminal.notify("no threshold for similar pairs: below near, too few are of the same scene")
     terminal.notify(

@@ -109,14 +109,14 @@ def duplicates(
     transforms = turns_of(transformed, names, agree)
     with database_url(terminal.settings) as url, connect(url) as connection:
         models = [stored_model(connection, name) for name in names]
-        if find and of is None and kind != ["identical"]:
-            calibrate_here(terminal, connection, models[1:] if threshold is not None else models, collection, device)
         first, *also = [model.name for model in models]
         question = GroupRequest(
             model=first, threshold=threshold, collection=collection, kinds=kind, also=also, agree=agree,
             transformed=bool(transforms), linkage=linkage, keep=_rules(keep), prefer=prefer, reference=reference,
             k=count, after=None if pairs else _number(after),
         )  # fmt: skip
+        if find and of is None and kind != ["identical"]:
+            calibrate_here(terminal, connection, models[1:] if threshold is not None else models, collection, device)
         judged = [with_thresholds(connection, model, collection) for model in models]
         told = thresholds_told(connection, judged, collection, threshold, kind)
         for line in told:

@@ -9,6 +9,7 @@ from pgimgsearch.cli.compare_new import How, find_all
 from pgimgsearch.cli.stored import stored_model
 from pgimgsearch.cli.terminal import CollectionOption, Terminal, terminal_of
 from pgimgsearch.database.connection import Connection, connect
+from pgimgsearch.database.thresholds import with_thresholds
 from pgimgsearch.database.url import database_url
 from pgimgsearch.duplicates.groups import GroupRequest
 from pgimgsearch.duplicates.verdicts import (
@@ -147,6 +148,9 @@ def _waiting(
     model = stored_model(connection, name)
     kinds = [kind or "near"] if kind or above is None else ["near", "similar"]
     find_all(terminal, url, [model], above, kinds, {}, How("auto", "auto", 2, anew=False), collection)
+    near = with_thresholds(connection, model, collection).near
+    if above is not None and near is not None and kinds == ["near"] and above < near:
+        terminal.notify(f"near pairs of {model.name} begin at {near:.4g}; those below are similar")
     return waiting_pairs(
         connection, GroupRequest(model=model.name, threshold=above, kinds=kinds, collection=collection)
     )

@@ -21,5 +21,5 @@ def origin(kind: str, data: bytes, found: Mapping[str, Any]) -> int:
     if kind == "HEIF":
         if found.get("taken_at", FIRST_HEIF) < FIRST_HEIF:
             return 0
-        return 2 if any(box in data[:HEADER] for box in (b"grid", b"thmb")) else 1
+        return 2 if any(box in data[:HEADER] for box in (b"grid", b"thmb")) else 0
     return 1
