@@ -215,7 +215,8 @@ create table imgsearch.calibration (
     precision real not null check (precision > 0 and precision < 1),
     copies real not null check (copies > 0 and copies <= 1),
     images bigint not null check (images >= 0),
-    measured jsonb not null check (octet_length(measured::text) <= 1000000),
+    measured jsonb not null check (jsonb_typeof(measured) = 'object' and octet_length(measured::text) <= 1000000
+        and not jsonb_path_exists(measured, '$.similar_precision ? (@.type() != "number" || @ <= 0 || @ >= 1)')),
     calibrated_at timestamptz not null default now() check (calibrated_at between '0001-01-02' and '9999-12-30'),
     unique nulls not distinct (model_id, collection_id)
 );

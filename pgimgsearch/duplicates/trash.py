@@ -41,7 +41,6 @@ IMAGE_FIELDS = {
 class Places:
     """Where tenants have files: their collections' folders, and rows (path, root, owner) by paths of a plan."""
 
-    tenants: bool
     roots: list[tuple[str, str]]
     named: dict[str, list[tuple[str, str | None, str]]]
 
@@ -234,11 +233,11 @@ def _check_trash(connection: Connection, trash: Path) -> None:
             )
 
 
-def _places(connection: Connection, moves: Sequence[Move]) -> Places:
-    """What a plan could take of other tenants, read once; nothing without row-level security."""
+def _places(connection: Connection, moves: Sequence[Move]) -> Places | None:
+    """What a plan could take of other tenants, read once; None without row-level security."""
     row = connection.execute("select relrowsecurity from pg_class where oid = 'imgsearch.image'::regclass").fetchone()
     if row != (True,):
-        return Places(False, [], {})
+        return None
     roots = connection.execute("select root, owner from imgsearch.collection where root is not null").fetchall()
     paths = {path for move in moves for path in (move.location, os.path.realpath(move.location))}
     named: dict[str, list[tuple[str, str | None, str]]] = {}
@@ -248,7 +247,7 @@ def _places(connection: Connection, moves: Sequence[Move]) -> Places:
         [list(paths)],
     ):
         named.setdefault(path, []).append((path, root, owner))
-    return Places(True, [(os.path.realpath(root), owner) for root, owner in roots if not is_url(root)], named)
+    return Places([(os.path.realpath(root), owner) for root, owner in roots if not is_url(root)], named)
 
 
 def _problem_of_row(move: Move, image: dict[str, Any]) -> str | None:
@@ -284,8 +283,8 @@ def _problem(move: Move, image: dict[str, Any], going: set[str]) -> str | None:
     try:
         if Path(move.location).samefile(move.keeper):
             return "it is its keeper's own file, by another name"
-    except OSError:
-        return "its name or its keeper's is not UTF-8: move it by hand"
+    except OSError as error:  # as for a name that is not UTF-8
+        return f"it cannot be compared with its keeper: {error.strerror}"
     return None
 
 
@@ -311,8 +310,10 @@ def _problem_of_keeper(connection: Connection, move: Move, image: dict[str, Any]
     return None
 
 
-def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any], places: Places) -> str | None:
+def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any], places: Places | None) -> str | None:
     """Why the file is not this owner's alone: a row may name another tenant's file, which may not be ingested yet."""
+    if places is None:
+        return None
     here = os.path.realpath(move.location)
     around = [one for one in places.roots if Path(here).is_relative_to(one[0])]
     deepest = max((len(root) for root, _ in around), default=0)
@@ -321,8 +322,8 @@ def _problem_of_others(connection: Connection, move: Move, image: dict[str, Any]
             return f"it lies in the folder {root} of the role {owner}"
     rows = connection.execute(
         "select i.path, l.root, l.owner from imgsearch.content c join imgsearch.image i using (content_id) "
-        "join imgsearch.collection l using (collection_id) where c.sha256 = %s and l.owner <> %s and %s",
-        [image["sha256"], image["owner"], places.tenants],
+        "join imgsearch.collection l using (collection_id) where c.sha256 = %s and l.owner <> %s",
+        [image["sha256"], image["owner"]],
     ).fetchall()
     for path, given, other in [*rows, *places.named.get(here, []), *places.named.get(move.location, [])]:
         if other != image["owner"] and os.path.realpath(shown_location(path, given) or os.devnull) == here:

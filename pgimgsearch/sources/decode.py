@@ -34,7 +34,7 @@ MARK = 64  # bytes by which a format is known
 LITTLE = 1000  # bytes behind an image that are nothing to lose
 END_OF_JPEG, OTHER_BITS = b"\xff\xd9", b"\xaa\x55\x36\xc9" * 256
 KEPT = {"I", "F", "CMYK", "LAB"}  # modes in which an image is hashed as it is
-PHOTOMETRIC, LAYERS, FURTHER_IMAGES = 262, 37724, 330  # tags of TIFF; the layers are Photoshop's
+PHOTOMETRIC = 262  # a tag of TIFF
 WHITE_TAGS = (50717, 281)  # of a TIFF: WhiteLevel (DNG 1.7) and MaxSampleValue
 BYTES_A_PIXEL = 9  # as it is decoded, rotated or converted: two of Pillow's pixels
 BYTES_OF_LIBRARY = {"WEBP": 9, "JPEG2000": 13, "AVIF": 4, "HEIF": 2}  # more than Pillow's own
@@ -166,7 +166,7 @@ def decode_here(
         deep = loses_bits(file.image, file.depth, data)
         depth = 16 if deep else bits_of(frame)
         about = _about(file, data, depth, several=several, is_clear=frame.mode == "RGBA")
-        if deep or file.is_ambiguous or hides_exif(file.image) or (file.is_animated and not several):
+        if deep or _is_ambiguous(file, data, several=several):
             digest = None
         else:
             if not several and frame is not file.image:
@@ -175,6 +175,17 @@ def decode_here(
             digest = pixel_hash(file.image if several else None, shown, _frame, limits.max_pixels)
         rgb = _rgb(frame, profile, file)
     return rgb, ImageFacts(digest, rgb.width, rgb.height, file.kind, tuple(dict.fromkeys(file.notes)), about)
+
+
+def _is_ambiguous(file: "_File", data: bytes, *, several: bool) -> bool:
+    """Whether others may show the file differently, or more is in it than is decoded."""
+    return (
+        file.is_ambiguous
+        or hides_exif(file.image)
+        or (file.is_animated and not several)
+        or (file.kind == "PSD" and several)
+        or is_ambiguous(file.kind, data)
+    )
 
 
 def _about(file: "_File", data: bytes, depth: int, *, several: bool, is_clear: bool) -> dict[str, Any]:
@@ -186,8 +197,8 @@ def _about(file: "_File", data: bytes, depth: int, *, several: bool, is_clear: b
         found["depth"] = depth
     if several:
         found["frames"] = int(getattr(file.image, "n_frames", 2))
-    if file.extra > LITTLE:
-        found["extra"] = file.extra
+    if (extra := file.extra + bytes_besides(file.kind, data)) > LITTLE:
+        found["extra"] = extra
     if is_clear:
         found["transparent"] = True
     return found
@@ -245,9 +256,9 @@ class _File:
     depth: int = 8
     white: float | None = None
     is_negative: bool = False  # white is 0, which Pillow leaves as it is where there are more than eight bits
-    is_ambiguous: bool = False  # others may show it differently, or more is in it
+    is_ambiguous: bool = False  # by the chunks of a PNG
     is_animated: bool = False  # by what the file says of frames, which Pillow may not read
-    extra: int = 0  # bytes of layers, of chunks that are not known, and behind the image
+    extra: int = 0  # bytes of chunks that are not known, and behind a PNG
     meaning: bytes = b""  # what the file says of its values besides
     notes: list[str] = field(default_factory=list)
 
@@ -317,12 +328,8 @@ def _open(data: bytes, limits: ImageLimits) -> _File:
             image.info["icc_profile"] = png.profile
     if file.white is not None:
         file.meaning += f"white {file.white}".encode()
-    file.extra += bytes_besides(file.kind, data)
-    file.is_ambiguous |= is_ambiguous(file.kind, data) or (file.kind == "PSD" and getattr(image, "is_animated", False))
     if image.format == "TIFF":
         tags = directory(data)
-        file.is_ambiguous = LAYERS in tags or FURTHER_IMAGES in tags
-        file.extra = tags[LAYERS].count if LAYERS in tags else 0
         file.meaning += b"signed" * (image.mode == "I" and KIND in tags and tags[KIND].first == 2)
         file.is_negative = tags[PHOTOMETRIC].first == 0 if PHOTOMETRIC in tags else False
         file.meaning += b"negative" * (file.is_negative and bits_of(image) > 8)

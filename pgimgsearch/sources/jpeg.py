@@ -64,9 +64,8 @@ def pixels(data: bytes) -> int:
     """Width times height as the first frame says; 0 for what is no JPEG."""
     for kind, place in _markers(data, to=SCAN):
         if kind in FRAMES:
-            return int.from_bytes(data[place + 3 : place + 5], "big") * int.from_bytes(
-                data[place + 5 : place + 7], "big"
-            )
+            height, width = (int.from_bytes(data[start : start + 2], "big") for start in (place + 3, place + 5))
+            return height * width
     return 0
 
 

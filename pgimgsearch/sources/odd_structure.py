@@ -7,10 +7,12 @@ import struct
 from collections.abc import Iterator
 
 from pgimgsearch.sources import jpeg
+from pgimgsearch.sources.tiff_tags import directory
 
 HEADER = 1 << 16  # bytes in which HEIF and AVIF describe the image
 EXIF, PROFILE = b"Exif\0\0", b"ICC_PROFILE\0"
 USUAL_PRIMARIES, USUAL_TRANSFER = {1, 2}, {1, 2, 6, 13}  # BT.709 and sRGB, or unsaid (ITU-T H.273)
+LAYERS, FURTHER_IMAGES = 37724, 330  # tags of TIFF; the layers are Photoshop's
 BMP_PROFILES = {b"DEBM", b"KNIL"}  # bV5CSType: a profile in the file, or the name of one
 BOXES = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"moov"}  # of HEIF and AVIF at the top
 
@@ -26,6 +28,8 @@ def is_ambiguous(kind: str, data: bytes) -> bool:
             primaries not in USUAL_PRIMARIES or transfer not in USUAL_TRANSFER
             for primaries, transfer in _code_points(data)
         )
+    if kind == "TIFF":
+        return not directory(data).keys().isdisjoint({LAYERS, FURTHER_IMAGES})
     if kind == "JPEG2000":
         return b"colr\2" in data[:HEADER]  # a profile
     return kind == "BMP" and data[70:74] in BMP_PROFILES and int.from_bytes(data[14:18], "little") >= 108
@@ -37,6 +41,9 @@ def bytes_besides(kind: str, data: bytes) -> int:
         return jpeg.bytes_behind(data)
     if kind in {"HEIF", "AVIF"}:
         return sum(size for name, size in _boxes(data) if name not in BOXES)
+    if kind == "TIFF":
+        layers = directory(data).get(LAYERS)
+        return layers.count if layers else 0
     if kind == "WEBP":
         return max(0, len(data) - 8 - int.from_bytes(data[4:8], "little"))
     if kind == "BMP":

@@ -32,7 +32,6 @@ class PngChunks:
     color: int = 0
     white: int | None = None  # the largest value that its significant bits have
     profile: bytes | None = None  # where it was too large for the decoder
-    profiles: int = 0
     unpacked: int = 0
     said: dict[bytes, bytes] = field(default_factory=dict)  # by the first chunk of a kind of its colours
     is_animated: bool = False
@@ -82,9 +81,10 @@ def look_at(data: bytes) -> PngChunks | None:
 def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunks) -> bytes | None:
     """What stands for a chunk: nothing where it is left out; None where it stays."""
     right = struct.pack("!I", zlib.crc32(content, zlib.crc32(kind)))
+    is_second = kind in found.seen
     if kind in ONCE:
         usual = kind in {b"gAMA", b"cHRM"} and not _means_more(kind, content, found)
-        found.is_ambiguous |= kind in found.seen or (not usual and (b"IDAT" in found.seen or checksum != right))
+        found.is_ambiguous |= is_second or (not usual and (b"IDAT" in found.seen or checksum != right))
     found.is_ambiguous |= kind == b"IDAT" and checksum != right
     found.seen.add(kind)
     if kind in {b"IHDR", b"PLTE", b"IDAT"}:
@@ -100,10 +100,8 @@ def _replaced(kind: bytes, content: memoryview, checksum: bytes, found: PngChunk
         found.said[kind] = bytes(content[:64])
     if kind == b"sBIT" and found.depth == 16 and content:
         found.white = (1 << min(16, max(1, content[0]))) - 1
-    if kind == b"iCCP":
-        found.profiles += 1
-        if found.profiles > 1:  # which is one too many
-            return b""
+    if kind == b"iCCP" and is_second:
+        return b""
     if kind == b"iCCP" and _is_long(kind, content, MOST_UNPACKED):
         found.profile = _unpacked(kind, content, MOST_PROFILE + 1)
         return b""

@@ -45,6 +45,7 @@ EXTREMES: Mapping[str, Sequence[str]] = {
 COMMANDS = [
     ["stats"], ["stats", "--exact"], ["plan", "--images", "100000", "--model", "palette"], ["evaluate", "--history"], ["models", "list"],
     ["duplicates", "--threshold", "0.9", "--model", "palette"], ["duplicates", "--pairs", "--threshold", "0.9", "--model", "palette"],
+    ["duplicates", "--model", "palette"],
     ["cluster", "--model", "palette", "--least", "2", "--neighbours", "3"], ["index", "status"], ["doctor", "--no-canary"],
 ]  # fmt: skip
 
